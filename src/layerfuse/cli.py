@@ -1,0 +1,139 @@
+"""The command line: verbs only, everything heavy is imported when a verb runs."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which layers of a vision encoder to use in a multimodal LLM, and how to fuse them.",
+)
+models = typer.Typer(no_args_is_help=True, help="Pretrained models for machines without a hub.")
+app.add_typer(models, name="models")
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, for example recipes/quickstart.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the recipe: key.sub=value ...")
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--import", help="A Python module that registers fusion strategies; repeatable."),
+]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn what the user can mend into one message; anything else keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+def _import(modules: list[str] | None) -> None:
+    sys.path.insert(0, str(Path.cwd()))
+    for module in modules or []:
+        import_module(module)
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")] = False,
+) -> None: ...
+
+
+@app.command()
+def study(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the study.", show_default="runs/<name>")
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Train and compare every arm of a recipe, and write report.html. Continues what was begun."""
+    with _errors():
+        _import(imports)
+        from layerfuse.study.run import study as run
+
+        report = run(recipe, tuple(overrides or ()), output=output)
+        typer.echo(f"report: {report}")
+
+
+@app.command()
+def show(recipe: RecipeFile, overrides: Overrides = None, imports: Imports = None) -> None:
+    """Resolve a recipe and print its parameters, tokens, steps and FLOPs, without any weights."""
+    with _errors():
+        _import(imports)
+        from layerfuse.study.show import show as run
+
+        run(recipe, tuple(overrides or ()))
+
+
+@app.command()
+def ask(
+    model: Annotated[Path, typer.Argument(help="A model folder, e.g. runs/<study>/arms/*/model")],
+    image: Annotated[Path, typer.Argument(help="A picture.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    imports: Imports = None,
+) -> None:
+    """Ask a trained model one question about one picture."""
+    with _errors():
+        _import(imports)
+        from layerfuse.model import FusionVLM
+        from layerfuse.processor import Processor
+
+        if not (model / "config.json").is_file():
+            raise FileNotFoundError(f"no model in {model}")
+        vlm = FusionVLM.from_pretrained(model).eval()
+        processor = Processor.from_pretrained(model)
+        typer.echo(vlm.ask(processor, image, question, max_new_tokens=max_new_tokens))
+
+
+@models.command("list")
+def list_models() -> None:
+    """Show the local models and where they are."""
+    from rich import print as show_table
+    from rich.table import Table
+
+    from layerfuse.local_models import MODELS, folder, is_pulled
+
+    table = Table("name", "kind", "hub id", "licence", "folder", box=None)
+    for name, model in MODELS.items():
+        where = str(folder(name)) if is_pulled(name) else "not pulled"
+        table.add_row(name, model.kind, model.hub_id, model.licence, where)
+    show_table(table)
+
+
+@models.command()
+def pull(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of local models.", show_default="all")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Convert again what is there.")] = False,
+) -> None:
+    """Download and convert local models into ordinary Hugging Face folders."""
+    with _errors():
+        from layerfuse.local_models import MODELS, folder
+        from layerfuse.local_models import pull as run
+
+        chosen = names or list(MODELS)
+        for name in chosen:
+            folder(name)  # all names are checked before the first download
+        for name in chosen:
+            typer.echo(f"{name}: {run(name, force=force, say=typer.echo)}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,299 @@
+"""Synthetic question-and-answer scenes in the LLaVA format.
+
+A scene is a 224 x 224 picture with a group of equal objects, a card with a letter beside it, a
+patterned background and a tiny mark. Eight families of questions, from local colour to small
+print, make different encoder depths useful. Answers are dealt out evenly over a split; the rest of
+scene ``i`` has its own random stream. Eight of the 64 (colour, shape) pairs are held out: no train
+split shows or names them. Within one conversation the answers on presence, colour and shape tell
+something about each other: score exchanges one at a time to keep those families independent.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Split = Literal["train", "test"]
+VERSION = 1
+SIZE = 224  # pixels, both ways
+_TABLE = (
+    ("colour", "General", "red orange yellow green blue purple pink black", "What colour?"),
+    ("shape", "General", "circle square triangle star heart diamond ring moon", "What shape?"),
+    ("count", "Vision-centric", "1 2 3 4 5 6", "How many?|How many objects?"),
+    ("position", "Vision-centric", "left right top bottom", "Where is the card?|On which side?"),
+    ("letter", "Chart&OCR", "A E L M O S T X", "Which letter?|What does the card say?"),
+    ("texture", "Fine-grained", "plain horizontal vertical diagonal dots checks", "What pattern?"),
+    ("detail", "Fine-grained", "dot cross line none", "Which tiny mark?|What is the tiny mark?"),
+    ("presence", "Hallucination", "yes no", "Is there {}?|Do you see {}?"),
+)
+FAMILIES: dict[str, str] = {family: category for family, category, _, _ in _TABLE}
+ANSWERS = {family: tuple(answers.split()) for family, _, answers, _ in _TABLE}
+QUESTIONS = {family: tuple(wordings.split("|")) for family, _, _, wordings in _TABLE}
+PAIRS = tuple(product(ANSWERS["colour"], ANSWERS["shape"]))
+HELD_OUT = frozenset(PAIRS[8 * i + (i + 3) % 8] for i in range(8))
+_RGB = ("#d62024", "#f58a14", "#f8de1e", "#22963c", "#1e50d7", "#7a2ca0", "#fa7dbe", "#18181a")
+_PAINT = dict(zip(ANSWERS["colour"], _RGB, strict=True))
+_MARKS = {"none": (), "dot": ((8, 8),), "line": ((9, 3),), "cross": ((9, 3), (3, 9))}
+_SPLITS = {"train": 0, "test": 1}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene: its answers, and its geometry in pixels from the top left of the picture.
+
+    ``asked`` is the (colour, shape) that the presence question names; ``objects`` holds (x, y,
+    angle in degrees) for each, all of circumradius ``radius``; ``card`` is (x, y, side, angle);
+    ``mark_at`` is the centre of the mark, set even if there is none; ``ground`` is RGB;
+    ``pattern`` is (period, phase, contrast in grey levels); ``light`` scales all.
+    """
+
+    colour: str
+    shape: str
+    count: str
+    position: str
+    letter: str
+    texture: str
+    detail: str
+    asked: tuple[str, str]
+    objects: tuple[tuple[float, float, float], ...]
+    radius: float
+    card: tuple[float, float, float, float]
+    mark_at: tuple[float, float]
+    ground: tuple[float, ...]
+    pattern: tuple[float, float, float]
+    light: float
+
+    @property
+    def novel(self) -> bool:
+        """Whether the picture shows a held-out (colour, shape) pair."""
+        return (self.colour, self.shape) in HELD_OUT
+
+    def answer(self, family: str) -> str:
+        """The right answer in a family of FAMILIES."""
+        if family == "presence":
+            return "yes" if self.asked == (self.colour, self.shape) else "no"
+        return getattr(self, family)
+
+    def ask(self, family: str, rng: np.random.Generator) -> tuple[str, str]:
+        """A (question, answer) of a family, in a wording drawn from ``rng``."""
+        article = "an" if self.asked[0] == "orange" else "a"
+        wording = str(rng.choice(QUESTIONS[family]))
+        return wording.format(f"{article} {' '.join(self.asked)}"), self.answer(family)
+
+    def caption(self) -> str:
+        """All attributes in a fixed order, in 12 words."""
+        things = self.shape if self.count == "1" else f"{self.shape}s"
+        what = f"{self.count} {self.colour} {things}, card {self.letter} at the {self.position}"
+        return f"{what}, {self.texture} background, {self.detail.replace('none', 'no')} mark"
+
+    def render(self) -> Image.Image:
+        """The picture, 224 x 224 RGB (drawn at twice the size and halved)."""
+        picture = _background(self).resize((2 * SIZE, 2 * SIZE), Image.Resampling.NEAREST)
+        draw = ImageDraw.Draw(picture)
+        for x, y, angle in self.objects:
+            turned = _outline(self.shape) * self.radius * np.exp(1j * np.radians(angle))
+            corners = (2 * (turned + complex(x, y))).tolist()
+            draw.polygon([(p.real, p.imag) for p in corners], _PAINT[self.colour])
+        x, y, side, angle = self.card
+        card = _card(self.letter, round(2 * side), angle)
+        picture.paste(card, (round(2 * x - card.width / 2), round(2 * y - card.height / 2)), card)
+        x, y = 2 * self.mark_at[0], 2 * self.mark_at[1]
+        for w, h in _MARKS[self.detail]:
+            stroke = draw.ellipse if w == h else draw.rectangle
+            stroke((x - w, y - h, x + w, y + h), "black")
+        return picture.reduce(2).point([min(255, round(v * self.light)) for v in range(256)] * 3)
+
+
+def _background(scene: Scene) -> Image.Image:
+    """The patterned ground, 224 x 224 RGB."""
+    period, phase, contrast = scene.pattern
+    y, x = ((steps + phase) / period for steps in np.ogrid[:SIZE, :SIZE])
+    mask = {
+        "plain": x + y < 0,
+        "horizontal": y % 1 < 0.5,
+        "vertical": x % 1 < 0.5,
+        "diagonal": (x + y) % 1.4 < 0.7,
+        "dots": (x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 < 0.09,
+        "checks": (x % 1 < 0.5) ^ (y % 1 < 0.5),
+    }[scene.texture]
+    shades = np.array([scene.ground, np.array(scene.ground) - contrast]).astype(np.uint8)
+    return Image.fromarray(shades[np.broadcast_to(mask, (SIZE, SIZE)).astype(int)])
+
+
+def _outline(shape: str) -> np.ndarray:
+    """The corners x + iy of a shape within the unit circle, y downwards."""
+
+    def arc(start: float, stop: float, steps: int) -> np.ndarray:
+        return np.exp(1j * np.radians(np.linspace(start, stop, steps + 1)))
+
+    return {
+        "circle": arc(0, 360, 48),
+        "square": arc(45, 405, 4),
+        "triangle": arc(-90, 270, 3),
+        "star": np.column_stack([arc(-90, 270, 5), 0.42 * arc(-54, 306, 5)]).ravel(),
+        "heart": 0.48 * np.concatenate([arc(140, 330, 24) - 1, arc(210, 400, 24) + 1, [2j]]) - 0.2j,
+        "diamond": np.array([-1j, 0.62, 1j, -0.62]),
+        "ring": np.concatenate([arc(0, 360, 48), 0.55 * arc(360, 0, 48)]),
+        "moon": np.concatenate([arc(48.7, 311.3, 40), 0.45 + 0.78 * arc(285.6, 74.4, 40)]),
+    }[shape]
+
+
+def _card(letter: str, side: int, angle: float) -> Image.Image:
+    """A light card with a dark letter, ``side`` pixels both ways before turning, RGBA."""
+    card = Image.new("RGBA", (side, side), "#fafaf8")
+    draw = ImageDraw.Draw(card)
+    draw.rectangle((0, 0, side - 1, side - 1), outline="#5a5a5a", width=3)
+    font = ImageFont.load_default(size=0.8 * side)
+    draw.text((side / 2, side / 2), letter, "#141414", font, anchor="mm", stroke_width=1)
+    return card.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+
+
+def _deal(values: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
+    """``count`` values in random order, each as often as any other or once more."""
+    order = rng.permutation(values).tolist()
+    return [order[k % len(order)] for k in rng.permutation(count).tolist()]
+
+
+def _deal_pairs(count: int, share: float, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """``count`` (colour, shape) pairs, a share of them held out, colours and shapes even."""
+    # Eight pairs with one difference of (shape - colour) hold every colour and shape once.
+    runs, novel = -(-count // 8), int(count * share / 8 + 0.5)
+    ordinary = rng.permutation([0, 1, 2, 4, 5, 6, 7]).tolist()
+    steps = [3 if run < novel else ordinary[run % 7] for run in range(runs)]
+    dealt = [(colour, step) for step in steps for colour in rng.permutation(8)][:count]
+    return [PAIRS[8 * c + (c + step) % 8] for c, step in rng.permutation(dealt).tolist()]
+
+
+def _absent(pair: tuple[str, str], novel: bool, rng: np.random.Generator) -> tuple[str, str]:
+    """Another pair, held out or not: colour, shape or both differ about equally often."""
+    others = [o for o in PAIRS if o != pair and (o in HELD_OUT) == novel]
+    weights = np.array([7.0 if o[0] == pair[0] or o[1] == pair[1] else 1.0 for o in others])
+    return others[int(rng.choice(len(others), p=weights / weights.sum()))]
+
+
+def _scene(own: dict[str, str], asked: tuple[str, str], rng: np.random.Generator) -> Scene:
+    """A scene with these answers; group and card lie anywhere, so only their relation tells."""
+    radius, side, gap = rng.uniform((13, 42, 8), (17, 48, 14)).tolist()
+    half = 0.6 * side  # covers a turned card
+    cells = rng.permutation(9)[: int(own["count"])]
+    spots = rng.uniform(-4.5, 4.5, (len(cells), 2))
+    spots += (2 * radius + 12) * np.stack([cells % 3, cells // 3], 1)
+    low, high = spots.min(0) - radius, spots.max(0) + radius
+    card = (low + high) / 2 + rng.uniform(-0.3, 0.3) * (high - low)
+    across = 0 if own["position"] in ("left", "right") else 1
+    before = own["position"] in ("left", "top")
+    card[across] = low[across] - gap - half if before else high[across] + gap + half
+    low, high = np.minimum(low, card - half), np.maximum(high, card + half)
+    shift = rng.uniform(6 - low, SIZE - 6 - high)
+    spots, card = spots + shift, card + shift
+    free = rng.uniform(12, SIZE - 12, (400, 2))
+    clear = np.hypot(*(free[:, None] - spots).transpose(2, 0, 1)).min(1) > radius + 9
+    free = free[clear & (np.abs(free - card).max(1) > half + 9)]
+    return Scene(
+        **own,
+        asked=asked,
+        objects=tuple((x, y, rng.uniform(-10, 10)) for x, y in spots.tolist()),
+        radius=radius,
+        card=(float(card[0]), float(card[1]), side, rng.uniform(-6, 6)),
+        mark_at=(float(free[0, 0]), float(free[0, 1])),
+        ground=tuple((rng.uniform(165, 215) + rng.uniform(-10, 10, 3)).tolist()),
+        pattern=(rng.uniform(9, 16), rng.uniform(0, 40), rng.uniform(9, 17)),
+        light=rng.uniform(0.85, 1.1),
+    )
+
+
+def sample(count: int, split: Split, seed: int = 0, novel_share: float = 0.25) -> list[Scene]:
+    """``count`` scenes; ``novel_share`` of a test split (to the nearest 8) show held-out pairs.
+
+    Raises ValueError for a count below 1, an unknown split, a negative seed or a bad share.
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
+    if count < 1 or seed < 0 or not 0 <= novel_share <= 1:
+        raise ValueError(f"out of range: {count=}, {seed=} or {novel_share=}")
+    share = novel_share if split == "test" else 0.0
+    deal = np.random.default_rng([seed, _SPLITS[split], 0, 1])
+    columns = {name: _deal(ANSWERS[name], count, deal) for name in list(FAMILIES)[2:]}
+    scenes = []
+    for i, pair in enumerate(_deal_pairs(count, share, deal)):
+        rng = np.random.default_rng([seed, _SPLITS[split], 1, i + 1])
+        own = {"colour": pair[0], "shape": pair[1], **{n: c[i] for n, c in columns.items()}}
+        asked = pair if own.pop("presence") == "yes" else _absent(pair, rng.random() < share, rng)
+        scenes.append(_scene(own, asked, rng))
+    return scenes
+
+
+def _choose(scenes: list[Scene], questions: int, rng: np.random.Generator) -> Iterator[list[str]]:
+    """The families asked of each scene, in random order; every answer is asked about evenly."""
+    due = {(family, answer): 0.0 for family in FAMILIES for answer in ANSWERS[family]}
+    for scene in scenes:
+        keys = [(family, scene.answer(family)) for family in FAMILIES]
+        for key in keys:
+            due[key] += questions / len(FAMILIES)
+        keys.sort(key=lambda key: 0.5 * rng.random() - due[key])
+        for key in keys[:questions]:
+            due[key] -= 1
+        yield [keys[k][0] for k in rng.permutation(questions)]
+
+
+def write(
+    folder: Path,
+    count: int,
+    split: Split,
+    *,
+    seed: int = 0,
+    questions: int = 6,
+    novel_share: float = 0.25,
+) -> Path:
+    """Write scenes with ``questions`` exchanges each as PNG and LLaVA JSON; returns ``folder``.
+
+    It appears complete or not at all; one that holds the same scenes already is left as it is.
+    Raises ValueError for bad arguments and for a folder that holds anything else.
+    """
+    if not 1 <= questions <= len(FAMILIES):
+        raise ValueError(f"questions must lie between 1 and {len(FAMILIES)}, not {questions}")
+    settings = {"version": VERSION, "count": count, "split": split, "seed": seed}
+    settings |= {"questions": questions, "novel_share": novel_share if split == "test" else 0.0}
+    if folder.exists() and any(folder.iterdir()):
+        kept = folder / "scenes.json"
+        found = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
+        unlike = {k: found.get(k) for k, v in settings.items() if found.get(k) != v}
+        if unlike:
+            raise ValueError(f"{folder} was not written with {settings}: it has {unlike}")
+        return folder
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        _fill(partial, split, sample(count, split, seed, novel_share), questions, seed)
+        (partial / "scenes.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _fill(folder: Path, split: str, scenes: list[Scene], questions: int, seed: int) -> None:
+    """Write pictures, conversations and captions into a new ``folder``."""
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng([seed, _SPLITS[split], 2, 1])
+    talks, captions = [], []
+    for i, families in enumerate(_choose(scenes, questions, rng)):
+        head = {"id": f"{split}-{i + 1:06d}", "image": f"images/{i + 1:06d}.png"}
+        scenes[i].render().save(folder / head["image"], compress_level=1)
+        said = [text for family in families for text in scenes[i].ask(family, rng)]
+        said[0] = f"<image>\n{said[0]}"
+        tags = {"families": families, "categories": [FAMILIES[f] for f in families]}
+        talks.append({**head, "conversations": _turns(said), **tags, "novel": scenes[i].novel})
+        captions.append({**head, "conversations": _turns(["<image>", scenes[i].caption()])})
+    for name, content in (("conversations", talks), ("captions", captions)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def _turns(said: list[str]) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(said)]

@@ -1,0 +1,206 @@
+"""The vision encoder: one pass through only the blocks that the selected layers need."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from layerfuse.local_models import resolve
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder says of B images.
+
+    `patches` and `summary` hold one tensor per entry of `layers`: (B, N, D) patch tokens in raster
+    order, and (B, D), the CLS token where the encoder has one, else the mean patch token. `grid` is
+    (rows, columns) with rows * columns = N.
+    """
+
+    layers: tuple[int, ...]
+    patches: tuple[Tensor, ...]
+    summary: tuple[Tensor, ...]
+    grid: tuple[int, int]
+
+    def select(self, layers: Iterable[int]) -> list[Tensor]:
+        """The patch tokens of `layers`, in that order."""
+        return [self.patches[self.layers.index(layer)] for layer in layers]
+
+    def to(self, *args: Any, **kwargs: Any) -> "Features":
+        """`Tensor.to` on every tensor."""
+        return replace(
+            self,
+            patches=tuple(x.to(*args, **kwargs) for x in self.patches),
+            summary=tuple(x.to(*args, **kwargs) for x in self.summary),
+        )
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family of Hugging Face vision towers is put together."""
+
+    embed: Callable[[Any, Tensor, bool], Tensor]
+    """(tower, pixel values, resize positions) -> input of block 1, (B, prefix + N, D)"""
+    blocks: Callable[[Any], nn.ModuleList]
+    prefix: Callable[[Any], int]
+    """number of tokens before the patches, read from the config"""
+    unused: tuple[str, ...]
+    """submodules after the last block, which layerfuse never runs"""
+
+
+def _embed_clip(tower: Any, pixels: Tensor, resize: bool) -> Tensor:
+    embedded = tower.embeddings(pixels, interpolate_pos_encoding=resize)
+    return tower.pre_layrnorm(embedded)
+
+
+def _embed_resizable(tower: Any, pixels: Tensor, resize: bool) -> Tensor:
+    return tower.embeddings(pixels, interpolate_pos_encoding=resize)
+
+
+def _embed(tower: Any, pixels: Tensor, resize: bool) -> Tensor:
+    return tower.embeddings(pixels)
+
+
+FAMILIES = {
+    "clip_vision_model": Family(
+        _embed_clip, lambda t: t.encoder.layers, lambda c: 1, ("post_layernorm",)
+    ),
+    "siglip_vision_model": Family(  # fixed-resolution SigLIP 2 checkpoints have this type too
+        _embed_resizable, lambda t: t.encoder.layers, lambda c: 0, ("post_layernorm", "head")
+    ),
+    "dinov2": Family(_embed, lambda t: t.encoder.layer, lambda c: 1, ("layernorm",)),
+    "dinov2_with_registers": Family(
+        _embed, lambda t: t.encoder.layer, lambda c: 1 + c.num_register_tokens, ("layernorm",)
+    ),
+    "vit": Family(_embed_resizable, lambda t: t.layers, lambda c: 1, ("layernorm", "pooler")),
+}
+
+
+def vision_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The vision part of a two-tower config (CLIP, SigLIP), or the config itself.
+
+    Raises ValueError if it is no vision encoder with patch tokens that layerfuse knows.
+    """
+    parts = config.sub_configs
+    vision = config.to_dict().get("vision_config") and vars(config)["vision_config"]
+    found = vision if "vision_config" in parts and vision else config
+    if found.model_type not in FAMILIES:
+        raise ValueError(
+            f"{config.model_type!r} is not an encoder with patch tokens that layerfuse knows; "
+            f"valid model types: {', '.join(FAMILIES)} (or a two-tower model that holds one)"
+        )
+    return found
+
+
+class Encoder(nn.Module):
+    """A Hugging Face vision tower, cut above the deepest layer in `layers`.
+
+    `layers` are resolved (non-negative) indices into `hidden_states`. With `token_grid`, the patch
+    tokens of every layer are average-pooled to that (rows, columns) grid.
+    """
+
+    def __init__(
+        self,
+        tower: PreTrainedModel,
+        layers: Iterable[int],
+        token_grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(sorted(set(layers)))
+        self.token_grid = token_grid
+        self.family = FAMILIES[tower.config.model_type]
+        self.prefix = self.family.prefix(tower.config)
+        self.tower = tower
+        blocks = self.family.blocks(tower)
+        del blocks[self.layers[-1] :]
+        for name in self.family.unused:
+            if name in tower._modules:
+                setattr(tower, name, nn.Identity())
+
+    @classmethod
+    def from_config(
+        cls, config: PreTrainedConfig, layers: Iterable[int], token_grid: tuple[int, int] | None
+    ) -> "Encoder":
+        """An encoder with random weights, built only up to its deepest layer."""
+        trimmed = deepcopy(config)
+        trimmed.num_hidden_layers = max(layers)
+        return cls(AutoModel.from_config(trimmed), layers, token_grid)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tower.dtype
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the tokens of an image of that many pixels."""
+        patch = self.tower.config.patch_size
+        return self.token_grid or (height // patch, width // patch)
+
+    def forward(self, pixel_values: Tensor) -> Features:
+        """(B, 3, height, width) preprocessed pixels -> the features of the selected layers."""
+        size, config = pixel_values.shape[-2:], self.tower.config
+        native = config.image_size
+        native = (native, native) if isinstance(native, int) else tuple(native)
+        h = self.family.embed(self.tower, pixel_values.to(self.dtype), tuple(size) != native)
+        taken = [h] if 0 in self.layers else []
+        for index, block in enumerate(self.family.blocks(self.tower), start=1):
+            h = block(h, None)
+            if index in self.layers:
+                taken.append(h)
+        cells = (size[0] // config.patch_size, size[1] // config.patch_size)
+        patches = tuple(self._pool(x[:, self.prefix :], cells) for x in taken)
+        summary = tuple(x[:, 0] if self.prefix else x.mean(dim=1) for x in taken)
+        return Features(self.layers, patches, summary, self.token_grid or cells)
+
+    def _pool(self, patches: Tensor, cells: tuple[int, int]) -> Tensor:
+        if self.token_grid is None:
+            return patches
+        maps = patches.transpose(1, 2).unflatten(2, cells)
+        return F.adaptive_avg_pool2d(maps, self.token_grid).flatten(2).transpose(1, 2)
+
+    def digests(self) -> dict[int, str]:
+        """SHA-256 of everything that determines each selected layer's features: the config, the
+        token grid, the dtype, and the weights of the embeddings and of the blocks up to it."""
+        settings = self.tower.config.to_diff_dict()
+        for key in ("num_hidden_layers", "_name_or_path", "transformers_version", "architectures"):
+            settings.pop(key, None)
+        running = hashlib.sha256(
+            json.dumps([settings, self.token_grid, str(self.dtype)], sort_keys=True).encode()
+        )
+        blocks = self.family.blocks(self.tower)
+        inside = {id(p) for p in blocks.parameters()}
+        outside = [(n, p) for n, p in self.tower.state_dict(keep_vars=True).items()]
+        _feed(running, [(n, p) for n, p in outside if id(p) not in inside])
+        found = {0: running.hexdigest()}
+        for index, block in enumerate(blocks, start=1):
+            _feed(running, sorted(block.state_dict().items()))
+            found[index] = running.hexdigest()
+        return {layer: found[layer] for layer in self.layers}
+
+
+def _feed(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        data = tensor.detach().cpu().contiguous()
+        digest.update(data.view(torch.uint8).numpy() if data.ndim else str(data.item()).encode())
+
+
+def load_vision_config(name: str | PreTrainedConfig) -> PreTrainedConfig:
+    """The vision config of a hub id, folder or local-model name.
+
+    Raises ValueError if it is no vision encoder; OSError if it cannot be found.
+    """
+    if isinstance(name, str):
+        name = AutoConfig.from_pretrained(resolve(name))
+    return vision_config_of(name)
+
+
+def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The pretrained vision tower of a hub id, folder or local-model name."""
+    return MODEL_MAPPING[type(config)].from_pretrained(resolve(name), dtype=dtype)

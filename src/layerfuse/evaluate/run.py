@@ -1,0 +1,120 @@
+"""Ask a model every held-out question: greedy, in batches, predictions kept per question."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from layerfuse.data.cache import FeatureStore
+from layerfuse.data.collate import image_tokens, visual_inputs
+from layerfuse.data.conversations import Sample
+from layerfuse.evaluate.metrics import exact_match
+from layerfuse.model import FusionVLM
+from layerfuse.processor import IMAGE_TOKEN, Message, Processor
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question to ask on its own, and the answer to expect."""
+
+    id: str
+    sample: Sample
+    messages: tuple[Message, ...]
+    answer: str
+    family: str
+    category: str
+
+
+def questions(samples: Sequence[Sample]) -> Iterator[Question]:
+    """Every answered turn of every sample, each with all the sample's pictures in front of it."""
+    for sample in samples:
+        system = tuple(m for m in sample.messages if m["role"] == "system")
+        turns = [m for m in sample.messages if m["role"] != "system"]
+        pairs = [
+            (a, b) for a, b in pairwise(turns) if a["role"] == "user" and b["role"] == "assistant"
+        ]
+        for k, (asked, answered) in enumerate(pairs):
+            text = asked["content"]
+            if IMAGE_TOKEN not in text and sample.pictures:
+                text = IMAGE_TOKEN * len(sample.pictures) + "\n" + text
+            elif text.count(IMAGE_TOKEN) != len(sample.pictures):
+                bare = text.replace(IMAGE_TOKEN, "").strip()
+                text = IMAGE_TOKEN * len(sample.pictures) + "\n" + bare
+            yield Question(
+                f"{sample.id}/{k}",
+                sample,
+                (*system, {"role": "user", "content": text}),
+                answered["content"].strip(),
+                sample.families[k] if sample.families else "all",
+                sample.categories[k] if sample.categories else "all",
+            )
+
+
+@torch.inference_mode()
+def predict(
+    model: FusionVLM,
+    processor: Processor,
+    samples: Sequence[Sample],
+    store: FeatureStore | None,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: Progress = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """The model's greedy answer to every question, as rows of `predictions.jsonl`."""
+    asked = list(questions(samples))
+    store = store and store.restrict(model.vision_tower.layers)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(asked), batch_size):
+        batch = asked[start : start + batch_size]
+        answers = _answer(model, processor, batch, store, max_new_tokens)
+        rows += [_row(q, answer) for q, answer in zip(batch, answers, strict=True)]
+        progress(len(rows), len(asked))
+    return rows
+
+
+def _answer(
+    model: FusionVLM,
+    processor: Processor,
+    batch: Sequence[Question],
+    store: FeatureStore | None,
+    max_new_tokens: int,
+) -> list[str]:
+    visual = visual_inputs(processor, [q.sample for q in batch], store)
+    expanded = processor.image_token * image_tokens(processor, visual)
+    texts = [processor.prompt(list(q.messages)).replace(IMAGE_TOKEN, expanded) for q in batch]
+    tokens = processor.tokenizer(
+        texts, add_special_tokens=False, padding=True, return_tensors="pt"
+    ).to(model.device)
+    visual = {name: value.to(model.device) for name, value in visual.items()}
+    output = model.generate(
+        input_ids=tokens["input_ids"],
+        attention_mask=tokens["attention_mask"],
+        **visual,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+    )
+    new = output[:, tokens["input_ids"].shape[1] :]
+    return [
+        text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    ]
+
+
+def _row(question: Question, prediction: str) -> dict[str, Any]:
+    pictures = question.sample.pictures
+    return {
+        "id": question.id,
+        "sample": question.sample.id,
+        "image": pictures[0].name if pictures and pictures[0].data is None else None,
+        "question": question.messages[-1]["content"].replace(IMAGE_TOKEN, "").strip(),
+        "answer": question.answer,
+        "prediction": prediction,
+        "correct": exact_match(prediction, question.answer),
+        "family": question.family,
+        "category": question.category,
+        "novel": question.sample.novel,
+    }

@@ -1,0 +1,43 @@
+"""Channel concatenation of the selected layers, then one projector.
+
+    V = P(h_a ⊕ h_b ⊕ ...)      in the order in which the layers are listed
+
+External direct fusion (E_D) with few layers of "Multi-Layer Visual Feature Fusion in Multimodal
+LLMs" (2503.06063), SCI of DenseConnector (2405.13800), Molmo; with `projector: linear` the light
+three-layer fusion of "Rethinking Visual Layer Selection" (2504.21447).
+"""
+
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass as validated
+
+from layerfuse.encoder import Features
+from layerfuse.fusion.base import OPTIONS, Fusion, Shapes, StrategyConfig, Visual, register
+from layerfuse.layers import Projector
+
+
+@validated(frozen=True, config=OPTIONS)
+class ConcatConfig(StrategyConfig):
+    """Options of `concat`."""
+
+    projector: Literal["mlp", "linear"] = "mlp"
+    """`mlp` is Linear, GELU, Linear; `linear` is one Linear, which equals the sum of one Linear
+    per layer."""
+
+
+@register("concat", ConcatConfig)
+class Concat(Fusion):
+    """All layers side by side, projected to the LLM's width."""
+
+    kind = "external direct"
+    paper = "E_D, DenseConnector SCI, Molmo"
+
+    def __init__(self, config: ConcatConfig, shapes: Shapes) -> None:
+        super().__init__(config, shapes)
+        width = len(shapes.selection.layers) * shapes.vision_width
+        self.projector = Projector(width, shapes.llm_width, config.projector)
+
+    def forward(self, features: Features) -> Visual:
+        layers = self.normalized(features, self.shapes.selection.layers)
+        return Visual(self.projector(torch.cat(layers, dim=-1)))

@@ -1,0 +1,45 @@
+"""Mean of each group of layers, concatenated with the base layer, then one projector.
+
+    V = P(mean_{k in G_1} h_k ⊕ ... ⊕ mean_{k in G_m} h_k ⊕ h_base)
+
+External direct fusion (E_D) with `former`, `latter` and `all` of "Multi-Layer Visual Feature
+Fusion in Multimodal LLMs" (2503.06063); DCI of DenseConnector (2405.13800) with `0-11|12-23`.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass as validated
+
+from layerfuse.encoder import Features
+from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register
+from layerfuse.layers import Projector
+
+
+@validated(frozen=True, config=OPTIONS)
+class GroupMeanConfig(BaseLayerConfig):
+    """Options of `group_mean`."""
+
+    projector: Literal["mlp", "linear"] = "mlp"
+    """`mlp` is Linear, GELU, Linear; `linear` is one Linear."""
+
+
+@register("group_mean", GroupMeanConfig)
+class GroupMean(Fusion):
+    """Group means beside the base layer, projected to the LLM's width."""
+
+    kind = "external direct"
+    paper = "E_D former/latter/all, DenseConnector DCI"
+
+    def __init__(self, config: GroupMeanConfig, shapes: Shapes) -> None:
+        super().__init__(config, shapes)
+        width = (len(shapes.selection.groups) + 1) * shapes.vision_width
+        self.projector = Projector(width, shapes.llm_width, config.projector)
+
+    def forward(self, features: Features) -> Visual:
+        parts = [
+            torch.stack(self.normalized(features, group)).mean(dim=0)
+            for group in self.shapes.selection.groups
+        ]
+        parts += self.normalized(features, [self.config.base])
+        return Visual(self.projector(torch.cat(parts, dim=-1)))

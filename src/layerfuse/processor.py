@@ -1,0 +1,204 @@
+"""Text and pictures in, model inputs out: chat template, image tokens, answer labels."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedConfig,
+    ProcessorMixin,
+)
+
+from layerfuse.fusion import parse
+from layerfuse.local_models import resolve
+
+IMAGE_TOKEN = "<image>"
+IGNORED = -100
+Message = dict[str, str]
+"""{"role": "user" | "assistant" | "system", "content": text, `<image>` where a picture belongs}"""
+
+# Answers are rendered as these private-use characters first, so that their place in the text is
+# known exactly, whatever the chat template puts around them.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+
+
+class Processor(ProcessorMixin):
+    """Image processor and tokenizer of one `FusionVLM`.
+
+    `fusion` is the model's strategy in recipe form: it decides how many tokens an image becomes.
+    Raises ValueError if the tokenizer has no chat template (and none is given) or lacks the image
+    token.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        patch_size: int = 14,
+        token_grid: Sequence[int] | None = None,
+        fusion: dict[str, Any] | None = None,
+        image_token: str = IMAGE_TOKEN,
+        chat_template: str | None = None,
+    ) -> None:
+        chat_template = chat_template or tokenizer.chat_template
+        if chat_template is None:
+            raise ValueError(
+                f"the tokenizer of {tokenizer.name_or_path or 'the LLM'} has no chat template; "
+                "pass `chat_template` (a Jinja template of `messages`), for example the text of "
+                "recipes/templates/vicuna_v1.jinja"
+            )
+        if image_token not in tokenizer.get_vocab():
+            raise ValueError(
+                f"the tokenizer lacks the image token {image_token!r}; its special tokens are "
+                f"{tokenizer.all_special_tokens}. Name one of them, or leave `image_token` unset: "
+                f"`FusionVLM.compose` and `layerfuse.processor.load_tokenizer` add {IMAGE_TOKEN!r}"
+            )
+        self.patch_size = patch_size
+        self.token_grid = list(token_grid) if token_grid else None
+        self.fusion = fusion or {"name": "single"}
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        tokenizer.padding_side = "left"
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def num_image_tokens(self, height: int, width: int) -> int:
+        """Tokens that one preprocessed image of that many pixels becomes."""
+        patch = self.patch_size
+        grid = self.token_grid or [height // patch, width // patch]
+        return self.num_fused_tokens((grid[0], grid[1]))
+
+    def num_fused_tokens(self, grid: tuple[int, int]) -> int:
+        """Tokens that the fusion makes of one image's patch grid."""
+        config, module = parse(self.fusion)
+        return module.num_tokens(config, grid)
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
+        height, width = image_inputs["pixel_values"][image_idx].shape[-2:]
+        return self.image_token * self.num_image_tokens(height, width)
+
+    def prompt(self, messages: list[Message]) -> str:
+        """The text after which the model writes its answer to the last user message.
+
+        It is exactly what stands before an answer in training; spaces that the template writes
+        there belong to the answer, as tokenizers merge them with its first word.
+        """
+        text = self._render([*messages, {"role": "assistant", "content": _OPEN}])
+        return text[: text.index(_OPEN)].rstrip(" ")
+
+    def inputs(
+        self, conversations: list[list[Message]], images: list[Any] | None = None
+    ) -> BatchFeature:
+        """Left-padded model inputs that end where the answers begin; `images` in reading order."""
+        return self(
+            text=[self.prompt(m).replace(IMAGE_TOKEN, self.image_token) for m in conversations],
+            images=images or None,
+            add_special_tokens=False,
+            padding=True,
+            return_tensors="pt",
+        )
+
+    def encode(
+        self,
+        messages: list[Message],
+        image_tokens: list[int],
+        prompt: Literal["chat", "plain"] = "chat",
+        max_length: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """`input_ids` and `labels` (T,) of a training conversation; only answers are labelled.
+
+        `image_tokens` is the token count of each image in order. `prompt: plain` writes the images
+        and the answers alone (LLaVA's alignment format). Raises ValueError when the number of
+        images does not fit the text, when no token is labelled, or when `max_length` would cut
+        image tokens away.
+        """
+        text, spans = self._plain(messages) if prompt == "plain" else self._chat(messages)
+        text, spans = self._expand(text, spans, image_tokens)
+        encoded = self.tokenizer(
+            text, add_special_tokens=prompt == "plain", return_offsets_mapping=True
+        )
+        ids, labels = encoded["input_ids"], [IGNORED] * len(encoded["input_ids"])
+        special, inside = set(self.tokenizer.all_special_ids), False
+        for i, (start, end) in enumerate(encoded["offset_mapping"]):
+            was_inside = inside
+            inside = start < end and any(start < b and end > a for a, b in spans)
+            ends_turn = was_inside and not inside and ids[i] in special
+            if (inside or ends_turn) and ids[i] != self.image_token_id:
+                labels[i] = ids[i]
+        kept = torch.tensor(ids)[:max_length], torch.tensor(labels)[:max_length]
+        if int((kept[0] == self.image_token_id).sum()) != sum(image_tokens):
+            raise ValueError(f"{len(ids)} tokens: max_length {max_length} would cut image tokens")
+        if bool((kept[1] == IGNORED).all()):
+            raise ValueError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
+        return {"input_ids": kept[0], "labels": kept[1]}
+
+    def _render(self, messages: list[Message]) -> str:
+        template = self.chat_template
+        return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+
+    def _chat(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+        marks = iter(f"{_OPEN}{i}{_CLOSE}" for i in range(len(answers)))
+        masked = [
+            {**m, "content": next(marks)} if m["role"] == "assistant" else m for m in messages
+        ]
+        rest, text, spans = self._render(masked), "", []
+        for i, answer in enumerate(answers):
+            before, mark, rest = rest.partition(f"{_OPEN}{i}{_CLOSE}")
+            if not mark:
+                raise ValueError("the chat template does not write every answer, in order")
+            text += before
+            spans.append((len(text), len(text) + len(answer)))
+            text += answer
+        return text + rest, spans
+
+    def _plain(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        count = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
+        text, spans = IMAGE_TOKEN * count, []
+        for answer in (m["content"].strip() for m in messages if m["role"] == "assistant"):
+            spans.append((len(text), len(text) + len(answer)))
+            text += answer + self.tokenizer.eos_token
+        return text, spans
+
+    def _expand(
+        self, text: str, spans: list[tuple[int, int]], image_tokens: list[int]
+    ) -> tuple[str, list[tuple[int, int]]]:
+        parts = text.split(IMAGE_TOKEN)
+        if len(parts) - 1 != len(image_tokens):
+            raise ValueError(
+                f"{len(parts) - 1} {IMAGE_TOKEN} markers in the text, {len(image_tokens)} images"
+            )
+        expanded, moved = parts[0], list(spans)
+        for count, part in zip(image_tokens, parts[1:], strict=True):
+            shift = count * len(self.image_token) - len(IMAGE_TOKEN)
+            here = len(expanded)
+            moved = [(a + shift, b + shift) if a >= here else (a, b) for a, b in moved]
+            expanded += self.image_token * count + part
+        return expanded, moved
+
+
+def load_tokenizer(name: str, image_token: str | None = None) -> Any:
+    """The tokenizer of an LLM with an image token in it.
+
+    Without `image_token`, `<image>` is used, and added where it is missing. A token that is named
+    must exist: `Processor` checks it.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    if image_token is None and IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_image_processor(name: str) -> Any:
+    """The PIL image processor of an encoder (hub id, folder or local-model name)."""
+    return AutoImageProcessor.from_pretrained(resolve(name), backend="pil")
+
+
+def register_processor(config: type[PreTrainedConfig]) -> None:
+    """Let `AutoProcessor` find `Processor` for models with that config class."""
+    AutoProcessor.register(config, Processor, exist_ok=True)

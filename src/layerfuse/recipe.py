@@ -1,0 +1,368 @@
+"""A recipe: one experiment as a YAML file, validated before anything runs.
+
+The text under each field is its only description; the recipe reference is made from it.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Part = Literal["fusion", "llm", "vision"]
+Layers = int | str | list[int] | list[list[int]]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class Source(Strict):
+    """A pretrained model. A plain string in a recipe means `model: <string>`."""
+
+    model: str
+    """Hub id, local folder, or the name of a local model (`layerfuse models list`)."""
+    config: dict[str, Any] | None = None
+    """Its Hugging Face configuration with `model_type`, so that `layerfuse show` needs neither
+    weights nor network."""
+    image_size: int | None = None
+    """Pixels (both ways) that the encoder's image processor makes; only `show` reads it, and only
+    where the processor itself is not at hand. Default: the configuration's image size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class Scenes(Strict):
+    """Generated pictures with questions (see the scenes page of the docs)."""
+
+    count: int = Field(gt=0)
+    """Number of pictures."""
+    seed: int = 0
+    """Seed of the generator; train and test splits never share a picture."""
+    split: Literal["train", "test"] = "train"
+    """`test` also holds colour and shape combinations that no `train` split shows."""
+    questions: int = Field(default=6, ge=1, le=8)
+    """Questions per picture, of the eight families."""
+    captions: bool = False
+    """Use one short description per picture instead of its questions."""
+
+
+class Data(Strict):
+    """Where samples come from: exactly one of `scenes`, `path` and `dataset`."""
+
+    scenes: Scenes | None = None
+    """Generated scenes, written once as LLaVA JSON and PNG."""
+    path: str | None = None
+    """A LLaVA-format `.json` or `.jsonl` file, or a folder of images with captions: one `.txt`
+    beside each image, or a `metadata.jsonl` with `file_name` and `text`, or `question` and
+    `answer`. Relative to the recipe."""
+    images: str | None = None
+    """Folder to which image paths in a JSON file are relative. Default: the file's folder."""
+    dataset: str | None = None
+    """A Hugging Face dataset (hub id, or a folder written by `save_to_disk`) with columns `image`
+    or `images`, and `conversations`, `messages`, `question` and `answer`, or `text`."""
+    split: str = "train"
+    """Split of `dataset`."""
+    limit: int | None = Field(default=None, gt=0)
+    """Use only the first samples."""
+    expected_samples: int | None = None
+    """Number of samples, for `layerfuse show` where the data is not at hand."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        given = [k for k in ("scenes", "path", "dataset") if vars(self)[k] is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of scenes, path, dataset (got {given or 'none'})")
+        return self
+
+
+class Lora(Strict):
+    """Low-rank adapters on the LLM (PEFT), merged into its weights at the end of the stage."""
+
+    r: int = Field(default=16, gt=0)
+    """Rank."""
+    alpha: int = Field(default=32, gt=0)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    target_modules: list[str] | str = "all-linear"
+    """Names of the linear layers that get adapters, or `all-linear`."""
+
+
+class Stage(Strict):
+    """One training stage."""
+
+    data: Data
+    """The training samples."""
+    learning_rates: dict[Part, float] = Field(min_length=1)
+    """Peak learning rate of each part that trains: `fusion`, `llm` (its adapters, with `lora`),
+    `vision`. Parts that are not named stay frozen."""
+    lora: Lora | None = None
+    """Train adapters on the LLM instead of its weights."""
+    prompt: Literal["chat", "plain"] = "chat"
+    """`chat` uses the LLM's chat template; `plain` is image, then answer (LLaVA's alignment)."""
+    batch_size: int = Field(default=128, gt=0)
+    """Global number of samples per optimizer step, over all processes and accumulation."""
+    device_batch_size: int | None = Field(default=None, gt=0)
+    """Samples per forward pass on one device; accumulation makes up the rest. Default: all."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data, unless `steps` is set."""
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps; overrides `epochs`."""
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Learning-rate schedule after the warm-up."""
+    warmup: float = Field(default=0.03, ge=0)
+    """Warm-up: a fraction of the steps if below 1, else a number of steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay (not on biases and norms)."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradient clipping; 0 switches it off."""
+    max_length: int = Field(default=2048, gt=0)
+    """Longer samples are cut at the end; a sample that would lose an image token or all its labels
+    is an error."""
+    activation_checkpointing: bool = False
+    """Recompute the LLM's activations in the backward pass: less memory, more time."""
+    checkpoint_steps: int | None = Field(default=None, gt=0)
+    """Save a checkpoint each so many steps and at the end; a stopped arm continues from it.
+    Default: none, a stopped arm starts again."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Stage":
+        if self.lora is not None and "llm" not in self.learning_rates:
+            raise ValueError("lora is set, but learning_rates does not name llm")
+        device = self.device_batch_size or self.batch_size
+        if self.batch_size % device:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of device_batch_size {device}"
+            )
+        return self
+
+
+class Arm(Strict):
+    """One way to use the layers: a layer selection and a fusion strategy."""
+
+    name: str | None = None
+    """How the report calls it. Default: strategy and layers."""
+    layers: Layers
+    """Layer selection: `"3,18,-2"`, `[3, 18, 23]`, `former`, `latter`, `all`, `every:4`, groups as
+    `"1-6|7-12"`. Index 0 is the embedding output, k the output of block k, -1 the last block."""
+    fusion: dict[str, Any]
+    """Strategy `name` and its options (see the strategies' pages)."""
+    seeds: list[int] | None = None
+    """Seeds of this arm. Default: the recipe's."""
+
+    @property
+    def label(self) -> str:
+        return self.name or f"{self.fusion.get('name')} {_layers_text(self.layers)}"
+
+
+class Grid(Strict):
+    """Arms as a product: every layer selection with every fusion."""
+
+    layers: list[Layers] = Field(min_length=1)
+    """Layer selections."""
+    fusion: list[dict[str, Any]] = Field(min_length=1)
+    """Fusion strategies."""
+
+
+class Evaluation(Strict):
+    """How the trained arms are tested: greedy decoding, exact match."""
+
+    data: Data
+    """Held-out samples; every answered turn becomes one question, asked on its own."""
+    batch_size: int = Field(default=32, gt=0)
+    """Questions answered at once."""
+    max_new_tokens: int = Field(default=16, gt=0)
+    """Longest answer."""
+
+
+class Statistics(Strict):
+    """Intervals of the report."""
+
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples (over pictures)."""
+    seed: int = 0
+    """Seed of the resampling."""
+
+
+class Recipe(Strict):
+    """A study: models, data, stages, and the arms to compare."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Name of the study and of its folder under `runs/`."""
+    description: str = ""
+    """One sentence for the report."""
+    encoder: Source
+    """The vision encoder."""
+    llm: Source
+    """The language model."""
+    chat_template: str | None = None
+    """A Jinja chat template file (relative to the recipe) to use instead of the tokenizer's."""
+    image_token: str | None = None
+    """An existing token of the tokenizer that stands for the image. Default: `<image>`, added if
+    it is missing."""
+    token_grid: tuple[int, int] | None = None
+    """Average-pool every layer's patch tokens to (rows, columns): for cheap local studies."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Arithmetic, frozen weights, cached features and the saved model. Parts that train are kept in
+    float32 while they train."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    """The LLM's attention kernel."""
+    cache_features: bool = True
+    """Encode each picture once and share the features among all arms. Needs disk space: images ×
+    tokens × width × 2 bytes per layer. A stage that trains `vision` never uses it."""
+    fusion_defaults: dict[str, Any] = Field(default_factory=dict)
+    """Fusion options for every arm that does not set them."""
+    arms: list[Arm] = Field(default_factory=list)
+    """The arms, in the order of the report."""
+    grid: Grid | None = None
+    """More arms, as a product."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """One run per arm and seed: initialisation of the fusion and order of the data."""
+    baseline: str | None = None
+    """The arm that the others are compared with. Default: the first."""
+    stages: dict[str, Stage] = Field(min_length=1)
+    """Training stages in order, usually `align` and `finetune`."""
+    evaluate: Evaluation
+    """The test."""
+    statistics: Statistics = Statistics()
+    """Intervals."""
+    keep_models: Literal["all", "best", "none"] = "best"
+    """Which trained models stay on disk."""
+
+    @model_validator(mode="after")
+    def _arms_are_distinct(self) -> "Recipe":
+        names = [arm.label for arm in self.all_arms()]
+        if not names:
+            raise ValueError("a recipe needs arms or a grid")
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"arms with the same name: {twice}; set `name`")
+        if self.baseline is not None and self.baseline not in names:
+            raise ValueError(f"baseline {self.baseline!r} is no arm; valid: {names}")
+        return self
+
+    def all_arms(self) -> list[Arm]:
+        """Every arm with its defaults filled in."""
+        grid = self.grid or Grid.model_construct(layers=[], fusion=[])
+        product = [Arm(layers=k, fusion=f) for k in grid.layers for f in grid.fusion]
+        return [
+            arm.model_copy(
+                update={
+                    "name": arm.label,
+                    "fusion": {**self.fusion_defaults, **arm.fusion},
+                    "seeds": arm.seeds or self.seeds,
+                }
+            )
+            for arm in [*self.arms, *product]
+        ]
+
+    def stages_train(self, part: Part) -> bool:
+        """Whether any stage trains that part of the model."""
+        return any(part in stage.learning_rates for stage in self.stages.values())
+
+    @property
+    def baseline_name(self) -> str:
+        return self.baseline or self.all_arms()[0].label
+
+    def datasets(self) -> Iterator[tuple[str, Data]]:
+        """Every data source with the name of the stage that reads it."""
+        yield from ((name, stage.data) for name, stage in self.stages.items())
+        yield "evaluate", self.evaluate.data
+
+
+def _layers_text(layers: Layers) -> str:
+    if isinstance(layers, int | str):
+        return str(layers)
+    return "|".join(str(k) if isinstance(k, int) else ",".join(map(str, k)) for k in layers)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `extends:` and `key.sub=value` overrides, and validate it.
+
+    Paths in it become absolute. Raises ValueError that names the file and every problem, and
+    FileNotFoundError if the recipe or a file that it extends is missing.
+    """
+    raw = _read(Path(path))
+    for override in overrides:
+        key, found, value = override.partition("=")
+        if not found:
+            raise ValueError(f"an override is key.sub=value, not {override!r}")
+        _set(raw, key.split("."), yaml.safe_load(value), override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {_plain(e)}" for e in error.errors()]
+        raise ValueError(f"recipe {path}:\n" + "\n".join(lines)) from error
+
+
+def _plain(error: Any) -> str:
+    if error["type"] != "extra_forbidden":
+        return error["msg"]
+    known: dict[str, Any] = {"Recipe": Recipe.model_fields}
+    for model in (Source, Scenes, Data, Lora, Stage, Arm, Grid, Evaluation, Statistics):
+        known[model.__name__] = model.model_fields
+    parents = {
+        "stages": "Stage",
+        "arms": "Arm",
+        "evaluate": "Evaluation",
+        "statistics": "Statistics",
+    }
+    parents |= {"grid": "Grid", "encoder": "Source", "llm": "Source"}
+    parents |= {"data": "Data", "scenes": "Scenes", "lora": "Lora"}
+    holder = next((parents[p] for p in reversed(error["loc"][:-1]) if p in parents), "Recipe")
+    return f"unknown key; valid: {', '.join(known[holder])}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"recipe {path} must be a mapping of keys to values")
+    _make_absolute(raw, path.parent.resolve())
+    if "extends" in raw:
+        raw = _merge(_read(path.parent / raw.pop("extends")), raw)
+    return raw
+
+
+def _make_absolute(node: Any, folder: Path) -> None:
+    """Data paths, image folders and chat templates are relative to the file that names them."""
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key in ("path", "images", "chat_template") and isinstance(value, str):
+            node[key] = str(folder / value)
+        _make_absolute(value, folder)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise ValueError(
+                    f"override {override!r}: {key!r} is no index into {len(node)} items"
+                )
+            if last:
+                node[int(key)] = value
+            node = node[int(key)]
+        elif isinstance(node, dict):
+            if last:
+                node[key] = value
+            node = node.setdefault(key, {})
+        else:
+            raise ValueError(f"override {override!r}: {keys[depth - 1]!r} holds no keys")

@@ -1,0 +1,95 @@
+"""From a layer specification to layer indices and groups.
+
+A layer index is a position in `hidden_states`: 0 is the embedding output, k the output of block k.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LayerSpec = int | str | Sequence[int] | Sequence[Sequence[int]]
+
+SYNTAX = """\
+valid layer specifications for an encoder of L blocks (indices 0..L, negatives count from the end):
+  3,18,-2       a list of layers; each layer is a group of its own
+  0-11|12-23    groups of layers, ranges are inclusive
+  former        1..L/2 as one group;  latter: L/2+1..L as one group
+  all           1..L as the two groups former and latter
+  every:4       each 4th layer, counted back from L"""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Resolved layers of an encoder.
+
+    `groups` partition `layers` (both in the order in which they were asked for); `depth` is the
+    encoder's full number of blocks.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    depth: int
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(layer for group in self.groups for layer in group)
+
+
+def resolve_layer(layer: int, depth: int) -> int:
+    """A non-negative index for `layer`; -1 is the last block, as in `hidden_states[-1]`.
+
+    Raises ValueError if the layer does not exist in an encoder with `depth` blocks.
+    """
+    resolved = layer + depth + 1 if layer < 0 else layer
+    if not 0 <= resolved <= depth:
+        raise ValueError(
+            f"layer {layer} does not exist: the encoder has {depth} blocks, so layers are "
+            f"0..{depth} (or -{depth + 1}..-1)"
+        )
+    return resolved
+
+
+def select(spec: LayerSpec, depth: int) -> Selection:
+    """Resolve a layer specification against an encoder with `depth` blocks.
+
+    Accepts the string syntax above, one integer, a list of integers, or a list of groups.
+    Raises ValueError for unknown syntax, layers out of range and repeated layers.
+    """
+    if isinstance(spec, str):
+        groups = _parse(spec.strip(), depth)
+    elif isinstance(spec, int):
+        groups = [[spec]]
+    else:
+        groups = [[item] if isinstance(item, int) else list(item) for item in spec]
+    resolved = tuple(tuple(resolve_layer(k, depth) for k in group) for group in groups)
+    if not resolved or not all(resolved):
+        raise ValueError(f"no layer is selected by {spec!r}; {SYNTAX}")
+    selection = Selection(resolved, depth)
+    repeated = sorted({k for k in selection.layers if selection.layers.count(k) > 1})
+    if repeated:
+        raise ValueError(f"layers {repeated} are selected more than once by {spec!r}")
+    return selection
+
+
+def _parse(spec: str, depth: int) -> list[list[int]]:
+    former, latter = list(range(1, depth // 2 + 1)), list(range(depth // 2 + 1, depth + 1))
+    named = {"former": [former], "latter": [latter], "all": [former, latter]}
+    if spec in named:
+        return [group for group in named[spec] if group]
+    if match := re.fullmatch(r"every:([1-9]\d*)", spec):
+        return [[k] for k in range(depth, 0, -int(match[1]))][::-1]
+    grouped = "|" in spec
+    groups: list[list[int]] = []
+    for part in spec.split("|"):
+        layers = [k for item in part.split(",") for k in _parse_item(item.strip(), spec, depth)]
+        groups += [layers] if grouped else [[k] for k in layers]
+    return groups
+
+
+def _parse_item(item: str, spec: str, depth: int) -> list[int]:
+    if re.fullmatch(r"-?\d+", item):
+        return [int(item)]
+    if match := re.fullmatch(r"(\d+)-(\d+)", item):
+        first, last = int(match[1]), resolve_layer(int(match[2]), depth)
+        if first <= last:
+            return list(range(first, last + 1))
+    raise ValueError(f"cannot read {item!r} in the layer specification {spec!r}; {SYNTAX}")

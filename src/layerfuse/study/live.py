@@ -1,0 +1,95 @@
+"""The live table of a running study."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from layerfuse.study.arms import Run
+
+
+class LiveTable:
+    """One row per run with its state, and a progress bar of what goes on now.
+
+    On a terminal it redraws in place; elsewhere (a log file) it prints a line per event.
+    """
+
+    def __init__(self, runs: list[Run], console: Console) -> None:
+        self.console = console
+        self.states: dict[str, str] = {run.name: "waiting" for run in runs}
+        self.scores: dict[str, float] = {}
+        self.seconds: list[float] = []
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self.task = self.bar.add_task("preparing", total=None, note="")
+        self.phase = ""
+        self.live = Live(get_renderable=self._draw, console=console, refresh_per_second=4)
+        self.interactive = console.is_terminal
+
+    def __enter__(self) -> "LiveTable":
+        if self.interactive:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.interactive:
+            self.live.stop()
+
+    def step(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """Progress of the current phase."""
+        if phase != self.phase:
+            self.phase = phase
+            self.bar.reset(self.task, description=phase, total=total, completed=done, note=note)
+            if not self.interactive:
+                self.console.print(
+                    f"{time.strftime('%H:%M:%S')}  {phase} ({total})", soft_wrap=True
+                )
+            return
+        changed = {"note": note} if note else {}
+        self.bar.update(self.task, completed=done, total=total, **changed)
+
+    def start(self, run: Run) -> None:
+        self.states[run.name] = "running"
+        self.phase = ""
+
+    def finish(self, run: Run, score: float, seconds: float | None) -> None:
+        """Show a run's score; `seconds` is None for a run that was finished before."""
+        self.states[run.name] = "done" if seconds is not None else "done before"
+        self.scores[run.name] = score
+        if seconds is not None:
+            self.seconds.append(seconds)
+        if not self.interactive:
+            line = f"{time.strftime('%H:%M:%S')}  {run.name}: accuracy {score:.3f}"
+            left = self._time_left()
+            self.console.print(line + (f", {left}" if left else ""), soft_wrap=True)
+
+    def _time_left(self) -> str:
+        left = sum(state in ("waiting", "running") for state in self.states.values())
+        if not left or not self.seconds:
+            return ""
+        return f"about {left * sum(self.seconds) / len(self.seconds) / 60:.0f} min left"
+
+    def _draw(self) -> Group:
+        table = Table(box=None, padding=(0, 2))
+        for column in ("arm", "state", "mean accuracy"):
+            table.add_column(column)
+        styles = {"running": "bold", "waiting": "dim"}
+        for name, state in self.states.items():
+            score = f"{self.scores[name]:.3f}" if name in self.scores else ""
+            table.add_row(name, state, score, style=styles.get(state))
+        return Group(table, self.bar, Text(self._time_left(), style="dim"))

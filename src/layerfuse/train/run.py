@@ -1,0 +1,164 @@
+"""Train one arm: compose, calibrate, run the stages, save."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from layerfuse.data.cache import FeatureStore
+from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
+from layerfuse.data.conversations import Sample, Samples
+from layerfuse.encoder import Encoder, load_tower, load_vision_config
+from layerfuse.fusion import parse
+from layerfuse.model import FusionVLM, compose_processor
+from layerfuse.processor import Processor
+from layerfuse.recipe import Arm, Recipe, Stage
+from layerfuse.selection import select
+from layerfuse.train.stages import count_parameters, stage_parameters
+from layerfuse.train.trainer import fit
+
+CALIBRATION_PICTURES = 256
+Report = Callable[[str, int, int, float | None], None]
+"""(stage, step, steps in all, loss or None)"""
+
+
+@dataclass
+class Trained:
+    """A trained arm and what its training cost."""
+
+    model: FusionVLM
+    processor: Processor
+    losses: dict[str, list[tuple[int, float]]]
+    seconds: dict[str, float]
+    parameters: dict[str, int]
+
+
+def dtype_of(recipe: Recipe) -> torch.dtype:
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[recipe.dtype]
+
+
+def device() -> torch.device:
+    """The accelerator of this process, else the CPU."""
+    found = torch.accelerator.current_accelerator()
+    return found if found is not None and torch.accelerator.is_available() else torch.device("cpu")
+
+
+def encoder_for(recipe: Recipe) -> Encoder:
+    """The recipe's encoder with every layer that any of its arms reads."""
+    config = load_vision_config(recipe.encoder.model)
+    taps: set[int] = set()
+    for arm in recipe.all_arms():
+        selection = select(arm.layers, config.num_hidden_layers)
+        taps |= set(parse(arm.fusion)[0].resolve(selection).taps(selection))
+    tower = load_tower(recipe.encoder.model, config, dtype_of(recipe))
+    return Encoder(tower, taps, recipe.token_grid).to(device()).eval()
+
+
+def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
+    """The untrained model of an arm and its processor."""
+    set_seed(seed)
+    model = FusionVLM.compose(
+        recipe.encoder.model,
+        recipe.llm.model,
+        arm.layers,
+        arm.fusion,
+        token_grid=recipe.token_grid,
+        image_token=recipe.image_token,
+        dtype=dtype_of(recipe),
+        attn_implementation=recipe.attn_implementation,
+    )
+    template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
+    processor = compose_processor(
+        recipe.encoder.model, recipe.llm.model, model.config, template, recipe.image_token
+    )
+    return model.to(device()), processor
+
+
+def calibrate(
+    model: FusionVLM, processor: Processor, samples: Samples, store: FeatureStore | None
+) -> None:
+    """Measure the fusion's stored constants on the first training pictures."""
+    chosen: list[Sample] = []
+    for sample in samples:
+        if sample.pictures:
+            chosen.append(sample)
+        if sum(len(s.pictures) for s in chosen) >= CALIBRATION_PICTURES:
+            break
+    if not chosen:
+        return
+    batch = visual_inputs(processor, chosen, store)
+    with torch.no_grad():
+        features = batch.get("features")
+        if features is None:
+            features = model.encode_images(batch["pixel_values"].to(model.device))
+        dtype = next(model.fusion.parameters()).dtype
+        model.fusion.calibrate(features.to(device=model.device, dtype=dtype), model.embedding_std)
+
+
+def train_arm(
+    recipe: Recipe,
+    arm: Arm,
+    seed: int,
+    samples: Mapping[str, Samples],
+    store: FeatureStore | None,
+    folder: Path,
+    report: Report,
+) -> Trained:
+    """Run every stage of an arm. `samples` holds the data of each stage by name; `store` the cached
+    features, or None to encode pictures as they come. Checkpoints go to `folder`/stages."""
+    model, processor = compose(recipe, arm, seed)
+    store = store and store.restrict(model.vision_tower.layers)
+    calibrate(model, processor, next(iter(samples.values())), store)
+    trained = Trained(model, processor, {}, {}, {})
+    for name, stage in remaining_stages(recipe, folder, trained):
+        started = time.perf_counter()
+
+        def step(done: int, total: int, loss: float | None, name: str = name) -> None:
+            report(name, done, total, loss)
+
+        with stage_parameters(model, stage, dtype_of(recipe)):
+            trained.parameters = count_parameters(model)
+            trained.losses[name] = fit(
+                model,
+                stage,
+                SampleDataset(samples[name]),
+                Collator(
+                    processor,
+                    stage.prompt,
+                    stage.max_length,
+                    None if "vision" in stage.learning_rates else store,
+                ),
+                folder / "stages" / name,
+                seed,
+                bf16=recipe.dtype == "bfloat16",
+                report=step,
+            )
+        trained.seconds[name] = round(time.perf_counter() - started, 2)
+        if stage.checkpoint_steps:
+            _remember(folder, trained)
+    model.eval()
+    model.config.use_cache = True
+    return trained
+
+
+def remaining_stages(recipe: Recipe, folder: Path, trained: Trained) -> list[tuple[str, Stage]]:
+    """The stages from the newest checkpoint on: earlier ones are contained in its weights."""
+    stages = list(recipe.stages.items())
+    started = [i for i, (n, _) in enumerate(stages) if any((folder / "stages" / n).glob("check*"))]
+    memory = folder / "stages" / "finished.json"
+    if started and started[-1] and memory.exists():
+        before = json.loads(memory.read_text("utf-8"))
+        trained.losses.update(before["losses"])
+        trained.seconds.update(before["seconds"])
+    return stages[started[-1] :] if started else stages
+
+
+def _remember(folder: Path, trained: Trained) -> None:
+    file = folder / "stages" / "finished.json"
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"losses": trained.losses, "seconds": trained.seconds}))
+    unfinished.replace(file)

@@ -1,0 +1,85 @@
+"""Which parts train in a stage, in which precision, at which learning rate."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from layerfuse.model import FusionVLM
+from layerfuse.recipe import Part, Stage
+
+
+def parts(model: FusionVLM) -> dict[Part, nn.Module]:
+    """The three parts of a model, by their names in a recipe."""
+    return {"vision": model.vision_tower, "fusion": model.fusion, "llm": model.language_model}
+
+
+@contextmanager
+def stage_parameters(model: FusionVLM, stage: Stage, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, exactly the stage's parts train, in float32; afterwards adapters are merged and the
+    whole model is in `dtype`, so that what is tested is what is saved."""
+    model.requires_grad_(False)
+    adapted: Any = None
+    for name, part in parts(model).items():
+        if name not in stage.learning_rates:
+            part.to(dtype)
+        elif name == "llm" and stage.lora is not None:
+            part.to(dtype)
+            adapted = get_peft_model(model.language_model, _lora(stage))
+        else:
+            part.float().requires_grad_(True)
+    try:
+        yield
+    finally:
+        if adapted is not None:
+            adapted.merge_and_unload()
+        model.requires_grad_(False)
+        model.to(dtype)
+
+
+def _lora(stage: Stage) -> LoraConfig:
+    settings = stage.lora
+    assert settings is not None
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def parameter_groups(model: FusionVLM, stage: Stage, decayed: set[str]) -> list[dict[str, Any]]:
+    """AdamW groups: one per part and per decay; `decayed` names the weights that decay."""
+    prefixes: dict[Part, str] = {
+        "vision": "vision_tower.",
+        "fusion": "fusion.",
+        "llm": "language_model.",
+    }
+    groups = []
+    for part, rate in stage.learning_rates.items():
+        own = [
+            (name, p)
+            for name, p in model.named_parameters()
+            if p.requires_grad and name.startswith(prefixes[part])
+        ]
+        for decay in (stage.weight_decay, 0.0):
+            chosen = [p for name, p in own if (name in decayed) == (decay > 0)]
+            if stage.weight_decay == 0:
+                chosen = [p for _, p in own]
+            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+            if stage.weight_decay == 0:
+                break
+    return [group for group in groups if group["params"]]
+
+
+def count_parameters(model: FusionVLM) -> dict[str, int]:
+    """Numbers of parameters per part, and of those that train now."""
+    counts: dict[str, int] = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in parts(model).items()
+    }
+    counts["trained"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return counts

@@ -1,0 +1,115 @@
+"""A thin `transformers.Trainer`: learning rates per part, progress, loss curve."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from layerfuse.data.collate import Collator, SampleDataset
+from layerfuse.model import FusionVLM
+from layerfuse.recipe import Stage
+from layerfuse.train.stages import parameter_groups
+
+Report = Callable[[int, int, float | None], None]
+"""(step, steps in all, loss or None)"""
+
+
+class FusionTrainer(Trainer):
+    """`Trainer` with one learning rate per part of the model."""
+
+    def __init__(self, stage: Stage, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            target = self.accelerator.unwrap_model(self.model if model is None else model)
+            decayed = set(self.get_decay_parameter_names(target))
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
+            self.optimizer = kind(parameter_groups(target, self.stage, decayed), **settings)
+        return self.optimizer
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.report(state.global_step, state.max_steps, None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.report(state.global_step, state.max_steps, float(logs["loss"]))
+
+
+def fit(
+    model: FusionVLM,
+    stage: Stage,
+    dataset: SampleDataset,
+    collator: Collator,
+    folder: Path,
+    seed: int,
+    *,
+    bf16: bool,
+    report: Report,
+) -> list[tuple[int, float]]:
+    """Run one stage and return its loss curve, [(step, mean loss since the last point)].
+
+    Continues from the newest checkpoint in `folder` if there is one. Raises ValueError if the
+    global batch size does not suit the number of processes, or if the loss is not finite.
+    """
+    arguments = _arguments(stage, folder, seed, bf16, len(dataset))
+    trainer = FusionTrainer(
+        stage,
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collator,
+        callbacks=[_Progress(report)],
+    )
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    model.config.use_cache = False
+    result = trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    if not torch.isfinite(torch.tensor(result.training_loss)):
+        raise ValueError(f"the loss became {result.training_loss}: lower the learning rates")
+    return [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+
+
+def _arguments(
+    stage: Stage, folder: Path, seed: int, bf16: bool, samples: int
+) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        seed=seed,
+        bf16=bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        lr_scheduler_type=stage.schedule,
+        learning_rate=max(stage.learning_rates.values()),
+        warmup_steps=stage.warmup,
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        num_train_epochs=stage.epochs,
+        max_steps=stage.steps or -1,
+        activation_checkpointing=stage.activation_checkpointing,
+        remove_unused_columns=False,
+        dataloader_drop_last=samples >= stage.batch_size,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        save_strategy="steps" if stage.checkpoint_steps else "no",
+        save_steps=stage.checkpoint_steps or 1,
+        save_total_limit=1,
+        logging_steps=1,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    per_process, rest = divmod(stage.batch_size, arguments.world_size)
+    device = min(stage.device_batch_size or per_process, per_process)
+    if rest or per_process % device:
+        raise ValueError(
+            f"batch_size {stage.batch_size} cannot be split over {arguments.world_size} processes "
+            f"with device_batch_size {stage.device_batch_size}"
+        )
+    arguments.per_device_train_batch_size = device
+    arguments.gradient_accumulation_steps = per_process // device
+    return arguments

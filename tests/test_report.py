@@ -1,0 +1,346 @@
+"""The report of a small made-up study: what it says, that it is escaped, whole and repeatable."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from layerfuse import plots
+from layerfuse.study.findings import findings
+from layerfuse.study.report import choose, write_report
+from layerfuse.study.results import Run
+from layerfuse.study.statistics import summarize
+
+EVIL = "<script>alert('red')</script>"
+
+
+def make_study(folder: Path, rates: dict[str, float], seeds: int = 2, pictures: int = 40) -> Path:
+    """Arms with these rates of right answers on two families; the first one is the baseline."""
+    rng, lines = np.random.default_rng(0), []
+    (folder / "images").mkdir(parents=True)
+    for p in range(pictures):
+        Image.new("RGB", (8, 8), (6 * p, 90, 120)).save(folder / f"images/{p}.png")
+    answers = [str(rng.choice(["blue", "green", EVIL])) for _ in range(2 * pictures)]
+    hard = rng.random(2 * pictures)
+    for (arm, rate), seed in ((a, s) for a in rates.items() for s in range(seeds)):
+        rows = []
+        for k, answer in enumerate(answers):
+            right = bool(hard[k] < rate) != bool(rng.random() < 0.04)
+            rows.append(
+                {
+                    "id": f"t-{k // 2:03d}/{k % 2}",
+                    "sample": f"t-{k // 2:03d}",
+                    "image": f"images/{k // 2}.png",
+                    "question": "Which colour & why?",
+                    "answer": answer,
+                    "prediction": answer if right else "pink",
+                    "correct": right,
+                    "family": ("colour", "count")[k % 2],
+                    "category": "all",
+                    "novel": k % 8 < 2,
+                }
+            )
+        path = folder / f"arms/{arm}.{seed}"
+        path.mkdir(parents=True)
+        (path / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        curve = [[s, 3 / (1 + s)] for s in range(20)]
+        lines.append(
+            {
+                "arm": arm,
+                "seed": seed,
+                "layers": [4, 8] if "concat" in arm else [12],
+                "depth": 12,
+                "fusion": {"name": "concat"},
+                "kind": "external direct",
+                "folder": f"arms/{arm}.{seed}",
+                "losses": {"align": curve, "finetune": curve},
+                "parameters": {"fusion": 1234, "trained": 56789},
+                "seconds": {"align": 1.0 + seed},
+            }
+        )
+    (folder / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    names = "".join(f"- name: {arm}\n" for arm in rates)
+    (folder / "recipe.yaml").write_text(
+        f"name: tiny-study\nbaseline: {next(iter(rates))}\narms:\n{names}"
+    )
+    (folder / "environment.json").write_text('{"python": "3.11", "cpu": "<b>fast</b>"}')
+    return folder
+
+
+def words(page: Path) -> str:
+    """The page's text without style and markup."""
+    text = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]+>", " ", page.read_text(), flags=re.S)
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "one"
+    return write_report(make_study(folder, {"deepest": 0.5, "concat-4-8": 0.95}))
+
+
+def test_contents_in_order(page: Path):
+    text = words(page)
+    parts = [
+        "tiny-study",
+        "concat-4-8 beats the baseline deepest by",
+        "Results",
+        "chance",
+        "Scores",
+        "By family of questions",
+        "Seen and held-out",
+        "Training loss",
+        "Examples",
+        "colour: arms disagree",
+        "Training cost",
+        "56,789",
+        "How to read this",
+        "Recipe",
+        "Environment",
+    ]
+    places = [text.index(part) for part in parts[:2]]
+    for part in parts[2:]:
+        places.append(text.index(part, places[-1]))
+    assert places == sorted(places)
+    assert "4 runs of 2 arms, each on 80 questions about 40 pictures" in text
+
+
+def test_numbers_are_those_of_the_summary(page: Path):
+    summary = json.loads((page.parent / "summary.json").read_text())
+    text, again = words(page), summarize(page.parent, "deepest")
+    again["findings"] = findings(again)
+    assert summary == again
+    for arm in summary["arms"]:
+        assert f"{100 * arm['mean']['score']:.1f}" in text
+        for cell in arm["families"].values():
+            assert f"{100 * cell['score']:.1f}" in text
+
+
+def test_answers_and_environment_are_escaped(page: Path):
+    html = page.read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(&#39;red&#39;)&lt;/script&gt;" in html
+    assert "<b>fast</b>" not in html
+    assert "&lt;b&gt;fast&lt;/b&gt;" in html
+
+
+def test_page_needs_nothing_else(page: Path):
+    html = page.read_text()
+    assert not re.search(r'(?:src|href)="(?!data:image/png;base64,|#)', html)
+    assert "url(http" not in html
+    assert "@import" not in html
+    assert html.count("<svg ") == 3
+    assert html.count("data:image/png;base64,") == html.count("<article") >= 3
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html))
+    used = {a or b for a, b in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html)}
+    assert used <= set(ids)
+
+
+def test_two_calls_give_the_same_bytes(page: Path):
+    files = [p for p in page.parent.rglob("*") if p.is_file()]
+    before = {p: p.read_bytes() for p in files}
+    assert {p.name for p in files if p.parent.name == "figures"} == {
+        f"{name}.{kind}" for name in ("losses", "scores", "families") for kind in ("png", "svg")
+    }
+    write_report(page.parent)
+    assert {p: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()} == before
+
+
+def test_examples_follow_the_stated_rule(page: Path):
+    rows = [
+        json.loads(x)
+        for x in (page.parent / "arms/deepest.0/predictions.jsonl").read_text().splitlines()
+    ]
+    other = [
+        json.loads(x)
+        for x in (page.parent / "arms/concat-4-8.0/predictions.jsonl").read_text().splitlines()
+    ]
+    first = next(
+        a
+        for a, b in zip(rows, other, strict=True)
+        if a["family"] == "colour" and a["correct"] != b["correct"]
+    )
+    card = re.search(r"<article.*?</article>", page.read_text(), re.S)
+    assert card is not None
+    marks = re.findall(r">([✓✗])<", card.group())
+    assert marks == ["✓" if first["correct"] else "✗", "✗" if first["correct"] else "✓"]
+
+
+def test_examples_show_each_picture_once():
+    def answers(right: list[bool]) -> list[dict]:
+        return [
+            {"id": str(k), "sample": str(k // 2), "family": "ab"[k % 2], "correct": r}
+            for k, r in enumerate(right)
+        ]
+
+    runs = [
+        Run({"arm": "x", "seed": 0}, answers([True, True, True, True, True, True])),
+        Run({"arm": "x", "seed": 1}, answers([False] * 6)),
+        Run({"arm": "y", "seed": 0}, answers([False, False, False, False, True, True])),
+    ]
+    assert [(why, item["id"], [arm for arm, _ in row]) for why, item, row in choose(runs)] == [
+        ("a: arms disagree", "0", ["x", "y"]),
+        ("b: arms disagree", "3", ["x", "y"]),
+        ("all right", "4", ["x", "y"]),
+    ]
+
+
+def test_single_seed_says_that_seed_noise_is_unknown(tmp_path: Path):
+    text = words(write_report(make_study(tmp_path / "s", {"deepest": 0.5, "concat": 0.9}, 1)))
+    headline = json.loads((tmp_path / "s/summary.json").read_text())["findings"]["headline"]
+    assert headline.endswith("(items only; seed noise not measured).")
+    assert headline in text
+    assert text.count("items only; seed noise not measured") >= 4
+    assert "pooled over all arms" not in text
+
+
+def test_equal_arms_are_called_a_tie(tmp_path: Path):
+    folder = make_study(tmp_path / "s", {"deepest": 0.7, "a": 0.7, "b": 0.7})
+    found = findings(summarize(folder, "deepest"))["headline"]
+    assert found.startswith("All 3 arms tie: no difference to the baseline deepest is beyond noise")
+
+
+def test_unfinished_studies(tmp_path: Path):
+    folder = make_study(tmp_path / "s", {"deepest": 0.7, "a": 0.9, "b": 0.9})
+    results = folder / "results.jsonl"
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:1]))
+    (folder / "environment.json").unlink()
+    (folder / "images/0.png").unlink()
+    text = words(write_report(folder))
+    assert "Only the baseline deepest has finished: there is nothing to compare yet." in text
+    assert "Unfinished: a, b have no result yet." in text
+    assert "all right · picture not stored" in text or "all wrong · picture not stored" in text
+    (folder / "recipe.yaml").write_text("name: x\n")
+    with pytest.raises(ValueError, match="names no baseline"):
+        write_report(folder)
+
+
+def summary_of(verdicts: dict[str, str], noise: bool = True, above: bool = True, **change) -> dict:
+    """A summary with these verdicts against the baseline `base`, in order of score."""
+    sizes = {"better": 0.05, "worse": -0.05, "tie": 0.01, "open": 0.03, "better+": 0.02}
+    arms = []
+    for name, verdict in verdicts.items():
+        size = sizes.get(verdict, 0)
+        found = {
+            "difference": size,
+            "interval": [size - 0.02, size + 0.02],
+            "verdict": {"open": "tie", "better+": "better"}.get(verdict, verdict),
+            "unresolved": verdict == "open",
+        }
+        arms.append(
+            {
+                "arm": name,
+                "mean": {"score": 0.6 + size, "interval": [0.5, 0.7]},
+                "first": verdict == "better",
+                "layers": [1],
+                "versus_chance": {"verdict": "better" if above else "tie"},
+                "versus_baseline": found if verdict else None,
+            }
+        )
+    seeds = {"sd": 0.02, "df": 3, "spread": 0.03, "spread_arm": "base"}
+    return {
+        "arms": arms,
+        "baseline": "base",
+        "noise": seeds if noise else None,
+        "leaders": [],
+        "single_layer": [],
+        "chance": {"mean": 0.4},
+        **change,
+    }
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "sentence"),
+    [
+        (
+            {"a": "better", "b": "tie", "base": ""},
+            "a beats the baseline base by 5.0 points (95 % interval 3.0 to 7.0).",
+        ),
+        (
+            {"a": "better", "b": "better", "base": "", "c": "worse"},
+            "a and b beat the baseline base; a and b are tied for first; c is worse.",
+        ),
+        (
+            {"a": "better", "b": "better+", "base": ""},
+            "a and b beat the baseline base; a leads, "
+            "with +5.0 points (95 % interval +3.0 to +7.0).",
+        ),
+        (
+            {"a": "tie", "base": ""},
+            "a and the baseline base tie: +1.0 points (95 % interval −1.0 to +3.0).",
+        ),
+        (
+            {"a": "open", "base": ""},
+            "Not resolved: a differs from the baseline base by +3.0 points "
+            "(95 % interval +1.0 to +5.0), too little for the noise between seeds.",
+        ),
+        (
+            {"base": "", "a": "worse", "b": "worse"},
+            "The baseline base is best: a and b are all worse.",
+        ),
+        (
+            {"base": "", "a": "worse"},
+            "The baseline base is best: a is worse by 5.0 points (95 % interval 3.0 to 7.0).",
+        ),
+        (
+            {"b": "tie", "base": "", "a": "worse"},
+            "No arm beats the baseline base: a is worse, b ties with it.",
+        ),
+        ({"base": ""}, "Only the baseline base has finished: there is nothing to compare yet."),
+    ],
+)
+def test_headlines(verdicts: dict[str, str], sentence: str):
+    assert findings(summary_of(verdicts))["headline"] == sentence
+
+
+def test_nothing_is_claimed_for_arms_at_chance():
+    found = findings(summary_of({"a": "better", "base": ""}, above=False))
+    assert found["headline"].startswith("No arm is measurably above chance")
+    assert "Not measurably above that: a and base." in found["learning"]
+
+
+def test_layer_sentence():
+    row = {"family": "colour", "leader": "a", "beyond_noise": True}
+    other = {"family": "count", "leader": "b", "beyond_noise": False}
+    told = findings(
+        summary_of({"a": "tie", "base": ""}, single_layer=["a", "base"], leaders=[row, other])
+    )["layers"]
+    assert told == (
+        "Of the 2 single-layer arms, a leads on colour beyond noise; elsewhere "
+        "(1 of 2 families) the order is noise."
+    )
+    told = findings(
+        summary_of(
+            {"a": "tie", "base": ""}, noise=False, single_layer=["a", "base"], leaders=[other]
+        )
+    )["layers"]
+    assert told == (
+        "Among 2 single-layer arms none leads in a family beyond noise "
+        "(items only; seed noise not measured)."
+    )
+
+
+def test_up_to_24_arms_look_different():
+    looks = [tuple(plots.look(i).values()) for i in range(24)]
+    assert len(set(looks)) == 24
+
+
+def test_smooth_is_a_centred_mean():
+    assert plots.smooth([0, 3, 6, 3], 3).tolist() == [1.5, 3, 4, 4.5]
+
+
+def test_plots_draw_what_they_are_given():
+    ax = Figure().subplots()
+    arm = {"arm": "a", "index": 0, "score": 0.5, "interval": [0.4, 0.6], "seed_means": [0.45, 0.55]}
+    assert plots.plot_scores({"arms": [arm], "baseline": "a", "chance": 0.25}, ax) is ax
+    drawn = [np.asarray(line.get_xdata()).tolist() for line in ax.lines]
+    assert [40.0, 60.0] in drawn
+    assert any(np.allclose(x, [45, 55]) for x in drawn if len(x) == 2)
+    assert [25.0, 25.0] in drawn
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a (baseline)"]
