@@ -263,6 +263,20 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
     return extract
 
 
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a busy machine torch's threads wait for each other: one was ten times as fast as two."""
+    if request.node.get_closest_marker("real") is None:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def silent() -> Iterator[None]:
     """The test fails if transformers logs a warning in it."""

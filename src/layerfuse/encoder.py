@@ -203,4 +203,5 @@ def load_vision_config(name: str | PreTrainedConfig) -> PreTrainedConfig:
 
 def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The pretrained vision tower of a hub id, folder or local-model name."""
-    return MODEL_MAPPING[type(config)].from_pretrained(resolve(name), dtype=dtype)
+    tower_class: Any = MODEL_MAPPING[type(config)]
+    return tower_class.from_pretrained(resolve(name), dtype=dtype)

@@ -108,7 +108,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
 
     config_class = FusionConfig
     base_model_prefix = ""
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012 (transformers declares it so)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -130,7 +130,9 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             config.vision_config, options.taps(selection), grid
         )
         self.fusion = module(options, _shapes(selection, config.vision_config, config.text_config))
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model: Any = language_model or AutoModelForCausalLM.from_config(
+            config.text_config
+        )
         attach(self.fusion, self.language_model.get_decoder().layers)
         parts = (self.vision_tower.tower, self.language_model)
         self._no_split_modules = [n for part in parts for n in part._no_split_modules or []]
@@ -162,12 +164,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             llm if isinstance(llm, PreTrainedConfig) else AutoConfig.from_pretrained(resolve(llm))
         )
         text = text.get_text_config()
-        if image_token_id is None:
-            if not isinstance(llm, str):
-                raise ValueError("`llm` is a config, so `image_token_id` must be given")
-            tokenizer = load_tokenizer(llm, image_token)
-            image_token_id = tokenizer.convert_tokens_to_ids(image_token or IMAGE_TOKEN)
-        config = configure(vision, text, layers, fusion, token_grid, image_token_id)
+        token_id = _image_token_id(llm, image_token) if image_token_id is None else image_token_id
+        config = configure(vision, text, layers, fusion, token_grid, token_id)
         options, _ = parse(config.fusion or {})
         taps = options.taps(config.selection)
         if isinstance(encoder, str):
@@ -175,7 +173,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         else:
             tower = Encoder.from_config(vision, taps, token_grid).to(dtype)
         language_model = _load_llm(llm, dtype, attn_implementation)
-        _ensure_row(language_model, image_token_id)
+        _ensure_row(language_model, token_id)
         config.text_config = language_model.config
         return cls(config, tower, language_model)
 
@@ -255,6 +253,10 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
             if sparse:
                 logits_to_keep = targets != IGNORED
+        if isinstance(logits_to_keep, int) and logits_to_keep:
+            # A slice is not contiguous, and on CPU a frozen head then multiplies row by row.
+            length = inputs_embeds.shape[1]
+            logits_to_keep = torch.arange(length - logits_to_keep, length, device=self.device)
         out = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -303,7 +305,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         """Images go in at prefill only: the KV cache carries them afterwards."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs.pop("features", None)
-        return super().prepare_inputs_for_generation(
+        parent: Any = super()
+        return parent.prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
 
@@ -321,7 +324,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             order = self._repeat_images(input_ids, count, expand_size)
             pixels = pixels[order] if pixels is not None else None
             features = _take(features, order) if features else None
-        ids, kwargs = super()._expand_inputs_for_generation(
+        parent: Any = super()
+        ids, kwargs = parent._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **kwargs
         )
         given = {"pixel_values": pixels, "features": features}
@@ -338,7 +342,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
 
     @torch.inference_mode()
     def ask(
-        self,
+        self: Any,
         processor: Processor,
         image: Any,
         question: str,
@@ -365,6 +369,13 @@ def _take(features: Features, order: Tensor) -> Features:
     )
 
 
+def _image_token_id(llm: Source, image_token: str | None) -> int:
+    if not isinstance(llm, str):
+        raise ValueError("`llm` is a config, so `image_token_id` must be given")
+    tokenizer = load_tokenizer(llm, image_token)
+    return tokenizer.convert_tokens_to_ids(image_token or IMAGE_TOKEN)
+
+
 def _load_llm(llm: Source, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
     kernel = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if isinstance(llm, str):
@@ -372,7 +383,7 @@ def _load_llm(llm: Source, dtype: torch.dtype, attn_implementation: str | None) 
     return AutoModelForCausalLM.from_config(llm.get_text_config(), **kernel).to(dtype)
 
 
-def _ensure_row(language_model: PreTrainedModel, image_token_id: int) -> None:
+def _ensure_row(language_model: Any, image_token_id: int) -> None:
     """Grow the vocabulary if the image token is new; its row is the mean of the others, so that it
     is never the likeliest next token."""
     old = language_model.get_input_embeddings().weight.shape[0]
@@ -396,7 +407,7 @@ def compose_processor(
         patch_size=config.vision_config.patch_size,
         token_grid=config.token_grid,
         fusion=config.fusion,
-        **({"image_token": image_token} if image_token else {}),
+        image_token=image_token or IMAGE_TOKEN,
         chat_template=chat_template,
     )
 

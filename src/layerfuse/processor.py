@@ -93,7 +93,8 @@ class Processor(ProcessorMixin):
         self, conversations: list[list[Message]], images: list[Any] | None = None
     ) -> BatchFeature:
         """Left-padded model inputs that end where the answers begin; `images` in reading order."""
-        return self(
+        call: Any = self.__call__
+        return call(
             text=[self.prompt(m).replace(IMAGE_TOKEN, self.image_token) for m in conversations],
             images=images or None,
             add_special_tokens=False,

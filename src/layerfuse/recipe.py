@@ -45,8 +45,10 @@ class Scenes(Strict):
     """Seed of the generator; train and test splits never share a picture."""
     split: Literal["train", "test"] = "train"
     """`test` also holds colour and shape combinations that no `train` split shows."""
+    families: list[str] | None = None
+    """Families of questions to ask about. Default: all eight."""
     questions: int = Field(default=6, ge=1, le=8)
-    """Questions per picture, of the eight families."""
+    """Questions per picture, at most one of each family."""
     captions: bool = False
     """Use one short description per picture instead of its questions."""
 

@@ -122,9 +122,11 @@ def check(samples: Samples) -> None:
 
 
 def _write_scenes(spec: Any) -> Path:
-    key = f"{spec.split}-{spec.count}-{spec.seed}-{spec.questions}-v{scenes.VERSION}"
+    asked = "+".join(family[:2] for family in spec.families or ["all"])
+    key = f"{spec.split}-{spec.count}-{spec.seed}-{spec.questions}-{asked}-v{scenes.VERSION}"
     folder = home() / "scenes" / key
-    scenes.write(folder, spec.count, spec.split, seed=spec.seed, questions=spec.questions)
+    options = {"seed": spec.seed, "questions": spec.questions, "families": spec.families}
+    scenes.write(folder, spec.count, spec.split, **options)
     return folder / ("captions.json" if spec.captions else "conversations.json")
 
 

@@ -11,18 +11,20 @@ something about each other: score exchanges one at a time to keep those families
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from layerfuse.data import drawing
+from layerfuse.data.drawing import SIZE
 
 Split = Literal["train", "test"]
-VERSION = 1
-SIZE = 224  # pixels, both ways
+VERSION = 2
 _TABLE = (
     ("colour", "General", "red orange yellow green blue purple pink black", "What colour?"),
     ("shape", "General", "circle square triangle star heart diamond ring moon", "What shape?"),
@@ -38,9 +40,6 @@ ANSWERS = {family: tuple(answers.split()) for family, _, answers, _ in _TABLE}
 QUESTIONS = {family: tuple(wordings.split("|")) for family, _, _, wordings in _TABLE}
 PAIRS = tuple(product(ANSWERS["colour"], ANSWERS["shape"]))
 HELD_OUT = frozenset(PAIRS[8 * i + (i + 3) % 8] for i in range(8))
-_RGB = ("#d62024", "#f58a14", "#f8de1e", "#22963c", "#1e50d7", "#7a2ca0", "#fa7dbe", "#18181a")
-_PAINT = dict(zip(ANSWERS["colour"], _RGB, strict=True))
-_MARKS = {"none": (), "dot": ((8, 8),), "line": ((9, 3),), "cross": ((9, 3), (3, 9))}
 _SPLITS = {"train": 0, "test": 1}
 
 
@@ -95,64 +94,12 @@ class Scene:
 
     def render(self) -> Image.Image:
         """The picture, 224 x 224 RGB (drawn at twice the size and halved)."""
-        picture = _background(self).resize((2 * SIZE, 2 * SIZE), Image.Resampling.NEAREST)
-        draw = ImageDraw.Draw(picture)
-        for x, y, angle in self.objects:
-            turned = _outline(self.shape) * self.radius * np.exp(1j * np.radians(angle))
-            corners = (2 * (turned + complex(x, y))).tolist()
-            draw.polygon([(p.real, p.imag) for p in corners], _PAINT[self.colour])
-        x, y, side, angle = self.card
-        card = _card(self.letter, round(2 * side), angle)
-        picture.paste(card, (round(2 * x - card.width / 2), round(2 * y - card.height / 2)), card)
-        x, y = 2 * self.mark_at[0], 2 * self.mark_at[1]
-        for w, h in _MARKS[self.detail]:
-            stroke = draw.ellipse if w == h else draw.rectangle
-            stroke((x - w, y - h, x + w, y + h), "black")
+        picture = drawing.background(self.texture, self.ground, self.pattern)
+        for spot in self.objects:
+            drawing.add_object(picture, self.shape, self.colour, self.radius, spot)
+        drawing.add_card(picture, self.letter, self.card)
+        drawing.add_mark(picture, self.detail, self.mark_at)
         return picture.reduce(2).point([min(255, round(v * self.light)) for v in range(256)] * 3)
-
-
-def _background(scene: Scene) -> Image.Image:
-    """The patterned ground, 224 x 224 RGB."""
-    period, phase, contrast = scene.pattern
-    y, x = ((steps + phase) / period for steps in np.ogrid[:SIZE, :SIZE])
-    mask = {
-        "plain": x + y < 0,
-        "horizontal": y % 1 < 0.5,
-        "vertical": x % 1 < 0.5,
-        "diagonal": (x + y) % 1.4 < 0.7,
-        "dots": (x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 < 0.09,
-        "checks": (x % 1 < 0.5) ^ (y % 1 < 0.5),
-    }[scene.texture]
-    shades = np.array([scene.ground, np.array(scene.ground) - contrast]).astype(np.uint8)
-    return Image.fromarray(shades[np.broadcast_to(mask, (SIZE, SIZE)).astype(int)])
-
-
-def _outline(shape: str) -> np.ndarray:
-    """The corners x + iy of a shape within the unit circle, y downwards."""
-
-    def arc(start: float, stop: float, steps: int) -> np.ndarray:
-        return np.exp(1j * np.radians(np.linspace(start, stop, steps + 1)))
-
-    return {
-        "circle": arc(0, 360, 48),
-        "square": arc(45, 405, 4),
-        "triangle": arc(-90, 270, 3),
-        "star": np.column_stack([arc(-90, 270, 5), 0.42 * arc(-54, 306, 5)]).ravel(),
-        "heart": 0.48 * np.concatenate([arc(140, 330, 24) - 1, arc(210, 400, 24) + 1, [2j]]) - 0.2j,
-        "diamond": np.array([-1j, 0.62, 1j, -0.62]),
-        "ring": np.concatenate([arc(0, 360, 48), 0.55 * arc(360, 0, 48)]),
-        "moon": np.concatenate([arc(48.7, 311.3, 40), 0.45 + 0.78 * arc(285.6, 74.4, 40)]),
-    }[shape]
-
-
-def _card(letter: str, side: int, angle: float) -> Image.Image:
-    """A light card with a dark letter, ``side`` pixels both ways before turning, RGBA."""
-    card = Image.new("RGBA", (side, side), "#fafaf8")
-    draw = ImageDraw.Draw(card)
-    draw.rectangle((0, 0, side - 1, side - 1), outline="#5a5a5a", width=3)
-    font = ImageFont.load_default(size=0.8 * side)
-    draw.text((side / 2, side / 2), letter, "#141414", font, anchor="mm", stroke_width=1)
-    return card.rotate(angle, Image.Resampling.BICUBIC, expand=True)
 
 
 def _deal(values: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
@@ -179,23 +126,25 @@ def _absent(pair: tuple[str, str], novel: bool, rng: np.random.Generator) -> tup
 
 
 def _scene(own: dict[str, str], asked: tuple[str, str], rng: np.random.Generator) -> Scene:
-    """A scene with these answers; group and card lie anywhere, so only their relation tells."""
-    radius, side, gap = rng.uniform((13, 42, 8), (17, 48, 14)).tolist()
+    """A scene with these answers; group and card lie anywhere that they fit."""
+    radius, side, gap = rng.uniform((19, 54, 6), (23, 60, 9)).tolist()
     half = 0.6 * side  # covers a turned card
-    cells = rng.permutation(9)[: int(own["count"])]
-    spots = rng.uniform(-4.5, 4.5, (len(cells), 2))
-    spots += (2 * radius + 12) * np.stack([cells % 3, cells // 3], 1)
+    beside = own["position"] in ("left", "right")
+    cells = rng.permutation(6)[: int(own["count"])]
+    grid = np.stack([cells % 2, cells // 2], 1)
+    spots = rng.uniform(-2.5, 2.5, (len(cells), 2))
+    spots += (2 * radius + 7) * (grid if beside else grid[:, ::-1])
     low, high = spots.min(0) - radius, spots.max(0) + radius
     card = (low + high) / 2 + rng.uniform(-0.3, 0.3) * (high - low)
-    across = 0 if own["position"] in ("left", "right") else 1
+    across = 0 if beside else 1
     before = own["position"] in ("left", "top")
     card[across] = low[across] - gap - half if before else high[across] + gap + half
     low, high = np.minimum(low, card - half), np.maximum(high, card + half)
     shift = rng.uniform(6 - low, SIZE - 6 - high)
     spots, card = spots + shift, card + shift
     free = rng.uniform(12, SIZE - 12, (400, 2))
-    clear = np.hypot(*(free[:, None] - spots).transpose(2, 0, 1)).min(1) > radius + 9
-    free = free[clear & (np.abs(free - card).max(1) > half + 9)]
+    clear = np.hypot(*(free[:, None] - spots).transpose(2, 0, 1)).min(1) > radius + 11
+    free = free[clear & (np.abs(free - card).max(1) > half + 11)]
     return Scene(
         **own,
         asked=asked,
@@ -230,13 +179,15 @@ def sample(count: int, split: Split, seed: int = 0, novel_share: float = 0.25) -
     return scenes
 
 
-def _choose(scenes: list[Scene], questions: int, rng: np.random.Generator) -> Iterator[list[str]]:
+def _choose(
+    scenes: list[Scene], families: tuple[str, ...], questions: int, rng: np.random.Generator
+) -> Iterator[list[str]]:
     """The families asked of each scene, in random order; every answer is asked about evenly."""
-    due = {(family, answer): 0.0 for family in FAMILIES for answer in ANSWERS[family]}
+    due = {(family, answer): 0.0 for family in families for answer in ANSWERS[family]}
     for scene in scenes:
-        keys = [(family, scene.answer(family)) for family in FAMILIES]
+        keys = [(family, scene.answer(family)) for family in families]
         for key in keys:
-            due[key] += questions / len(FAMILIES)
+            due[key] += questions / len(families)
         keys.sort(key=lambda key: 0.5 * rng.random() - due[key])
         for key in keys[:questions]:
             due[key] -= 1
@@ -250,17 +201,24 @@ def write(
     *,
     seed: int = 0,
     questions: int = 6,
+    families: Sequence[str] | None = None,
     novel_share: float = 0.25,
 ) -> Path:
     """Write scenes with ``questions`` exchanges each as PNG and LLaVA JSON; returns ``folder``.
 
+    Each question is of another of ``families`` (default: all eight).
+
     It appears complete or not at all; one that holds the same scenes already is left as it is.
     Raises ValueError for bad arguments and for a folder that holds anything else.
     """
-    if not 1 <= questions <= len(FAMILIES):
-        raise ValueError(f"questions must lie between 1 and {len(FAMILIES)}, not {questions}")
+    asked = tuple(families or FAMILIES)
+    if unknown := [family for family in asked if family not in FAMILIES]:
+        raise ValueError(f"unknown question families {unknown}; valid: {list(FAMILIES)}")
+    if not 1 <= questions <= len(set(asked)) == len(asked):
+        raise ValueError(f"questions must lie between 1 and {len(set(asked))}, not {questions}")
     settings = {"version": VERSION, "count": count, "split": split, "seed": seed}
     settings |= {"questions": questions, "novel_share": novel_share if split == "test" else 0.0}
+    settings |= {"families": list(asked)}
     if folder.exists() and any(folder.iterdir()):
         kept = folder / "scenes.json"
         found = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
@@ -270,7 +228,8 @@ def write(
         return folder
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        _fill(partial, split, sample(count, split, seed, novel_share), questions, seed)
+        scenes = sample(count, split, seed, novel_share)
+        _fill(partial, split, scenes, asked, questions, seed)
         (partial / "scenes.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         partial.rename(folder)
     finally:
@@ -278,12 +237,19 @@ def write(
     return folder
 
 
-def _fill(folder: Path, split: str, scenes: list[Scene], questions: int, seed: int) -> None:
+def _fill(
+    folder: Path,
+    split: str,
+    scenes: list[Scene],
+    asked: tuple[str, ...],
+    questions: int,
+    seed: int,
+) -> None:
     """Write pictures, conversations and captions into a new ``folder``."""
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng([seed, _SPLITS[split], 2, 1])
     talks, captions = [], []
-    for i, families in enumerate(_choose(scenes, questions, rng)):
+    for i, families in enumerate(_choose(scenes, asked, questions, rng)):
         head = {"id": f"{split}-{i + 1:06d}", "image": f"images/{i + 1:06d}.png"}
         scenes[i].render().save(folder / head["image"], compress_level=1)
         said = [text for family in families for text in scenes[i].ask(family, rng)]

@@ -78,7 +78,7 @@ def predict(
 
 
 def _answer(
-    model: FusionVLM,
+    model: Any,
     processor: Processor,
     batch: Sequence[Question],
     store: FeatureStore | None,

@@ -60,8 +60,9 @@ class LiveTable:
                     f"{time.strftime('%H:%M:%S')}  {phase} ({total})", soft_wrap=True
                 )
             return
-        changed = {"note": note} if note else {}
-        self.bar.update(self.task, completed=done, total=total, **changed)
+        self.bar.update(self.task, completed=done, total=total)
+        if note:
+            self.bar.update(self.task, note=note)
 
     def start(self, run: Run) -> None:
         self.states[run.name] = "running"

@@ -23,7 +23,7 @@ from layerfuse.data.conversations import Samples, check, load
 from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.run import predict
 from layerfuse.local_models import resolve
-from layerfuse.processor import Processor, load_image_processor, load_tokenizer
+from layerfuse.processor import IMAGE_TOKEN, Processor, load_image_processor, load_tokenizer
 from layerfuse.recipe import Recipe, load_recipe
 from layerfuse.study.arms import Run, check_arms, runs
 from layerfuse.study.live import LiveTable
@@ -82,7 +82,7 @@ def check_everything(recipe: Recipe) -> dict[str, Samples]:
     Processor(
         load_image_processor(recipe.encoder.model),
         load_tokenizer(recipe.llm.model, recipe.image_token),
-        **({"image_token": recipe.image_token} if recipe.image_token else {}),
+        image_token=recipe.image_token or IMAGE_TOKEN,
         chat_template=template,
     )
     samples = {}

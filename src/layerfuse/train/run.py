@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import set_seed
@@ -61,7 +62,7 @@ def encoder_for(recipe: Recipe) -> Encoder:
 def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
     """The untrained model of an arm and its processor."""
     set_seed(seed)
-    model = FusionVLM.compose(
+    model: Any = FusionVLM.compose(
         recipe.encoder.model,
         recipe.llm.model,
         arm.layers,

@@ -18,7 +18,7 @@ def parts(model: FusionVLM) -> dict[Part, nn.Module]:
 
 
 @contextmanager
-def stage_parameters(model: FusionVLM, stage: Stage, dtype: torch.dtype) -> Iterator[None]:
+def stage_parameters(model: Any, stage: Stage, dtype: torch.dtype) -> Iterator[None]:
     """Inside, exactly the stage's parts train, in float32; afterwards adapters are merged and the
     whole model is in `dtype`, so that what is tested is what is saved."""
     model.requires_grad_(False)

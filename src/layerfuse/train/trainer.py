@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from layerfuse.data.collate import Collator, SampleDataset
 from layerfuse.model import FusionVLM
@@ -69,12 +69,13 @@ def fit(
         data_collator=collator,
         callbacks=[_Progress(report)],
     )
+    trainer.remove_callback(PrinterCallback)  # the report shows the same
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     model.config.use_cache = False
     result = trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     if not torch.isfinite(torch.tensor(result.training_loss)):
         raise ValueError(f"the loss became {result.training_loss}: lower the learning rates")
-    return [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+    return [(int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e]
 
 
 def _arguments(

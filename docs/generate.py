@@ -1,0 +1,135 @@
+"""Write the generated pages: the recipe reference, the strategies' pages, the results tables.
+
+`make docs` runs this; a test fails when a page is not what this would write.
+"""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from layerfuse import recipe
+from layerfuse.fusion import FUSIONS
+from layerfuse.selection import SYNTAX
+
+DOCS = Path(__file__).parent
+MODELS = ("Recipe", "Source", "Data", "Scenes", "Arm", "Grid", "Stage", "Lora", "Evaluation")
+MODELS += ("Statistics",)
+
+
+def _text(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _default(field: Any) -> str:
+    if field.default is PydanticUndefined and field.default_factory is None:
+        return "required"
+    value = field.default_factory() if field.default_factory else field.default
+    if isinstance(value, BaseModel):
+        return "see below"
+    return "none" if value is None else f"`{json.dumps(value)}`"
+
+
+def _type(field: Any) -> str:
+    shown = inspect.formatannotation(field.annotation).replace("typing.", "")
+    return "`" + shown.replace("layerfuse.recipe.", "").replace("|", "\\|") + "`"
+
+
+def _table(fields: dict[str, Any]) -> list[str]:
+    rows = ["| key | type | default | |", "|---|---|---|---|"]
+    for name, field in fields.items():
+        cells = (f"`{name}`", _type(field), _default(field), _text(field.description))
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def recipe_reference() -> str:
+    """Every key of a recipe, from the models that validate it."""
+    lines = [
+        "# Recipe reference",
+        "",
+        "A recipe is a YAML file. `extends: base.yaml` takes what is not set from another recipe;",
+        "on the command line, `key.sub=value` changes a key (lists by position:",
+        "`arms.0.layers=[3]`). Unknown keys are errors. Made from the code by `make docs`.",
+    ]
+    for name in MODELS:
+        model = vars(recipe)[name]
+        lines += ["", f"## {name}", "", _text(model.__doc__), "", *_table(model.model_fields)]
+    return "\n".join([*lines, "", "## Layer selections", "", "```", SYNTAX, "```", ""])
+
+
+def strategy_page(name: str) -> str:
+    """One strategy: its module's docstring and its options."""
+    config, module = FUSIONS[name]
+    text = inspect.getdoc(inspect.getmodule(module)) or ""
+    fields: dict[str, Any] = config.__pydantic_fields__  # type: ignore[attr-defined]
+    head, _, body = text.partition("\n\n")
+    lines = [f"# {name}", "", f"*{module.kind}* · {module.paper}", "", head, "", body, ""]
+    lines += ["## Options", "", *_table(fields), ""]
+    return "\n".join(lines)
+
+
+def strategy_index() -> str:
+    """The catalogue."""
+    lines = ["# Fusion strategies", "", "| name | kind | published as |", "|---|---|---|"]
+    for name in FUSIONS.names():
+        module = FUSIONS[name][1]
+        lines.append(f"| [`{name}`]({name}.md) | {module.kind} | {module.paper} |")
+    return "\n".join([*lines, ""])
+
+
+def results_page(name: str) -> str:
+    """A finished study's table, from its committed summary."""
+    summary = json.loads((DOCS.parent / "results" / f"{name}.json").read_text("utf-8"))
+    families = summary["families"]
+    lines = [f"# Results: {name}", "", summary["findings"]["headline"], ""]
+    lines += [summary["findings"][key] + "\n" for key in ("learning", "layers", "seeds")]
+    head = ["arm", "mean (95 % interval)", "difference", "verdict", *families]
+    lines += ["| " + " | ".join(head) + " |"]
+    lines += ["|---" * (4 + len(families)) + "|"]
+    for arm in summary["arms"]:
+        low, high = arm["mean"]["interval"]
+        cells = [arm["arm"], f"{arm['mean']['score']:.3f} ({low:.3f} to {high:.3f})"]
+        versus = arm["versus_baseline"]
+        if versus:
+            low, high = versus["interval"]
+            verdict = versus["verdict"]
+            cells += [f"{versus['difference']:+.3f} ({low:+.3f} to {high:+.3f})", verdict]
+        else:
+            cells += ["", "baseline"]
+        cells += [f"{arm['families'][family]['score']:.2f}" for family in families]
+        lines.append("| " + " | ".join(cells) + " |")
+    chance = [f"{summary['chance']['families'][family]:.2f}" for family in families]
+    mean = f"{summary['chance']['mean']:.3f}"
+    lines.append("| " + " | ".join(["chance", mean, "", "", *chance]) + " |")
+    lines += [
+        "",
+        f"{summary['runs']} runs, {summary['items']} questions about {summary['images']} pictures. "
+        "Differences are to the baseline; their intervals hold both the noise of the questions and "
+        "of the seeds, and verdicts are corrected for several comparisons (Holm).",
+        "",
+        f"Raw numbers: [results/{name}.json](../results/{name}.json). Recipe: "
+        f"[recipes/{name}.yaml](../recipes/{name}.yaml).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page and what it must hold."""
+    found = {DOCS / "recipe-reference.md": recipe_reference()}
+    found[DOCS / "strategies" / "README.md"] = strategy_index()
+    found |= {DOCS / "strategies" / f"{n}.md": strategy_page(n) for n in FUSIONS.names()}
+    for file in sorted((DOCS.parent / "results").glob("*.json")):
+        found[DOCS / f"results-{file.stem}.md"] = results_page(file.stem)
+    return found
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(DOCS.parent))

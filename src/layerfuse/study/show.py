@@ -1,0 +1,218 @@
+"""What a recipe amounts to, computed on the meta device: no weights, no network."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, PreTrainedConfig
+
+from layerfuse.data.conversations import load
+from layerfuse.encoder import Features, load_vision_config, vision_config_of
+from layerfuse.local_models import is_pulled, resolve
+from layerfuse.model import FusionVLM, configure
+from layerfuse.recipe import Arm, Data, Recipe, Source, Stage, load_recipe
+
+TEXT_TOKENS = 64
+"""text tokens per sample in the FLOP estimate, beside the visual ones"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One arm of a recipe in numbers."""
+
+    arm: Arm
+    layers: list[int]
+    fusion: dict[str, Any]
+    visual_tokens: int
+    parameters: dict[str, int]
+    trained: dict[str, int]
+    """parameters that train, per stage"""
+    flops: dict[str, float]
+    """forward FLOPs of one sample with one image, per part"""
+
+
+def show(
+    recipe_path: str | Path, overrides: tuple[str, ...] = (), console: Console | None = None
+) -> tuple[Recipe, list[Shown]]:
+    """Print the resolved recipe, its arms, and its stages. Returns the recipe and the arms."""
+    recipe = load_recipe(recipe_path, overrides)
+    console = console or Console()
+    vision, text = _vision(recipe.encoder), _text(recipe.llm)
+    arms = [measure(recipe, arm, vision, text) for arm in recipe.all_arms()]
+    console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
+    console.print(
+        f"encoder {recipe.encoder.model}: {vision.num_hidden_layers} blocks of width "
+        f"{vision.hidden_size}, {_image_size(recipe, vision)} px"
+    )
+    console.print(
+        f"LLM {recipe.llm.model}: {text.num_hidden_layers} blocks of width {text.hidden_size}\n"
+    )
+    console.print(_arm_table(recipe, arms))
+    console.print(_stage_table(recipe, arms))
+    console.print(
+        f"FLOPs: forward, one image and {TEXT_TOKENS} text tokens; a training sample costs the "
+        "forward plus twice what lies above the deepest part that trains, so at most three times "
+        "as much. Frozen encoders are run once per picture where features are cached."
+    )
+    return recipe, arms
+
+
+def measure(recipe: Recipe, arm: Arm, vision: PreTrainedConfig, text: PreTrainedConfig) -> Shown:
+    """Build one arm on the meta device and count. Raises ValueError naming the arm."""
+    try:
+        config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
+    except ValueError as error:
+        raise ValueError(f"arm {arm.label!r}: {error}") from error
+    with torch.device("meta"):
+        model = FusionVLM(config).eval()
+    size = _image_size(recipe, vision)
+    grid = model.vision_tower.grid(size, size)
+    parts = {"vision": model.vision_tower, "fusion": model.fusion, "llm": model.language_model}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    trained = {name: _trained(model, stage, counts) for name, stage in recipe.stages.items()}
+    return Shown(
+        arm,
+        config.vision_layers,
+        config.fusion or {},
+        model.fusion.num_tokens(model.fusion.config, grid),
+        counts,
+        trained,
+        _flops(model, size),
+    )
+
+
+def _trained(model: FusionVLM, stage: Stage, counts: dict[str, int]) -> int:
+    total = sum(counts[part] for part in stage.learning_rates if part != "llm" or not stage.lora)
+    if stage.lora is None:
+        return total
+    named = stage.lora.target_modules
+    for name, module in model.language_model.get_decoder().named_modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        if named == "all-linear" or name.rsplit(".", 1)[-1] in named:
+            total += stage.lora.r * (module.in_features + module.out_features)
+    return total
+
+
+@torch.no_grad()
+def _flops(model: FusionVLM, size: int) -> dict[str, float]:
+    """Counted by torch from the operations of a forward pass on meta tensors."""
+    found: dict[str, float] = {}
+    with torch.device("meta"):
+        with FlopCounterMode(display=False) as counter:
+            features: Features = model.vision_tower(torch.empty(1, 3, size, size))
+        found["vision"] = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            visual = model.fusion(features)
+        found["fusion"] = counter.get_total_flops()
+        length = visual.tokens.shape[1] + TEXT_TOKENS
+        width = model.config.text_config.hidden_size
+        with FlopCounterMode(display=False) as counter:
+            model.language_model(inputs_embeds=torch.empty(1, length, width), use_cache=False)
+        found["llm"] = counter.get_total_flops()
+    return found
+
+
+def _vision(source: Source) -> PreTrainedConfig:
+    return vision_config_of(_from_recipe(source)) if source.config else _hub(source, True)
+
+
+def _text(source: Source) -> PreTrainedConfig:
+    return _from_recipe(source).get_text_config() if source.config else _hub(source, False)
+
+
+def _from_recipe(source: Source) -> PreTrainedConfig:
+    settings = dict(source.config or {})
+    if "model_type" not in settings:
+        raise ValueError(f"the configuration of {source.model} needs a model_type")
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def _hub(source: Source, vision: bool) -> PreTrainedConfig:
+    try:
+        if vision:
+            return load_vision_config(source.model)
+        return AutoConfig.from_pretrained(resolve(source.model)).get_text_config()
+    except OSError as error:
+        raise OSError(
+            f"cannot read the configuration of {source.model}: no such folder, and no hub answered."
+            " Pull a local model (`layerfuse models pull`), or write `config:` in the recipe"
+        ) from error
+
+
+def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
+    if recipe.encoder.image_size is not None:
+        return recipe.encoder.image_size
+    known = recipe.encoder.model
+    if recipe.encoder.config is None and (Path(known).is_dir() or _local(known)):
+        from layerfuse.processor import load_image_processor
+
+        settings = load_image_processor(known).to_dict()
+        size = settings.get("crop_size") or settings["size"]
+        return int(size.get("height") or size["shortest_edge"])
+    return int(vision.image_size)
+
+
+def _local(name: str) -> bool:
+    from layerfuse.local_models import MODELS
+
+    return name in MODELS and is_pulled(name)
+
+
+def samples_in(data: Data) -> int | None:
+    """Number of samples, counted if the data is at hand."""
+    if data.scenes is not None:
+        return data.scenes.count
+    if data.path is not None and Path(data.path).exists():
+        return len(load(data))
+    return min(filter(None, (data.expected_samples, data.limit)), default=None)
+
+
+def _arm_table(recipe: Recipe, arms: list[Shown]) -> Table:
+    table = Table(title="arms", title_justify="left", box=None, padding=(0, 2))
+    for column in ("arm", "layers", "visual tokens", "vision", "fusion", "llm"):
+        table.add_column(column, justify="left" if column in ("arm", "layers") else "right")
+    table.add_column("GFLOPs vision / fusion / llm", justify="right")
+    for shown in arms:
+        name = shown.arm.label + (" (baseline)" if shown.arm.label == recipe.baseline_name else "")
+        flops = " / ".join(f"{shown.flops[p] / 1e9:,.1f}" for p in ("vision", "fusion", "llm"))
+        counts = [f"{shown.parameters[p] / 1e6:,.2f} M" for p in ("vision", "fusion", "llm")]
+        layers = ",".join(map(str, shown.layers))
+        table.add_row(name, layers, str(shown.visual_tokens), *counts, flops)
+    return table
+
+
+def _stage_table(recipe: Recipe, arms: list[Shown]) -> Table:
+    table = Table(title="stages", title_justify="left", box=None, padding=(0, 2))
+    for column in ("stage", "samples", "batch", "steps", "learning rates", "trains", "trained"):
+        table.add_column(column, justify="left")
+    for name, stage in recipe.stages.items():
+        samples = samples_in(stage.data)
+        steps: int | str = "unknown" if samples is None else steps_of(stage, samples)
+        rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rates.items())
+        how = ", ".join(
+            f"{part} ({'LoRA' if part == 'llm' and stage.lora else 'full'})"
+            for part in stage.learning_rates
+        )
+        trained = sorted({shown.trained[name] for shown in arms})
+        span = " to ".join(f"{n / 1e6:,.2f} M" for n in (trained[0], trained[-1]))
+        span = span if trained[0] != trained[-1] else f"{trained[0] / 1e6:,.2f} M"
+        count = "unknown" if samples is None else f"{samples:,}"
+        table.add_row(name, count, str(stage.batch_size), f"{steps}", rates, how, span)
+    return table
+
+
+def steps_of(stage: Stage, samples: int) -> int:
+    """Optimizer steps of a stage on one device, as the trainer counts them: a last incomplete
+    forward batch is dropped where there is at least one complete global batch."""
+    if stage.steps is not None:
+        return stage.steps
+    device = stage.device_batch_size or stage.batch_size
+    whole = samples >= stage.batch_size
+    forwards = samples // device if whole else math.ceil(samples / device)
+    return math.ceil(stage.epochs * math.ceil(forwards * device / stage.batch_size))

@@ -1,0 +1,27 @@
+"""Shared fixtures. No test may reach a network, but for the ones that pull local models."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from layerfuse.local_models import pull
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def local_models() -> None:
+    """DINOv2-S and SmolLM2-135M in the cache folder."""
+    pull("dinov2-small")
+    pull("smollm2-135m-instruct")

@@ -1,0 +1,279 @@
+"""Samples from every kind of source; batches; the feature cache."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from layerfuse.data.cache import cached_features
+from layerfuse.data.collate import Collator
+from layerfuse.data.conversations import Picture, Samples, check, load
+from layerfuse.encoder import Encoder
+from layerfuse.evaluate.run import questions
+from layerfuse.processor import IGNORED, Processor
+from layerfuse.recipe import Data
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
+
+
+def picture(folder: Path, name: str, colour: str = "red") -> str:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), colour).save(folder / name)
+    return name
+
+
+def turns(*said: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(said)]
+
+
+def from_json(folder: Path, *records: dict[str, Any], name: str = "data.json") -> Samples:
+    text = json.dumps(records)
+    if name.endswith("jsonl"):
+        text = "\n".join(map(json.dumps, records))
+    (folder / name).write_text(text)
+    return load(Data(path=str(folder / name)))
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_llava_files(tmp_path: Path, name: str) -> None:
+    one, two = picture(tmp_path, "a.png"), picture(tmp_path, "b/c.png")
+    samples = from_json(
+        tmp_path,
+        {"id": "x", "image": one, "conversations": turns("<image>\nWhat?", "A", "Why?", "B")},
+        {"id": 7, "image": [one, two], "conversations": turns("<image><image> Same?", "no")},
+        {"id": "text", "conversations": turns("Hello", "Hi")},
+        {"id": "end", "image": two, "conversations": turns("No marker", "yes", "unanswered")},
+        {"id": "hole", "conversations": turns("one", "", "two", "2")},
+        name=name,
+    )
+    check(samples)
+    assert [s.id for s in samples] == ["x", "7", "text", "end", "hole"]
+    assert [len(s.pictures) for s in samples] == [1, 2, 0, 1, 0]
+    assert samples[0].pictures[0].name == str(tmp_path / "a.png")
+    assert samples[0].messages[2] == {"role": "user", "content": "Why?"}
+    assert [m["content"] for m in samples[3].messages] == ["<image>\nNo marker", "yes"]
+    assert [m["content"] for m in samples[4].messages] == ["two", "2"]
+
+
+def test_the_image_of_an_unanswered_first_question_is_kept(tmp_path: Path) -> None:
+    name = picture(tmp_path, "a.png")
+    talk = turns("<image>\nfirst", "", "second", "2")
+    samples = from_json(tmp_path, {"id": "x", "image": name, "conversations": talk})
+    assert [m["content"] for m in samples[0].messages] == ["<image>\nsecond", "2"]
+
+
+def test_images_in_another_folder_and_limit(tmp_path: Path) -> None:
+    picture(tmp_path / "pictures", "a.png")
+    records = [{"image": "a.png", "conversations": turns("<image>", str(k))} for k in range(5)]
+    (tmp_path / "d.json").write_text(json.dumps(records))
+    source = Data(path=str(tmp_path / "d.json"), images=str(tmp_path / "pictures"), limit=3)
+    samples = load(source)
+    check(samples)
+    assert [s.id for s in samples] == ["0", "1", "2"]
+
+
+def test_image_folders(tmp_path: Path) -> None:
+    captioned = tmp_path / "captioned"
+    for k in range(2):
+        picture(captioned, f"{k}.png")
+        (captioned / f"{k}.txt").write_text(f"caption {k}")
+    samples = load(Data(path=str(captioned)))
+    assert [s.messages[-1]["content"] for s in samples] == ["caption 0", "caption 1"]
+    assert samples[0].messages[0]["content"].startswith("<image>")
+    table = tmp_path / "table"
+    picture(table, "a.png")
+    row = {"file_name": "a.png", "question": "What?", "answer": "red"}
+    (table / "metadata.jsonl").write_text(json.dumps(row))
+    sample = load(Data(path=str(table)))[0]
+    assert [m["content"] for m in sample.messages] == ["<image>\nWhat?", "red"]
+
+
+def test_hugging_face_datasets(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 30), "green")
+    rows: dict[str, Any] = {"image": [image, image], "question": ["a?", "b?"], "answer": ["A", "B"]}
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    made.save_to_disk(tmp_path / "set")
+    samples = load(Data(dataset=str(tmp_path / "set"), limit=1))
+    assert len(samples) == 1
+    assert samples[0].pictures[0].open().getpixel((0, 0)) == (0, 128, 0)
+    assert [m["content"] for m in samples[0].messages] == ["<image>\na?", "A"]
+    assert len(load(Data(path=str(tmp_path / "set")))) == 2
+
+
+def test_scenes_are_read_by_the_same_loader() -> None:
+    spec = {"count": 12, "split": "test", "questions": 3}
+    samples = load(Data.model_validate({"scenes": spec}))
+    check(samples)
+    assert len(samples) == 12
+    assert all(len(s.families) == 3 == len(list(questions([s]))) for s in samples)
+    captions = load(Data.model_validate({"scenes": {**spec, "captions": True}}))
+    assert [s.id for s in captions] == [s.id for s in samples]
+    assert captions[0].messages[0]["content"] == "<image>"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"id": "q", "conversations": turns("only a question")}, "sample q: no answer to learn"),
+        ({"id": "q", "conversations": turns("<image>", "A")}, "sample q: 1 <image> markers, 0 im"),
+        ({"id": "q", "image": "a.png", "conversations": turns("<image><image>", "A")}, "2 <image>"),
+        (
+            {"id": "q", "image": "gone.png", "conversations": turns("<image>", "A")},
+            "sample q: no i",
+        ),
+        ({"id": "q"}, "sample q: no conversations; its keys are"),
+        ({"id": "q", "conversations": [{"from": "robot", "value": "x"}]}, "cannot read the turn"),
+        ({"id": "q", "image": 7, "conversations": turns("<image>", "A")}, "sample q: image"),
+    ],
+)
+def test_bad_samples_are_named(tmp_path: Path, record: dict[str, Any], message: str) -> None:
+    picture(tmp_path, "a.png")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check(from_json(tmp_path, record))
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file or folder of samples"):
+        load(Data(path=str(tmp_path / "none.json")))
+    (tmp_path / "broken.json").write_text("[{")
+    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
+        load(Data(path=str(tmp_path / "broken.json")))
+    (tmp_path / "dict.json").write_text("{}")
+    with pytest.raises(ValueError, match="must hold a list of conversations, not dict"):
+        load(Data(path=str(tmp_path / "dict.json")))
+    (tmp_path / "empty.json").write_text("[]")
+    with pytest.raises(ValueError, match="no samples in"):
+        load(Data(path=str(tmp_path / "empty.json")))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError, match="no images"):
+        load(Data(path=str(tmp_path / "folder")))
+
+
+def test_broken_images_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    picture(tmp_path, "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.png", "cut.png"):
+        with pytest.raises(ValueError, match=rf"cannot read the image .*{name}"):
+            Picture(str(tmp_path / name)).open()
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+    for mode in ("L", "RGBA", "P", "I;16"):
+        Image.new(mode, (4, 4)).save(tmp_path / "image.png")
+        assert Picture(str(tmp_path / "image.png")).open().mode == "RGB"
+
+
+def pictures(folder: Path, count: int = 5) -> list[Picture]:
+    names = [picture(folder, f"{k}.png", f"rgb({40 * k},0,90)") for k in range(count)]
+    return [Picture(str(folder / name)) for name in names]
+
+
+def encoder(layers: list[int]) -> Encoder:
+    torch.manual_seed(3)
+    return Encoder.from_config(tiny.vision_config("dinov2"), [*layers, 4], (2, 2)).eval()
+
+
+class CountingEncoder(Encoder):
+    """An encoder that counts its forward passes."""
+
+    calls = 0
+
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        CountingEncoder.calls += 1
+        return super().forward(pixel_values)
+
+
+def counting(layers: list[int]) -> CountingEncoder:
+    CountingEncoder.calls = 0
+    return CountingEncoder(encoder([1, 2, 3]).tower, layers, (2, 2)).eval()
+
+
+@torch.no_grad()
+def test_cached_features_are_the_encoders(tmp_path: Path) -> None:
+    given, process = pictures(tmp_path), tiny.image_processor()
+    store = cached_features(encoder([1, 3]), process, [*given, given[0]], batch_size=2)
+    pixels = process([p.open() for p in given], return_tensors="pt")["pixel_values"]
+    expected = encoder([1, 3])(pixels)
+    found = store.features([given[4], given[0], given[4]])
+    assert found.grid == (2, 2)
+    for a, b in zip(found.patches, expected.patches, strict=True):
+        torch.testing.assert_close(a, b[[4, 0, 4]])
+    for a, b in zip(found.summary, expected.summary, strict=True):
+        torch.testing.assert_close(a, b[[4, 0, 4]])
+    assert store.restrict([3]).features([given[1]]).layers == (3,)
+
+
+def test_only_missing_layers_are_encoded(tmp_path: Path) -> None:
+    given, process = pictures(tmp_path), tiny.image_processor()
+    first = counting([1, 2])
+    cached_features(first, process, given)
+    assert CountingEncoder.calls == 1
+    cached_features(counting([2]), process, given)
+    assert CountingEncoder.calls == 0
+    cached_features(counting([1, 3]), process, given)
+    assert CountingEncoder.calls == 1
+    Image.new("RGB", (40, 30), "white").save(given[0].name)  # other content, same name
+    cached_features(counting([1, 3]), process, given)
+    assert CountingEncoder.calls == 1
+
+
+def test_an_interrupted_encoding_leaves_no_file(tmp_path: Path) -> None:
+    given = pictures(tmp_path)
+    Path(given[-1].name).write_text("broken")
+    with pytest.raises(ValueError, match=r"cannot read the image .*4\.png"):
+        cached_features(encoder([1]), tiny.image_processor(), given, batch_size=2)
+    assert not list((tmp_path / "home" / "features").glob("*"))
+
+
+def test_collator_pads_right_and_labels_answers(tmp_path: Path) -> None:
+    name = picture(tmp_path, "a.png")
+    samples = from_json(
+        tmp_path,
+        {"id": "x", "image": [name, name], "conversations": turns("<image><image> Same?", "yes")},
+        {"id": "t", "conversations": turns("Hi", "Hello there")},
+    )
+    processor = Processor(tiny.image_processor(), tiny.tokenizer(), patch_size=tiny.PATCH)
+    batch = Collator(processor, "chat", 512, None)(samples[:])
+    assert batch["pixel_values"].shape[0] == 2
+    assert (batch["input_ids"] == tiny.IMAGE_ID).sum(dim=1).tolist() == [32, 0]
+    lengths = batch["attention_mask"].sum(dim=1)
+    for row, length in enumerate(lengths.tolist()):
+        assert bool(batch["attention_mask"][row, :length].all())
+        assert bool((batch["labels"][row, length:] == IGNORED).all())
+    store = cached_features(encoder([2]), processor.image_processor, samples[0].pictures)
+    pooled = Processor(
+        tiny.image_processor(), tiny.tokenizer(), patch_size=tiny.PATCH, token_grid=(2, 2)
+    )
+    batch = Collator(pooled, "chat", 512, store)(samples[:])
+    assert batch["features"].patches[0].shape == (2, 4, 24)
+    assert (batch["input_ids"] == tiny.IMAGE_ID).sum(dim=1).tolist() == [8, 0]
+
+
+def test_collator_names_the_sample(tmp_path: Path) -> None:
+    samples = from_json(tmp_path, {"id": "long", "conversations": turns("word " * 50, "A")})
+    processor = Processor(tiny.image_processor(), tiny.tokenizer(), patch_size=tiny.PATCH)
+    with pytest.raises(ValueError, match="sample long: no token is labelled"):
+        Collator(processor, "chat", 40, None)(samples[:])
+
+
+def test_writers_in_parallel_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """A leftover of a killed writer is not taken for a finished file."""
+    given, process = pictures(tmp_path), tiny.image_processor()
+    cached_features(encoder([1]), process, given)
+    file = next((tmp_path / "home" / "features").glob("*.safetensors"))
+    leftover = file.with_suffix(f".{os.getpid() + 1}")
+    leftover.write_bytes(file.read_bytes()[:100])
+    file.unlink()
+    cached_features(counting([1]), process, given)
+    assert file.exists()

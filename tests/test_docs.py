@@ -1,0 +1,124 @@
+"""What the documentation says is true: snippets run, generated pages are fresh, links exist."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from docs.generate import pages
+from layerfuse import __version__
+from layerfuse.fusion import FUSIONS
+from layerfuse.recipe import Recipe
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+TEXTS += sorted((ROOT / "docs").rglob("*.md"))
+
+
+def snippets(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)
+def test_links_lead_to_files(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text("utf-8")):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(("path", "text"), pages().items(), ids=lambda x: getattr(x, "name", ""))
+def test_generated_pages_are_fresh(path: Path, text: str) -> None:
+    assert path.read_text("utf-8") == text, "run `make docs`"
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("local_models")
+def test_python_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second snippet loads the model that the first one made."""
+    from PIL import Image
+
+    from layerfuse.model import FusionVLM, compose_processor
+
+    compose, load = snippets(ROOT / "README.md", "python")
+    names: dict[str, Any] = {}
+    exec(compose, names)
+    model = names["model"]
+    assert isinstance(model, FusionVLM)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    parts = ("dinov2-small", "smollm2-135m-instruct")
+    compose_processor(*parts, model.config, None, None).save_pretrained(folder)
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    exec(load, {"folder": folder})
+
+
+def test_the_readme_recipe_is_valid() -> None:
+    (text,) = snippets(ROOT / "README.md", "yaml")
+    recipe = Recipe.model_validate(yaml.safe_load(text))
+    assert len(recipe.all_arms()) == 2
+
+
+def test_the_strategy_of_the_concepts_page_works() -> None:
+    (text,) = snippets(ROOT / "docs" / "concepts.md", "python")
+    try:
+        exec(compile(text, "my_fusion", "exec"), {"__name__": "my_fusion"})
+        tiny.STRATEGIES["plain_sum"] = {"layers": [1, 3]}
+        assert tiny.model("plain_sum").fusion.kind == "external direct"
+    finally:
+        tiny.STRATEGIES.pop("plain_sum", None)
+        FUSIONS._pairs.pop("plain_sum", None)
+
+
+def test_shell_snippets_name_verbs_recipes_and_targets_that_exist() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    verbs = {"study", "show", "ask", "models"}
+    for path in TEXTS:
+        for line in "\n".join(snippets(path, "bash")).splitlines():
+            words = line.split()
+            if words and words[0] == "make":
+                assert words[1] in targets
+            elif words:
+                assert words[0] == "layerfuse"
+                assert words[1] in verbs
+                for word in words:
+                    assert not word.startswith("recipes/") or (ROOT / word).exists()
+
+
+def test_the_readme_table_lists_every_strategy() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert [n for n in FUSIONS.names() if f"| `{n}` |" not in text] == []
+
+
+def test_version_is_in_the_changelog() -> None:
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_help_is_fast() -> None:
+    """Under half a second: the best of five, as a busy machine only adds time."""
+    command = [sys.executable, "-m", "layerfuse.cli", "--help"]
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(
+            command, check=True, capture_output=True, env={**os.environ, "COLUMNS": "90"}
+        )
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src" / "layerfuse").rglob("*.py")), ids=str)
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 300
+
+
+def test_the_package_is_small() -> None:
+    files = (ROOT / "src" / "layerfuse").rglob("*.py")
+    assert sum(len(f.read_text("utf-8").splitlines()) for f in files) < 9000

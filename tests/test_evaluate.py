@@ -1,0 +1,79 @@
+"""Questions, exact match, and predictions that do not depend on batching."""
+
+import pytest
+import torch
+from PIL import Image
+
+from layerfuse.data.conversations import Picture, Sample
+from layerfuse.evaluate.metrics import exact_match, scores
+from layerfuse.evaluate.run import predict, questions
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "same"),
+    [
+        ("Red.", "red", True),
+        ("  two\nwords ", "two words", True),
+        ("3", "3", True),
+        ("13", "3", False),
+        ("red circle", "red", False),
+        ("", "none", False),
+    ],
+)
+def test_exact_match(prediction: str, answer: str, same: bool) -> None:
+    assert exact_match(prediction, answer) is same
+
+
+def test_scores_average_over_families() -> None:
+    """Three colours at 2/3 and one count at 0: the mean is 1/3, not 1/2."""
+    rows = [
+        {"family": "colour", "category": "General", "novel": False, "correct": True},
+        {"family": "colour", "category": "General", "novel": False, "correct": True},
+        {"family": "colour", "category": "General", "novel": True, "correct": False},
+        {"family": "count", "category": "Vision-centric", "novel": False, "correct": False},
+    ]
+    found = scores(rows)
+    assert found["mean"] == pytest.approx(1 / 3)
+    assert found["families"] == {"colour": pytest.approx(2 / 3), "count": 0}
+    assert found["categories"]["Vision-centric"] == 0
+    assert (found["novel"], found["seen"]) == (0, pytest.approx(2 / 3))
+
+
+def talk(*said: str) -> tuple[dict[str, str], ...]:
+    return tuple(
+        {"role": ("user", "assistant")[k % 2], "content": text} for k, text in enumerate(said)
+    )
+
+
+def test_every_turn_is_asked_on_its_own_with_all_pictures() -> None:
+    pictures = (Picture("a"), Picture("b"))
+    system = ({"role": "system", "content": "Be brief."},)
+    sample = Sample("s", pictures, system + talk("<image>first<image>", "1", "second", " 2 "))
+    found = list(questions([sample]))
+    assert [q.id for q in found] == ["s/0", "s/1"]
+    assert [q.answer for q in found] == ["1", "2"]
+    assert found[0].messages[-1]["content"] == "<image>first<image>"
+    assert found[1].messages[-1]["content"] == "<image><image>\nsecond"
+    assert all(q.messages[0]["content"] == "Be brief." for q in found)
+
+
+def test_predictions_do_not_depend_on_the_batch() -> None:
+    torch.manual_seed(0)
+    model = tiny.model("inject_add", encoder="dinov2")
+    processor = tiny.processor(model)
+    samples = []
+    for k in range(3):
+        stream = Image.effect_noise((40, 30), 30.0 * k + 1).convert("RGB")
+        import io
+
+        data = io.BytesIO()
+        stream.save(data, "PNG")
+        asked = talk("<image>what is it?", "a", "and the other longer question?", "b")
+        samples.append(Sample(str(k), (Picture(f"p{k}", data.getvalue()),), asked))
+    samples.append(Sample("text", (), talk("no picture?", "c")))
+    one = predict(model, processor, samples, None, batch_size=1, max_new_tokens=4)
+    many = predict(model, processor, samples, None, batch_size=7, max_new_tokens=4)
+    assert [r["prediction"] for r in one] == [r["prediction"] for r in many]
+    assert [r["id"] for r in one] == ["0/0", "0/1", "1/0", "1/1", "2/0", "2/1", "text/0"]
+    assert one[0]["question"] == "what is it?"

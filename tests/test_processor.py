@@ -1,0 +1,149 @@
+"""Chat templates, image tokens and labels: only answers are labelled, training equals inference."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from layerfuse import Processor
+from layerfuse.processor import IGNORED, load_tokenizer
+from tests import tiny
+
+TEMPLATES = Path(__file__).parent.parent / "recipes" / "templates"
+TALK = [
+    {"role": "user", "content": "<image>\nWhat colour?"},
+    {"role": "assistant", "content": "red"},
+    {"role": "user", "content": "Is red a colour? yes or no"},
+    {"role": "assistant", "content": "yes"},
+]
+
+
+def make(template: str | None = tiny.CHAT_TEMPLATE, **options: Any) -> Processor:
+    return Processor(
+        tiny.image_processor(), tiny.tokenizer(template), patch_size=tiny.PATCH, **options
+    )
+
+
+def labelled(processor: Processor, encoded: dict[str, torch.Tensor]) -> list[str]:
+    """The labelled stretches of text."""
+    runs: list[list[int]] = []
+    previous = IGNORED
+    for label in encoded["labels"].tolist():
+        if label != IGNORED:
+            if previous == IGNORED:
+                runs.append([])
+            runs[-1].append(label)
+        previous = label
+    return [processor.tokenizer.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize("template", ["tiny", "short.jinja", "vicuna_v1.jinja"])
+def test_only_answers_and_their_end_are_labelled(template: str) -> None:
+    text = tiny.CHAT_TEMPLATE if template == "tiny" else (TEMPLATES / template).read_text()
+    processor = make(text)
+    encoded = processor.encode(TALK, [16])
+    assert [part.strip() for part in labelled(processor, encoded)] == ["red</s>", "yes</s>"]
+    assert int((encoded["input_ids"] == tiny.IMAGE_ID).sum()) == 16
+    kept = encoded["labels"] != IGNORED
+    assert torch.equal(encoded["labels"][kept], encoded["input_ids"][kept])
+
+
+@pytest.mark.parametrize("template", ["tiny", "short.jinja", "vicuna_v1.jinja"])
+def test_the_prompt_is_what_stands_before_the_answer_in_training(template: str) -> None:
+    text = tiny.CHAT_TEMPLATE if template == "tiny" else (TEMPLATES / template).read_text()
+    processor = make(text)
+    encoded = processor.encode(TALK, [16])
+    picture = Image.new("RGB", (tiny.SIZE, tiny.SIZE))
+    asked = processor.inputs([TALK[:1], TALK[:3]], [picture, picture])
+    for row, start in enumerate(_answer_starts(encoded["labels"])):
+        prompt = asked["input_ids"][row][asked["attention_mask"][row].bool()]
+        assert prompt.tolist() == encoded["input_ids"][:start].tolist()
+
+
+def _answer_starts(labels: torch.Tensor) -> list[int]:
+    kept = (labels != IGNORED).tolist()
+    return [i for i, now in enumerate(kept) if now and not kept[i - 1]]
+
+
+def test_an_answer_that_also_stands_in_the_question_is_labelled_once() -> None:
+    processor = make()
+    talk = [{"role": "user", "content": "Say yes: yes"}, {"role": "assistant", "content": "yes"}]
+    assert labelled(processor, processor.encode(talk, [])) == ["yes</s>"]
+
+
+def test_plain_prompt_is_image_then_caption() -> None:
+    processor = make()
+    talk = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a cat"}]
+    encoded = processor.encode(talk, [4], prompt="plain")
+    assert processor.tokenizer.decode(encoded["input_ids"]) == "<image>" * 4 + "a cat</s>"
+    assert labelled(processor, encoded) == ["a cat</s>"]
+
+
+@pytest.mark.parametrize(
+    ("images", "max_length", "message"),
+    [
+        ([16, 16], None, "1 <image> markers in the text, 2 images"),
+        ([16], 10, "max_length 10 would cut image tokens"),
+        ([16], 30, "no token is labelled"),
+    ],
+)
+def test_unusable_conversations(images: list[int], max_length: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make().encode(TALK, images, max_length=max_length)
+
+
+def test_long_samples_are_cut_at_the_end() -> None:
+    processor = make()
+    whole = processor.encode(TALK, [16])
+    cut = processor.encode(TALK, [16], max_length=len(whole["input_ids"]) - 3)
+    assert torch.equal(cut["input_ids"], whole["input_ids"][:-3])
+
+
+def test_batches_are_left_padded_and_mix_images_and_text() -> None:
+    processor = make()
+    picture = Image.new("RGB", (50, 20), "blue")
+    rows = [
+        [{"role": "user", "content": "<image><image>\nSame?"}],
+        [{"role": "user", "content": "A rather long question without any picture?"}],
+    ]
+    batch = processor.inputs(rows, [picture, picture])
+    assert batch["pixel_values"].shape == (2, 3, tiny.SIZE, tiny.SIZE)
+    assert (batch["input_ids"] == tiny.IMAGE_ID).sum(dim=1).tolist() == [32, 0]
+    shorter = int(batch["attention_mask"].sum(dim=1).argmin())
+    assert batch["attention_mask"][shorter, 0] == 0
+    assert bool(batch["attention_mask"][:, -1].all())
+
+
+def test_token_grid_and_image_size_decide_the_number_of_tokens() -> None:
+    assert make().num_image_tokens(32, 48) == 24
+    assert make(token_grid=(2, 3)).num_image_tokens(32, 48) == 6
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    processor = make(token_grid=(2, 2), fusion={"name": "concat", "projector": "linear"})
+    processor.save_pretrained(tmp_path)
+    loaded = Processor.from_pretrained(tmp_path)
+    for name in ("patch_size", "token_grid", "fusion", "image_token", "chat_template"):
+        assert vars(loaded)[name] == vars(processor)[name], name
+    assert loaded.encode(TALK, [4])["labels"].tolist() == (
+        processor.encode(TALK, [4])["labels"].tolist()
+    )
+
+
+def test_an_llm_without_chat_template() -> None:
+    with pytest.raises(ValueError, match="has no chat template; pass `chat_template`"):
+        make(None)
+    assert make(None, chat_template=tiny.CHAT_TEMPLATE).chat_template == tiny.CHAT_TEMPLATE
+
+
+def test_an_image_token_that_the_tokenizer_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"lacks the image token '<picture>'.*'<image>'"):
+        make(image_token="<picture>")
+    tiny.tokenizer(image=False).save_pretrained(tmp_path)
+    assert "<image>" in load_tokenizer(str(tmp_path)).get_vocab()
+    with pytest.raises(ValueError, match="lacks the image token"):
+        Processor(
+            tiny.image_processor(), load_tokenizer(str(tmp_path), "<pic>"), image_token="<pic>"
+        )

@@ -1,0 +1,80 @@
+"""`layerfuse show`: published counts, without weights or network."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from layerfuse.recipe import Stage, load_recipe
+from layerfuse.study.show import show, steps_of
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def quiet() -> Console:
+    return Console(width=200, quiet=True)
+
+
+def test_llava_1_5_has_its_published_numbers() -> None:
+    """A projector of 20.98 M, 576 tokens, 558K and 665K samples once."""
+    recipe, arms = show(RECIPES / "llava-1.5-7b.yaml", console=quiet())
+    arm = arms[0]
+    assert arm.visual_tokens == 576
+    assert arm.layers == [23]
+    assert arm.parameters["fusion"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert arm.parameters["llm"] == pytest.approx(6.74e9, rel=0.01)
+    assert arm.trained == {
+        "align": arm.parameters["fusion"],
+        "finetune": arm.parameters["fusion"] + arm.parameters["llm"],
+    }
+    assert steps_of(recipe.stages["align"], 558128) == 2181
+    assert steps_of(recipe.stages["finetune"], 665298) == 5198
+    text = 2 * (576 + 64) * (6.74e9 - 32000 * 4096)  # two FLOPs per weight and token
+    assert arm.flops["llm"] == pytest.approx(text, rel=0.06)
+    assert arm.flops["vision"] == pytest.approx(0.37e12, rel=0.05)
+
+
+def test_fusion_study_has_its_published_numbers() -> None:
+    """6.30 M for the MLP, 10.49 M for three layers, 6.30 M for each injected layer."""
+    recipe, arms = show(RECIPES / "fusion-study-triple.yaml", console=quiet())
+    fusion = {arm.arm.label: arm.parameters["fusion"] for arm in arms}
+    assert fusion["layer 23"] == pytest.approx(6.30e6, rel=2e-3)
+    assert fusion["E_D triple"] == pytest.approx(10.49e6, rel=2e-3)
+    assert fusion["E_D all"] == pytest.approx(10.49e6, rel=2e-3)
+    assert fusion["I_D triple"] == pytest.approx(4 * 6.30e6, rel=2e-3)
+    assert arms[0].parameters["llm"] == pytest.approx(1.36e9, rel=0.01)
+    align = recipe.stages["align"]
+    assert (align.weight_decay, align.warmup, align.batch_size) == (0.05, 200, 256)
+    assert recipe.stages["finetune"].learning_rates == {"fusion": 2e-5, "llm": 2e-5}
+
+
+def test_lora_counts_what_peft_trains() -> None:
+    recipe, arms = show(RECIPES / "llava-1.5-7b.yaml", ("stages.finetune.lora.r=8",), quiet())
+    linear = 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    expected = arms[0].parameters["fusion"] + 8 * linear
+    assert arms[0].trained["finetune"] == expected
+    assert recipe.stages["finetune"].lora
+
+
+def test_steps_follow_epochs_and_accumulation() -> None:
+    stage = load_recipe(RECIPES / "llava-1.5-7b.yaml").stages["align"]
+
+    def steps(samples: int, **changes: object) -> int:
+        return steps_of(Stage.model_validate({**stage.model_dump(), **changes}), samples)
+
+    assert steps(256 * 10 + 5) == 10
+    assert steps(256 * 10 + 40) == 11  # one forward of 32 is left and makes a step of its own
+    assert steps(100, device_batch_size=None) == 1
+    assert steps(2560, epochs=2.5) == 25
+    assert steps(2560, steps=7) == 7
+
+
+def test_a_model_without_configuration_is_a_clear_error(tmp_path: Path) -> None:
+    text = (RECIPES / "llava-1.5-7b.yaml").read_text()
+    broken = text.replace("lmsys/vicuna-7b-v1.5", str(tmp_path / "none"))
+    head, tail = broken.split("llm:\n")
+    lines = tail.splitlines()
+    kept = [lines[0], *lines[next(i for i, x in enumerate(lines) if x.startswith("chat_")) :]]
+    (tmp_path / "r.yaml").write_text(head + "llm:\n" + "\n".join(kept))
+    with pytest.raises(OSError, match="write `config:` in the recipe"):
+        show(tmp_path / "r.yaml", console=quiet())

@@ -1,0 +1,230 @@
+"""The main job: end to end on the real local models, and everything that can go wrong before it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from transformers import AutoModel, AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from layerfuse.cli import app
+from layerfuse.study.run import study
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+SHRUNK = [
+    "arms=[{name: last, layers: [12], fusion: {name: single}},"
+    " {name: inject, layers: [4], fusion: {name: inject_add, base: 8}}]",
+    "baseline=last",
+    "seeds=[0]",
+    "stages.align.data.scenes.count=16",
+    "stages.align.steps=1",
+    "stages.align.batch_size=4",
+    "stages.finetune.data.scenes.count=16",
+    "stages.finetune.steps=3",
+    "stages.finetune.batch_size=4",
+    "evaluate.data.scenes.count=8",
+]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("local_models")
+def test_a_shrunken_quickstart_on_real_models(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    folder = tmp_path / "study"
+    report = study(ROOT / "recipes" / "quickstart.yaml", tuple(SHRUNK), output=folder)
+    results = lines(folder / "results.jsonl")
+    assert [(r["arm"], r["layers"], r["kind"]) for r in results] == [
+        ("last", [12], "baseline"),
+        ("inject", [4], "internal direct"),
+    ]
+    for result in results:
+        rows = lines(folder / result["folder"] / "predictions.jsonl")
+        questions = len({row["id"] for row in rows})
+        assert questions == len(rows) == 8 * 6
+        hits = sum(row["correct"] for row in rows)
+        share = [result["scores"]["categories"], result["scores"]["families"]]
+        assert all(0 <= value <= 1 for part in share for value in part.values())
+        assert (hits == 0) == (result["scores"]["mean"] == 0)
+        losses = dict(result["losses"]["finetune"])
+        assert losses[3] < losses[1]
+    assert sum((folder / r["folder"] / "model").is_dir() for r in results) == 1  # the best one
+    assert not list(folder.glob("arms/*/stages"))
+    html = report.read_text()
+    for text in ("last", "inject", "chance", "seed", "data:image/png;base64"):
+        assert text in html
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert [arm["name"] for arm in recipe["arms"]] == ["last", "inject"]
+    assert json.loads((folder / "environment.json").read_text())["torch"]
+
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("arms/*/result.json")}
+    again = study(ROOT / "recipes" / "quickstart.yaml", tuple(SHRUNK), output=folder)
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("arms/*/result.json")} == before
+    assert again.read_text() == html
+    model = next(folder.glob("arms/*/model"))
+    picture = lines(folder / results[0]["folder"] / "predictions.jsonl")[0]["image"]
+    asked = CliRunner().invoke(app, ["ask", str(model), picture, "How many?"])
+    assert asked.exit_code == 0, asked.output
+    assert time.perf_counter() - started < 240  # 90 s on a quiet machine
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A study of two arms of tiny models as plain data."""
+    monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
+    AutoModel.from_config(tiny.vision_config("dinov2")).save_pretrained(tmp_path / "encoder")
+    tiny.image_processor().save_pretrained(tmp_path / "encoder")
+    AutoModelForCausalLM.from_config(tiny.text_config("llama")).save_pretrained(tmp_path / "llm")
+    tiny.tokenizer().save_pretrained(tmp_path / "llm")
+    records = []
+    for k in range(8):
+        Image.new("RGB", (40, 30), f"rgb({30 * k},0,90)").save(tmp_path / f"{k}.png")
+        talk = [{"from": "human", "value": "<image> n?"}, {"from": "gpt", "value": str(k % 2)}]
+        records.append({"id": str(k), "image": f"{k}.png", "conversations": talk})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    data = {"path": "data.json"}
+    stage = {"data": data, "learning_rates": {"fusion": 1e-3}, "batch_size": 4, "steps": 2}
+    return {
+        "name": "tiny",
+        "encoder": str(tmp_path / "encoder"),
+        "llm": str(tmp_path / "llm"),
+        "dtype": "float32",
+        "arms": [
+            {"name": "one", "layers": [3], "fusion": {"name": "single"}},
+            {"name": "two", "layers": [1, 3], "fusion": {"name": "concat"}},
+        ],
+        "stages": {"align": stage},
+        "evaluate": {"data": data, "max_new_tokens": 2},
+    }
+
+
+def write(folder: Path, recipe: dict[str, Any]) -> Path:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def comparable(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in lines(folder)]
+
+
+def test_killed_and_started_again_gives_the_same_results(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """SIGKILL in the second arm; then the same command. The first arm is not run again."""
+    path = write(tmp_path, recipe)
+    study(path, output=tmp_path / "whole")
+    script = (
+        "import os, signal, sys\n"
+        "from layerfuse.study import run\n"
+        "original = run.predict\n"
+        "def predict(model, *args, **kwargs):\n"
+        "    if len(model.config.vision_layers) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return original(model, *args, **kwargs)\n"
+        "run.predict = predict\n"
+        "run.study(sys.argv[1], output=run.Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", script, str(path), str(tmp_path / "killed")]
+    killed = subprocess.run(command, capture_output=True, cwd=ROOT)
+    assert killed.returncode == -9
+    assert len(list((tmp_path / "killed").glob("arms/*/result.json"))) == 1
+    first = next((tmp_path / "killed").glob("arms/one*/result.json"))
+    stamp = first.stat().st_mtime_ns
+    study(path, output=tmp_path / "killed")
+    assert first.stat().st_mtime_ns == stamp
+    found, expected = tmp_path / "killed", tmp_path / "whole"
+    assert comparable(found / "results.jsonl") == comparable(expected / "results.jsonl")
+    for name in ("one", "two"):
+        a, b = (next(f.glob(f"arms/{name}*/predictions.jsonl")) for f in (found, expected))
+        assert a.read_text() == b.read_text()
+
+
+def test_adding_an_arm_runs_only_that_arm(recipe: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    study(write(tmp_path, recipe), output=folder)
+    stamps = {p: p.stat().st_mtime_ns for p in folder.glob("arms/*/result.json")}
+    recipe["arms"].append({"name": "three", "layers": "all", "fusion": {"name": "group_mean"}})
+    study(write(tmp_path, recipe), output=folder)
+    assert len(lines(folder / "results.jsonl")) == 3
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+def test_cached_and_uncached_features_give_the_same_results(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    study(write(tmp_path, recipe), output=tmp_path / "cached")
+    study(write(tmp_path, {**recipe, "cache_features": False}), output=tmp_path / "direct")
+    for a, b in zip(
+        lines(tmp_path / "cached" / "results.jsonl"),
+        lines(tmp_path / "direct" / "results.jsonl"),
+        strict=True,
+    ):
+        for (_, one), (_, other) in zip(a["losses"]["align"], b["losses"]["align"], strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+
+
+def change_file(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+
+
+def without_template(folder: Path) -> None:
+    tiny.tokenizer(chat_template=None).save_pretrained(folder / "llm")
+    (folder / "llm" / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def no_answer(folder: Path) -> None:
+    talk = [{"from": "human", "value": "<image> n?"}]
+    text = json.dumps([{"id": "mute", "image": "0.png", "conversations": talk}])
+    change_file(folder, "data.json", text)
+
+
+BAD: list[tuple[Any, dict[str, Any], str]] = [
+    (None, {"arms": [{"layers": [9], "fusion": {"name": "single"}}]}, "layer 9 does not exist"),
+    (None, {"arms": [{"layers": [1], "fusion": {"name": "x"}}]}, "unknown fusion strategy 'x'"),
+    (None, {"encodr": 1}, "encodr: unknown key; valid"),
+    (None, {"image_token": "<pic>"}, "lacks the image token '<pic>'"),
+    (None, {"chat_template": "none.jinja"}, "none.jinja"),
+    (None, {"encoder": "LLM"}, "'llama' is not an encoder with patch tokens"),
+    (lambda f: (f / "data.json").unlink(), {}, "no such file or folder of samples"),
+    (lambda f: (f / "3.png").unlink(), {}, "sample 3: no image file"),
+    (lambda f: change_file(f, "3.png", "text"), {}, "cannot read the image"),
+    (no_answer, {}, "sample mute: no answer to learn from"),
+    (without_template, {}, "has no chat template"),
+    (lambda f: shutil.rmtree(f / "llm"), {}, "llm"),
+]
+
+
+@pytest.mark.parametrize(("damage", "changes", "message"), BAD, ids=range(len(BAD)))
+def test_bad_input_is_one_clear_error_before_training(
+    damage: Any,
+    changes: dict[str, Any],
+    message: str,
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("training started")
+
+    monkeypatch.setattr("layerfuse.study.run.train_arm", never)
+    if changes.get("encoder") == "LLM":
+        changes = {"encoder": str(tmp_path / "llm")}
+    if damage:
+        damage(tmp_path)
+    path = write(tmp_path, {**recipe, **changes})
+    found = CliRunner().invoke(app, ["study", str(path), "--output", str(tmp_path / "study")])
+    assert found.exit_code == 2, found.output
+    assert found.output.count("error:") == 1
+    assert message in " ".join(found.output.split())
+    assert not list(tmp_path.glob("study/arms/*"))

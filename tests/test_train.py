@@ -1,0 +1,182 @@
+"""Stages train what they name, in the right precision; stopping and continuing changes nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoModelForCausalLM
+
+from layerfuse.data.conversations import Samples, load
+from layerfuse.model import FusionVLM
+from layerfuse.recipe import Data, Recipe, Stage
+from layerfuse.train.run import train_arm
+from layerfuse.train.stages import count_parameters, parameter_groups, stage_parameters
+from layerfuse.train.trainer import FusionTrainer
+from tests import tiny
+
+DATA = Data(path="unused.json")
+
+
+def stage(**settings: Any) -> Stage:
+    base: dict[str, Any] = {"data": DATA, "learning_rates": {"fusion": 1e-3}, "batch_size": 4}
+    return Stage.model_validate({**base, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained"),
+    [
+        ({"learning_rates": {"fusion": 1}}, {"fusion"}),
+        ({"learning_rates": {"fusion": 1, "llm": 1}}, {"fusion", "language_model"}),
+        ({"learning_rates": {"vision": 1}}, {"vision_tower"}),
+        (
+            {"learning_rates": {"fusion": 1, "llm": 1}, "lora": {"target_modules": ["q_proj"]}},
+            {"fusion", "language_model"},
+        ),
+    ],
+)
+def test_parts_train_in_float32_and_the_rest_is_frozen(
+    settings: dict[str, Any], trained: set[str]
+) -> None:
+    model = tiny.model("concat")
+    chosen = stage(**settings)
+    names = {n for n, _ in model.named_parameters()}
+    with stage_parameters(model, chosen, torch.bfloat16):
+        moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        assert {n.split(".")[0] for n in moving} == trained
+        assert {p.dtype for p in moving.values()} == {torch.float32}
+        if chosen.lora:
+            own = [n for n in moving if n.startswith("language_model")]
+            assert own
+            assert all("lora_" in n for n in own)
+        still = [p for p in model.parameters() if not p.requires_grad]
+        assert {p.dtype for p in still} == {torch.bfloat16}
+        assert count_parameters(model)["trained"] == sum(p.numel() for p in moving.values())
+    assert {n for n, _ in model.named_parameters()} == names
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_learning_rates_per_part_and_no_decay_on_biases() -> None:
+    model = tiny.model("concat")
+    chosen = stage(learning_rates={"fusion": 1e-3, "llm": 2e-5}, weight_decay=0.1)
+    with stage_parameters(model, chosen, torch.float32):
+        decayed = {n for n, p in model.named_parameters() if p.ndim > 1}
+        groups = parameter_groups(model, chosen, decayed)
+        moving = [p for p in model.parameters() if p.requires_grad]
+        assert sum(len(g["params"]) for g in groups) == len(moving)
+        rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+        decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                assert rate[id(p)] == (1e-3 if name.startswith("fusion") else 2e-5)
+                assert decay[id(p)] == (0.1 if p.ndim > 1 else 0.0)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A float32 recipe on tiny saved models and twelve pictures."""
+    monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
+    torch.manual_seed(1)
+    AutoModel.from_config(tiny.vision_config("dinov2")).save_pretrained(tmp_path / "encoder")
+    tiny.image_processor().save_pretrained(tmp_path / "encoder")
+    AutoModelForCausalLM.from_config(tiny.text_config("llama")).save_pretrained(tmp_path / "llm")
+    tiny.tokenizer().save_pretrained(tmp_path / "llm")
+    records = []
+    for k in range(12):
+        Image.new("RGB", (40, 30), f"rgb({20 * k},0,90)").save(tmp_path / f"{k}.png")
+        talk = [{"from": "human", "value": "<image> n?"}, {"from": "gpt", "value": str(k % 3)}]
+        records.append({"id": str(k), "image": f"{k}.png", "conversations": talk})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    data = {"path": str(tmp_path / "data.json")}
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "encoder": str(tmp_path / "encoder"),
+            "llm": str(tmp_path / "llm"),
+            "dtype": "float32",
+            "arms": [{"layers": [2, 4], "fusion": {"name": "concat", "normalize": "standardize"}}],
+            "stages": {
+                "align": {
+                    "data": data,
+                    "prompt": "plain",
+                    "learning_rates": {"fusion": 1e-2},
+                    "batch_size": 4,
+                    "steps": 3,
+                    "checkpoint_steps": 2,
+                },
+                "finetune": {
+                    "data": data,
+                    "learning_rates": {"fusion": 1e-2, "llm": 1e-2},
+                    "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
+                    "batch_size": 4,
+                    "device_batch_size": 2,
+                    "steps": 5,
+                    "checkpoint_steps": 2,
+                },
+            },
+            "evaluate": {"data": data},
+        }
+    )
+
+
+def train(recipe: Recipe, folder: Path) -> tuple[FusionVLM, dict[str, list[tuple[int, float]]]]:
+    samples: dict[str, Samples] = {n: load(s.data) for n, s in recipe.stages.items()}
+    arm = recipe.all_arms()[0]
+    trained = train_arm(recipe, arm, 0, samples, None, folder, lambda *_: None)
+    assert set(trained.seconds) == set(recipe.stages)
+    return trained.model, trained.losses
+
+
+def test_training_learns_and_only_moves_what_it_should(recipe: Recipe, tmp_path: Path) -> None:
+    model, losses = train(recipe, tmp_path / "run")
+    assert [step for step, _ in losses["align"]] == [1, 2, 3]
+    assert [step for step, _ in losses["finetune"]] == [1, 2, 3, 4, 5]
+    assert losses["finetune"][-1][1] < losses["finetune"][0][1]
+    stock = AutoModel.from_pretrained(recipe.encoder.model).state_dict()
+    for name, value in model.vision_tower.tower.state_dict().items():
+        assert torch.equal(value, stock[name]), name
+    llm = AutoModelForCausalLM.from_pretrained(recipe.llm.model).state_dict()
+    moved = {n for n, p in model.language_model.state_dict().items() if not torch.equal(p, llm[n])}
+    assert moved
+    assert all("q_proj" in name or "v_proj" in name for name in moved)
+
+
+@pytest.mark.parametrize(("stopped_in", "at"), [("align", 3), ("finetune", 3)])
+def test_stopped_and_continued_is_bit_equal(
+    recipe: Recipe,
+    tmp_path: Path,
+    stopped_in: str,
+    at: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected, losses = train(recipe, tmp_path / "whole")
+    original = FusionTrainer.training_step
+
+    def stop(self: FusionTrainer, *args: Any, **kwargs: Any) -> Any:
+        here = Path(str(self.args.output_dir)).name
+        if here == stopped_in and self.state.global_step == at - 1:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(FusionTrainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run")
+    monkeypatch.setattr(FusionTrainer, "training_step", original)
+    assert list((tmp_path / "run").glob(f"stages/{stopped_in}/checkpoint-*"))
+    found, again = train(recipe, tmp_path / "run")
+    assert again == losses
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, found.state_dict()[name]), name
+
+
+def test_accumulation_gives_the_same_training(recipe: Recipe, tmp_path: Path) -> None:
+    """Two forwards of two samples are one of four."""
+    _, losses = train(recipe, tmp_path / "accumulated")
+    one = recipe.stages["finetune"].model_copy(update={"device_batch_size": None})
+    whole = recipe.model_copy(update={"stages": {**recipe.stages, "finetune": one}})
+    _, expected = train(whole, tmp_path / "whole")
+    for (_, a), (_, b) in zip(losses["finetune"], expected["finetune"], strict=True):
+        assert a == pytest.approx(b, abs=2e-4)
