@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from layerfuse import recipe
-from layerfuse.fusion import FUSIONS
+from layerfuse.fusion import FUSIONS, descriptions
 from layerfuse.selection import SYNTAX
 
 DOCS = Path(__file__).parent
@@ -38,10 +38,10 @@ def _type(field: Any) -> str:
     return "`" + shown.replace("layerfuse.recipe.", "").replace("|", "\\|") + "`"
 
 
-def _table(fields: dict[str, Any]) -> list[str]:
+def _table(fields: dict[str, Any], texts: dict[str, str]) -> list[str]:
     rows = ["| key | type | default | |", "|---|---|---|---|"]
     for name, field in fields.items():
-        cells = (f"`{name}`", _type(field), _default(field), _text(field.description))
+        cells = (f"`{name}`", _type(field), _default(field), _text(texts[name]))
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
@@ -57,7 +57,9 @@ def recipe_reference() -> str:
     ]
     for name in MODELS:
         model = vars(recipe)[name]
-        lines += ["", f"## {name}", "", _text(model.__doc__), "", *_table(model.model_fields)]
+        fields = model.model_fields
+        texts = {key: field.description for key, field in fields.items()}
+        lines += ["", f"## {name}", "", _text(model.__doc__), "", *_table(fields, texts)]
     return "\n".join([*lines, "", "## Layer selections", "", "```", SYNTAX, "```", ""])
 
 
@@ -68,7 +70,7 @@ def strategy_page(name: str) -> str:
     fields: dict[str, Any] = config.__pydantic_fields__  # type: ignore[attr-defined]
     head, _, body = text.partition("\n\n")
     lines = [f"# {name}", "", f"*{module.kind}* · {module.paper}", "", head, "", body, ""]
-    lines += ["## Options", "", *_table(fields), ""]
+    lines += ["## Options", "", *_table(fields, descriptions(config)), ""]
     return "\n".join(lines)
 
 

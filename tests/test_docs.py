@@ -44,17 +44,19 @@ def test_python_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
     """The second snippet loads the model that the first one made."""
     from PIL import Image
 
-    from layerfuse.model import FusionVLM, compose_processor
+    from layerfuse.compose import compose_processor
+    from layerfuse.model import FusionVLM
 
     compose, load = snippets(ROOT / "README.md", "python")
     names: dict[str, Any] = {}
     exec(compose, names)
-    model = names["model"]
+    model: Any = names["model"]
     assert isinstance(model, FusionVLM)
+    config: Any = model.config
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     parts = ("dinov2-small", "smollm2-135m-instruct")
-    compose_processor(*parts, model.config, None, None).save_pretrained(folder)
+    compose_processor(*parts, config, None, None).save_pretrained(folder)
     Image.new("RGB", (300, 200), "red").save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
     exec(load, {"folder": folder})

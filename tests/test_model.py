@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from layerfuse import FusionVLM, Processor
+from layerfuse.config import configure
 from layerfuse.fusion import FUSIONS
-from layerfuse.model import configure
 from tests import tiny
 
 AXES = (FUSIONS.names(), list(tiny.LLMS), ["clip", "siglip", "dinov2_registers"])
@@ -68,7 +68,7 @@ def prompts(model: FusionVLM, images_per_row: list[int], length: int = 60) -> di
 def test_saved_and_loaded_model_is_the_same(
     strategy: str, llm: str, encoder: str, tmp_path: Path
 ) -> None:
-    model = tiny.model(strategy, encoder, llm, normalize="standardize", match_embeddings=True)
+    model = tiny.model(strategy, encoder, llm, normalize="standardize", token_scale=2.0)
     batch = prompts(model, [1, 2])
     features = model.encode_images(batch["pixel_values"])
     model.fusion.calibrate(features, model.embedding_std)
@@ -339,7 +339,7 @@ def test_wrong_number_of_image_tokens() -> None:
     model = tiny.model("concat")
     batch = prompts(model, [1, 1])
     batch["pixel_values"] = batch["pixel_values"][:1]
-    with pytest.raises(RuntimeError, match="32 image tokens in the text, but 1 images of 16"):
+    with pytest.raises(ValueError, match="32 image tokens in the text, but 1 images of 16"):
         model(**batch)
 
 
@@ -394,7 +394,7 @@ def test_a_full_vocabulary_grows_by_a_row_that_is_never_likeliest(tmp_path: Path
 def test_ask_and_reload_with_auto_classes(tmp_path: Path) -> None:
     encoder, llm = saved_parts(tmp_path)
     model = FusionVLM.compose(encoder=encoder, llm=llm, layers=[2, 3], fusion={"name": "concat"})
-    from layerfuse.model import compose_processor
+    from layerfuse.compose import compose_processor
 
     processor = compose_processor(encoder, llm, model.config, None, None)
     from PIL import Image
@@ -432,7 +432,7 @@ def test_bad_compositions_fail_before_weights_load(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were made")
 
-    monkeypatch.setattr("layerfuse.model._load_llm", never)
+    monkeypatch.setattr("layerfuse.model.load_llm", never)
     monkeypatch.setattr("layerfuse.model.Encoder.from_config", never)
     good: dict[str, Any] = {"encoder": tiny.vision_config(), "llm": tiny.text_config()}
     good |= {"layers": [2], "fusion": {"name": "concat"}, "image_token_id": tiny.IMAGE_ID}

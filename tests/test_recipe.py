@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from layerfuse.recipe import Recipe, load_recipe
+from layerfuse.recipe import Recipe
+from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import runs
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))

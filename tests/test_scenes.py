@@ -262,7 +262,7 @@ def test_only_the_chosen_families_are_asked_and_stay_balanced(tmp_path):
         counts = [n for (name, _), n in said.items() if name == family]
         assert len(counts) == len(ANSWERS[family])
         assert max(counts) / sum(counts) < 1 / len(counts) + 0.02
-    with pytest.raises(ValueError, match="unknown question families .'smell'.; valid"):
+    with pytest.raises(ValueError, match=r"unknown question families .'smell'.; valid"):
         write(tmp_path / "bad", 3, "train", families=["smell"])
     with pytest.raises(ValueError, match="between 1 and 3, not 4"):
         write(tmp_path / "bad", 3, "train", questions=4, families=chosen)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from layerfuse.recipe import Stage, load_recipe
+from layerfuse.recipe import Stage
+from layerfuse.recipe_file import load_recipe
 from layerfuse.study.show import show, steps_of
 
 RECIPES = Path(__file__).parent.parent / "recipes"

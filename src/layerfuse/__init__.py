@@ -10,7 +10,7 @@ _PUBLIC = {
     "Encoder": "layerfuse.encoder",
     "Features": "layerfuse.encoder",
     "Fusion": "layerfuse.fusion",
-    "FusionConfig": "layerfuse.model",
+    "FusionConfig": "layerfuse.config",
     "FusionVLM": "layerfuse.model",
     "Processor": "layerfuse.processor",
     "register": "layerfuse.fusion",

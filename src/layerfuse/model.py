@@ -1,8 +1,7 @@
 """FusionVLM: encoder, fusion and LLM as one ordinary Hugging Face model."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,88 +15,15 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
+from layerfuse.compose import Source, ensure_row, image_token_id_of, load_llm
+from layerfuse.config import FusionConfig, configure, shapes
 from layerfuse.encoder import Encoder, Features, load_tower, load_vision_config
-from layerfuse.fusion import Shapes, Visual, attach, parse
+from layerfuse.fusion import Visual, attach, parse
 from layerfuse.local_models import resolve
-from layerfuse.processor import (
-    IGNORED,
-    IMAGE_TOKEN,
-    Processor,
-    load_image_processor,
-    load_tokenizer,
-    register_processor,
-)
-from layerfuse.selection import LayerSpec, Selection, select
-
-Source = str | PreTrainedConfig
-"""hub id, local folder, local-model name, or a config (random weights)"""
-
-
-class FusionConfig(PreTrainedConfig):
-    """Composite configuration; every layer index in it is resolved."""
-
-    model_type = "layerfuse"
-    sub_configs_defaults: ClassVar = {
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-    }
-
-    vision_config: Any = None
-    """the encoder's own config, at full depth"""
-    text_config: Any = None
-    vision_groups: list[list[int]] | None = None
-    """selected layers, as groups; a plain list of layers is one group per layer"""
-    fusion: dict[str, Any] | None = None
-    """the strategy and its options: {"name": "concat", ...}"""
-    token_grid: list[int] | None = None
-    """(rows, columns) to which every layer's patch tokens are average-pooled; none: no pooling"""
-    image_token_id: int = 0
-    tie_word_embeddings: bool = False
-
-    @property
-    def selection(self) -> Selection:
-        groups = self.vision_groups or [[self.vision_config.num_hidden_layers]]
-        return Selection(tuple(map(tuple, groups)), self.vision_config.num_hidden_layers)
-
-    @property
-    def vision_layers(self) -> list[int]:
-        """The selected layers, in the order in which the strategy takes them."""
-        return list(self.selection.layers)
-
-
-def configure(
-    vision: PreTrainedConfig,
-    text: PreTrainedConfig,
-    layers: LayerSpec,
-    fusion: dict[str, Any],
-    token_grid: tuple[int, int] | None = None,
-    image_token_id: int = 0,
-) -> FusionConfig:
-    """Resolve layers and options against an encoder and an LLM, before any weight is loaded.
-
-    Raises ValueError for unknown strategies and options, and layers that do not exist.
-    """
-    selection = select(layers, vision.num_hidden_layers)
-    options, module = parse(fusion)
-    options = options.resolve(selection)
-    with torch.device("meta"):  # the constructor checks what only it can know
-        module(options, _shapes(selection, vision, text))
-    return FusionConfig(
-        vision_config=vision,
-        text_config=text,
-        vision_groups=[list(group) for group in selection.groups],
-        fusion={"name": fusion["name"], **asdict(options)},
-        token_grid=list(token_grid) if token_grid else None,
-        image_token_id=image_token_id,
-        tie_word_embeddings=text.tie_word_embeddings,
-    )
-
-
-def _shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfig) -> Shapes:
-    return Shapes(selection, vision.hidden_size, text.hidden_size, text.num_hidden_layers)
+from layerfuse.processor import IGNORED, Processor, register_processor
+from layerfuse.selection import LayerSpec
 
 
 class FusionVLM(PreTrainedModel, GenerationMixin):
@@ -129,7 +55,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         self.vision_tower = vision_tower or Encoder.from_config(
             config.vision_config, options.taps(selection), grid
         )
-        self.fusion = module(options, _shapes(selection, config.vision_config, config.text_config))
+        self.fusion = module(options, shapes(selection, config.vision_config, config.text_config))
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(
             config.text_config
         )
@@ -164,7 +90,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             llm if isinstance(llm, PreTrainedConfig) else AutoConfig.from_pretrained(resolve(llm))
         )
         text = text.get_text_config()
-        token_id = _image_token_id(llm, image_token) if image_token_id is None else image_token_id
+        token_id = image_token_id_of(llm, image_token) if image_token_id is None else image_token_id
         config = configure(vision, text, layers, fusion, token_grid, token_id)
         options, _ = parse(config.fusion or {})
         taps = options.taps(config.selection)
@@ -172,8 +98,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             tower = Encoder(load_tower(encoder, vision, dtype), taps, token_grid)
         else:
             tower = Encoder.from_config(vision, taps, token_grid).to(dtype)
-        language_model = _load_llm(llm, dtype, attn_implementation)
-        _ensure_row(language_model, token_id)
+        language_model = load_llm(llm, dtype, attn_implementation)
+        ensure_row(language_model, token_id)
         config.text_config = language_model.config
         return cls(config, tower, language_model)
 
@@ -237,65 +163,54 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         In training mode with labels, logits exist only at labelled positions and are not returned.
         `num_items_in_batch`: number of labelled tokens over all accumulated batches, if known.
         """
-        visual = None
         if features is None and pixel_values is not None:
             features = self.encode_images(pixel_values)
-        if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        if features is not None:
-            if input_ids is None:
-                raise ValueError("images need input_ids: the image tokens say where they belong")
-            inputs_embeds, visual = self._insert(features, input_ids, inputs_embeds)
-        sparse = labels is not None and self.training
-        if labels is not None:
-            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            if sparse:
-                logits_to_keep = targets != IGNORED
-        if isinstance(logits_to_keep, int) and logits_to_keep:
+        embeds, visual = self._embed(input_ids, inputs_embeds, features)
+        targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        sparse = targets is not None and self.training
+        if targets is not None and sparse:
+            logits_to_keep, targets = targets != IGNORED, targets[targets != IGNORED]
+        elif isinstance(logits_to_keep, int) and logits_to_keep:
             # A slice is not contiguous, and on CPU a frozen head then multiplies row by row.
-            length = inputs_embeds.shape[1]
+            length = embeds.shape[1]
             logits_to_keep = torch.arange(length - logits_to_keep, length, device=self.device)
         out = self.language_model(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=embeds,
             attention_mask=attention_mask,
             logits_to_keep=logits_to_keep,
             visual=visual,
             **kwargs,
         )
-        loss = None
-        if labels is not None:
-            flat = targets[targets != IGNORED] if sparse else targets.flatten()
-            total = F.cross_entropy(
-                out.logits.float().flatten(0, -2),
-                flat,
-                ignore_index=IGNORED,
-                reduction="sum",
-            )
-            loss = total / (num_items_in_batch or (flat != IGNORED).sum().clamp_min(1))
         return CausalLMOutputWithPast(
-            loss=loss,
+            loss=None if targets is None else _loss(out.logits, targets, num_items_in_batch),
             logits=None if sparse else out.logits,
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
 
+    def _embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, features: Features | None
+    ) -> tuple[Tensor, Visual | None]:
+        """The LLM's input: text embeddings with the visual tokens written over image tokens."""
+        if input_ids is None:
+            if inputs_embeds is None or features is not None:
+                raise ValueError("give input_ids: the image tokens say where images belong")
+            return inputs_embeds, None
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        return (embeds, None) if features is None else self._insert(features, input_ids, embeds)
+
     def _insert(
         self, features: Features, input_ids: Tensor, inputs_embeds: Tensor
     ) -> tuple[Tensor, Visual]:
-        """Write the visual tokens over the embeddings of the image tokens."""
         visual = self.fuse(features)
         mask = input_ids == self.config.image_token_id
         tokens = visual.tokens.to(inputs_embeds.dtype)
-        torch._check_tensor_all(
-            mask.sum() == tokens.shape[0] * tokens.shape[1],
-            lambda: (
-                f"{int(mask.sum())} image tokens in the text, but {tokens.shape[0]} images of "
-                f"{tokens.shape[1]} tokens each"
-            ),
-        )
+        images, each = tokens.shape[:2]
+        if not torch.compiler.is_compiling() and int(mask.sum()) != images * each:
+            raise ValueError(
+                f"{int(mask.sum())} image tokens in the text, but {images} images of {each} tokens"
+            )
         merged = inputs_embeds.masked_scatter(mask.unsqueeze(-1), tokens)
         return merged, Visual(visual.tokens, visual.memory, mask, visual.notes)
 
@@ -342,7 +257,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
 
     @torch.inference_mode()
     def ask(
-        self: Any,
+        self,
         processor: Processor,
         image: Any,
         question: str,
@@ -360,55 +275,21 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         return processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
+def _loss(logits: Tensor, targets: Tensor, count: Tensor | int | None) -> Tensor:
+    """Cross-entropy summed over the labelled tokens, divided by `count` or by their number."""
+    flat = targets.flatten()
+    total = F.cross_entropy(
+        logits.float().flatten(0, -2), flat, ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (count or (flat != IGNORED).sum().clamp_min(1))
+
+
 def _take(features: Features, order: Tensor) -> Features:
     return Features(
         features.layers,
         tuple(x[order] for x in features.patches),
         tuple(x[order] for x in features.summary),
         features.grid,
-    )
-
-
-def _image_token_id(llm: Source, image_token: str | None) -> int:
-    if not isinstance(llm, str):
-        raise ValueError("`llm` is a config, so `image_token_id` must be given")
-    tokenizer = load_tokenizer(llm, image_token)
-    return tokenizer.convert_tokens_to_ids(image_token or IMAGE_TOKEN)
-
-
-def _load_llm(llm: Source, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
-    kernel = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    if isinstance(llm, str):
-        return AutoModelForCausalLM.from_pretrained(resolve(llm), dtype=dtype, **kernel)
-    return AutoModelForCausalLM.from_config(llm.get_text_config(), **kernel).to(dtype)
-
-
-def _ensure_row(language_model: Any, image_token_id: int) -> None:
-    """Grow the vocabulary if the image token is new; its row is the mean of the others, so that it
-    is never the likeliest next token."""
-    old = language_model.get_input_embeddings().weight.shape[0]
-    if image_token_id < old:
-        return
-    language_model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
-    tables = (language_model.get_input_embeddings(), language_model.get_output_embeddings())
-    with torch.no_grad():
-        for table in tables:
-            table.weight[old:] = table.weight[:old].float().mean(dim=0).to(table.weight.dtype)
-
-
-def compose_processor(
-    encoder: str, llm: str, config: FusionConfig, chat_template: str | None, image_token: str | None
-) -> Processor:
-    """The processor that belongs to a model composed from the same encoder and LLM."""
-    tokenizer = load_tokenizer(llm, image_token)
-    return Processor(
-        load_image_processor(encoder),
-        tokenizer,
-        patch_size=config.vision_config.patch_size,
-        token_grid=config.token_grid,
-        fusion=config.fusion,
-        image_token=image_token or IMAGE_TOKEN,
-        chat_template=chat_template,
     )
 
 

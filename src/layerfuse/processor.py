@@ -152,7 +152,7 @@ class Processor(ProcessorMixin):
             if not mark:
                 raise ValueError("the chat template does not write every answer, in order")
             text += before
-            spans.append((len(text), len(text) + len(answer)))
+            spans.append((len(text.rstrip(" ")), len(text) + len(answer)))
             text += answer
         return text + rest, spans
 

@@ -3,12 +3,10 @@
 The text under each field is its only description; the recipe reference is made from it.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Part = Literal["fusion", "llm", "vision"]
 Layers = int | str | list[int] | list[list[int]]
@@ -281,90 +279,3 @@ def _layers_text(layers: Layers) -> str:
     if isinstance(layers, int | str):
         return str(layers)
     return "|".join(str(k) if isinstance(k, int) else ",".join(map(str, k)) for k in layers)
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply `extends:` and `key.sub=value` overrides, and validate it.
-
-    Paths in it become absolute. Raises ValueError that names the file and every problem, and
-    FileNotFoundError if the recipe or a file that it extends is missing.
-    """
-    raw = _read(Path(path))
-    for override in overrides:
-        key, found, value = override.partition("=")
-        if not found:
-            raise ValueError(f"an override is key.sub=value, not {override!r}")
-        _set(raw, key.split("."), yaml.safe_load(value), override)
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {_plain(e)}" for e in error.errors()]
-        raise ValueError(f"recipe {path}:\n" + "\n".join(lines)) from error
-
-
-def _plain(error: Any) -> str:
-    if error["type"] != "extra_forbidden":
-        return error["msg"]
-    known: dict[str, Any] = {"Recipe": Recipe.model_fields}
-    for model in (Source, Scenes, Data, Lora, Stage, Arm, Grid, Evaluation, Statistics):
-        known[model.__name__] = model.model_fields
-    parents = {
-        "stages": "Stage",
-        "arms": "Arm",
-        "evaluate": "Evaluation",
-        "statistics": "Statistics",
-    }
-    parents |= {"grid": "Grid", "encoder": "Source", "llm": "Source"}
-    parents |= {"data": "Data", "scenes": "Scenes", "lora": "Lora"}
-    holder = next((parents[p] for p in reversed(error["loc"][:-1]) if p in parents), "Recipe")
-    return f"unknown key; valid: {', '.join(known[holder])}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"recipe {path} must be a mapping of keys to values")
-    _make_absolute(raw, path.parent.resolve())
-    if "extends" in raw:
-        raw = _merge(_read(path.parent / raw.pop("extends")), raw)
-    return raw
-
-
-def _make_absolute(node: Any, folder: Path) -> None:
-    """Data paths, image folders and chat templates are relative to the file that names them."""
-    if not isinstance(node, dict):
-        return
-    for key, value in node.items():
-        if key in ("path", "images", "chat_template") and isinstance(value, str):
-            node[key] = str(folder / value)
-        _make_absolute(value, folder)
-
-
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise ValueError(
-                    f"override {override!r}: {key!r} is no index into {len(node)} items"
-                )
-            if last:
-                node[int(key)] = value
-            node = node[int(key)]
-        elif isinstance(node, dict):
-            if last:
-                node[key] = value
-            node = node.setdefault(key, {})
-        else:
-            raise ValueError(f"override {override!r}: {keys[depth - 1]!r} holds no keys")

@@ -4,7 +4,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from layerfuse.fusion.base import FUSIONS, Fusion, Shapes, StrategyConfig, Visual, attach, register
+from layerfuse.fusion.base import (
+    FUSIONS,
+    Fusion,
+    Shapes,
+    StrategyConfig,
+    Visual,
+    attach,
+    descriptions,
+    register,
+)
 from layerfuse.fusion.concat import Concat
 from layerfuse.fusion.group_mean import GroupMean
 from layerfuse.fusion.inject_add import InjectAdd
@@ -23,6 +32,7 @@ __all__ = [
     "StrategyConfig",
     "Visual",
     "attach",
+    "descriptions",
     "parse",
     "register",
 ]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerfuse.config import configure
 from layerfuse.encoder import load_vision_config
 from layerfuse.fusion import parse
-from layerfuse.model import configure
 from layerfuse.recipe import Arm, Recipe
 from layerfuse.selection import select
 

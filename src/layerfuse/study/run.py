@@ -24,7 +24,8 @@ from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.run import predict
 from layerfuse.local_models import resolve
 from layerfuse.processor import IMAGE_TOKEN, Processor, load_image_processor, load_tokenizer
-from layerfuse.recipe import Recipe, load_recipe
+from layerfuse.recipe import Recipe
+from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, check_arms, runs
 from layerfuse.study.live import LiveTable
 from layerfuse.study.report import write_report

@@ -11,11 +11,13 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig
 
+from layerfuse.config import configure
 from layerfuse.data.conversations import load
 from layerfuse.encoder import Features, load_vision_config, vision_config_of
 from layerfuse.local_models import is_pulled, resolve
-from layerfuse.model import FusionVLM, configure
-from layerfuse.recipe import Arm, Data, Recipe, Source, Stage, load_recipe
+from layerfuse.model import FusionVLM
+from layerfuse.recipe import Arm, Data, Recipe, Source, Stage
+from layerfuse.recipe_file import load_recipe
 
 TEXT_TOKENS = 64
 """text tokens per sample in the FLOP estimate, beside the visual ones"""

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from layerfuse.compose import compose_processor
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
 from layerfuse.data.conversations import Sample, Samples
 from layerfuse.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.fusion import parse
-from layerfuse.model import FusionVLM, compose_processor
+from layerfuse.model import FusionVLM
 from layerfuse.processor import Processor
 from layerfuse.recipe import Arm, Recipe, Stage
 from layerfuse.selection import select
