@@ -37,6 +37,7 @@ def _errors() -> Iterator[None]:
         if "--debug" in sys.argv:
             raise
         typer.secho(f"error: {error}", fg="red", err=True)
+        typer.secho("(layerfuse --debug VERB ... shows the traceback)", dim=True, err=True)
         raise typer.Exit(2) from error
 
 

@@ -169,6 +169,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         sparse = targets is not None and self.training
         if targets is not None and sparse:
+            kwargs.setdefault("use_cache", False)
             logits_to_keep, targets = targets != IGNORED, targets[targets != IGNORED]
         elif isinstance(logits_to_keep, int) and logits_to_keep:
             # A slice is not contiguous, and on CPU a frozen head then multiplies row by row.

@@ -34,6 +34,13 @@ class Picture:
     def digest(self) -> str:
         return hashlib.sha256(self.read()).hexdigest()
 
+    def identify(self) -> None:
+        """Read the header. Raises ValueError naming a file that is no image."""
+        try:
+            Image.open(self.name).close()
+        except UnidentifiedImageError as error:
+            raise ValueError(f"cannot read the image {self.name}: {error}") from error
+
     def open(self) -> Image.Image:
         """The decoded RGB image. Raises ValueError naming a file that is no readable image."""
         try:
@@ -111,7 +118,7 @@ def load(data: Data) -> Samples:
 
 
 def check(samples: Samples) -> None:
-    """Convert every sample and look for every image file. Raises like `load`."""
+    """Convert every sample, find every image file and read its header. Raises like `load`."""
     seen: set[str] = set()
     for sample in samples:
         for picture in sample.pictures:
@@ -119,6 +126,7 @@ def check(samples: Samples) -> None:
                 seen.add(picture.name)
                 if not Path(picture.name).is_file():
                     raise FileNotFoundError(f"sample {sample.id}: no image file {picture.name}")
+                picture.identify()
 
 
 def _write_scenes(spec: Any) -> Path:

@@ -143,7 +143,6 @@ def train_arm(
         if stage.checkpoint_steps:
             _remember(folder, trained)
     model.eval()
-    model.config.use_cache = True
     return trained
 
 

@@ -71,7 +71,6 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)  # the report shows the same
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    model.config.use_cache = False
     result = trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     if not torch.isfinite(torch.tensor(result.training_loss)):
         raise ValueError(f"the loss became {result.training_loss}: lower the learning rates")
