@@ -270,7 +270,7 @@ def test_collator_names_the_sample(tmp_path: Path) -> None:
 def test_writers_in_parallel_do_not_disturb_each_other(tmp_path: Path) -> None:
     """A leftover of a killed writer is not taken for a finished file."""
     given, process = pictures(tmp_path), tiny.image_processor()
-    cached_features(encoder([1]), process, given)
+    cached_features(counting([1]), process, given)
     file = next((tmp_path / "home" / "features").glob("*.safetensors"))
     leftover = file.with_suffix(f".{os.getpid() + 1}")
     leftover.write_bytes(file.read_bytes()[:100])

@@ -158,7 +158,7 @@ def _json(path: Path, images: str | None = None) -> Samples:
 def _from_llava(index: int, record: dict[str, Any], base: Path) -> Sample:
     name = str(record.get("id", index))
     given = record.get("image", record.get("images")) or []
-    given = [given] if isinstance(given, str | bytes | dict) else list(given)
+    given = list(given) if isinstance(given, list | tuple) else [given]
     pictures = tuple(_picture(name, k, item, base) for k, item in enumerate(given))
     turns = record.get("conversations") or record.get("messages")
     if not turns:

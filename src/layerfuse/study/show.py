@@ -57,9 +57,9 @@ def show(
     console.print(_arm_table(recipe, arms))
     console.print(_stage_table(recipe, arms))
     console.print(
-        f"FLOPs: forward, one image and {TEXT_TOKENS} text tokens; a training sample costs the "
-        "forward plus twice what lies above the deepest part that trains, so at most three times "
-        "as much. Frozen encoders are run once per picture where features are cached."
+        f"GFLOPs: forward of one image and {TEXT_TOKENS} text tokens. PFLOPs: all samples of a "
+        "stage, one forward of the encoder and three times the forward of fusion and LLM; cached "
+        "features and frozen parts cost less."
     )
     return recipe, arms
 
@@ -114,8 +114,11 @@ def _flops(model: FusionVLM, size: int) -> dict[str, float]:
         found["fusion"] = counter.get_total_flops()
         length = visual.tokens.shape[1] + TEXT_TOKENS
         width = model.config.text_config.hidden_size
+        mask = torch.zeros(1, 1, length, length)  # a finished mask: none is made from values
         with FlopCounterMode(display=False) as counter:
-            model.language_model(inputs_embeds=torch.empty(1, length, width), use_cache=False)
+            model.language_model(
+                inputs_embeds=torch.empty(1, length, width), attention_mask=mask, use_cache=False
+            )
         found["llm"] = counter.get_total_flops()
     return found
 
@@ -191,11 +194,12 @@ def _arm_table(recipe: Recipe, arms: list[Shown]) -> Table:
 
 def _stage_table(recipe: Recipe, arms: list[Shown]) -> Table:
     table = Table(title="stages", title_justify="left", box=None, padding=(0, 2))
-    for column in ("stage", "samples", "batch", "steps", "learning rates", "trains", "trained"):
+    columns = ("stage", "samples", "batch", "steps", "learning rates", "trains", "trained")
+    for column in (*columns, "PFLOPs, at most"):
         table.add_column(column, justify="left")
     for name, stage in recipe.stages.items():
         samples = samples_in(stage.data)
-        steps: int | str = "unknown" if samples is None else steps_of(stage, samples)
+        steps = steps_of(stage, samples) if samples else stage.steps or 0
         rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rates.items())
         how = ", ".join(
             f"{part} ({'LoRA' if part == 'llm' and stage.lora else 'full'})"
@@ -205,7 +209,10 @@ def _stage_table(recipe: Recipe, arms: list[Shown]) -> Table:
         span = " to ".join(f"{n / 1e6:,.2f} M" for n in (trained[0], trained[-1]))
         span = span if trained[0] != trained[-1] else f"{trained[0] / 1e6:,.2f} M"
         count = "unknown" if samples is None else f"{samples:,}"
-        table.add_row(name, count, str(stage.batch_size), f"{steps}", rates, how, span)
+        cost = max(s.flops["vision"] + 3 * (s.flops["fusion"] + s.flops["llm"]) for s in arms)
+        total = f"{steps * stage.batch_size * cost / 1e15:,.2f}" if samples else "unknown"
+        cells = (count, str(stage.batch_size), str(steps), rates, how, span, total)
+        table.add_row(name, *cells)
     return table
 
 

@@ -153,7 +153,8 @@ def remaining_stages(recipe: Recipe, folder: Path, trained: Trained) -> list[tup
     memory = folder / "stages" / "finished.json"
     if started and started[-1] and memory.exists():
         before = json.loads(memory.read_text("utf-8"))
-        trained.losses.update(before["losses"])
+        curves = before["losses"].items()
+        trained.losses.update({k: [(step, loss) for step, loss in v] for k, v in curves})
         trained.seconds.update(before["seconds"])
     return stages[started[-1] :] if started else stages
 
