@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 # glibc keeps freed memory instead of returning it after every step: a tenth of a CPU step's time.
 export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
-export MALLOC_TOP_PAD_ ?= 500000000
+export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 
 .PHONY: help install install-dev quickstart test test-full check docs bench clean
 

@@ -180,3 +180,24 @@ def test_accumulation_gives_the_same_training(recipe: Recipe, tmp_path: Path) ->
     _, expected = train(whole, tmp_path / "whole")
     for (_, a), (_, b) in zip(losses["finetune"], expected["finetune"], strict=True):
         assert a == pytest.approx(b, abs=2e-4)
+
+
+@pytest.mark.parametrize("llm", tiny.LLMS)
+@torch.no_grad()
+def test_after_a_stage_the_model_is_what_loading_it_gives(llm: str, tmp_path: Path) -> None:
+    """Casting leaves alone what no checkpoint holds, such as rotary frequencies."""
+    model = tiny.model("concat", llm=llm, normalize="standardize")
+    with stage_parameters(model, stage(), torch.bfloat16):
+        pass
+    model.save_pretrained(tmp_path)
+    loaded = FusionVLM.from_pretrained(tmp_path).eval()
+    assert loaded.dtype == torch.bfloat16
+    ids = torch.randint(4, 300, (2, 200))
+    assert torch.equal(model(input_ids=ids).logits, loaded(input_ids=ids).logits)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(recipe: Recipe, tmp_path: Path) -> None:
+    rates = {"fusion": 1e30}
+    wild = {n: s.model_copy(update={"learning_rates": rates}) for n, s in recipe.stages.items()}
+    with pytest.raises(ValueError, match=r"the loss became .* at step \d+: lower the learning"):
+        train(recipe.model_copy(update={"stages": {"align": wild["align"]}}), tmp_path / "run")

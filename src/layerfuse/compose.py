@@ -26,7 +26,7 @@ def load_llm(llm: Source, dtype: torch.dtype, attn_implementation: str | None) -
     kernel = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if isinstance(llm, str):
         return AutoModelForCausalLM.from_pretrained(resolve(llm), dtype=dtype, **kernel)
-    return AutoModelForCausalLM.from_config(llm.get_text_config(), **kernel).to(dtype)
+    return AutoModelForCausalLM.from_config(llm.get_text_config(), dtype=dtype, **kernel)
 
 
 def ensure_row(language_model: Any, image_token_id: int) -> None:

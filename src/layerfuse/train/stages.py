@@ -25,19 +25,33 @@ def stage_parameters(model: Any, stage: Stage, dtype: torch.dtype) -> Iterator[N
     adapted: Any = None
     for name, part in parts(model).items():
         if name not in stage.learning_rates:
-            part.to(dtype)
+            cast(part, dtype)
         elif name == "llm" and stage.lora is not None:
-            part.to(dtype)
+            cast(part, dtype)
             adapted = get_peft_model(model.language_model, _lora(stage))
         else:
-            part.float().requires_grad_(True)
+            cast(part, torch.float32)
+            part.requires_grad_(True)
     try:
         yield
     finally:
         if adapted is not None:
             adapted.merge_and_unload()
         model.requires_grad_(False)
-        model.to(dtype)
+        cast(model, dtype)
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what a checkpoint holds: parameters and persistent buffers, in place.
+
+    `Module.to` would also round the rotary frequencies, which loading a checkpoint never does.
+    """
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
+                part.register_buffer(name, buffer.to(dtype))
 
 
 def _lora(stage: Stage) -> LoraConfig:

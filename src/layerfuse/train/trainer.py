@@ -1,5 +1,6 @@
 """A thin `transformers.Trainer`: learning rates per part, progress, loss curve."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ class _Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise ValueError(
+                    f"the loss became {logs['loss']} at step {state.global_step}: lower the "
+                    "learning rates"
+                )
             self.report(state.global_step, state.max_steps, float(logs["loss"]))
 
 
@@ -71,9 +77,7 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)  # the report shows the same
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    result = trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-    if not torch.isfinite(torch.tensor(result.training_loss)):
-        raise ValueError(f"the loss became {result.training_loss}: lower the learning rates")
+    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     return [(int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e]
 
 
@@ -100,6 +104,7 @@ def _arguments(
         save_steps=stage.checkpoint_steps or 1,
         save_total_limit=1,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to="none",
     )
