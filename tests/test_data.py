@@ -12,7 +12,8 @@ from PIL import Image
 
 from layerfuse.data.cache import cached_features
 from layerfuse.data.collate import Collator
-from layerfuse.data.conversations import Picture, Samples, check, load
+from layerfuse.data.conversations import Samples, check, load
+from layerfuse.data.samples import Picture
 from layerfuse.encoder import Encoder
 from layerfuse.evaluate.run import questions
 from layerfuse.processor import IGNORED, Processor
@@ -107,6 +108,36 @@ def test_hugging_face_datasets(tmp_path: Path) -> None:
     assert samples[0].pictures[0].open().getpixel((0, 0)) == (0, 128, 0)
     assert [m["content"] for m in samples[0].messages] == ["<image>\na?", "A"]
     assert len(load(Data(path=str(tmp_path / "set")))) == 2
+
+
+@torch.no_grad()
+def test_equal_ids_of_two_datasets_are_two_pictures(tmp_path: Path) -> None:
+    """Row 0 of a train set and row 0 of a test set keep their own features."""
+    found = []
+    for name in ("red", "blue"):
+        rows = {"image": [Image.new("RGB", (40, 30), name)], "question": ["?"], "answer": ["!"]}
+        made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        made.save_to_disk(tmp_path / name)
+        found.append(load(Data(dataset=str(tmp_path / name)))[0].pictures[0])
+    store = cached_features(encoder([2]), tiny.image_processor(), found)
+    red, blue = (store.features([picture]).patches[0] for picture in found)
+    assert not torch.equal(red, blue)
+
+
+def test_families_follow_their_answers(tmp_path: Path) -> None:
+    talk = turns("one", "1", "none", "", "two", "2")
+    record = {"id": "x", "conversations": talk, "families": ["a", "b", "c"]}
+    assert from_json(tmp_path, record)[0].families == ("a", "c")
+    with pytest.raises(ValueError, match="sample x: 2 kinds for 3 answers"):
+        check(from_json(tmp_path, {**record, "families": ["a", "b"]}))
+
+
+def test_a_missing_split_names_the_valid_ones(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"question": ["?"], "answer": ["!"]})
+    datasets.DatasetDict({"dev": rows}).save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"no split 'train'; valid: \['dev'\]"):
+        load(Data(dataset=str(tmp_path / "set")))
+    assert len(load(Data(dataset=str(tmp_path / "set"), split="dev"))) == 1
 
 
 def test_scenes_are_read_by_the_same_loader() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from layerfuse.data.conversations import Picture, Sample
+from layerfuse.data.samples import Picture, Sample
 from layerfuse.evaluate.metrics import exact_match, scores
 from layerfuse.evaluate.run import predict, questions
 from tests import tiny
@@ -56,6 +56,11 @@ def test_every_turn_is_asked_on_its_own_with_all_pictures() -> None:
     assert found[0].messages[-1]["content"] == "<image>first<image>"
     assert found[1].messages[-1]["content"] == "<image><image>\nsecond"
     assert all(q.messages[0]["content"] == "Be brief." for q in found)
+
+
+def test_questions_of_samples_with_one_id_are_told_apart() -> None:
+    samples = [Sample("a.png", (), talk("one", "1")), Sample("a.png", (), talk("two", "2"))]
+    assert [q.id for q in questions(samples)] == ["a.png/0", "a.png/1"]
 
 
 def test_predictions_do_not_depend_on_the_batch() -> None:

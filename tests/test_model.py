@@ -448,3 +448,16 @@ def test_the_saved_configuration_is_resolved() -> None:
     assert config.fusion is not None
     assert config.fusion["base"] == 4
     assert config.vision_config.num_hidden_layers == 4
+
+
+def test_an_llm_that_is_more_or_other_than_a_decoder_is_refused() -> None:
+    from transformers import Gemma3Config, GPT2Config
+
+    both = Gemma3Config(text_config=tiny.text_config("gemma3").to_dict())
+    parts: dict[str, Any] = {"encoder": tiny.vision_config(), "layers": [2]}
+    parts |= {"fusion": {"name": "single"}, "image_token_id": tiny.IMAGE_ID}
+    with pytest.raises(ValueError, match="is a multimodal model"):
+        FusionVLM.compose(llm=both, **parts)
+    other = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=300)
+    with pytest.raises(ValueError, match=r"keeps its blocks elsewhere than in `model\.layers`"):
+        FusionVLM.compose(llm=other, **parts)

@@ -147,3 +147,52 @@ def test_an_image_token_that_the_tokenizer_lacks(tmp_path: Path) -> None:
         Processor(
             tiny.image_processor(), load_tokenizer(str(tmp_path), "<pic>"), image_token="<pic>"
         )
+
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+STRICT = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+)
+
+
+def test_the_end_of_turn_is_labelled_behind_a_space() -> None:
+    processor = make(LLAMA_2)
+    found = labelled(processor, processor.encode(TALK, [16]))
+    assert [part.strip() for part in found] == ["red </s>", "yes </s>"]
+
+
+def test_the_end_of_turn_is_labelled_when_it_is_an_added_token() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = tiny.tokenizer(tiny.CHAT_TEMPLATE.replace("</s>", "<end_of_turn>"))
+    tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)], special_tokens=True)
+    processor = Processor(tiny.image_processor(), tokenizer, patch_size=tiny.PATCH)
+    found = labelled(processor, processor.encode(TALK, [16]))
+    assert found == ["red<end_of_turn>", "yes<end_of_turn>"]
+
+
+def test_adding_the_image_token_keeps_the_other_special_tokens(tmp_path: Path) -> None:
+    before = tiny.tokenizer(image=False)
+    before.save_pretrained(tmp_path)
+    after = load_tokenizer(str(tmp_path))
+    assert set(before.all_special_tokens) <= set(after.all_special_tokens)
+    assert after.convert_tokens_to_ids("<image>") == len(before)
+
+
+def test_a_template_that_refuses_a_role_is_a_clear_error() -> None:
+    talk = [{"role": "system", "content": "Be brief."}, *TALK]
+    with pytest.raises(ValueError, match=r"refuses the roles \['system', 'user'.*no system role"):
+        make(STRICT).encode(talk, [16])
+
+
+def test_an_answer_around_an_image_is_labelled_without_the_image() -> None:
+    processor = make()
+    talk = [
+        {"role": "user", "content": "Show it"},
+        {"role": "assistant", "content": "see <image> end"},
+    ]
+    assert labelled(processor, processor.encode(talk, [3])) == ["see ", " end</s>"]

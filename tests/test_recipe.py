@@ -81,6 +81,22 @@ def test_runs_go_seed_by_seed_and_keys_follow_what_matters(tmp_path: Path) -> No
     assert runs(load_recipe(write(tmp_path, {"dtype": "float32"})))[0].key != first[0].key
 
 
+def test_other_contents_of_a_file_are_another_run(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[1]")
+    first = runs(load_recipe(write(tmp_path)))[0].key
+    shown = {"stages": {"align": {**STAGE, "data": {**STAGE["data"], "expected_samples": 7}}}}
+    assert runs(load_recipe(write(tmp_path, shown)))[0].key == first
+    (tmp_path / "a.json").write_text("[2]")
+    assert runs(load_recipe(write(tmp_path)))[0].key != first
+
+
+def test_models_that_begin_with_a_dot_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, {"encoder": "./enc", "llm": {"model": "../llm"}}))
+    assert Path(recipe.encoder.model).resolve() == tmp_path / "enc"
+    assert Path(recipe.llm.model).resolve() == tmp_path.parent / "llm"
+    assert load_recipe(write(tmp_path)).encoder.model == "some/encoder"
+
+
 STAGE = GOOD["stages"]["align"]
 
 
@@ -101,6 +117,9 @@ STAGE = GOOD["stages"]["align"]
         ({"stages": {"align": {**STAGE, "lora": {}}}}, "learning_rates does not name llm"),
         ({"stages": {"align": {**STAGE, "device_batch_size": 48}}}, "is no multiple of device_bat"),
         ({"name": "a b"}, "name: String should match pattern"),
+        ({"seeds": [1, 1]}, "seeds repeat"),
+        ({"token_grid": [0, 4]}, "token_grid.0: Input should be greater than 0"),
+        ({"stages": {"align": {**STAGE, "learning_rates": {"fusion": -1}}}}, "greater than 0"),
         ({"dtype": "float16"}, "'bfloat16' or 'float32'"),
     ],
 )

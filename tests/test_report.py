@@ -97,7 +97,7 @@ def test_contents_in_order(page: Path):
         "Examples",
         "colour: arms disagree",
         "Training cost",
-        "56,789",
+        "0.06 M",
         "How to read this",
         "Recipe",
         "Environment",

@@ -201,3 +201,20 @@ def test_a_loss_that_is_not_finite_stops_the_training(recipe: Recipe, tmp_path: 
     wild = {n: s.model_copy(update={"learning_rates": rates}) for n, s in recipe.stages.items()}
     with pytest.raises(ValueError, match=r"the loss became .* at step \d+: lower the learning"):
         train(recipe.model_copy(update={"stages": {"align": wild["align"]}}), tmp_path / "run")
+
+
+def test_a_checkpoint_torn_by_a_kill_is_not_continued(recipe: Recipe, tmp_path: Path) -> None:
+    torn = tmp_path / "run" / "stages" / "align" / "checkpoint-2"
+    torn.mkdir(parents=True)
+    (torn / "model.safetensors").write_bytes(b"half")
+    _, losses = train(recipe, tmp_path / "run")
+    assert [step for step, _ in losses["align"]] == [1, 2, 3]
+
+
+def test_a_batch_of_text_alone_trains_the_fusion_with_zero_gradient() -> None:
+    model = tiny.model("concat").train()
+    model.requires_grad_(False)
+    model.fusion.requires_grad_(True)
+    ids = torch.randint(4, 300, (2, 9))
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.fusion.parameters())

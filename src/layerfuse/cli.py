@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +33,7 @@ def _errors() -> Iterator[None]:
     """Turn what the user can mend into one message; anything else keeps its traceback."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if "--debug" in sys.argv:
             raise
         typer.secho(f"error: {error}", fg="red", err=True)
@@ -94,10 +94,12 @@ def ask(
         _import(imports)
         from layerfuse.model import FusionVLM
         from layerfuse.processor import Processor
+        from layerfuse.train.run import device
 
         if not (model / "config.json").is_file():
             raise FileNotFoundError(f"no model in {model}")
-        vlm = FusionVLM.from_pretrained(model).eval()
+        vlm: Any = FusionVLM.from_pretrained(model).eval()
+        vlm.to(device())
         processor = Processor.from_pretrained(model)
         typer.echo(vlm.ask(processor, image, question, max_new_tokens=max_new_tokens))
 

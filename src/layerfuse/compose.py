@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from layerfuse.config import FusionConfig
 from layerfuse.local_models import resolve
@@ -21,12 +22,37 @@ def image_token_id_of(llm: Source, image_token: str | None) -> int:
     return tokenizer.convert_tokens_to_ids(image_token or IMAGE_TOKEN)
 
 
+def text_config_of(llm: Source) -> PreTrainedConfig:
+    """The configuration of an LLM. Raises ValueError if it is more than a language model."""
+    config = llm if isinstance(llm, PreTrainedConfig) else AutoConfig.from_pretrained(resolve(llm))
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"{llm if isinstance(llm, str) else config.model_type} is a multimodal model "
+            f"({config.model_type}); give a language model alone"
+        )
+    return config
+
+
+def decoder_blocks(language_model: Any) -> nn.ModuleList:
+    """The decoder blocks, where internal fusion attaches. Raises ValueError if there are none."""
+    decoder = language_model.get_decoder()
+    if decoder is None or "layers" not in decoder._modules:
+        raise ValueError(
+            f"{type(language_model).__name__} keeps its blocks elsewhere than in `model.layers`; "
+            "valid are LLMs of the usual build: llama, qwen, mistral, gemma, phi, smollm, ..."
+        )
+    return decoder.layers
+
+
 def load_llm(llm: Source, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
     """A causal LM with its pretrained weights, or with random ones from a config."""
     kernel = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if isinstance(llm, str):
-        return AutoModelForCausalLM.from_pretrained(resolve(llm), dtype=dtype, **kernel)
-    return AutoModelForCausalLM.from_config(llm.get_text_config(), dtype=dtype, **kernel)
+        model = AutoModelForCausalLM.from_pretrained(resolve(llm), dtype=dtype, **kernel)
+        if not model.generation_config.do_sample:  # saving refuses what only sampling would read
+            model.generation_config.update(temperature=None, top_p=None, top_k=None)
+        return model
+    return AutoModelForCausalLM.from_config(llm, dtype=dtype, **kernel)
 
 
 def ensure_row(language_model: Any, image_token_id: int) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +33,14 @@ class Features:
         """The patch tokens of `layers`, in that order."""
         return [self.patches[self.layers.index(layer)] for layer in layers]
 
+    def take(self, rows: Tensor) -> "Features":
+        """The features of the images at `rows`, in that order."""
+        return replace(
+            self,
+            patches=tuple(x[rows] for x in self.patches),
+            summary=tuple(x[rows] for x in self.summary),
+        )
+
     def to(self, *args: Any, **kwargs: Any) -> "Features":
         """`Tensor.to` on every tensor."""
         return replace(
@@ -40,6 +48,15 @@ class Features:
             patches=tuple(x.to(*args, **kwargs) for x in self.patches),
             summary=tuple(x.to(*args, **kwargs) for x in self.summary),
         )
+
+
+def concatenate(parts: Sequence[Features]) -> Features:
+    """The features of several batches of images as one batch."""
+    return replace(
+        parts[0],
+        patches=tuple(torch.cat(x) for x in zip(*(p.patches for p in parts), strict=True)),
+        summary=tuple(torch.cat(x) for x in zip(*(p.summary for p in parts), strict=True)),
+    )
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,21 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from layerfuse.compose import Source, ensure_row, image_token_id_of, load_llm
+from layerfuse.compose import (
+    Source,
+    decoder_blocks,
+    ensure_row,
+    image_token_id_of,
+    load_llm,
+    text_config_of,
+)
 from layerfuse.config import FusionConfig, configure, shapes
 from layerfuse.encoder import Encoder, Features, load_tower, load_vision_config
 from layerfuse.fusion import Visual, attach, parse
-from layerfuse.local_models import resolve
 from layerfuse.processor import IGNORED, Processor, register_processor
 from layerfuse.selection import LayerSpec
 
@@ -59,7 +64,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(
             config.text_config
         )
-        attach(self.fusion, self.language_model.get_decoder().layers)
+        attach(self.fusion, decoder_blocks(self.language_model))
         parts = (self.vision_tower.tower, self.language_model)
         self._no_split_modules = [n for part in parts for n in part._no_split_modules or []]
         self.post_init()
@@ -68,8 +73,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def compose(
         cls,
-        encoder: Source,
-        llm: Source,
+        encoder: Source | Path,
+        llm: Source | Path,
         layers: LayerSpec,
         fusion: dict[str, Any],
         *,
@@ -85,11 +90,9 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         weights). With a config as `llm`, give `image_token_id`. Raises ValueError for anything that
         does not fit, before weights load.
         """
-        vision = load_vision_config(encoder)
-        text = (
-            llm if isinstance(llm, PreTrainedConfig) else AutoConfig.from_pretrained(resolve(llm))
-        )
-        text = text.get_text_config()
+        encoder = str(encoder) if isinstance(encoder, Path) else encoder
+        llm = str(llm) if isinstance(llm, Path) else llm
+        vision, text = load_vision_config(encoder), text_config_of(llm)
         token_id = image_token_id_of(llm, image_token) if image_token_id is None else image_token_id
         config = configure(vision, text, layers, fusion, token_grid, token_id)
         options, _ = parse(config.fusion or {})
@@ -100,6 +103,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             tower = Encoder.from_config(vision, taps, token_grid).to(dtype)
         language_model = load_llm(llm, dtype, attn_implementation)
         ensure_row(language_model, token_id)
+        language_model.generation_config.suppress_tokens = [token_id]  # an answer holds no image
         config.text_config = language_model.config
         return cls(config, tower, language_model)
 
@@ -129,14 +133,17 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         with torch.no_grad():
             return float(table(ids).float().std())
 
+    @property
+    def fusion_dtype(self) -> torch.dtype:
+        return next(self.fusion.parameters()).dtype
+
     def encode_images(self, pixel_values: Tensor) -> Features:
         """(B, 3, height, width) -> features of the selected layers, without gradient if frozen."""
         return self.vision_tower(pixel_values)
 
     def fuse(self, features: Features) -> Visual:
         """Run the fusion strategy in its own dtype."""
-        dtype = next(self.fusion.parameters()).dtype
-        return self.fusion(features.to(device=self.device, dtype=dtype))
+        return self.fusion(features.to(device=self.device, dtype=self.fusion_dtype))
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """The fused tokens (B, N', D) in `pooler_output`, where serving engines look for them."""
@@ -199,7 +206,11 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
                 raise ValueError("give input_ids: the image tokens say where images belong")
             return inputs_embeds, None
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        return (embeds, None) if features is None else self._insert(features, input_ids, embeds)
+        if features is not None:
+            return self._insert(features, input_ids, embeds)
+        if self.training:  # text alone: the fusion takes part, with zero gradient, on every rank
+            embeds = embeds + 0 * sum(p.sum() for p in self.fusion.parameters()).to(embeds.dtype)
+        return embeds, None
 
     def _insert(
         self, features: Features, input_ids: Tensor, inputs_embeds: Tensor
@@ -239,7 +250,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             count = len(pixels) if pixels is not None else len(features.patches[0])
             order = self._repeat_images(input_ids, count, expand_size)
             pixels = pixels[order] if pixels is not None else None
-            features = _take(features, order) if features else None
+            features = features.take(order) if features else None
         parent: Any = super()
         ids, kwargs = parent._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **kwargs
@@ -250,11 +261,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     def _repeat_images(self, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
         tokens = (input_ids == self.config.image_token_id).sum(dim=1)
         per_row = (tokens // (tokens.sum() // images)).tolist()
-        order, start = [], 0
-        for count in per_row:
-            order += list(range(start, start + count)) * expand_size
-            start += count
-        return torch.tensor(order, device=input_ids.device)
+        rows = torch.arange(images, device=input_ids.device).split(per_row)
+        return torch.cat([row.repeat(expand_size) for row in rows])
 
     @torch.inference_mode()
     def ask(
@@ -283,15 +291,6 @@ def _loss(logits: Tensor, targets: Tensor, count: Tensor | int | None) -> Tensor
         logits.float().flatten(0, -2), flat, ignore_index=IGNORED, reduction="sum"
     )
     return total / (count or (flat != IGNORED).sum().clamp_min(1))
-
-
-def _take(features: Features, order: Tensor) -> Features:
-    return Features(
-        features.layers,
-        tuple(x[order] for x in features.patches),
-        tuple(x[order] for x in features.summary),
-        features.grid,
-    )
 
 
 AutoConfig.register("layerfuse", FusionConfig, exist_ok=True)

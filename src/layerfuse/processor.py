@@ -1,9 +1,11 @@
 """Text and pictures in, model inputs out: chat template, image tokens, answer labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
+from tokenizers import AddedToken
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
@@ -45,6 +47,10 @@ class Processor(ProcessorMixin):
         chat_template: str | None = None,
     ) -> None:
         chat_template = chat_template or tokenizer.chat_template
+        if isinstance(chat_template, dict):
+            chat_template = chat_template["default"]
+        if not tokenizer.is_fast:
+            raise ValueError("the LLM needs a fast tokenizer: slow ones give no offsets of tokens")
         if chat_template is None:
             raise ValueError(
                 f"the tokenizer of {tokenizer.name_or_path or 'the LLM'} has no chat template; "
@@ -122,13 +128,9 @@ class Processor(ProcessorMixin):
             text, add_special_tokens=prompt == "plain", return_offsets_mapping=True
         )
         ids, labels = encoded["input_ids"], [IGNORED] * len(encoded["input_ids"])
-        special, inside = set(self.tokenizer.all_special_ids), False
-        for i, (start, end) in enumerate(encoded["offset_mapping"]):
-            was_inside = inside
-            inside = start < end and any(start < b and end > a for a, b in spans)
-            ends_turn = was_inside and not inside and ids[i] in special
-            if (inside or ends_turn) and ids[i] != self.image_token_id:
-                labels[i] = ids[i]
+        for first, last in self._labelled(text, encoded["offset_mapping"], ids, spans):
+            own = ids[first:last]
+            labels[first:last] = [IGNORED if k == self.image_token_id else k for k in own]
         kept = torch.tensor(ids)[:max_length], torch.tensor(labels)[:max_length]
         if int((kept[0] == self.image_token_id).sum()) != sum(image_tokens):
             raise ValueError(f"{len(ids)} tokens: max_length {max_length} would cut image tokens")
@@ -136,9 +138,35 @@ class Processor(ProcessorMixin):
             raise ValueError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
         return {"input_ids": kept[0], "labels": kept[1]}
 
+    def _labelled(
+        self,
+        text: str,
+        offsets: list[tuple[int, int]],
+        ids: list[int],
+        spans: list[tuple[int, int]],
+    ) -> Iterator[tuple[int, int]]:
+        """Token ranges of the answers, each with the special token that ends its turn, if any."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {k for k, token in added.items() if token.special} - {self.image_token_id}
+        for start, end in spans:
+            inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > start]
+            if not inside:
+                continue
+            after = inside[-1] + 1
+            while after < len(ids) and not text[slice(*offsets[after])].strip():
+                after += 1
+            closed = after < len(ids) and ids[after] in special
+            yield inside[0], after + 1 if closed else inside[-1] + 1
+
     def _render(self, messages: list[Message]) -> str:
         template = self.chat_template
-        return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False
+            )
+        except TemplateError as error:
+            roles = [m["role"] for m in messages]
+            raise ValueError(f"the chat template refuses the roles {roles}: {error}") from error
 
     def _chat(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
         answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
@@ -176,7 +204,7 @@ class Processor(ProcessorMixin):
         for count, part in zip(image_tokens, parts[1:], strict=True):
             shift = count * len(self.image_token) - len(IMAGE_TOKEN)
             here = len(expanded)
-            moved = [(a + shift, b + shift) if a >= here else (a, b) for a, b in moved]
+            moved = [(a + shift * (a >= here), b + shift * (b > here)) for a, b in moved]
             expanded += self.image_token * count + part
         return expanded, moved
 
@@ -189,7 +217,7 @@ def load_tokenizer(name: str, image_token: str | None = None) -> Any:
     """
     tokenizer = AutoTokenizer.from_pretrained(resolve(name))
     if image_token is None and IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True)], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -4,12 +4,29 @@ The text under each field is its only description; the recipe reference is made 
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Part = Literal["fusion", "llm", "vision"]
 Layers = int | str | list[int] | list[list[int]]
+
+
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("seeds repeat; each run needs a seed of its own")
+    return seeds
+
+
+Seeds = Annotated[list[int], AfterValidator(_distinct)]
 
 
 class Strict(BaseModel):
@@ -89,7 +106,7 @@ class Lora(Strict):
     """Scale: the update is multiplied by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
-    target_modules: list[str] | str = "all-linear"
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers that get adapters, or `all-linear`."""
 
 
@@ -98,7 +115,7 @@ class Stage(Strict):
 
     data: Data
     """The training samples."""
-    learning_rates: dict[Part, float] = Field(min_length=1)
+    learning_rates: dict[Part, PositiveFloat] = Field(min_length=1)
     """Peak learning rate of each part that trains: `fusion`, `llm` (its adapters, with `lora`),
     `vision`. Parts that are not named stay frozen."""
     lora: Lora | None = None
@@ -152,7 +169,7 @@ class Arm(Strict):
     `"1-6|7-12"`. Index 0 is the embedding output, k the output of block k, -1 the last block."""
     fusion: dict[str, Any]
     """Strategy `name` and its options (see the strategies' pages)."""
-    seeds: list[int] | None = None
+    seeds: Seeds | None = None
     """Seeds of this arm. Default: the recipe's."""
 
     @property
@@ -205,7 +222,7 @@ class Recipe(Strict):
     image_token: str | None = None
     """An existing token of the tokenizer that stands for the image. Default: `<image>`, added if
     it is missing."""
-    token_grid: tuple[int, int] | None = None
+    token_grid: tuple[PositiveInt, PositiveInt] | None = None
     """Average-pool every layer's patch tokens to (rows, columns): for cheap local studies."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Arithmetic, frozen weights, cached features and the saved model. Parts that train are kept in
@@ -221,7 +238,7 @@ class Recipe(Strict):
     """The arms, in the order of the report."""
     grid: Grid | None = None
     """More arms, as a product."""
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: Seeds = Field(default=[0], min_length=1)
     """One run per arm and seed: initialisation of the fusion and order of the data."""
     baseline: str | None = None
     """The arm that the others are compared with. Default: the first."""

@@ -20,6 +20,9 @@ from layerfuse.recipe import (
     Statistics,
 )
 
+_PATHS = ("path", "images", "chat_template")
+_NAMES = ("encoder", "llm", "model", "dataset")
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `extends:` and `key.sub=value` overrides, and validate it.
@@ -33,6 +36,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if not found:
             raise ValueError(f"an override is key.sub=value, not {override!r}")
         _set(raw, key.split("."), yaml.safe_load(value), override)
+    _make_absolute(raw, Path.cwd())  # what overrides brought in
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -72,13 +76,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _make_absolute(node: Any, folder: Path) -> None:
-    """Data paths, image folders and chat templates are relative to the file that names them."""
-    if not isinstance(node, dict):
-        return
-    for key, value in node.items():
-        if key in ("path", "images", "chat_template") and isinstance(value, str):
+    """Paths are relative to the file that names them: data, images, chat templates, and models and
+    datasets that begin with a dot (others are names)."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if (isinstance(value, str) and key in _PATHS) or (
+            isinstance(value, str) and key in _NAMES and value.startswith(".")
+        ):
             node[key] = str(folder / value)
-        _make_absolute(value, folder)
+        elif key != "fusion":
+            _make_absolute(value, folder)
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

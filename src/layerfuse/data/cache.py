@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layerfuse.data.conversations import Picture
+from layerfuse.data.samples import Picture
 from layerfuse.encoder import Encoder, Features
 from layerfuse.local_models import home
 

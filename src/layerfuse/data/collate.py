@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from layerfuse.data.cache import FeatureStore
-from layerfuse.data.conversations import Sample
+from layerfuse.data.samples import Sample
 from layerfuse.processor import IGNORED, Processor
 
 

@@ -1,70 +1,16 @@
 """Samples from LLaVA JSON and JSONL, image folders, Hugging Face datasets and generated scenes."""
 
-import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from PIL import Image, UnidentifiedImageError
-
 from layerfuse.data import scenes
+from layerfuse.data.samples import Sample, from_columns, from_llava
 from layerfuse.local_models import home
-from layerfuse.processor import IMAGE_TOKEN, Message
 from layerfuse.recipe import Data
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-ROLES |= {"system": "system"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image by name: a file, or the bytes of a dataset's cell."""
-
-    name: str
-    data: bytes | None = None
-
-    def read(self) -> bytes:
-        """The encoded bytes. Raises FileNotFoundError naming the file."""
-        return Path(self.name).read_bytes() if self.data is None else self.data
-
-    def digest(self) -> str:
-        return hashlib.sha256(self.read()).hexdigest()
-
-    def identify(self) -> None:
-        """Read the header. Raises ValueError naming a file that is no image."""
-        try:
-            Image.open(self.name).close()
-        except UnidentifiedImageError as error:
-            raise ValueError(f"cannot read the image {self.name}: {error}") from error
-
-    def open(self) -> Image.Image:
-        """The decoded RGB image. Raises ValueError naming a file that is no readable image."""
-        try:
-            with Image.open(io.BytesIO(self.read())) as image:
-                return image.convert("RGB")
-        except (
-            UnidentifiedImageError,
-            OSError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:
-            raise ValueError(f"cannot read the image {self.name}: {error}") from error
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One conversation about some pictures. `families` and `categories` name each answer's kind."""
-
-    id: str
-    pictures: tuple[Picture, ...]
-    messages: tuple[Message, ...]
-    families: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    novel: bool = False
 
 
 class Samples(Sequence[Sample]):
@@ -104,7 +50,7 @@ def load(data: Data) -> Samples:
         path = Path(data.path)
         if not path.exists():
             raise FileNotFoundError(f"no such file or folder of samples: {path}")
-        samples = _folder(path) if path.is_dir() else _json(path, data.images)
+        samples = _folder(path, data.split) if path.is_dir() else _json(path, data.images)
     else:
         samples = _dataset(str(data.dataset), data.split)
     if data.limit is not None:
@@ -130,7 +76,7 @@ def check(samples: Samples) -> None:
 
 
 def _write_scenes(spec: Any) -> Path:
-    asked = "+".join(family[:2] for family in spec.families or ["all"])
+    asked = "+".join(spec.families or ["all"])
     key = f"{spec.split}-{spec.count}-{spec.seed}-{spec.questions}-{asked}-v{scenes.VERSION}"
     folder = home() / "scenes" / key
     options = {"seed": spec.seed, "questions": spec.questions, "families": spec.families}
@@ -152,80 +98,18 @@ def _json(path: Path, images: str | None = None) -> Samples:
     base = Path(images) if images else path.parent
     if not base.is_dir():
         raise FileNotFoundError(f"no image folder {base}")
-    return Samples(records, lambda i, record: _from_llava(i, record, base))
+    return Samples(records, lambda i, record: from_llava(i, record, base))
 
 
-def _from_llava(index: int, record: dict[str, Any], base: Path) -> Sample:
-    name = str(record.get("id", index))
-    given = record.get("image", record.get("images")) or []
-    given = list(given) if isinstance(given, list | tuple) else [given]
-    pictures = tuple(_picture(name, k, item, base) for k, item in enumerate(given))
-    turns = record.get("conversations") or record.get("messages")
-    if not turns:
-        raise ValueError(f"sample {name}: no conversations; its keys are {sorted(record)}")
-    messages = _messages(name, turns, len(pictures))
-    return Sample(
-        name,
-        pictures,
-        messages,
-        tuple(record.get("families") or ()),
-        tuple(record.get("categories") or ()),
-        bool(record.get("novel", False)),
-    )
-
-
-def _picture(sample: str, index: int, item: Any, base: Path) -> Picture:
-    if isinstance(item, str):
-        return Picture(str(base / item))
-    if isinstance(item, dict):  # a datasets.Image cell that was not decoded
-        if item.get("bytes") is not None:
-            return Picture(f"{sample}#{index}", item["bytes"])
-        return Picture(str(item["path"]))
-    raise ValueError(f"sample {sample}: image {index} is a {type(item).__name__}, not a path")
-
-
-def _messages(name: str, turns: Any, images: int) -> tuple[Message, ...]:
-    """Roles and contents; questions without an answer are left out."""
-    messages: list[Message] = []
-    for turn in turns:
-        role = ROLES.get(str(turn.get("from", turn.get("role"))))
-        content = turn.get("value", turn.get("content"))
-        if role is None or not isinstance(content, str):
-            raise ValueError(
-                f"sample {name}: cannot read the turn {turn!r}; roles: {sorted(ROLES)}"
-            )
-        if role == "assistant" and not content.strip():
-            continue
-        messages.append({"role": role, "content": content})
-    markers = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
-    if markers == 0 and images and messages:
-        first = next(m for m in messages if m["role"] != "system")
-        first["content"] = IMAGE_TOKEN * images + "\n" + first["content"]
-    elif markers != images:
-        raise ValueError(f"sample {name}: {markers} {IMAGE_TOKEN} markers, {images} images")
-    answered = [
-        m
-        for m, following in zip(messages, [*messages[1:], None], strict=True)
-        if m["role"] != "user" or (following is not None and following["role"] == "assistant")
-    ]
-    if not any(m["role"] == "assistant" for m in answered):
-        raise ValueError(f"sample {name}: no answer to learn from")
-    lost = [m for m in messages if m not in answered and IMAGE_TOKEN in m["content"]]
-    for m in reversed(lost):  # the picture belongs to the conversation, not to that question
-        marker = IMAGE_TOKEN * m["content"].count(IMAGE_TOKEN)
-        answered[0] = {**answered[0], "content": marker + "\n" + answered[0]["content"]}
-    return tuple(answered)
-
-
-def _folder(folder: Path) -> Samples:
+def _folder(folder: Path, split: str) -> Samples:
     if (folder / "dataset_info.json").exists() or (folder / "state.json").exists():
-        return _dataset(str(folder), "train")
+        return _dataset(str(folder), split)
     table = folder / "metadata.jsonl"
     if table.exists():
         rows = [json.loads(line) for line in table.read_text("utf-8").splitlines() if line.strip()]
         return Samples(
-            [{"image": row["file_name"], "id": row["file_name"], **row} for row in rows],
-            lambda i, row: _from_columns(i, row, folder),
+            [{"image": r.get("file_name"), "id": r.get("file_name"), **r} for r in rows],
+            lambda i, row: from_columns(i, row, folder),
         )
     images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     missing = [p for p in images if not p.with_suffix(".txt").exists()]
@@ -234,7 +118,7 @@ def _folder(folder: Path) -> Samples:
         raise FileNotFoundError(f"{folder}: {what} (and no metadata.jsonl)")
     return Samples(
         [{"id": str(p.relative_to(folder)), "image": str(p.relative_to(folder))} for p in images],
-        lambda i, row: _from_columns(i, {**row, "text": _caption(folder / row["image"])}, folder),
+        lambda i, row: from_columns(i, {**row, "text": _caption(folder / row["image"])}, folder),
     )
 
 
@@ -242,26 +126,15 @@ def _caption(image: Path) -> str:
     return image.with_suffix(".txt").read_text(encoding="utf-8")
 
 
-def _from_columns(index: int, row: dict[str, Any], base: Path) -> Sample:
-    """A row with `conversations` or `messages`, `question` and `answer`, or `text`."""
-    if not row.get("conversations") and not row.get("messages"):
-        question, answer = row.get("question", ""), row.get("answer", row.get("text"))
-        if not isinstance(answer, str):
-            raise ValueError(
-                f"sample {row.get('id', index)}: needs a column conversations, messages, answer or "
-                f"text; it has {sorted(row)}"
-            )
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        row = {**row, "messages": turns}
-    return _from_llava(index, row, base)
-
-
 def _dataset(name: str, split: str) -> Samples:
     import datasets
 
     if Path(name).is_dir():
         found = datasets.load_from_disk(name)
-        found = found[split] if isinstance(found, datasets.DatasetDict) else found
+        if isinstance(found, datasets.DatasetDict):
+            if split not in found:
+                raise ValueError(f"{name} has no split {split!r}; valid: {list(found)}")
+            found = found[split]
     else:
         found = datasets.load_dataset(name, split=split)
     for column in ("image", "images"):
@@ -270,4 +143,4 @@ def _dataset(name: str, split: str) -> Samples:
             found = found.cast_column(column, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             found = found.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    return Samples(found, lambda i, row: _from_columns(i, row, Path(name)))
+    return Samples(found, lambda i, row: from_columns(i, row, Path(name)))

@@ -1,5 +1,6 @@
 """Ask a model every held-out question: greedy, in batches, predictions kept per question."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,7 +10,7 @@ import torch
 
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import image_tokens, visual_inputs
-from layerfuse.data.conversations import Sample
+from layerfuse.data.samples import Sample
 from layerfuse.evaluate.metrics import exact_match
 from layerfuse.model import FusionVLM
 from layerfuse.processor import IMAGE_TOKEN, Message, Processor
@@ -31,6 +32,7 @@ class Question:
 
 def questions(samples: Sequence[Sample]) -> Iterator[Question]:
     """Every answered turn of every sample, each with all the sample's pictures in front of it."""
+    asked_of: Counter[str] = Counter()  # several samples may have one id
     for sample in samples:
         system = tuple(m for m in sample.messages if m["role"] == "system")
         turns = [m for m in sample.messages if m["role"] != "system"]
@@ -45,13 +47,14 @@ def questions(samples: Sequence[Sample]) -> Iterator[Question]:
                 bare = text.replace(IMAGE_TOKEN, "").strip()
                 text = IMAGE_TOKEN * len(sample.pictures) + "\n" + bare
             yield Question(
-                f"{sample.id}/{k}",
+                f"{sample.id}/{asked_of[sample.id]}",
                 sample,
                 (*system, {"role": "user", "content": text}),
                 answered["content"].strip(),
                 sample.families[k] if sample.families else "all",
                 sample.categories[k] if sample.categories else "all",
             )
+            asked_of[sample.id] += 1
 
 
 @torch.inference_mode()

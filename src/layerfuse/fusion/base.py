@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, PositiveFloat
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ class StrategyConfig:
     """How each layer's patch tokens are normalised before fusion: `none` as published, `layernorm`
     learned per layer, `standardize` per channel with statistics measured once before training and
     stored in the model. Token norms differ by a factor of 50 between layers."""
-    token_scale: float | None = None
+    token_scale: PositiveFloat | None = None
     """Scale what each projector writes so that its standard deviation is this multiple of that of
     the LLM's text embeddings, measured once before training and stored in the model. None, as
     published, leaves it at its random initialisation. Large tokens outlive the LLM's first blocks:

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import layerfuse
+from layerfuse.compose import decoder_blocks, text_config_of
 from layerfuse.config import configure
 from layerfuse.encoder import load_vision_config
-from layerfuse.fusion import parse
 from layerfuse.recipe import Arm, Recipe
-from layerfuse.selection import select
 
 # What may change in a recipe without making a finished run a different run.
 _IRRELEVANT = {"name", "description", "arms", "grid", "seeds", "baseline", "statistics"}
-_IRRELEVANT |= {"keep_models", "fusion_defaults"}
+_IRRELEVANT |= {"keep_models", "fusion_defaults", "chat_template"}
+_ONLY_SHOWN = {"expected_samples", "config", "image_size"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Run:
 def runs(recipe: Recipe) -> list[Run]:
     """Every run: first all arms with their first seed, then the second seeds, and so on."""
     settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k not in _IRRELEVANT}
+    decides = {**_without(settings, _ONLY_SHOWN), **_contents(recipe)}
     pairs = [
         (position, arm, seed)
         for arm in recipe.all_arms()
@@ -51,32 +57,51 @@ def runs(recipe: Recipe) -> list[Run]:
     ]
     pairs.sort(key=lambda pair: pair[0])
     return [
-        Run(arm, seed, _key({**settings, "layers": arm.layers, "fusion": arm.fusion, "seed": seed}))
+        Run(arm, seed, _key({**decides, "layers": arm.layers, "fusion": arm.fusion, "seed": seed}))
         for _, arm, seed in pairs
     ]
+
+
+def _without(node: Any, keys: set[str]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {k: _without(v, keys) for k, v in node.items() if k not in keys}
+
+
+def _contents(recipe: Recipe) -> dict[str, str]:
+    """What the recipe's files hold: a run on other contents is another run."""
+    files = [data.path for _, data in recipe.datasets()] + [recipe.chat_template]
+    found = {"layerfuse": layerfuse.__version__}
+    for name in filter(None, files):
+        path = Path(name)
+        if path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.is_dir():
+            sizes = [(str(p), p.stat().st_size) for p in sorted(path.rglob("*"))]
+            found[name] = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+    return found
 
 
 def _key(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def check_arms(recipe: Recipe, text_config: Any) -> dict[str, dict[str, Any]]:
-    """Resolve every arm against the encoder's and the LLM's configuration.
-
-    Returns {arm: {"layers", "depth", "fusion", "kind"}}. Raises ValueError naming the arm.
-    """
-    vision = load_vision_config(recipe.encoder.model)
-    found = {}
+def check_arms(recipe: Recipe) -> None:
+    """Build every arm without weights. Raises ValueError naming the arm and what is valid."""
+    vision, text = load_vision_config(recipe.encoder.model), text_config_of(recipe.llm.model)
     for arm in recipe.all_arms():
         try:
-            select(arm.layers, vision.num_hidden_layers)
-            config = configure(vision, text_config, arm.layers, arm.fusion, recipe.token_grid)
+            configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
         except ValueError as error:
             raise ValueError(f"arm {arm.label!r}: {error}") from error
-        found[arm.label] = {
-            "layers": config.vision_layers,
-            "depth": vision.num_hidden_layers,
-            "fusion": config.fusion,
-            "kind": parse(config.fusion or {})[1].kind,
-        }
-    return found
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(text)
+    decoder_blocks(llm)
+    linear = {n.split(".")[-1] for n, m in llm.named_modules() if isinstance(m, nn.Linear)}
+    for name, stage in recipe.stages.items():
+        wanted = stage.lora.target_modules if stage.lora else []
+        missing = sorted(set(wanted) - linear) if isinstance(wanted, list) else []
+        if missing:
+            raise ValueError(
+                f"stage {name!r}: the LLM has no linear layers {missing}; valid: {sorted(linear)}"
+            )

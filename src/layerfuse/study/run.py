@@ -14,22 +14,22 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 import layerfuse
 from layerfuse.data.cache import FeatureStore, cached_features
 from layerfuse.data.conversations import Samples, check, load
 from layerfuse.evaluate.metrics import scores
-from layerfuse.evaluate.run import predict
-from layerfuse.local_models import resolve
+from layerfuse.evaluate.run import predict, questions
 from layerfuse.processor import IMAGE_TOKEN, Processor, load_image_processor, load_tokenizer
-from layerfuse.recipe import Recipe
+from layerfuse.recipe import Recipe, Stage
 from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, check_arms, runs
 from layerfuse.study.live import LiveTable
 from layerfuse.study.report import write_report
 from layerfuse.train.run import Trained, device, dtype_of, encoder_for, train_arm
+
+CHECKED_PROMPTS = 50
 
 
 def study(
@@ -45,6 +45,8 @@ def study(
     again; a killed study continues. Raises ValueError or FileNotFoundError, before any training,
     for anything in the recipe, the data or the models that does not fit.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a study runs its arms in one process: start it without torchrun")
     recipe = load_recipe(recipe_path, overrides)
     console = console or Console()
     folder = output or Path("runs") / recipe.name
@@ -75,12 +77,11 @@ def study(
 
 def check_everything(recipe: Recipe) -> dict[str, Samples]:
     """Load the data of every stage and check models, arms and templates without loading weights."""
-    text = AutoConfig.from_pretrained(resolve(recipe.llm.model)).get_text_config()
-    check_arms(recipe, text)
+    check_arms(recipe)
     template = None
     if recipe.chat_template is not None:
         template = Path(recipe.chat_template).read_text("utf-8")
-    Processor(
+    processor = Processor(
         load_image_processor(recipe.encoder.model),
         load_tokenizer(recipe.llm.model, recipe.image_token),
         image_token=recipe.image_token or IMAGE_TOKEN,
@@ -90,7 +91,21 @@ def check_everything(recipe: Recipe) -> dict[str, Samples]:
     for name, data in recipe.datasets():
         samples[name] = load(data)
         check(samples[name])
+        if name in recipe.stages:
+            _check_prompts(processor, samples[name], recipe.stages[name])
+    if next(questions(samples["evaluate"]), None) is None:
+        raise ValueError("the evaluation data holds no question with an answer")
     return samples
+
+
+def _check_prompts(processor: Processor, samples: Samples, stage: Stage) -> None:
+    """Encode some samples of a stage as training will. Raises ValueError naming the sample."""
+    for sample in samples[:CHECKED_PROMPTS]:
+        try:
+            tokens = [1] * len(sample.pictures)
+            processor.encode(list(sample.messages), tokens, stage.prompt, stage.max_length)
+        except ValueError as error:
+            raise ValueError(f"sample {sample.id}: {error}") from error
 
 
 def run_arm(
@@ -191,12 +206,14 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
 def environment(recipe: Recipe) -> dict[str, str]:
     """Versions, commit and device: what a reader needs to repeat the study."""
     names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
+    root = Path(__file__).parents[3]
+    commit = ""
+    if (root / ".git").exists() and shutil.which("git"):
+        command = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
     return {
         "layerfuse": layerfuse.__version__,
-        "commit": commit.stdout.strip() or "not a git checkout",
+        "commit": commit or "not a git checkout",
         "python": platform.python_version(),
         **{name: version(name) for name in names},
         "device": str(device()),

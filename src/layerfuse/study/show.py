@@ -96,7 +96,7 @@ def _trained(model: FusionVLM, stage: Stage, counts: dict[str, int]) -> int:
     for name, module in model.language_model.get_decoder().named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
-        if named == "all-linear" or name.rsplit(".", 1)[-1] in named:
+        if named == "all-linear" or name.rsplit(".", 1)[-1] in set(named):
             total += stage.lora.r * (module.in_features + module.out_features)
     return total
 
@@ -199,7 +199,7 @@ def _stage_table(recipe: Recipe, arms: list[Shown]) -> Table:
         table.add_column(column, justify="left")
     for name, stage in recipe.stages.items():
         samples = samples_in(stage.data)
-        steps = steps_of(stage, samples) if samples else stage.steps or 0
+        steps = steps_of(stage, samples) if samples else stage.steps
         rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rates.items())
         how = ", ".join(
             f"{part} ({'LoRA' if part == 'llm' and stage.lora else 'full'})"
@@ -209,9 +209,12 @@ def _stage_table(recipe: Recipe, arms: list[Shown]) -> Table:
         span = " to ".join(f"{n / 1e6:,.2f} M" for n in (trained[0], trained[-1]))
         span = span if trained[0] != trained[-1] else f"{trained[0] / 1e6:,.2f} M"
         count = "unknown" if samples is None else f"{samples:,}"
-        cost = max(s.flops["vision"] + 3 * (s.flops["fusion"] + s.flops["llm"]) for s in arms)
-        total = f"{steps * stage.batch_size * cost / 1e15:,.2f}" if samples else "unknown"
-        cells = (count, str(stage.batch_size), str(steps), rates, how, span, total)
+        passes = 3 if "vision" in stage.learning_rates else 1
+        cost = max(
+            passes * s.flops["vision"] + 3 * (s.flops["fusion"] + s.flops["llm"]) for s in arms
+        )
+        total = f"{steps * stage.batch_size * cost / 1e15:,.2f}" if steps else "unknown"
+        cells = (count, str(stage.batch_size), str(steps or "unknown"), rates, how, span, total)
         table.add_row(name, *cells)
     return table
 

@@ -239,7 +239,7 @@ def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int =
         row["first"] = row["first"] is None or row["first"]["verdict"] == "tie"
     if (rows[lead]["versus_baseline"] or {}).get("verdict") == "better":
         rows[base]["first"] = False
-    single = [a for a, row in enumerate(rows) if len(row["layers"]) == 1]
+    single = [a for a, row in enumerate(rows) if row["fusion"]["name"] == "single"]
     return {
         "baseline": baseline,
         "level": LEVEL,

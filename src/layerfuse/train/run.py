@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ from transformers import set_seed
 from layerfuse.compose import compose_processor
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
-from layerfuse.data.conversations import Sample, Samples
-from layerfuse.encoder import Encoder, load_tower, load_vision_config
+from layerfuse.data.conversations import Samples
+from layerfuse.encoder import Encoder, Features, concatenate, load_tower, load_vision_config
 from layerfuse.fusion import parse
 from layerfuse.model import FusionVLM
 from layerfuse.processor import Processor
 from layerfuse.recipe import Arm, Recipe, Stage
 from layerfuse.selection import select
 from layerfuse.train.stages import count_parameters, stage_parameters
-from layerfuse.train.trainer import fit
+from layerfuse.train.trainer import checkpoints, fit
 
-CALIBRATION_PICTURES = 256
+CALIBRATION_SAMPLES, CALIBRATION_BATCH = 256, 32
 Report = Callable[[str, int, int, float | None], None]
 """(stage, step, steps in all, loss or None)"""
 
@@ -84,21 +85,20 @@ def calibrate(
     model: FusionVLM, processor: Processor, samples: Samples, store: FeatureStore | None
 ) -> None:
     """Measure the fusion's stored constants on the first training pictures."""
-    chosen: list[Sample] = []
-    for sample in samples:
-        if sample.pictures:
-            chosen.append(sample)
-        if sum(len(s.pictures) for s in chosen) >= CALIBRATION_PICTURES:
-            break
-    if not chosen:
+    config = model.fusion.config
+    if config.normalize != "standardize" and config.token_scale is None:
         return
-    batch = visual_inputs(processor, chosen, store)
+    chosen = list(islice((s for s in samples if s.pictures), CALIBRATION_SAMPLES))
+    found: list[Features] = []
     with torch.no_grad():
-        features = batch.get("features")
-        if features is None:
-            features = model.encode_images(batch["pixel_values"].to(model.device))
-        dtype = next(model.fusion.parameters()).dtype
-        model.fusion.calibrate(features.to(device=model.device, dtype=dtype), model.embedding_std)
+        for start in range(0, len(chosen), CALIBRATION_BATCH):
+            batch = visual_inputs(processor, chosen[start : start + CALIBRATION_BATCH], store)
+            features = batch.get("features")
+            if features is None:
+                features = model.encode_images(batch["pixel_values"].to(model.device))
+            found.append(features.to(device=model.device, dtype=model.fusion_dtype))
+        if found:
+            model.fusion.calibrate(concatenate(found), model.embedding_std)
 
 
 def train_arm(
@@ -117,6 +117,8 @@ def train_arm(
     calibrate(model, processor, next(iter(samples.values())), store)
     trained = Trained(model, processor, {}, {}, {})
     for name, stage in remaining_stages(recipe, folder, trained):
+        if "vision" in stage.learning_rates:
+            store = None  # from here on the encoder is no longer the one that made the features
         started = time.perf_counter()
 
         def step(done: int, total: int, loss: float | None, name: str = name) -> None:
@@ -132,7 +134,7 @@ def train_arm(
                     processor,
                     stage.prompt,
                     stage.max_length,
-                    None if "vision" in stage.learning_rates else store,
+                    store,
                 ),
                 folder / "stages" / name,
                 seed,
@@ -140,7 +142,7 @@ def train_arm(
                 report=step,
             )
         trained.seconds[name] = round(time.perf_counter() - started, 2)
-        if stage.checkpoint_steps:
+        if any(other.checkpoint_steps for other in recipe.stages.values()):
             _remember(folder, trained)
     model.eval()
     return trained
@@ -149,7 +151,7 @@ def train_arm(
 def remaining_stages(recipe: Recipe, folder: Path, trained: Trained) -> list[tuple[str, Stage]]:
     """The stages from the newest checkpoint on: earlier ones are contained in its weights."""
     stages = list(recipe.stages.items())
-    started = [i for i, (n, _) in enumerate(stages) if any((folder / "stages" / n).glob("check*"))]
+    started = [i for i, (n, _) in enumerate(stages) if checkpoints(folder / "stages" / n)]
     memory = folder / "stages" / "finished.json"
     if started and started[-1] and memory.exists():
         before = json.loads(memory.read_text("utf-8"))
@@ -161,6 +163,7 @@ def remaining_stages(recipe: Recipe, folder: Path, trained: Trained) -> list[tup
 
 def _remember(folder: Path, trained: Trained) -> None:
     file = folder / "stages" / "finished.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp")
     unfinished.write_text(json.dumps({"losses": trained.losses, "seconds": trained.seconds}))
     unfinished.replace(file)

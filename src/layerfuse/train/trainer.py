@@ -76,9 +76,15 @@ def fit(
         callbacks=[_Progress(report)],
     )
     trainer.remove_callback(PrinterCallback)  # the report shows the same
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    saved = checkpoints(folder)
+    trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
     return [(int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a stage, oldest first; the trainer's state is written last."""
+    complete = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
+    return sorted(complete, key=lambda p: int(p.name.split("-")[1]))
 
 
 def _arguments(
@@ -108,6 +114,7 @@ def _arguments(
         disable_tqdm=True,
         report_to="none",
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process, one device: never DataParallel
     per_process, rest = divmod(stage.batch_size, arguments.world_size)
     device = min(stage.device_batch_size or per_process, per_process)
     if rest or per_process % device:
