@@ -408,7 +408,7 @@ def test_ask_and_reload_with_auto_classes(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    again = AutoModelForImageTextToText.from_pretrained(folder)
+    again: Any = AutoModelForImageTextToText.from_pretrained(folder)
     loaded = AutoProcessor.from_pretrained(folder)
     assert isinstance(loaded, Processor)
     assert again.ask(loaded, picture, "What colour?", max_new_tokens=5) == asked[0]

@@ -209,7 +209,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         if features is not None:
             return self._insert(features, input_ids, embeds)
         if self.training:  # text alone: the fusion takes part, with zero gradient, on every rank
-            embeds = embeds + 0 * sum(p.sum() for p in self.fusion.parameters()).to(embeds.dtype)
+            nothing = torch.stack([p.sum() for p in self.fusion.parameters()]).sum() * 0
+            embeds = embeds + nothing.to(embeds.dtype)
         return embeds, None
 
     def _insert(
@@ -279,7 +280,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         content = processor.image_token * len(images) + ("\n" if images else "") + question
         inputs = processor.inputs([[{"role": "user", "content": content}]], images)
         options = {"do_sample": False, **generate}
-        output = self.generate(**inputs.to(self.device), max_new_tokens=max_new_tokens, **options)
+        model: Any = self
+        output = model.generate(**inputs.to(self.device), max_new_tokens=max_new_tokens, **options)
         new = output[0, inputs["input_ids"].shape[1] :]
         return processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 

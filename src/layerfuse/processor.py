@@ -46,9 +46,8 @@ class Processor(ProcessorMixin):
         image_token: str = IMAGE_TOKEN,
         chat_template: str | None = None,
     ) -> None:
-        chat_template = chat_template or tokenizer.chat_template
-        if isinstance(chat_template, dict):
-            chat_template = chat_template["default"]
+        template: Any = chat_template or tokenizer.chat_template
+        chat_template = template["default"] if isinstance(template, dict) else template
         if not tokenizer.is_fast:
             raise ValueError("the LLM needs a fast tokenizer: slow ones give no offsets of tokens")
         if chat_template is None:
