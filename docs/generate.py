@@ -85,7 +85,7 @@ def strategy_index() -> str:
 
 def results_page(name: str) -> str:
     """A finished study's table, from its committed summary."""
-    summary = json.loads((DOCS.parent / "results" / f"{name}.json").read_text("utf-8"))
+    summary = json.loads((DOCS.parent / "results" / name / "summary.json").read_text("utf-8"))
     families = summary["families"]
     lines = [f"# Results: {name}", "", summary["findings"]["headline"], ""]
     lines += [summary["findings"][key] + "\n" for key in ("learning", "layers", "seeds")]
@@ -113,7 +113,7 @@ def results_page(name: str) -> str:
         "Differences are to the baseline; their intervals hold both the noise of the questions and "
         "of the seeds, and verdicts are corrected for several comparisons (Holm).",
         "",
-        f"Raw numbers: [results/{name}.json](../results/{name}.json). Recipe: "
+        f"Raw numbers: [results/{name}](../results/{name}). Recipe: "
         f"[recipes/{name}.yaml](../recipes/{name}.yaml).",
         "",
     ]
@@ -125,8 +125,9 @@ def pages() -> dict[Path, str]:
     found = {DOCS / "recipe-reference.md": recipe_reference()}
     found[DOCS / "strategies" / "README.md"] = strategy_index()
     found |= {DOCS / "strategies" / f"{n}.md": strategy_page(n) for n in FUSIONS.names()}
-    for file in sorted((DOCS.parent / "results").glob("*.json")):
-        found[DOCS / f"results-{file.stem}.md"] = results_page(file.stem)
+    for file in sorted((DOCS.parent / "results").glob("*/summary.json")):
+        name = file.parent.name
+        found[DOCS / f"results-{name}.md"] = results_page(name)
     return found
 
 
