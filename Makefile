@@ -38,7 +38,7 @@ test-full: install-dev  ## the tests, with every combination
 check: install-dev  ## ruff, pyright, import order of the floors
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 docs: install-dev  ## write the generated pages of docs/
