@@ -5,6 +5,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def _default(field: Any) -> str:
 
 def _type(field: Any) -> str:
     shown = inspect.formatannotation(field.annotation).replace("typing.", "")
+    shown = re.sub(r"Annotated\[([^,]+), [^()]*\([^()]*\)\]", r"\1", shown)
     return "`" + shown.replace("layerfuse.recipe.", "").replace("|", "\\|") + "`"
 
 
