@@ -33,7 +33,7 @@ def test_links_lead_to_files(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(("path", "text"), pages().items(), ids=lambda x: getattr(x, "name", ""))
+@pytest.mark.parametrize(("path", "text"), pages().items(), ids=[p.name for p in pages()])
 def test_generated_pages_are_fresh(path: Path, text: str) -> None:
     assert path.read_text("utf-8") == text, "run `make docs`"
 

@@ -76,7 +76,7 @@ def test_a_shrunken_quickstart_on_real_models(tmp_path: Path) -> None:
     picture = lines(folder / results[0]["folder"] / "predictions.jsonl")[0]["image"]
     asked = CliRunner().invoke(app, ["ask", str(model), picture, "How many?"])
     assert asked.exit_code == 0, asked.output
-    assert time.perf_counter() - started < 240  # 90 s on a quiet machine
+    assert time.perf_counter() - started < 90
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM
 
+from layerfuse.data.cache import cached_features
+from layerfuse.data.collate import Collator
 from layerfuse.data.conversations import Samples, load
 from layerfuse.model import FusionVLM
 from layerfuse.recipe import Data, Recipe, Stage
-from layerfuse.train.run import train_arm
+from layerfuse.train.run import encoder_for, train_arm
 from layerfuse.train.stages import count_parameters, parameter_groups, stage_parameters
 from layerfuse.train.trainer import FusionTrainer
 from tests import tiny
@@ -218,3 +220,37 @@ def test_a_batch_of_text_alone_trains_the_fusion_with_zero_gradient() -> None:
     ids = torch.randint(4, 300, (2, 9))
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.fusion.parameters())
+
+
+def test_features_are_used_only_while_the_encoder_is_the_one_that_made_them(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that trains the encoder, and all after it, encode pictures themselves, also when the
+    training continues after that stage."""
+    align, finetune = recipe.stages["align"], recipe.stages["finetune"]
+    vision = align.model_copy(update={"learning_rates": {"vision": 1e-3}})
+    stages = {"align": align, "vision": vision, "finetune": finetune}
+    recipe = recipe.model_copy(update={"stages": stages})
+    used: list[bool] = []
+
+    class Watched(Collator):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            used.append(args[3] is not None)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr("layerfuse.train.run.Collator", Watched)
+    samples = {n: load(s.data) for n, s in stages.items()}
+    pictures = [p for s in samples["align"] for p in s.pictures]
+    store = cached_features(encoder_for(recipe), tiny.image_processor(), pictures)
+
+    def run() -> None:
+        train_arm(
+            recipe, recipe.all_arms()[0], 0, samples, store, tmp_path / "run", lambda *_: None
+        )
+
+    run()
+    assert used == [True, False, False]
+    used.clear()
+    run()  # the checkpoints of the last stage are there: only it is entered again
+    assert used == [False]
+    assert not recipe.encoder_is_stock()

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from layerfuse import FusionVLM, Processor
+from layerfuse.fusion import FUSIONS
 
 IMAGE_ID = 3
 SIZE = 32
@@ -51,13 +52,6 @@ LLMS: dict[str, dict[str, Any]] = {
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 16},
     "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 0, 1, 1]},
 }
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "single": {"layers": [3]},
-    "concat": {"layers": [1, 4]},
-    "group_mean": {"layers": "all"},
-    "inject_add": {"layers": [1, 2]},
-}
-"""a layer selection that suits each registered strategy"""
 
 
 def _config(**settings: Any) -> PreTrainedConfig:
@@ -79,13 +73,16 @@ def model(
     seed: int = 0,
     layers: Any = None,
     token_grid: tuple[int, int] | None = None,
+    open_gates: bool = True,
     **options: Any,
 ) -> FusionVLM:
+    """A random model. With `open_gates`, parameters that start at zero are random too, so that
+    every part of the strategy shows in the logits."""
     torch.manual_seed(seed)
     built = FusionVLM.compose(
         encoder=vision_config(encoder),
         llm=text_config(llm),
-        layers=STRATEGIES[strategy]["layers"] if layers is None else layers,
+        layers=FUSIONS[strategy][1].example(4) if layers is None else layers,
         fusion={"name": strategy, **options},
         token_grid=token_grid,
         image_token_id=IMAGE_ID,
@@ -93,6 +90,9 @@ def model(
     with torch.no_grad():  # larger than the usual 0.02, so that differences are visible
         for parameter in built.language_model.parameters():
             parameter.mul_(3 if parameter.ndim > 1 else 1)
+        for parameter in built.fusion.parameters():
+            if open_gates and not parameter.any():
+                parameter.normal_(std=0.5)
     return built.eval()
 
 
@@ -133,5 +133,6 @@ def processor(model: FusionVLM, **options: Any) -> Processor:
         patch_size=PATCH,
         token_grid=model.config.token_grid,
         fusion=model.config.fusion,
+        layers=len(model.config.vision_layers),
         **options,
     )

@@ -79,6 +79,7 @@ def compose_processor(
         patch_size=config.vision_config.patch_size,
         token_grid=config.token_grid,
         fusion=config.fusion,
+        layers=len(config.vision_layers),
         image_token=image_token or IMAGE_TOKEN,
         chat_template=chat_template,
     )

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from layerfuse.encoder import FAMILIES
 from layerfuse.fusion import Shapes, parse
 from layerfuse.selection import LayerSpec, Selection, select
 
@@ -72,4 +73,15 @@ def configure(
 
 
 def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfig) -> Shapes:
-    return Shapes(selection, vision.hidden_size, text.hidden_size, text.num_hidden_layers)
+    """The surroundings of a strategy, as the configurations say."""
+    inside = text.to_dict()
+    return Shapes(
+        selection,
+        vision.hidden_size,
+        text.hidden_size,
+        text.num_hidden_layers,
+        llm_heads=inside.get("num_attention_heads"),
+        llm_ffn=inside.get("intermediate_size"),
+        llm_family=text.model_type,
+        has_cls=FAMILIES[vision.model_type].prefix(vision) > 0,
+    )

@@ -4,8 +4,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Normalization = Literal["none", "layernorm", "standardize"]
+
+
+class OwnInit(nn.Module):
+    """A part with an initialisation beyond that of its Linears and norms."""
+
+    def reset_parameters(self) -> None:
+        """Set what differs from PyTorch's defaults, after those were set."""
+        raise NotImplementedError
 
 
 class Projector(nn.Module):
@@ -45,3 +54,65 @@ def normalization(kind: Normalization, width: int) -> nn.Module:
     if kind == "layernorm":
         return nn.LayerNorm(width)
     return Standardize(width) if kind == "standardize" else nn.Identity()
+
+
+class GatedCrossAttention(OwnInit):
+    """tanh(gate) · CA(norm(hidden), memory), with a gate that starts at zero (Flamingo, I_M).
+
+    Query, key, value and output are Linear without bias; no positions. Keys and values are made
+    once per image by `keys_values`, not at every step of decoding.
+    """
+
+    def __init__(self, width: int, heads: int, *, norm: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.RMSNorm(width, eps=1e-6) if norm else nn.Identity()
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gate)
+
+    def keys_values(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, 2 D)"""
+        return torch.cat([self.key(tokens), self.value(tokens)], dim=-1)
+
+    def forward(self, hidden: Tensor, memory: Tensor, seen: Tensor) -> Tensor:
+        """hidden (rows, T, D), memory (rows, M, 2 D), seen (rows, T or 1, M) -> (rows, T, D).
+
+        Positions that see nothing get exactly zero.
+        """
+        nothing = ~seen.any(dim=-1, keepdim=True)
+        query = self._split(self.query(self.norm(hidden)))
+        key, value = map(self._split, memory.chunk(2, dim=-1))
+        mask = (seen | nothing).unsqueeze(1)  # softmax over nothing would not be a number
+        mixed = F.scaled_dot_product_attention(query.to(key.dtype), key, value, attn_mask=mask)
+        mixed = mixed.transpose(1, 2).flatten(2).masked_fill(nothing, 0)
+        return self.output(mixed) * self.gate.tanh()
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class GatedMLP(OwnInit):
+    """tanh(gate) · SwiGLU(norm(hidden)), with a gate that starts at zero (I_M)."""
+
+    def __init__(self, width: int, inner: int, *, norm: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6) if norm else nn.Identity()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gate)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(rows, T, D) -> (rows, T, D)"""
+        x = self.norm(hidden)
+        inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(inner) * self.gate.tanh()

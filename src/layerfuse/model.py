@@ -1,20 +1,19 @@
 """FusionVLM: encoder, fusion and LLM as one ordinary Hugging Face model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    GenerationMixin,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from layerfuse.compose import (
     Source,
@@ -26,12 +25,13 @@ from layerfuse.compose import (
 )
 from layerfuse.config import FusionConfig, configure, shapes
 from layerfuse.encoder import Encoder, Features, load_tower, load_vision_config
-from layerfuse.fusion import Visual, attach, parse
-from layerfuse.processor import IGNORED, Processor, register_processor
+from layerfuse.fusion import Layout, Visual, attach, parse, seen_images
+from layerfuse.generation import FusionOutput, ImageGeneration
+from layerfuse.processor import IGNORED, register_processor
 from layerfuse.selection import LayerSpec
 
 
-class FusionVLM(PreTrainedModel, GenerationMixin):
+class FusionVLM(ImageGeneration, PreTrainedModel):
     """A vision encoder, a fusion strategy and a decoder-only LLM.
 
     Attributes: `vision_tower` (Encoder), `fusion` (Fusion), `language_model` (a stock causal LM).
@@ -141,15 +141,35 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         """(B, 3, height, width) -> features of the selected layers, without gradient if frozen."""
         return self.vision_tower(pixel_values)
 
-    def fuse(self, features: Features) -> Visual:
-        """Run the fusion strategy in its own dtype."""
-        return self.fusion(features.to(device=self.device, dtype=self.fusion_dtype))
+    def fuse(self, features: Features, instruction: Tensor | None = None) -> Visual:
+        """Run the fusion strategy in its own dtype; `instruction` (B, E) for guided ones."""
+        to = {"device": self.device, "dtype": self.fusion_dtype}
+        given = None if instruction is None else instruction.to(**to)
+        return self.fusion(features.to(**to), given)
 
-    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: Tensor, instruction: Tensor | None = None, **_: Any
+    ) -> BaseModelOutputWithPooling:
         """The fused tokens (B, N', D) in `pooler_output`, where serving engines look for them."""
         return BaseModelOutputWithPooling(
-            pooler_output=self.fuse(self.encode_images(pixel_values)).tokens
+            pooler_output=self.fuse(self.encode_images(pixel_values), instruction).tokens
         )
+
+    def prompt_embedding(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """(rows, D): mean of the LLM's embeddings of the text before the first labelled token of
+        each row, without image tokens and padding; zero where there is none."""
+        prompt = input_ids != self.config.image_token_id
+        if attention_mask is not None:
+            if attention_mask.ndim != 2:
+                raise ValueError("with a prepared attention mask, give `instruction` as well")
+            prompt = prompt & attention_mask.bool()
+        if labels is not None:
+            prompt = prompt & ((labels != IGNORED).cumsum(dim=1) == 0)
+        embeds = self.get_input_embeddings()(input_ids)
+        total = (embeds * prompt[..., None]).sum(dim=1, dtype=torch.float32)
+        return total / prompt.sum(dim=1, keepdim=True).clamp_min(1)
 
     def forward(
         self,
@@ -157,22 +177,32 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         features: Features | None = None,
+        instruction: Tensor | None = None,
+        visual: Visual | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> FusionOutput:
         """Next-token logits, and the loss if `labels` are given.
 
         input_ids (rows, T) with one image token per visual token; pixel_values (images, 3, h, w)
         or cached `features`, images in reading order; labels (rows, T), -100 where ignored.
+        `instruction` (rows, E) guides the strategies that read one; by default those that read the
+        prompt take `prompt_embedding`. `visual` is that of an earlier forward with the same images.
         In training mode with labels, logits exist only at labelled positions and are not returned.
         `num_items_in_batch`: number of labelled tokens over all accumulated batches, if known.
         """
-        if features is None and pixel_values is not None:
+        if features is None and pixel_values is not None and visual is None:
             features = self.encode_images(pixel_values)
-        embeds, visual = self._embed(input_ids, inputs_embeds, features)
+        if features is not None:
+            if input_ids is None:
+                raise ValueError("give input_ids: the image tokens say where images belong")
+            if instruction is None and self.fusion.reads == "prompt":
+                instruction = self.prompt_embedding(input_ids, attention_mask, labels)
+            visual = self._visual(features, input_ids, instruction)
+        embeds, visual = self._embed(input_ids, inputs_embeds, visual, features is not None)
         targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         sparse = targets is not None and self.training
         if targets is not None and sparse:
@@ -189,110 +219,67 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             visual=visual,
             **kwargs,
         )
-        return CausalLMOutputWithPast(
-            loss=None if targets is None else _loss(out.logits, targets, num_items_in_batch),
+        loss = None
+        if targets is not None:
+            loss = self._loss(out.logits, targets, num_items_in_batch, visual)
+        return FusionOutput(
+            loss=loss,
             logits=None if sparse else out.logits,
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
+            visual=visual,
         )
 
     def _embed(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, features: Features | None
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        visual: Visual | None,
+        fresh: bool,
     ) -> tuple[Tensor, Visual | None]:
-        """The LLM's input: text embeddings with the visual tokens written over image tokens."""
-        if input_ids is None:
-            if inputs_embeds is None or features is not None:
-                raise ValueError("give input_ids: the image tokens say where images belong")
-            return inputs_embeds, None
-        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        if features is not None:
-            return self._insert(features, input_ids, embeds)
-        if self.training:  # text alone: the fusion takes part, with zero gradient, on every rank
+        """The LLM's input: text embeddings with the visual tokens written over image tokens.
+        `fresh`: the batch has images of its own."""
+        embeds = inputs_embeds
+        if embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
+            embeds = self.get_input_embeddings()(input_ids)
+        unguided = self.fusion.reads != "nothing" and self.fusion.guidance == "uniform"
+        if self.training and (unguided or not fresh):
+            # what the batch does not use takes part with zero gradient, the same on every rank
             nothing = torch.stack([p.sum() for p in self.fusion.parameters()]).sum() * 0
             embeds = embeds + nothing.to(embeds.dtype)
-        return embeds, None
+        if visual is None or visual.mask is None or input_ids is None:
+            return embeds, visual
+        mask = input_ids == self.config.image_token_id  # longer than before without a cache
+        most = 1 if visual.seen is None else visual.seen.shape[-1]
+        visual = replace(visual, mask=mask, seen=seen_images(mask, visual.tokens.shape[1], most))
+        tokens = visual.tokens.to(embeds.dtype)
+        return embeds.masked_scatter(mask.unsqueeze(-1), tokens), visual
 
-    def _insert(
-        self, features: Features, input_ids: Tensor, inputs_embeds: Tensor
-    ) -> tuple[Tensor, Visual]:
-        visual = self.fuse(features)
+    def _visual(self, features: Features, input_ids: Tensor, instruction: Tensor | None) -> Visual:
         mask = input_ids == self.config.image_token_id
-        tokens = visual.tokens.to(inputs_embeds.dtype)
-        images, each = tokens.shape[:2]
-        if not torch.compiler.is_compiling() and int(mask.sum()) != images * each:
-            raise ValueError(
-                f"{int(mask.sum())} image tokens in the text, but {images} images of {each} tokens"
-            )
-        merged = inputs_embeds.masked_scatter(mask.unsqueeze(-1), tokens)
-        return merged, Visual(visual.tokens, visual.memory, mask, visual.notes)
+        layers = len(self.config.vision_layers)
+        each = self.fusion.num_tokens(self.fusion.config, features.grid, layers)
+        layout = Layout.of(mask, len(features.patches[0]), each)
+        visual = self.fuse(features, None if instruction is None else instruction[layout.row])
+        seen = seen_images(mask, each, layout.most)
+        return self.fusion.by_row(replace(visual, mask=mask, seen=seen), layout)
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Images go in at prefill only: the KV cache carries them afterwards."""
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            kwargs.pop("features", None)
-        parent: Any = super()
-        return parent.prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
+    def _loss(
+        self, logits: Tensor, targets: Tensor, count: Tensor | int | None, visual: Visual | None
+    ) -> Tensor:
+        """Cross-entropy summed over the labelled tokens, divided by `count` or by their number,
+        and in training the strategy's penalty, by the batch's share of the labelled tokens."""
+        flat = targets.flatten()
+        total = F.cross_entropy(
+            logits.float().flatten(0, -2), flat, ignore_index=IGNORED, reduction="sum"
         )
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat rows for beams; the images of a row are repeated as a whole."""
-        pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("features", None)
-        if expand_size > 1 and input_ids is not None and (pixels is not None or features):
-            count = len(pixels) if pixels is not None else len(features.patches[0])
-            order = self._repeat_images(input_ids, count, expand_size)
-            pixels = pixels[order] if pixels is not None else None
-            features = features.take(order) if features else None
-        parent: Any = super()
-        ids, kwargs = parent._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **kwargs
-        )
-        given = {"pixel_values": pixels, "features": features}
-        return ids, kwargs | {k: v for k, v in given.items() if v is not None}
-
-    def _repeat_images(self, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
-        tokens = (input_ids == self.config.image_token_id).sum(dim=1)
-        per_row = (tokens // (tokens.sum() // images)).tolist()
-        rows = torch.arange(images, device=input_ids.device).split(per_row)
-        return torch.cat([row.repeat(expand_size) for row in rows])
-
-    @torch.inference_mode()
-    def ask(
-        self,
-        processor: Processor,
-        image: Any,
-        question: str,
-        max_new_tokens: int = 64,
-        **generate: Any,
-    ) -> str:
-        """The model's answer to one question about an image (path or PIL), several, or None."""
-        images = [] if image is None else image if isinstance(image, list) else [image]
-        images = [Image.open(x).convert("RGB") if isinstance(x, str | Path) else x for x in images]
-        content = processor.image_token * len(images) + ("\n" if images else "") + question
-        inputs = processor.inputs([[{"role": "user", "content": content}]], images)
-        options = {"do_sample": False, **generate}
-        model: Any = self
-        output = model.generate(**inputs.to(self.device), max_new_tokens=max_new_tokens, **options)
-        new = output[0, inputs["input_ids"].shape[1] :]
-        return processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-
-
-def _loss(logits: Tensor, targets: Tensor, count: Tensor | int | None) -> Tensor:
-    """Cross-entropy summed over the labelled tokens, divided by `count` or by their number."""
-    flat = targets.flatten()
-    total = F.cross_entropy(
-        logits.float().flatten(0, -2), flat, ignore_index=IGNORED, reduction="sum"
-    )
-    return total / (count or (flat != IGNORED).sum().clamp_min(1))
+        own = (flat != IGNORED).sum().clamp_min(1)
+        loss = total / (count or own)
+        penalty = self.fusion.penalty(visual) if self.training and visual is not None else None
+        return loss if penalty is None else loss + penalty * own / (count or own)
 
 
 AutoConfig.register("layerfuse", FusionConfig, exist_ok=True)

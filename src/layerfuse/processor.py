@@ -17,6 +17,7 @@ from transformers import (
 
 from layerfuse.fusion import parse
 from layerfuse.local_models import resolve
+from layerfuse.sentences import SentenceEncoder
 
 IMAGE_TOKEN = "<image>"
 IGNORED = -100
@@ -28,10 +29,17 @@ Message = dict[str, str]
 _OPEN, _CLOSE = "\ue000", "\ue001"
 
 
+def question_of(messages: Sequence[Message]) -> str:
+    """The last user message without its image markers: what a guided strategy may read."""
+    asked = [m["content"] for m in messages if m["role"] == "user"]
+    return asked[-1].replace(IMAGE_TOKEN, "").strip() if asked else ""
+
+
 class Processor(ProcessorMixin):
     """Image processor and tokenizer of one `FusionVLM`.
 
-    `fusion` is the model's strategy in recipe form: it decides how many tokens an image becomes.
+    `fusion` is the model's strategy in recipe form and `layers` its number of selected layers: they
+    decide how many tokens an image becomes.
     Raises ValueError if the tokenizer has no chat template (and none is given) or lacks the image
     token.
     """
@@ -43,6 +51,7 @@ class Processor(ProcessorMixin):
         patch_size: int = 14,
         token_grid: Sequence[int] | None = None,
         fusion: dict[str, Any] | None = None,
+        layers: int = 1,
         image_token: str = IMAGE_TOKEN,
         chat_template: str | None = None,
     ) -> None:
@@ -65,6 +74,12 @@ class Processor(ProcessorMixin):
         self.patch_size = patch_size
         self.token_grid = list(token_grid) if token_grid else None
         self.fusion = fusion or {"name": "single"}
+        self.layers = layers
+        options, module = parse(self.fusion)
+        self.reads = module.reads
+        if self.reads == "sentence":
+            settings: Any = options
+            self.sentences = SentenceEncoder(settings.sentence_encoder, settings.sentence_width)
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         tokenizer.padding_side = "left"
@@ -79,7 +94,7 @@ class Processor(ProcessorMixin):
     def num_fused_tokens(self, grid: tuple[int, int]) -> int:
         """Tokens that the fusion makes of one image's patch grid."""
         config, module = parse(self.fusion)
-        return module.num_tokens(config, grid)
+        return module.num_tokens(config, grid, self.layers)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
         height, width = image_inputs["pixel_values"][image_idx].shape[-2:]
@@ -97,15 +112,23 @@ class Processor(ProcessorMixin):
     def inputs(
         self, conversations: list[list[Message]], images: list[Any] | None = None
     ) -> BatchFeature:
-        """Left-padded model inputs that end where the answers begin; `images` in reading order."""
+        """Left-padded model inputs that end where the answers begin; `images` in reading order.
+
+        With a strategy that reads sentences, `instruction` holds the embedding of each
+        conversation's last question.
+        """
         call: Any = self.__call__
-        return call(
+        found = call(
             text=[self.prompt(m).replace(IMAGE_TOKEN, self.image_token) for m in conversations],
             images=images or None,
             add_special_tokens=False,
             padding=True,
             return_tensors="pt",
         )
+        if self.reads == "sentence":
+            asked = [question_of(m).replace(self.image_token, "").strip() for m in conversations]
+            found["instruction"] = self.sentences(asked)
+        return found
 
     def encode(
         self,
@@ -113,8 +136,10 @@ class Processor(ProcessorMixin):
         image_tokens: list[int],
         prompt: Literal["chat", "plain"] = "chat",
         max_length: int | None = None,
+        answers: Literal["all", "last"] = "all",
     ) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels` (T,) of a training conversation; only answers are labelled.
+        """`input_ids` and `labels` (T,) of a training conversation; only answers are labelled, all
+        of them or the last.
 
         `image_tokens` is the token count of each image in order. `prompt: plain` writes the images
         and the answers alone (LLaVA's alignment format). Raises ValueError when the number of
@@ -123,6 +148,7 @@ class Processor(ProcessorMixin):
         """
         text, spans = self._plain(messages) if prompt == "plain" else self._chat(messages)
         text, spans = self._expand(text, spans, image_tokens)
+        spans = spans[-1:] if answers == "last" else spans
         encoded = self.tokenizer(
             text, add_special_tokens=prompt == "plain", return_offsets_mapping=True
         )

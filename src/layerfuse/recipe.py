@@ -6,15 +6,11 @@ The text under each field is its only description; the recipe reference is made 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from layerfuse.recipe_sources import Data, Scenes, Source, Strict
+
+__all__ = ["Arm", "Data", "Evaluation", "Grid", "Lora", "Recipe", "Scenes", "Source", "Stage"]
 
 Part = Literal["fusion", "llm", "vision"]
 Layers = int | str | list[int] | list[list[int]]
@@ -27,74 +23,6 @@ def _distinct(seeds: list[int]) -> list[int]:
 
 
 Seeds = Annotated[list[int], AfterValidator(_distinct)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
-
-class Source(Strict):
-    """A pretrained model. A plain string in a recipe means `model: <string>`."""
-
-    model: str
-    """Hub id, local folder, or the name of a local model (`layerfuse models list`)."""
-    config: dict[str, Any] | None = None
-    """Its Hugging Face configuration with `model_type`, so that `layerfuse show` needs neither
-    weights nor network."""
-    image_size: int | None = None
-    """Pixels (both ways) that the encoder's image processor makes; only `show` reads it, and only
-    where the processor itself is not at hand. Default: the configuration's image size."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
-
-
-class Scenes(Strict):
-    """Generated pictures with questions (see the scenes page of the docs)."""
-
-    count: int = Field(gt=0)
-    """Number of pictures."""
-    seed: int = 0
-    """Seed of the generator; train and test splits never share a picture."""
-    split: Literal["train", "test"] = "train"
-    """`test` also holds colour and shape combinations that no `train` split shows."""
-    families: list[str] | None = None
-    """Families of questions to ask about. Default: all eight."""
-    questions: int = Field(default=6, ge=1, le=8)
-    """Questions per picture, at most one of each family."""
-    captions: bool = False
-    """Use one short description per picture instead of its questions."""
-
-
-class Data(Strict):
-    """Where samples come from: exactly one of `scenes`, `path` and `dataset`."""
-
-    scenes: Scenes | None = None
-    """Generated scenes, written once as LLaVA JSON and PNG."""
-    path: str | None = None
-    """A LLaVA-format `.json` or `.jsonl` file, or a folder of images with captions: one `.txt`
-    beside each image, or a `metadata.jsonl` with `file_name` and `text`, or `question` and
-    `answer`. Relative to the recipe."""
-    images: str | None = None
-    """Folder to which image paths in a JSON file are relative. Default: the file's folder."""
-    dataset: str | None = None
-    """A Hugging Face dataset (hub id, or a folder written by `save_to_disk`) with columns `image`
-    or `images`, and `conversations`, `messages`, `question` and `answer`, or `text`."""
-    split: str = "train"
-    """Split of `dataset`."""
-    limit: int | None = Field(default=None, gt=0)
-    """Use only the first samples."""
-    expected_samples: int | None = None
-    """Number of samples, for `layerfuse show` where the data is not at hand."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "Data":
-        given = [k for k in ("scenes", "path", "dataset") if vars(self)[k] is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of scenes, path, dataset (got {given or 'none'})")
-        return self
 
 
 class Lora(Strict):
@@ -122,6 +50,10 @@ class Stage(Strict):
     """Train adapters on the LLM instead of its weights."""
     prompt: Literal["chat", "plain"] = "chat"
     """`chat` uses the LLM's chat template; `plain` is image, then answer (LLaVA's alignment)."""
+    guidance: Literal["instruction", "uniform"] | None = None
+    """What weighs the layers of guided strategies: the instruction (each answer then trains in a
+    row of its own), or nothing, all alike. Default: `uniform` with `prompt: plain`, which has no
+    instruction, else `instruction`."""
     batch_size: int = Field(default=128, gt=0)
     """Global number of samples per optimizer step, over all processes and accumulation."""
     device_batch_size: int | None = Field(default=None, gt=0)
@@ -151,12 +83,19 @@ class Stage(Strict):
     def _consistent(self) -> "Stage":
         if self.lora is not None and "llm" not in self.learning_rates:
             raise ValueError("lora is set, but learning_rates does not name llm")
+        if self.prompt == "plain" and self.guidance == "instruction":
+            raise ValueError("guidance: instruction needs prompt: chat; plain has no question")
         device = self.device_batch_size or self.batch_size
         if self.batch_size % device:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of device_batch_size {device}"
             )
         return self
+
+    @property
+    def guided_by(self) -> Literal["instruction", "uniform"]:
+        """`guidance` with its default filled in."""
+        return self.guidance or ("uniform" if self.prompt == "plain" else "instruction")
 
 
 class Arm(Strict):
@@ -195,6 +134,9 @@ class Evaluation(Strict):
     """Questions answered at once."""
     max_new_tokens: int = Field(default=16, gt=0)
     """Longest answer."""
+    controls: tuple[Literal["shuffled", "mean"], ...] = ("shuffled", "mean")
+    """Further tests of arms with a guided strategy, to see whether the guidance matters: guided by
+    the question of another test item, or by the mean of the weights over the test."""
 
 
 class Statistics(Strict):
@@ -278,9 +220,12 @@ class Recipe(Strict):
             for arm in [*self.arms, *product]
         ]
 
-    def stages_train(self, part: Part) -> bool:
-        """Whether any stage trains that part of the model."""
-        return any(part in stage.learning_rates for stage in self.stages.values())
+    def encoder_is_stock(self, stage: str | None = None) -> bool:
+        """Whether no stage up to and including `stage` (default: the last) trains the encoder, so
+        that features encoded before any training still hold."""
+        names = list(self.stages)
+        until = names[: names.index(stage) + 1] if stage else names
+        return not any("vision" in self.stages[name].learning_rates for name in until)
 
     @property
     def baseline_name(self) -> str:

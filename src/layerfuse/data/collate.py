@@ -8,8 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from layerfuse.data.cache import FeatureStore
-from layerfuse.data.samples import Sample
-from layerfuse.processor import IGNORED, Processor
+from layerfuse.data.samples import Sample, by_turn
+from layerfuse.processor import IGNORED, Processor, question_of
 
 
 class SampleDataset(Dataset[Sample]):
@@ -28,7 +28,10 @@ class SampleDataset(Dataset[Sample]):
 class Collator:
     """Makes training batches: right-padded text, answer labels, pixels or cached features.
 
-    Raises ValueError naming the sample that cannot be used (no label left, image tokens cut).
+    With `guided`, for strategies that an instruction guides, a conversation of several answers
+    becomes one row per answer, so that each is guided by its own question and by nothing after it;
+    the labelled tokens stay the same. Raises ValueError naming the sample that cannot be used (no
+    label left, image tokens cut).
     """
 
     def __init__(
@@ -37,13 +40,17 @@ class Collator:
         prompt: Literal["chat", "plain"],
         max_length: int,
         store: FeatureStore | None,
+        guided: bool = False,
     ) -> None:
         self.processor = processor
         self.prompt: Literal["chat", "plain"] = prompt
         self.max_length = max_length
         self.store = store
+        self.guided = guided
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        if self.guided:
+            samples = [turn for sample in samples for turn in by_turn(sample)]
         batch = visual_inputs(self.processor, samples, self.store)
         counts = image_tokens(self.processor, batch)
         encoded = []
@@ -52,7 +59,11 @@ class Collator:
                 tokens = [counts] * len(sample.pictures)
                 encoded.append(
                     self.processor.encode(
-                        list(sample.messages), tokens, self.prompt, self.max_length
+                        list(sample.messages),
+                        tokens,
+                        self.prompt,
+                        self.max_length,
+                        "last" if self.guided else "all",
                     )
                 )
             except ValueError as error:
@@ -62,6 +73,9 @@ class Collator:
         labels = pad_sequence([e["labels"] for e in encoded], True, padding_value=IGNORED)
         lengths = torch.tensor([len(e["input_ids"]) for e in encoded])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        if self.guided and self.processor.reads == "sentence":
+            asked = [question_of(sample.messages) for sample in samples]
+            batch["instruction"] = self.processor.sentences(asked)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, **batch}
 
 

@@ -61,6 +61,18 @@ class Sample:
     novel: bool = False
 
 
+def by_turn(sample: Sample) -> list[Sample]:
+    """One sample per answer: the conversation up to it, with the pictures that it shows."""
+    ends = [i for i, m in enumerate(sample.messages, 1) if m["role"] == "assistant"]
+    turns = []
+    for k, end in enumerate(ends):
+        messages = sample.messages[:end]
+        shown = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
+        kinds = (sample.families[k : k + 1], sample.categories[k : k + 1])
+        turns.append(Sample(sample.id, sample.pictures[:shown], messages, *kinds, sample.novel))
+    return turns
+
+
 def from_llava(index: int, record: Any, base: Path) -> Sample:
     """A record with `conversations` or `messages`, `image` or `images`, optional `id`.
 

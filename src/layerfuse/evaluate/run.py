@@ -7,10 +7,17 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.samples import Sample
+from layerfuse.evaluate.guidance import (
+    Control,
+    control_answers,
+    instructions,
+    layer_weights,
+)
 from layerfuse.evaluate.metrics import exact_match
 from layerfuse.model import FusionVLM
 from layerfuse.processor import IMAGE_TOKEN, Message, Processor
@@ -66,17 +73,42 @@ def predict(
     *,
     batch_size: int,
     max_new_tokens: int,
+    controls: Sequence[Control] = (),
     progress: Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """The model's greedy answer to every question, as rows of `predictions.jsonl`."""
+    """The model's greedy answer to every question, as rows of `predictions.jsonl`.
+
+    Rows of guided strategies also hold the layer weights, and the answers under each control.
+    """
     asked = list(questions(samples))
     store = store and store.restrict(model.vision_tower.layers)
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(asked), batch_size):
-        batch = asked[start : start + batch_size]
-        answers = _answer(model, processor, batch, store, max_new_tokens)
-        rows += [_row(q, answer) for q, answer in zip(batch, answers, strict=True)]
-        progress(len(rows), len(asked))
+    conversations = [(q.sample, q.messages) for q in asked]
+    guide = instructions(model, processor, conversations)
+    passes = 1 + (len(controls) if guide is not None else 0)
+    done = 0
+
+    def answer(instruction: Tensor | None) -> list[str]:
+        nonlocal done
+        found: list[str] = []
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size]
+            own = None if instruction is None else instruction[start : start + batch_size]
+            found += _answer(model, processor, batch, store, max_new_tokens, own)
+            done += len(batch)
+            progress(done, passes * len(asked))
+        return found
+
+    rows = [_row(q, text) for q, text in zip(asked, answer(guide), strict=True)]
+    if guide is not None:
+        weights = layer_weights(model, processor, conversations, guide, store, batch_size)
+        for row, w in zip(rows, weights, strict=True):
+            row["weights"] = w and [round(x, 5) for x in w]
+            row["controls"] = {}
+        for control in controls:
+            answers = control_answers(model, control, guide, weights, answer)
+            for row, text in zip(rows, answers, strict=True):
+                correct = exact_match(text, row["answer"])
+                row["controls"][control] = {"prediction": text, "correct": correct}
     return rows
 
 
@@ -86,6 +118,7 @@ def _answer(
     batch: Sequence[Question],
     store: FeatureStore | None,
     max_new_tokens: int,
+    instruction: Tensor | None,
 ) -> list[str]:
     visual = visual_inputs(processor, [q.sample for q in batch], store)
     expanded = processor.image_token * image_tokens(processor, visual)
@@ -93,6 +126,8 @@ def _answer(
     tokens = processor.tokenizer(
         texts, add_special_tokens=False, padding=True, return_tensors="pt"
     ).to(model.device)
+    if visual and instruction is not None:
+        visual["instruction"] = instruction
     visual = {name: value.to(model.device) for name, value in visual.items()}
     output = model.generate(
         input_ids=tokens["input_ids"],

@@ -10,31 +10,44 @@ from layerfuse.fusion.base import (
     Shapes,
     StrategyConfig,
     Visual,
-    attach,
     descriptions,
     register,
 )
 from layerfuse.fusion.concat import Concat
 from layerfuse.fusion.group_mean import GroupMean
+from layerfuse.fusion.guided import GuidedFusion
 from layerfuse.fusion.inject_add import InjectAdd
+from layerfuse.fusion.inject_cross import InjectCross
+from layerfuse.fusion.injector import attach
+from layerfuse.fusion.instruction_weighted import InstructionWeighted
+from layerfuse.fusion.layout import Layout, seen_images
 from layerfuse.fusion.single import Single
-from layerfuse.registry import Registry
+from layerfuse.fusion.text_routed import TextRouted
+from layerfuse.fusion.token_concat import TokenConcat
+from layerfuse.fusion.weighted_sum import WeightedSum
 
 __all__ = [
     "FUSIONS",
     "Concat",
     "Fusion",
     "GroupMean",
+    "GuidedFusion",
     "InjectAdd",
-    "Registry",
+    "InjectCross",
+    "InstructionWeighted",
+    "Layout",
     "Shapes",
     "Single",
     "StrategyConfig",
+    "TextRouted",
+    "TokenConcat",
     "Visual",
+    "WeightedSum",
     "attach",
     "descriptions",
     "parse",
     "register",
+    "seen_images",
 ]
 
 

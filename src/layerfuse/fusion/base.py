@@ -1,8 +1,8 @@
-"""The small interface behind every fusion strategy, and how internal fusion reaches the LLM."""
+"""The small interface behind every fusion strategy."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, PositiveFloat
@@ -10,9 +10,10 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.layers import Normalization, Projector, Standardize, normalization
+from layerfuse.fusion.layout import Layout
+from layerfuse.layers import Normalization, OwnInit, Projector, Standardize, normalization
 from layerfuse.registry import Registry
-from layerfuse.selection import Selection, resolve_layer
+from layerfuse.selection import LayerSpec, Selection, resolve_layer
 
 OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -56,12 +57,20 @@ class BaseLayerConfig(StrategyConfig):
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a strategy must know of its surroundings."""
+    """What a strategy must know of its surroundings.
+
+    `llm_heads`, `llm_ffn` (width inside its MLP) and `llm_family` (its `model_type`) are only read
+    by strategies that work inside the LLM; `has_cls` says whether the encoder has a CLS token.
+    """
 
     selection: Selection
     vision_width: int
     llm_width: int
     llm_depth: int
+    llm_heads: int | None = None
+    llm_ffn: int | None = None
+    llm_family: str = "llama"
+    has_cls: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,27 +78,49 @@ class Visual:
     """What a fusion strategy gives to the LLM.
 
     tokens  (B, N', D) replace the image tokens
-    memory  {LLM block: (B, N', *)} is injected before that block
+    memory  {LLM block: (B, N, *)} for injection into that block; (rows, images * N, *) once
+            `Fusion.by_row` has arranged it
     mask    (rows, T) image positions in the prompt; None while decoding
+    seen    (rows, T, images) which images of its row each position may look at; while decoding
+            (rows, 1, images), all images of the row
     notes   {name: tensor} weights and gates, for losses and figures
     """
 
     tokens: Tensor
     memory: dict[int, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
+    seen: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
+
+    def decoding(self) -> "Visual":
+        """The same for the tokens that follow the prompt, which come after all images."""
+        seen = None if self.seen is None else self.seen.any(dim=1, keepdim=True)
+        return replace(self, mask=None, seen=seen)
+
+
+Guidance = Literal["instruction", "uniform"] | Tensor
+"""what weighs the layers of a guided strategy: the instruction, nothing, or (n,) fixed weights"""
 
 
 class Fusion(nn.Module):
     """Base of all strategies: features of the selected layers in, `Visual` out.
 
-    A subclass sets `kind` and `paper`, and implements `forward`. It owns its projectors. Internal
-    strategies also fill `Visual.memory` and implement `inject`; those that change the number of
-    tokens override `num_tokens`.
+    A subclass sets `kind` and `paper`, and implements `forward`; it owns its projectors. Internal
+    strategies also fill `Visual.memory` and implement `addition`; those that change the number of
+    tokens override `num_tokens`; guided ones set `reads` and derive from `GuidedFusion`.
     """
 
     kind: ClassVar[str]
     paper: ClassVar[str]
+    reads: ClassVar[Literal["nothing", "sentence", "prompt"]] = "nothing"
+    """the instruction that `forward` wants: none, (B, E) sentence embeddings of the question, or
+    (B, D) means of the LLM's embeddings of the prompt"""
+    attends: ClassVar[bool] = False
+    """whether decoded tokens too look at the memory, and not only at the KV cache"""
+    guidance: Guidance = "instruction"
+    """changed for stages without instruction and for controls; not saved"""
+    position: str = "pre"
+    """where in an LLM block `addition` is added: see `layerfuse.fusion.injector`"""
 
     def __init__(self, config: Any, shapes: Shapes) -> None:
         super().__init__()
@@ -103,27 +134,52 @@ class Fusion(nn.Module):
         )
 
     @classmethod
-    def num_tokens(cls, config: Any, grid: tuple[int, int]) -> int:
-        """Number of visual tokens that replace one image of that patch grid."""
+    def example(cls, depth: int) -> LayerSpec:
+        """The published layers for an encoder of 24 blocks, and their like for another depth."""
+        return [scaled(k, depth) for k in (depth // 3, 2 * depth // 3)]
+
+    @classmethod
+    def num_tokens(cls, config: Any, grid: tuple[int, int], layers: int) -> int:
+        """Number of visual tokens that replace one image of that patch grid, given how many layers
+        are selected."""
         return grid[0] * grid[1]
 
-    def forward(self, features: Features) -> Visual:
-        """Features of B images -> what the LLM gets."""
+    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+        """Features of B images, and the instruction that `reads` names -> what the LLM gets."""
         raise NotImplementedError
 
-    def inject(self, block: int, hidden: Tensor, visual: Visual) -> Tensor:
-        """(rows, T, D) input of LLM block `block` -> the same with the visual memory added."""
+    def addition(self, block: int, hidden: Tensor, visual: Visual) -> Tensor:
+        """What is added to (rows, T, D) `hidden`, at `position` in LLM block `block`."""
         raise NotImplementedError
+
+    def by_row(self, visual: Visual, layout: Layout) -> Visual:
+        """Arrange the memory by rows of the prompt, once per prompt; strategies that attend do."""
+        return visual
+
+    def penalty(self, visual: Visual) -> Tensor | None:
+        """A term of the training loss, if the strategy has one."""
+        return None
 
     def normalized(self, features: Features, layers: Iterable[int]) -> list[Tensor]:
         """The normalised patch tokens of `layers`: one (B, N, Dv) each."""
         layers = list(layers)
         return [self.norms[str(k)](x) for k, x in zip(layers, features.select(layers), strict=True)]
 
+    def group_means(self, features: Features) -> list[Tensor]:
+        """The mean of the normalised layers of each selected group: one (B, N, Dv) each."""
+        return [
+            torch.stack(self.normalized(features, group)).mean(dim=0)
+            for group in self.shapes.selection.groups
+        ]
+
     def reset_parameters(self) -> None:
-        """Random initialisation of the whole strategy: PyTorch's defaults, as in LLaVA."""
+        """Random initialisation of the whole strategy: PyTorch's defaults, as in LLaVA, then what
+        its own parts set. A strategy with parameters of its own extends it."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.LayerNorm):
+            if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
+                module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, OwnInit):
                 module.reset_parameters()
 
     @torch.no_grad()
@@ -153,36 +209,9 @@ def _rescale_to(target: float) -> Callable[[nn.Module, Any, Tensor], None]:
     return hook
 
 
-def place(memory: Tensor, mask: Tensor) -> Tensor:
-    """(B, N, D) visual memory -> (rows, T, D), zero where `mask` (rows, T) is false.
-
-    Images come in reading order: row by row, left to right.
-    """
-    dense = memory.new_zeros(*mask.shape, memory.shape[-1])
-    return dense.masked_scatter(mask.unsqueeze(-1), memory)
-
-
-class Injector:
-    """Pre-hook of one decoder block: takes `visual` out of the block's keyword arguments and lets
-    the strategy change the block's input. Holds no state of its own."""
-
-    def __init__(self, fusion: Fusion, block: int) -> None:
-        self.fusion = fusion
-        self.block = block
-
-    def before_block(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        visual: Visual | None = kwargs.pop("visual", None)
-        if visual is None or self.block not in visual.memory:
-            return args, kwargs
-        return (self.fusion.inject(self.block, args[0], visual), *args[1:]), kwargs
-
-
-def attach(fusion: Fusion, blocks: nn.ModuleList) -> None:
-    """Let `fusion` see the input of every decoder block. Call once, when the model is built."""
-    for index, block in enumerate(blocks):
-        block.register_forward_pre_hook(Injector(fusion, index).before_block, with_kwargs=True)
+def scaled(layer: int, depth: int, full: int = 24) -> int:
+    """The layer of an encoder of `depth` blocks at the relative depth of `layer` among `full`."""
+    return max(1, round(layer * depth / full))
 
 
 def descriptions(config: type[StrategyConfig]) -> dict[str, str]:

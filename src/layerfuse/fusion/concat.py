@@ -11,9 +11,10 @@ from typing import Literal
 
 import torch
 from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, Fusion, Shapes, StrategyConfig, Visual, register
+from layerfuse.fusion.base import OPTIONS, Fusion, Shapes, StrategyConfig, Visual, register, scaled
 from layerfuse.layers import Projector
 
 
@@ -38,6 +39,10 @@ class Concat(Fusion):
         width = len(shapes.selection.layers) * shapes.vision_width
         self.projector = Projector(width, shapes.llm_width, config.projector)
 
-    def forward(self, features: Features) -> Visual:
+    @classmethod
+    def example(cls, depth: int) -> list[int]:
+        return [scaled(k, depth) for k in (3, 18, 23)]
+
+    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         layers = self.normalized(features, self.shapes.selection.layers)
         return Visual(self.projector(torch.cat(layers, dim=-1)))

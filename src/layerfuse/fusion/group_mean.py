@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
 
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register
@@ -36,10 +37,10 @@ class GroupMean(Fusion):
         width = (len(shapes.selection.groups) + 1) * shapes.vision_width
         self.projector = Projector(width, shapes.llm_width, config.projector)
 
-    def forward(self, features: Features) -> Visual:
-        parts = [
-            torch.stack(self.normalized(features, group)).mean(dim=0)
-            for group in self.shapes.selection.groups
-        ]
-        parts += self.normalized(features, [self.config.base])
+    @classmethod
+    def example(cls, depth: int) -> str:
+        return "all"
+
+    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+        parts = self.group_means(features) + self.normalized(features, [self.config.base])
         return Visual(self.projector(torch.cat(parts, dim=-1)))

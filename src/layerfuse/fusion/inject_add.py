@@ -7,16 +7,14 @@ Internal direct fusion (I_D) of "Multi-Layer Visual Feature Fusion in Multimodal
 with `placement: first` the DeepStack of Qwen3-VL. The KV cache carries the effect into decoding.
 """
 
-from typing import Literal
-
 from pydantic.dataclasses import dataclass as validated
-from torch import Tensor, nn
+from torch import Tensor, nn, zeros
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, place, register
+from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register, scaled
+from layerfuse.fusion.layout import place
+from layerfuse.fusion.placement import Placement, llm_blocks
 from layerfuse.layers import Projector
-
-Placement = Literal["proportional", "first", "last"] | tuple[int, ...]
 
 
 @validated(frozen=True, config=OPTIONS)
@@ -26,31 +24,11 @@ class InjectAddConfig(BaseLayerConfig):
     placement: Placement = "proportional"
     """The LLM block before which each selected layer is added: `proportional` puts layer k of an
     encoder with n blocks before block int(k·L/n − 1) of an LLM with L blocks (2503.06063), `first`
-    and `last` use the first or last blocks in order, a list names one block per layer."""
-
-
-def llm_blocks(placement: Placement, shapes: Shapes) -> tuple[int, ...]:
-    """The 0-based LLM block l(k) of every selected layer k, in the order of the layers.
-
-    Raises ValueError if a block does not exist or there are more layers than blocks.
-    """
-    layers, depth = shapes.selection.layers, shapes.llm_depth
-    if placement == "proportional":
-        n = shapes.selection.depth
-        return tuple(max(0, k * depth // n - 1) for k in layers)
-    if isinstance(placement, tuple):
-        if len(placement) != len(layers):
-            raise ValueError(f"placement {list(placement)} must name a block for each of {layers}")
-        blocks = placement
-    else:
-        start = 0 if placement == "first" else depth - len(layers)
-        blocks = tuple(range(start, start + len(layers)))
-    if min(blocks) < 0 or max(blocks) >= depth:
-        raise ValueError(
-            f"cannot place layers {list(layers)} by {placement!r}: the LLM has {depth} blocks, "
-            f"0..{depth - 1}"
-        )
-    return blocks
+    adds in order to the outputs of blocks 0, 1, 2, ... as Qwen3-VL does (which is before blocks 1,
+    2, 3, ...), `last` uses the last blocks in order, a list names one block per layer."""
+    gate: bool = False
+    """Multiply what each layer adds by tanh(g), with g learned from zero, so that training starts
+    at the base layer alone. Off as published."""
 
 
 @register("inject_add", InjectAddConfig)
@@ -63,21 +41,35 @@ class InjectAdd(Fusion):
     def __init__(self, config: InjectAddConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
         self.blocks = llm_blocks(config.placement, shapes)
+        count = len(self.blocks)
         self.projector = Projector(shapes.vision_width, shapes.llm_width)
         self.projectors = nn.ModuleList(
-            Projector(shapes.vision_width, shapes.llm_width) for _ in shapes.selection.layers
+            Projector(shapes.vision_width, shapes.llm_width) for _ in range(count)
         )
+        self.gates = nn.Parameter(zeros(count)) if config.gate else None
 
-    def forward(self, features: Features) -> Visual:
+    @classmethod
+    def example(cls, depth: int) -> list[int]:
+        return [scaled(k, depth) for k in (3, 18)]
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.gates is not None:
+            nn.init.zeros_(self.gates)
+
+    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         memory: dict[int, Tensor] = {}
         layers = self.normalized(features, self.shapes.selection.layers)
-        for block, project, x in zip(self.blocks, self.projectors, layers, strict=True):
-            added = project(x)
+        for i, (block, x) in enumerate(zip(self.blocks, layers, strict=True)):
+            added = self.projectors[i](x)
+            if self.gates is not None:
+                added = added * self.gates[i].tanh()
             memory[block] = memory[block] + added if block in memory else added
         tokens = self.projector(self.normalized(features, [self.config.base])[0])
         return Visual(tokens, memory)
 
-    def inject(self, block: int, hidden: Tensor, visual: Visual) -> Tensor:
+    def addition(self, block: int, hidden: Tensor, visual: Visual) -> Tensor:
+        """Nothing while decoding: the KV cache carries what was added in the prompt."""
         if visual.mask is None:
-            return hidden
-        return hidden + place(visual.memory[block].to(hidden.dtype), visual.mask)
+            return hidden.new_zeros(())
+        return place(visual.memory[block].to(hidden.dtype), visual.mask)

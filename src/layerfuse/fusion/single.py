@@ -8,6 +8,7 @@ The baseline of the field: LLaVA-1.5 (Liu et al., 2310.03744) with k = 23 of CLI
 from typing import Literal
 
 from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
 
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import OPTIONS, Fusion, Shapes, StrategyConfig, Visual, register
@@ -42,5 +43,9 @@ class Single(Fusion):
         super().__init__(config, shapes)
         self.projector = Projector(shapes.vision_width, shapes.llm_width, config.projector)
 
-    def forward(self, features: Features) -> Visual:
+    @classmethod
+    def example(cls, depth: int) -> list[int]:
+        return [-2]
+
+    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         return Visual(self.projector(self.normalized(features, self.shapes.selection.layers)[0]))

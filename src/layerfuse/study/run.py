@@ -132,9 +132,10 @@ def run_arm(
         trained.model,
         trained.processor,
         samples["evaluate"],
-        None if recipe.stages_train("vision") else store,
+        store if recipe.encoder_is_stock() else None,
         batch_size=recipe.evaluate.batch_size,
         max_new_tokens=recipe.evaluate.max_new_tokens,
+        controls=recipe.evaluate.controls,
         progress=lambda done, total: table.step(f"{run.name}: evaluate", done, total),
     )
     trained.seconds["evaluate"] = round(time.perf_counter() - started, 2)

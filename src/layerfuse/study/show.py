@@ -81,7 +81,7 @@ def measure(recipe: Recipe, arm: Arm, vision: PreTrainedConfig, text: PreTrained
         arm,
         config.vision_layers,
         config.fusion or {},
-        model.fusion.num_tokens(model.fusion.config, grid),
+        model.fusion.num_tokens(model.fusion.config, grid, len(config.vision_layers)),
         counts,
         trained,
         _flops(model, size),

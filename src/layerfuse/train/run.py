@@ -15,10 +15,11 @@ from layerfuse.compose import compose_processor
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
 from layerfuse.data.conversations import Samples
+from layerfuse.data.samples import by_turn
 from layerfuse.encoder import Encoder, Features, concatenate, load_tower, load_vision_config
 from layerfuse.fusion import parse
 from layerfuse.model import FusionVLM
-from layerfuse.processor import Processor
+from layerfuse.processor import Processor, question_of
 from layerfuse.recipe import Arm, Recipe, Stage
 from layerfuse.selection import select
 from layerfuse.train.stages import count_parameters, stage_parameters
@@ -101,6 +102,20 @@ def calibrate(
             model.fusion.calibrate(concatenate(found), model.embedding_std)
 
 
+def embed_questions(
+    recipe: Recipe, processor: Processor, samples: Mapping[str, Samples], report: Report
+) -> None:
+    """Embed every question of the guided stages once, if the strategy reads sentences."""
+    if processor.reads != "sentence":
+        return
+    guided = (samples[n] for n, stage in recipe.stages.items() if stage.guided_by == "instruction")
+    turns = (turn for part in guided for sample in part for turn in by_turn(sample))
+    processor.sentences.remember(
+        (question_of(turn.messages) for turn in turns),
+        lambda done, total: report("embedding questions", done, total, None),
+    )
+
+
 def train_arm(
     recipe: Recipe,
     arm: Arm,
@@ -115,15 +130,15 @@ def train_arm(
     model, processor = compose(recipe, arm, seed)
     store = store and store.restrict(model.vision_tower.layers)
     calibrate(model, processor, next(iter(samples.values())), store)
+    embed_questions(recipe, processor, samples, report)
     trained = Trained(model, processor, {}, {}, {})
     for name, stage in remaining_stages(recipe, folder, trained):
-        if "vision" in stage.learning_rates:
-            store = None  # from here on the encoder is no longer the one that made the features
         started = time.perf_counter()
 
         def step(done: int, total: int, loss: float | None, name: str = name) -> None:
             report(name, done, total, loss)
 
+        model.fusion.guidance = stage.guided_by
         with stage_parameters(model, stage, dtype_of(recipe)):
             trained.parameters = count_parameters(model)
             trained.losses[name] = fit(
@@ -134,7 +149,8 @@ def train_arm(
                     processor,
                     stage.prompt,
                     stage.max_length,
-                    store,
+                    store if recipe.encoder_is_stock(name) else None,
+                    guided=model.fusion.reads != "nothing" and stage.guided_by == "instruction",
                 ),
                 folder / "stages" / name,
                 seed,
@@ -144,6 +160,7 @@ def train_arm(
         trained.seconds[name] = round(time.perf_counter() - started, 2)
         if any(other.checkpoint_steps for other in recipe.stages.values()):
             _remember(folder, trained)
+    model.fusion.guidance = "instruction"
     model.eval()
     return trained
 

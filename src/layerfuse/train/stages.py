@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from layerfuse.model import FusionVLM
-from layerfuse.recipe import Part, Stage
+from layerfuse.recipe import Lora, Part, Stage
 
 
 def parts(model: FusionVLM) -> dict[Part, nn.Module]:
@@ -28,7 +28,7 @@ def stage_parameters(model: Any, stage: Stage, dtype: torch.dtype) -> Iterator[N
             cast(part, dtype)
         elif name == "llm" and stage.lora is not None:
             cast(part, dtype)
-            adapted = get_peft_model(model.language_model, _lora(stage))
+            adapted = get_peft_model(model.language_model, _lora(stage.lora))
         else:
             cast(part, torch.float32)
             part.requires_grad_(True)
@@ -54,9 +54,7 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
                 part.register_buffer(name, buffer.to(dtype))
 
 
-def _lora(stage: Stage) -> LoraConfig:
-    settings = stage.lora
-    assert settings is not None
+def _lora(settings: Lora) -> LoraConfig:
     return LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -68,25 +66,13 @@ def _lora(stage: Stage) -> LoraConfig:
 
 def parameter_groups(model: FusionVLM, stage: Stage, decayed: set[str]) -> list[dict[str, Any]]:
     """AdamW groups: one per part and per decay; `decayed` names the weights that decay."""
-    prefixes: dict[Part, str] = {
-        "vision": "vision_tower.",
-        "fusion": "fusion.",
-        "llm": "language_model.",
-    }
+    weights = {id(p) for name, p in model.named_parameters() if name in decayed}
     groups = []
-    for part, rate in stage.learning_rates.items():
-        own = [
-            (name, p)
-            for name, p in model.named_parameters()
-            if p.requires_grad and name.startswith(prefixes[part])
-        ]
-        for decay in (stage.weight_decay, 0.0):
-            chosen = [p for name, p in own if (name in decayed) == (decay > 0)]
-            if stage.weight_decay == 0:
-                chosen = [p for _, p in own]
+    for name, rate in stage.learning_rates.items():
+        own = [p for p in parts(model)[name].parameters() if p.requires_grad]
+        for decays, decay in ((True, stage.weight_decay), (False, 0.0)):
+            chosen = [p for p in own if (id(p) in weights) is decays]
             groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-            if stage.weight_decay == 0:
-                break
     return [group for group in groups if group["params"]]
 
 

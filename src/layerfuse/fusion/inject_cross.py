@@ -1,0 +1,127 @@
+"""Gated cross-attention from the text and image positions to a projected layer, in LLM blocks.
+
+    V_0 = P_base(h_base) replaces the image tokens;   V_k = P_k(h_k) is the memory of block l(k)
+    add(x) = tanh(a)·CA(N(x), V_k), then, with `mlp`, + tanh(b)·SwiGLU(N'(x + ...))
+    pre       x <- x + add(x), then the block
+    post      y = x + SA(N1 x);  y <- y + add(y);  then y + MLP(N2 y)
+    parallel  y = x + SA(N1 x) + tanh(a)·CA(N1 x, V_k);  then y + MLP(N2 y)
+
+Internal modular fusion (I_M) of "Multi-Layer Visual Feature Fusion in Multimodal LLMs"
+(2503.06063), after Flamingo (2204.14198). The gates a and b start at zero: the LLM starts as it is.
+An image is seen by its own tokens and by all text after it; text before it and rows without it get
+exactly zero. Keys and values are projected once per image and carried through decoding.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+
+from layerfuse.encoder import Features
+from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register, scaled
+from layerfuse.fusion.injector import check_position
+from layerfuse.fusion.layout import Layout
+from layerfuse.fusion.placement import Placement, llm_blocks
+from layerfuse.layers import GatedCrossAttention, GatedMLP, Projector
+
+
+@validated(frozen=True, config=OPTIONS)
+class InjectCrossConfig(BaseLayerConfig):
+    """Options of `inject_cross`."""
+
+    placement: Placement = "proportional"
+    """The LLM block of each selected layer, as in `inject_add`; each needs a block of its own."""
+    position: Literal["pre", "post", "parallel"] = "pre"
+    """Where in the block: before it, between its self-attention and its MLP, or beside its
+    self-attention. `post` and `parallel` know blocks built as llama's or gemma3's."""
+    mlp: bool = False
+    """Follow the cross-attention with a gated SwiGLU MLP of the LLM's inner width, as the release
+    does. Not with `parallel`."""
+    heads: PositiveInt | None = None
+    """Attention heads; they must divide the LLM's width. Default: the LLM's own number."""
+    released_residual: bool = False
+    """Compute the block as the public release does, for study: the addition enters only the
+    self-attention, and the normalised stream replaces the residual one, so that the LLM changes
+    even with closed gates. Only with `pre`, in blocks built as llama's."""
+
+
+@register("inject_cross", InjectCrossConfig)
+class InjectCross(Fusion):
+    """A projector, keys, values and a gated cross-attention per injected layer."""
+
+    kind = "internal modular"
+    paper = "I_M, Flamingo"
+    attends = True
+
+    def __init__(self, config: InjectCrossConfig, shapes: Shapes) -> None:
+        super().__init__(config, shapes)
+        self.position = _position(config, shapes)
+        blocks = llm_blocks(config.placement, shapes)
+        if len(set(blocks)) < len(blocks):
+            raise ValueError(
+                f"layers {list(shapes.selection.layers)} would share LLM blocks {list(blocks)}; "
+                "each needs its own: select fewer layers or give `placement` as a list"
+            )
+        width, heads = shapes.llm_width, config.heads or shapes.llm_heads
+        if heads is None or width % heads:
+            raise ValueError(
+                f"{heads} heads do not divide the LLM's width {width}: set `heads` to a divisor"
+            )
+        own_norm = self.position in ("pre", "post")
+        self.projector = Projector(shapes.vision_width, width)
+        self.projectors = nn.ModuleList(Projector(shapes.vision_width, width) for _ in blocks)
+        self.attention = nn.ModuleDict(
+            {str(b): GatedCrossAttention(width, heads, norm=own_norm) for b in blocks}
+        )
+        self.mlp = nn.ModuleDict(
+            {str(b): GatedMLP(width, shapes.llm_ffn or 4 * width, norm=own_norm) for b in blocks}
+            if config.mlp
+            else {}
+        )
+
+    @classmethod
+    def example(cls, depth: int) -> list[int]:
+        return [scaled(k, depth) for k in (3, 18)]
+
+    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+        layers = self.normalized(features, self.shapes.selection.layers)
+        memory: dict[int, Tensor] = {}
+        for (block, attend), project, x in zip(
+            self.attention.items(), self.projectors, layers, strict=True
+        ):
+            memory[int(block)] = attend.keys_values(project(x))  # type: ignore[operator]
+        return Visual(self.projector(self.normalized(features, [self.config.base])[0]), memory)
+
+    def by_row(self, visual: Visual, layout: Layout) -> Visual:
+        memory = {}
+        for block, images in visual.memory.items():
+            empty = images.new_zeros(len(layout.mask), layout.most, *images.shape[1:])
+            memory[block] = empty.index_put((layout.row, layout.place), images).flatten(1, 2)
+        return replace(visual, memory=memory)
+
+    def addition(self, block: int, hidden: Tensor, visual: Visual) -> Tensor:
+        memory, seen = visual.memory[block], visual.seen
+        if seen is None or len(memory) != len(hidden):
+            raise ValueError(
+                f"the visual memory has {len(memory)} rows and the LLM's input {len(hidden)}"
+            )
+        tokens = memory.shape[1] // seen.shape[-1]
+        attend = self.attention[str(block)]
+        x = hidden.to(attend.get_parameter("query.weight").dtype)
+        added = attend(x, memory, seen.repeat_interleave(tokens, dim=-1))
+        if self.config.mlp:
+            added = added + self.mlp[str(block)](x + added)
+        return added.to(hidden.dtype)
+
+
+def _position(config: InjectCrossConfig, shapes: Shapes) -> str:
+    """Where the block is changed. Raises ValueError for options that contradict each other."""
+    if config.mlp and config.position == "parallel":
+        raise ValueError("position 'parallel' has no place for `mlp`; valid with 'pre' and 'post'")
+    if config.released_residual and config.position != "pre":
+        raise ValueError("released_residual is defined for position 'pre' only")
+    position = "released" if config.released_residual else config.position
+    check_position(position, shapes.llm_family)
+    return position

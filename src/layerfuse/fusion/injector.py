@@ -1,0 +1,122 @@
+"""How internal fusion reaches the decoder blocks of a stock LLM: by hooks, without forking them.
+
+`Fusion.position` says where a block gets `Fusion.addition` (x: its input; SA, MLP: its branches;
+N1, N2: the norms before them; add: the addition):
+
+    pre       block(x + add(x))
+    post      y = x + SA(N1 x);  y' = y + add(y);  y' + MLP(N2 y')
+    parallel  y = x + SA(N1 x) + add(N1 x);        y + MLP(N2 y)
+    released  y = x + SA(u + add(u)), u = N1 x;    N2 y + MLP(N2 y)
+
+In blocks with a norm after each branch (gemma2, gemma3) SA and MLP include that norm, so that what
+is added reaches the residual stream as it is. `released` is the residual of a published release,
+kept for study. With `pre`, any LLM will do; the others know the builds in `PLAIN` and `SANDWICH`.
+
+The keyword `visual` travels through the LLM to every block. Hooks on a block itself stand outside
+activation checkpointing; hooks on its parts run again when it recomputes the block, with the same
+keyword, so that what they keep between them never outlives one pass through the block.
+"""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from layerfuse.fusion.base import Fusion, Visual
+
+PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+SANDWICH = ("gemma2", "gemma3_text")
+
+
+class Injector:
+    """The hooks of one decoder block. `visual` and `kept` are empty between blocks."""
+
+    def __init__(self, fusion: Fusion, block: int) -> None:
+        self.fusion = fusion
+        self.block = block
+        self.visual: Visual | None = None
+        self.kept: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Injector":
+        memo[id(self)] = twin = Injector(copy.deepcopy(self.fusion, memo), self.block)
+        return twin
+
+    def attach(self, block: nn.Module) -> None:
+        """Register the hooks that the fusion's position needs."""
+        position = self.fusion.position
+        if position == "pre":
+            block.register_forward_pre_hook(self.before_block, with_kwargs=True)
+            return
+        part = block.get_submodule
+        sandwich = self.fusion.shapes.llm_family in SANDWICH
+        attention, mlp = part("self_attn"), part("mlp")
+        middle = part("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm")
+        attention.register_forward_pre_hook(self.before_attention, with_kwargs=True)
+        if position == "parallel":
+            branch = part("post_attention_layernorm") if sandwich else attention
+            branch.register_forward_hook(self.after_branch)
+        else:
+            branch = part("post_feedforward_layernorm") if sandwich else mlp
+            branch.register_forward_hook(self.after_branch)
+        if position == "post":
+            middle.register_forward_pre_hook(self.before_middle)
+        elif position == "released":
+            middle.register_forward_hook(self.after_middle)
+
+    def _take(self, kwargs: dict[str, Any]) -> Visual | None:
+        visual: Visual | None = kwargs.pop("visual", None)
+        return visual if visual is not None and self.block in visual.memory else None
+
+    def before_block(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`pre`: change the block's input."""
+        visual = self._take(kwargs)
+        if visual is None:
+            return args, kwargs
+        return (args[0] + self.fusion.addition(self.block, args[0], visual), *args[1:]), kwargs
+
+    def before_attention(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Take the keyword; `parallel` and `released` make their addition from N1 x."""
+        self.visual, self.kept = self._take(kwargs), None
+        if self.visual is not None and self.fusion.position != "post":
+            hidden = kwargs["hidden_states"]
+            added = self.fusion.addition(self.block, hidden, self.visual)
+            if self.fusion.position == "parallel":
+                self.kept = added
+            else:
+                kwargs["hidden_states"] = hidden + added
+        return args, kwargs
+
+    def before_middle(self, module: Any, args: tuple[Tensor, ...]) -> Any:
+        """`post`: N2 sees y + add(y)."""
+        if self.visual is None:
+            return args
+        self.kept = self.fusion.addition(self.block, args[0], self.visual)
+        return (args[0] + self.kept, *args[1:])
+
+    def after_middle(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """`released`: the residual after attention becomes N2 y instead of y."""
+        if self.visual is not None:
+            self.kept = output - args[0]
+
+    def after_branch(self, module: Any, args: Any, output: Any) -> Any:
+        """Add what was kept to what the branch adds to the residual stream."""
+        kept, self.kept, self.visual = self.kept, None, None
+        if kept is None:
+            return output
+        return (output[0] + kept, *output[1:]) if isinstance(output, tuple) else output + kept
+
+
+def check_position(position: str, family: str) -> None:
+    """Raises ValueError if an addition at `position` is not defined for that family of LLM."""
+    known = (*PLAIN, *SANDWICH) if position in ("post", "parallel") else PLAIN
+    if position != "pre" and family not in known:
+        raise ValueError(
+            f"position {position!r} is defined for LLMs of the types {', '.join(known)}, not "
+            f"{family!r}; position 'pre' works with every LLM"
+        )
+
+
+def attach(fusion: Fusion, blocks: nn.ModuleList) -> None:
+    """Let `fusion` reach every decoder block. Call once, when the model is built."""
+    for index, block in enumerate(blocks):
+        Injector(fusion, index).attach(block)

@@ -1,0 +1,59 @@
+"""Pooled early layers appended as further tokens.
+
+    V = [P(h_base) ; P(pool(h_a)) ; P(pool(h_b)) ; ...]     pool: mean of s tokens in raster order
+
+STI of DenseConnector (2405.13800): 576 + 72 + 72 = 720 tokens for CLIP-L/336 with layers 7 and 15
+and s = 8. Pooling is along the raster, not in two dimensions: on a grid 24 wide each pooled token
+is a strip of 1×8 patches. Tokens that do not fill a last strip are dropped (729 -> 91).
+"""
+
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, cat
+from torch.nn import functional as F
+
+from layerfuse.encoder import Features
+from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register, scaled
+from layerfuse.layers import Projector
+
+
+@validated(frozen=True, config=OPTIONS)
+class TokenConcatConfig(BaseLayerConfig):
+    """Options of `token_concat`."""
+
+    stride: PositiveInt = 8
+    """Number of neighbouring tokens in raster order that are averaged into one."""
+
+
+@register("token_concat", TokenConcatConfig)
+class TokenConcat(Fusion):
+    """The base layer's tokens, then the pooled tokens of each layer, through one projector."""
+
+    kind = "external direct"
+    paper = "DenseConnector STI"
+
+    def __init__(self, config: TokenConcatConfig, shapes: Shapes) -> None:
+        super().__init__(config, shapes)
+        self.projector = Projector(shapes.vision_width, shapes.llm_width)
+
+    @classmethod
+    def example(cls, depth: int) -> list[int]:
+        return [scaled(k, depth) for k in (7, 15)]
+
+    @classmethod
+    def num_tokens(cls, config: TokenConcatConfig, grid: tuple[int, int], layers: int) -> int:
+        tokens = grid[0] * grid[1]
+        if tokens < config.stride:
+            raise ValueError(
+                f"stride {config.stride} is more than the {tokens} tokens of a grid of "
+                f"{grid[0]}×{grid[1]}; valid: 1..{tokens}"
+            )
+        return tokens + layers * (tokens // config.stride)
+
+    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+        base = self.normalized(features, [self.config.base])
+        early = self.normalized(features, self.shapes.selection.layers)
+        pooled = [
+            F.avg_pool1d(x.transpose(1, 2), self.config.stride).transpose(1, 2) for x in early
+        ]
+        return Visual(self.projector(cat(base + pooled, dim=1)))

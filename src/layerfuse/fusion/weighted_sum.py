@@ -1,0 +1,67 @@
+"""A learned scalar mix of layers or of group means: one weight each, the same for all inputs.
+
+    Z = Σ_k w_k mean_{i in G_k} h_i,   w = softmax(s)     s learned, zero at first: a uniform mean
+    V = P(Z)                    beside: none
+    V = P(h_base ⊕ Z)           beside: concat, the static twin of `instruction_weighted`
+    V = P(LN(h_base + Z))       beside: add, the static twin of `text_routed`
+
+The control for every guided strategy: what an instruction adds is what it gains over this. The mix
+is ELMo's (1802.05365), whose overall scale the projector holds.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+
+from layerfuse.encoder import Features
+from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register
+from layerfuse.layers import Projector
+from layerfuse.selection import Selection
+
+
+@validated(frozen=True, config=OPTIONS)
+class WeightedSumConfig(BaseLayerConfig):
+    """Options of `weighted_sum`."""
+
+    beside: Literal["none", "concat", "add"] = "none"
+    """What becomes of the base layer: `none` leaves it out, `concat` puts it beside the mix, `add`
+    adds the mix to it, followed by a LayerNorm."""
+
+    def taps(self, selection: Selection) -> tuple[int, ...]:
+        base = () if self.beside == "none" else (self.base,)
+        return tuple(sorted({*selection.layers, *base}))
+
+
+@register("weighted_sum", WeightedSumConfig)
+class WeightedSum(Fusion):
+    """Softmax weights over layers or groups, learned as plain parameters."""
+
+    kind = "external direct"
+    paper = "scalar mix, the static control"
+
+    def __init__(self, config: WeightedSumConfig, shapes: Shapes) -> None:
+        super().__init__(config, shapes)
+        width = shapes.vision_width
+        self.logits = nn.Parameter(torch.zeros(len(shapes.selection.groups)))
+        self.norm = nn.LayerNorm(width) if config.beside == "add" else nn.Identity()
+        self.projector = Projector(width * (1 + (config.beside == "concat")), shapes.llm_width)
+
+    @classmethod
+    def example(cls, depth: int) -> str:
+        return "every:1"
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.logits)
+
+    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+        weights = self.logits.softmax(dim=0)
+        means = self.group_means(features)
+        mix = torch.stack([w * z for w, z in zip(weights, means, strict=True)]).sum(dim=0)
+        if self.config.beside != "none":
+            base = self.normalized(features, [self.config.base])[0]
+            concat = self.config.beside == "concat"
+            mix = torch.cat([base, mix], dim=-1) if concat else self.norm(base + mix)
+        return Visual(self.projector(mix), notes={"weights": weights})
