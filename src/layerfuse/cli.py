@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 models = typer.Typer(no_args_is_help=True, help="Pretrained models for machines without a hub.")
 app.add_typer(models, name="models")
+listing = typer.Typer(no_args_is_help=True, help="Tables of what there is.")
+app.add_typer(listing, name="list")
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, for example recipes/quickstart.yaml")]
 Overrides = Annotated[
@@ -79,6 +81,24 @@ def show(recipe: RecipeFile, overrides: Overrides = None, imports: Imports = Non
         from layerfuse.study.show import show as run
 
         run(recipe, tuple(overrides or ()))
+
+
+@listing.command("fusions")
+def list_fusions(
+    encoder: Annotated[
+        str, typer.Option(help="Encoder: a local model, hub id, folder, or clip-l-336.")
+    ] = "clip-l-336",
+    llm: Annotated[
+        str, typer.Option(help="LLM: a local model, hub id, folder, or vicuna-7b.")
+    ] = "vicuna-7b",
+    imports: Imports = None,
+) -> None:
+    """Every fusion strategy with what it costs beyond `single`, counted without any weights."""
+    with _errors():
+        _import(imports)
+        from layerfuse.study.catalogue import list_fusions as run
+
+        run(encoder, llm)
 
 
 @app.command()

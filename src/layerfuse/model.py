@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    GenerationMixin,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -31,7 +32,7 @@ from layerfuse.processor import IGNORED, register_processor
 from layerfuse.selection import LayerSpec
 
 
-class FusionVLM(ImageGeneration, PreTrainedModel):
+class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
     """A vision encoder, a fusion strategy and a decoder-only LLM.
 
     Attributes: `vision_tower` (Encoder), `fusion` (Fusion), `language_model` (a stock causal LM).

@@ -1,4 +1,4 @@
-"""Does the instruction matter? Weights of guided strategies, and tests with the guidance removed."""
+"""Does the instruction matter? Layer weights, and tests with the guidance removed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -136,7 +136,7 @@ class Fusion(nn.Module):
     @classmethod
     def example(cls, depth: int) -> LayerSpec:
         """The published layers for an encoder of 24 blocks, and their like for another depth."""
-        return [scaled(k, depth) for k in (depth // 3, 2 * depth // 3)]
+        return scaled((8, 16), depth)
 
     @classmethod
     def num_tokens(cls, config: Any, grid: tuple[int, int], layers: int) -> int:
@@ -209,9 +209,10 @@ def _rescale_to(target: float) -> Callable[[nn.Module, Any, Tensor], None]:
     return hook
 
 
-def scaled(layer: int, depth: int, full: int = 24) -> int:
-    """The layer of an encoder of `depth` blocks at the relative depth of `layer` among `full`."""
-    return max(1, round(layer * depth / full))
+def scaled(layers: Iterable[int], depth: int, full: int = 24) -> list[int]:
+    """The layers of an encoder of `depth` blocks at the relative depths of `layers` among `full`;
+    fewer where several fall together."""
+    return list(dict.fromkeys(max(1, round(k * depth / full)) for k in layers))
 
 
 def descriptions(config: type[StrategyConfig]) -> dict[str, str]:

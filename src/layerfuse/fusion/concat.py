@@ -41,7 +41,7 @@ class Concat(Fusion):
 
     @classmethod
     def example(cls, depth: int) -> list[int]:
-        return [scaled(k, depth) for k in (3, 18, 23)]
+        return scaled((3, 18, 23), depth)
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         layers = self.normalized(features, self.shapes.selection.layers)

@@ -1,4 +1,4 @@
-"""What the instruction-guided strategies share: weights over layers that the instruction decides."""
+"""What the guided strategies share: weights over layers that the instruction decides."""
 
 import torch
 from torch import Tensor

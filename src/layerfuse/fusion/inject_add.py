@@ -50,7 +50,7 @@ class InjectAdd(Fusion):
 
     @classmethod
     def example(cls, depth: int) -> list[int]:
-        return [scaled(k, depth) for k in (3, 18)]
+        return scaled((3, 18), depth)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

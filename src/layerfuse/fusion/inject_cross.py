@@ -83,7 +83,7 @@ class InjectCross(Fusion):
 
     @classmethod
     def example(cls, depth: int) -> list[int]:
-        return [scaled(k, depth) for k in (3, 18)]
+        return scaled((3, 18), depth)
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         layers = self.normalized(features, self.shapes.selection.layers)

@@ -38,7 +38,7 @@ class TokenConcat(Fusion):
 
     @classmethod
     def example(cls, depth: int) -> list[int]:
-        return [scaled(k, depth) for k in (7, 15)]
+        return scaled((7, 15), depth)
 
     @classmethod
     def num_tokens(cls, config: TokenConcatConfig, grid: tuple[int, int], layers: int) -> int:

@@ -103,6 +103,23 @@ def layer_sentence(summary: dict) -> str:
     return f"Of the {count} single-layer arms, {listed(parts)} beyond noise{tail}{known}."
 
 
+def guidance_sentence(rows: list[dict]) -> str:
+    """Which guided arms lose accuracy without their guidance; empty where none is guided."""
+    if not rows:
+        return ""
+    names = {"shuffled": "another question's instruction", "mean": "the mean weights"}
+    parts = []
+    for row in rows:
+        d = row["difference"]
+        change = f"{signed(d['difference'])} points ({span(d['interval'], True)})"
+        words = {"better": "gains", "worse": "loses", "tie": "does not measurably change:"}
+        parts.append(
+            f"{row['arm']} against itself with {names[row['control']]} "
+            f"{words[d['verdict']]} {change}"
+        )
+    return "Guided by its own instruction, " + "; ".join(parts) + "."
+
+
 def findings(summary: dict) -> dict[str, str]:
     """One sentence each: the finding, learning, layers, seed noise."""
     best, noise = summary["arms"][0], summary["noise"]

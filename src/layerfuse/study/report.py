@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from layerfuse.study.findings import UNMEASURED, findings, percent, signed, span
+from layerfuse.study.controls import guidance_rows
+from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
 from layerfuse.study.results import Run, read_runs
 from layerfuse.study.statistics import summarize
 
@@ -166,7 +167,12 @@ def write_report(study_dir: Path) -> Path:
         raise ValueError(f"{study_dir / 'recipe.yaml'} names no baseline; add 'baseline: ARM'")
     runs = read_runs(study_dir)
     summary = summarize(study_dir, recipe["baseline"], **(recipe.get("statistics") or {}))
-    summary["findings"] = findings(summary)
+    draws = (summary["resamples"], (recipe.get("statistics") or {}).get("seed", 0))
+    summary["guidance"] = guidance_rows(runs, draws)
+    summary["findings"] = {
+        **findings(summary),
+        "guidance": guidance_sentence(summary["guidance"]),
+    }
     environment = study_dir / "environment.json"
     figures = draw(summary, runs)
     page = Environment(

@@ -1,7 +1,7 @@
 """What a recipe amounts to, computed on the meta device: no weights, no network."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig
 
-from layerfuse.config import configure
+from layerfuse.config import FusionConfig, configure
 from layerfuse.data.conversations import load
 from layerfuse.encoder import Features, load_vision_config, vision_config_of
+from layerfuse.fusion import Layout, seen_images
 from layerfuse.local_models import is_pulled, resolve
 from layerfuse.model import FusionVLM
 from layerfuse.recipe import Arm, Data, Recipe, Source, Stage
@@ -44,7 +45,7 @@ def show(
     """Print the resolved recipe, its arms, and its stages. Returns the recipe and the arms."""
     recipe = load_recipe(recipe_path, overrides)
     console = console or Console()
-    vision, text = _vision(recipe.encoder), _text(recipe.llm)
+    vision, text = vision_config(recipe.encoder), text_config(recipe.llm)
     arms = [measure(recipe, arm, vision, text) for arm in recipe.all_arms()]
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
     console.print(
@@ -70,12 +71,9 @@ def measure(recipe: Recipe, arm: Arm, vision: PreTrainedConfig, text: PreTrained
         config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
     except ValueError as error:
         raise ValueError(f"arm {arm.label!r}: {error}") from error
-    with torch.device("meta"):
-        model = FusionVLM(config).eval()
+    model, counts = count(config)
     size = _image_size(recipe, vision)
     grid = model.vision_tower.grid(size, size)
-    parts = {"vision": model.vision_tower, "fusion": model.fusion, "llm": model.language_model}
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     trained = {name: _trained(model, stage, counts) for name, stage in recipe.stages.items()}
     return Shown(
         arm,
@@ -84,8 +82,16 @@ def measure(recipe: Recipe, arm: Arm, vision: PreTrainedConfig, text: PreTrained
         model.fusion.num_tokens(model.fusion.config, grid, len(config.vision_layers)),
         counts,
         trained,
-        _flops(model, size),
+        flops(model, size),
     )
+
+
+def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
+    """A model on the meta device and the number of parameters of each of its parts."""
+    with torch.device("meta"):
+        model = FusionVLM(config).eval()
+    parts = {"vision": model.vision_tower, "fusion": model.fusion, "llm": model.language_model}
+    return model, {name: sum(p.numel() for p in x.parameters()) for name, x in parts.items()}
 
 
 def _trained(model: FusionVLM, stage: Stage, counts: dict[str, int]) -> int:
@@ -102,32 +108,36 @@ def _trained(model: FusionVLM, stage: Stage, counts: dict[str, int]) -> int:
 
 
 @torch.no_grad()
-def _flops(model: FusionVLM, size: int) -> dict[str, float]:
-    """Counted by torch from the operations of a forward pass on meta tensors."""
-    found: dict[str, float] = {}
+def flops(model: FusionVLM, size: int) -> dict[str, float]:
+    """Forward FLOPs of one image of `size` pixels and TEXT_TOKENS tokens of text, per part, counted
+    by torch from the operations on meta tensors; what is injected counts with the LLM."""
+    fusion = model.fusion
+    width = model.config.text_config.hidden_size
+    sentence = fusion.config.sentence_width if fusion.reads == "sentence" else width
     with torch.device("meta"):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as vision:
             features: Features = model.vision_tower(torch.empty(1, 3, size, size))
-        found["vision"] = counter.get_total_flops()
-        with FlopCounterMode(display=False) as counter:
-            visual = model.fusion(features)
-        found["fusion"] = counter.get_total_flops()
-        length = visual.tokens.shape[1] + TEXT_TOKENS
-        width = model.config.text_config.hidden_size
-        mask = torch.zeros(1, 1, length, length)  # a finished mask: none is made from values
-        with FlopCounterMode(display=False) as counter:
-            model.language_model(
-                inputs_embeds=torch.empty(1, length, width), attention_mask=mask, use_cache=False
-            )
-        found["llm"] = counter.get_total_flops()
-    return found
+        with FlopCounterMode(display=False) as fused:
+            visual = fusion(features, torch.empty(1, sentence))
+        each = visual.tokens.shape[1]
+        length = each + TEXT_TOKENS
+        layout = Layout.of(torch.zeros(1, length, dtype=torch.bool), 1, each)
+        seen = seen_images(layout.mask, each, layout.most)
+        visual = fusion.by_row(replace(visual, mask=layout.mask, seen=seen), layout)
+        given = {"inputs_embeds": torch.empty(1, length, width), "visual": visual}
+        # a finished mask: none is made from values
+        given |= {"attention_mask": torch.zeros(1, 1, length, length), "use_cache": False}
+        with FlopCounterMode(display=False) as llm:
+            model.language_model(**given)
+    counters = {"vision": vision, "fusion": fused, "llm": llm}
+    return {name: counter.get_total_flops() for name, counter in counters.items()}
 
 
-def _vision(source: Source) -> PreTrainedConfig:
+def vision_config(source: Source) -> PreTrainedConfig:
     return vision_config_of(_from_recipe(source)) if source.config else _hub(source, True)
 
 
-def _text(source: Source) -> PreTrainedConfig:
+def text_config(source: Source) -> PreTrainedConfig:
     return _from_recipe(source).get_text_config() if source.config else _hub(source, False)
 
 

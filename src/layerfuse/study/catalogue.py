@@ -1,0 +1,117 @@
+"""The table of fusion strategies, counted for one encoder and one LLM on the meta device."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedConfig
+
+from layerfuse.config import configure
+from layerfuse.fusion import FUSIONS
+from layerfuse.recipe import Source
+from layerfuse.selection import Selection
+from layerfuse.study.show import count, flops, text_config, vision_config
+
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+VICUNA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+}
+KNOWN = {
+    "clip-l-336": Source(model="openai/clip-vit-large-patch14-336", config=CLIP),
+    "vicuna-7b": Source(model="lmsys/vicuna-7b-v1.5", config=VICUNA),
+}
+"""shapes that need no files: LLaVA-1.5's encoder and LLM"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy with its example layers, against `single`."""
+
+    name: str
+    kind: str
+    paper: str
+    layers: str
+    tokens: int
+    parameters: int
+    """of the fusion beyond `single`'s"""
+    flops: float
+    """of one forward of fusion and LLM beyond `single`'s, one image and the text of `show`"""
+
+
+def rows(vision: PreTrainedConfig, text: PreTrainedConfig, size: int | None = None) -> list[Row]:
+    """Every registered strategy with its default options and example layers, counted by building
+    it. `size`: pixels of the image, by default the encoder's own."""
+    found: list[Row] = []
+    base: tuple[int, float] | None = None
+    for name in sorted(FUSIONS.names(), key=lambda n: n != "single"):
+        module = FUSIONS[name][1]
+        config = configure(vision, text, module.example(vision.num_hidden_layers), {"name": name})
+        model, parameters = count(config)
+        cost = flops(model, size or vision.image_size)
+        total = cost["fusion"] + cost["llm"]
+        base = base or (parameters["fusion"], total)
+        grid = model.vision_tower.grid(*(2 * [size or vision.image_size]))
+        found.append(
+            Row(
+                name,
+                module.kind,
+                module.paper,
+                _text(config.selection),
+                module.num_tokens(model.fusion.config, grid, len(config.vision_layers)),
+                parameters["fusion"] - base[0],
+                total - base[1],
+            )
+        )
+    return found
+
+
+def _text(selection: Selection) -> str:
+    """Short text of a selection: runs of layers as ranges, groups between bars."""
+    whole = [g for g in selection.groups if len(g) > 1] or [selection.layers]
+    shown = []
+    for group in whole:
+        run = len(group) > 2 and list(group) == list(range(group[0], group[-1] + 1))
+        shown.append(f"{group[0]}-{group[-1]}" if run else ",".join(map(str, group)))
+    return "|".join(shown)
+
+
+def list_fusions(encoder: str, llm: str, console: Console | None = None) -> list[Row]:
+    """Print the table of strategies for an encoder and an LLM: names of `KNOWN`, local models, hub
+    ids or folders. Raises OSError if a configuration cannot be read. Returns the rows."""
+    vision = vision_config(KNOWN.get(encoder) or Source(model=encoder))
+    text = text_config(KNOWN.get(llm) or Source(model=llm))
+    found = rows(vision, text)
+    table: Any = Table(box=None, padding=(0, 1))
+    for column in ("name", "kind", "published as", "layers"):
+        table.add_column(column, no_wrap=column == "name")
+    for column in ("tokens", "extra parameters", "extra GFLOPs"):
+        table.add_column(column, justify="right", no_wrap=column != "tokens")
+    for r in found:
+        few = abs(r.parameters) < 1e5
+        parameters = f"{r.parameters:+,}" if few else f"{r.parameters / 1e6:+,.2f} M"
+        cost = f"{r.flops / 1e9:+,.1f}"
+        table.add_row(r.name, r.kind, r.paper, r.layers, str(r.tokens), parameters, cost)
+    console = console or Console()
+    console.print(table)
+    console.print(
+        f"For {encoder} and {llm}, default options, example layers; extra: beyond `single`. FLOPs: "
+        "matrix products of fusion and LLM in one forward of an image and its text; gathers of "
+        "`deformable` are not products and not counted.",
+        soft_wrap=True,
+    )
+    return found
