@@ -14,6 +14,7 @@ from layerfuse.fusion.base import (
     register,
 )
 from layerfuse.fusion.concat import Concat
+from layerfuse.fusion.deformable import Deformable
 from layerfuse.fusion.group_mean import GroupMean
 from layerfuse.fusion.guided import GuidedFusion
 from layerfuse.fusion.inject_add import InjectAdd
@@ -29,6 +30,7 @@ from layerfuse.fusion.weighted_sum import WeightedSum
 __all__ = [
     "FUSIONS",
     "Concat",
+    "Deformable",
     "Fusion",
     "GroupMean",
     "GuidedFusion",
