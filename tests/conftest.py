@@ -22,6 +22,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def local_models() -> None:
-    """DINOv2-S and SmolLM2-135M in the cache folder."""
+    """The local models in the cache folder."""
     pull("dinov2-small")
     pull("smollm2-135m-instruct")
+    pull("all-minilm-l6-v2")

@@ -71,7 +71,7 @@ class GatedCrossAttention(OwnInit):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))  # FSDP2 shards no scalars
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.gate)
@@ -106,7 +106,7 @@ class GatedMLP(OwnInit):
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
         self.down_proj = nn.Linear(inner, width, bias=False)
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))  # FSDP2 shards no scalars
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.gate)

@@ -223,6 +223,8 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         loss = None
         if targets is not None:
             loss = self._loss(out.logits, targets, num_items_in_batch, visual)
+        if sparse and visual is not None:
+            visual = replace(visual, memory={}, seen=None)  # nothing is decoded after a loss
         return FusionOutput(
             loss=loss,
             logits=None if sparse else out.logits,

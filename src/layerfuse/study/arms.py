@@ -15,7 +15,9 @@ import layerfuse
 from layerfuse.compose import decoder_blocks, text_config_of
 from layerfuse.config import configure
 from layerfuse.encoder import load_vision_config
+from layerfuse.fusion import FUSIONS, parse
 from layerfuse.recipe import Arm, Recipe
+from layerfuse.sentences import SentenceEncoder
 
 # What may change in a recipe without making a finished run a different run.
 _IRRELEVANT = {"name", "description", "arms", "grid", "seeds", "baseline", "statistics"}
@@ -92,6 +94,9 @@ def check_arms(recipe: Recipe) -> None:
     for arm in recipe.all_arms():
         try:
             configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
+            options: Any = parse(arm.fusion)[0]
+            if FUSIONS[arm.fusion["name"]][1].reads == "sentence":
+                SentenceEncoder(options.sentence_encoder, options.sentence_width).check()
         except ValueError as error:
             raise ValueError(f"arm {arm.label!r}: {error}") from error
     with torch.device("meta"):

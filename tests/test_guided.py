@@ -1,0 +1,268 @@
+"""Guided strategies: what may reach the weights, what does not, and the controls."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from layerfuse import FusionVLM, Processor
+from layerfuse.data.collate import Collator
+from layerfuse.data.samples import Picture, Sample, by_turn
+from layerfuse.evaluate.guidance import guided_by, instructions, shuffled
+from layerfuse.evaluate.run import predict, questions
+from layerfuse.fusion import FUSIONS
+from layerfuse.recipe import Stage
+from layerfuse.sentences import SentenceEncoder
+from tests import tiny
+
+GUIDED = [name for name in FUSIONS.names() if FUSIONS[name][1].reads != "nothing"]
+each_guided = pytest.mark.parametrize("strategy", GUIDED)
+WIDTH = 16
+
+
+@pytest.fixture
+def sentence_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tiny random sentence encoder in a folder."""
+    monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
+    settings = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    folder = tmp_path / "sentences"
+    BertModel(BertConfig(vocab_size=320, hidden_size=WIDTH, **settings)).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Picture:
+    Image.effect_noise((40, 30), 80).convert("RGB").save(tmp_path / "picture.png")
+    return Picture(str(tmp_path / "picture.png"))
+
+
+def build(strategy: str, sentence_encoder: str) -> tuple[FusionVLM, Processor]:
+    options: dict[str, Any] = {}
+    if FUSIONS[strategy][1].reads == "sentence":
+        options = {"sentence_encoder": sentence_encoder, "sentence_width": WIDTH}
+    model = tiny.model(strategy, **options)
+    return model, tiny.processor(model)
+
+
+def talk(picture: Picture, *turns: str) -> Sample:
+    """A conversation about one picture: question, answer, question, answer, ..."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+    messages[0]["content"] = "<image>\n" + messages[0]["content"]
+    return Sample("s", (picture,), tuple(messages))
+
+
+def weights(model: FusionVLM, processor: Processor, *samples: Sample) -> Tensor:
+    """The layer weights of a training batch, one row per answer."""
+    batch = Collator(processor, "chat", 2048, None, guided=True)(samples)
+    with torch.no_grad():
+        return model(**batch).visual.notes["weights"]
+
+
+@each_guided
+def test_no_answer_and_no_later_question_reaches_the_weights(
+    strategy: str, sentence_encoder: str, picture: Picture
+) -> None:
+    model, processor = build(strategy, sentence_encoder)
+    first = weights(model, processor, talk(picture, "What colour?", "red", "How many?", "two"))
+    assert len(first) == 2  # a row per answer
+    other = weights(model, processor, talk(picture, "What colour?", "blue", "How many?", "nine"))
+    assert torch.equal(first[0], other[0])
+    last = weights(model, processor, talk(picture, "What colour?", "red", "How many?", "nine"))
+    assert torch.equal(first, last)
+    later = weights(model, processor, talk(picture, "What colour?", "red", "Which shape?", "two"))
+    assert torch.equal(first[0], later[0])
+    assert not torch.equal(first[1], later[1])  # the question of the turn itself does reach them
+
+
+@each_guided
+@torch.no_grad()
+def test_training_and_generation_see_the_same_instruction(
+    strategy: str, sentence_encoder: str, picture: Picture
+) -> None:
+    model, processor = build(strategy, sentence_encoder)
+    trained = weights(model, processor, talk(picture, "What colour?", "red"))
+    inputs = processor.inputs(
+        [[{"role": "user", "content": "<image>\nWhat colour?"}]], [picture.open()]
+    )
+    prompt = model(**inputs).visual.notes["weights"]
+    torch.testing.assert_close(prompt, trained)
+    seen: list[Tensor] = []
+    model.fusion.register_forward_hook(lambda m, a, out: seen.append(out.notes["weights"]))
+    model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=False)
+    assert len(seen) == 1  # fused once, from the prompt
+    torch.testing.assert_close(seen[0], prompt)
+    assert isinstance(model.ask(processor, picture.open(), "What colour?"), str)
+
+
+def test_turns_keep_their_context_and_pictures() -> None:
+    one, two = Picture("1"), Picture("2")
+    messages = [("user", "<image>a"), ("assistant", "b"), ("user", "<image>c"), ("assistant", "d")]
+    sample = Sample(
+        "s",
+        (one, two),
+        tuple({"role": r, "content": c} for r, c in messages),
+        families=("x", "y"),
+    )
+    turns = by_turn(sample)
+    assert [t.pictures for t in turns] == [(one,), (one, two)]
+    assert [len(t.messages) for t in turns] == [2, 4]
+    assert [t.families for t in turns] == [("x",), ("y",)]
+
+
+@each_guided
+def test_rows_by_turn_label_the_same_tokens(
+    strategy: str, sentence_encoder: str, picture: Picture
+) -> None:
+    _, processor = build(strategy, sentence_encoder)
+    sample = talk(picture, "What colour?", "red", "How many?", "two", "Where?", "left")
+    labels = [
+        Collator(processor, "chat", 2048, None, guided=g)([sample])["labels"] for g in (False, True)
+    ]
+    assert len(labels[1]) == 3
+    assert labels[0][labels[0] >= 0].tolist() == labels[1][labels[1] >= 0].tolist()
+
+
+@each_guided
+def test_without_instruction_there_is_one_clear_error(
+    strategy: str, sentence_encoder: str, picture: Picture
+) -> None:
+    model, processor = build(strategy, sentence_encoder)
+    pixels = processor.image_processor([picture.open()], return_tensors="pt")["pixel_values"]
+    with pytest.raises(ValueError, match=r"got no instruction.*guidance = 'uniform'"):
+        model.get_image_features(pixels)
+    model.fusion.guidance = "uniform"
+    visual = model.fuse(model.encode_images(pixels))
+    found = visual.notes["weights"]
+    torch.testing.assert_close(found, torch.full_like(found, 1 / found.shape[1]))
+
+
+@each_guided
+def test_uniform_stages_give_every_parameter_a_gradient(
+    strategy: str, sentence_encoder: str, picture: Picture
+) -> None:
+    """Zero for the allocator: under data parallelism no parameter may be left out."""
+    model, processor = build(strategy, sentence_encoder)
+    model.train().fusion.guidance = "uniform"
+    batch = Collator(processor, "plain", 2048, None)([talk(picture, "", "red")])
+    model(**batch).loss.backward()
+    gradients = {n: p.grad for n, p in model.fusion.named_parameters()}
+    assert all(g is not None for g in gradients.values())
+    moved = {n.split(".")[0] for n, g in gradients.items() if g is not None and g.any()}
+    assert "projector" in moved
+    assert not moved & {"allocator", "router"}
+
+
+@pytest.mark.parametrize("regularizer", ["off", "released", "entropy", "balance"])
+def test_the_penalty_is_added_in_training_alone(
+    regularizer: str, sentence_encoder: str, picture: Picture
+) -> None:
+    options = {"sentence_encoder": sentence_encoder, "sentence_width": WIDTH}
+    model = tiny.model("instruction_weighted", regularizer=regularizer, **options)
+    batch = Collator(tiny.processor(model), "chat", 2048, None, guided=True)(
+        [talk(picture, "What colour?", "red", "How many?", "two")]
+    )
+    plain = model(**batch).loss
+    out = model.train()(**batch)
+    penalty = model.fusion.penalty(out.visual)
+    assert (penalty is None) == (regularizer == "off")
+    torch.testing.assert_close(out.loss, plain + (0 if penalty is None else penalty))
+    labelled = int((batch["labels"] >= 0).sum())
+    whole = model(**batch, num_items_in_batch=2 * labelled).loss  # half of an accumulated batch
+    torch.testing.assert_close(whole, out.loss / 2)
+
+
+def test_stages_without_questions_are_uniform() -> None:
+    data = {"path": "x.json"}
+    rates = {"fusion": 1.0}
+    plain = Stage.model_validate({"data": data, "learning_rates": rates, "prompt": "plain"})
+    assert plain.guided_by == "uniform"
+    chat = Stage.model_validate({"data": data, "learning_rates": rates})
+    assert chat.guided_by == "instruction"
+    with pytest.raises(ValueError, match="guidance: instruction needs prompt: chat"):
+        Stage.model_validate({**plain.model_dump(), "guidance": "instruction"})
+
+
+def test_shuffling_leaves_no_row_its_own() -> None:
+    rows = torch.arange(50.0)[:, None]
+    mixed = shuffled(rows)
+    assert sorted(mixed[:, 0].tolist()) == rows[:, 0].tolist()
+    assert not (mixed == rows).any()
+    assert torch.equal(mixed, shuffled(rows))
+
+
+@each_guided
+def test_controls_take_the_guidance_away(
+    strategy: str, sentence_encoder: str, picture: Picture
+) -> None:
+    model, processor = build(strategy, sentence_encoder)
+    samples = [talk(picture, f"Question {k}?", "yes") for k in range(6)]
+    used: list[Tensor] = []
+    model.fusion.register_forward_hook(lambda m, a, out: used.append(out.notes["weights"]))
+    options: dict[str, Any] = {"batch_size": 4, "max_new_tokens": 2}
+    rows = predict(model, processor, samples, None, controls=("shuffled", "mean"), **options)
+    assert all(row["controls"].keys() == {"shuffled", "mean"} for row in rows)
+    guided, again, mixed, mean = (
+        torch.cat(used[i : i + 2]).detach() for i in range(0, 8, 2)
+    )  # two batches each
+    torch.testing.assert_close(guided, again)  # asked, then measured
+    stored = torch.tensor([row["weights"] for row in rows])
+    torch.testing.assert_close(stored, guided, atol=1e-5, rtol=0)
+    assert not torch.allclose(mixed, guided)
+    asked = [(q.sample, q.messages) for q in questions(samples)]
+    guide = instructions(model, processor, asked)
+    assert guide is not None
+    assert guide.shape[0] == 6
+    torch.testing.assert_close(mean, guided.mean(dim=0).expand_as(mean), atol=1e-5, rtol=1e-4)
+    assert model.fusion.guidance == "instruction"
+
+
+def test_guidance_comes_back_after_an_error() -> None:
+    model = tiny.model("text_routed")
+    with pytest.raises(RuntimeError), guided_by(model, "uniform"):
+        raise RuntimeError
+    assert model.fusion.guidance == "instruction"
+
+
+def test_sentences_are_embedded_once(
+    sentence_encoder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    texts = ["How many?", "What colour is it?", ""]
+    first = SentenceEncoder(sentence_encoder, WIDTH)
+    first.remember(texts)
+    vectors = first(texts)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.tensor([1.0, 1.0, 0.0]))
+    (file,) = (tmp_path / "home" / "sentences").iterdir()
+    monkeypatch.setattr(SentenceEncoder, "_embed", lambda *a: pytest.fail("embedded again"))
+    second = SentenceEncoder(sentence_encoder, WIDTH)
+    second.remember(texts)
+    second._embed = lambda texts: None  # type: ignore[method-assign] # all are known
+    assert torch.equal(second(texts), vectors)
+    assert file.suffix == ".safetensors"
+
+
+def test_padding_does_not_change_a_sentence(sentence_encoder: str) -> None:
+    encode = SentenceEncoder(sentence_encoder, WIDTH)
+    together = encode(["short", "a much longer sentence than that"])
+    alone = SentenceEncoder(sentence_encoder, WIDTH)(["short"])
+    torch.testing.assert_close(together[:1], alone)
+
+
+def test_wrong_sentence_width_and_missing_encoder(sentence_encoder: str) -> None:
+    with pytest.raises(ValueError, match="has width 16, sentence_width is 384: set sentence_width"):
+        SentenceEncoder(sentence_encoder, 384)(["x"])
+    with pytest.raises(OSError, match="cannot find the sentence encoder no/where"):
+        SentenceEncoder("no/where", 384)(["x"])
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("local_models")
+def test_the_local_sentence_encoder_knows_what_belongs_together() -> None:
+    encode = SentenceEncoder("all-minilm-l6-v2", 384)
+    a, b, c = encode(["How many cats are there?", "Count the cats.", "Read the word on the sign."])
+    assert float(a @ b) > 0.7 > 0.3 > float(a @ c)
