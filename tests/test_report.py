@@ -77,6 +77,42 @@ def words(page: Path) -> str:
     return re.sub(r"\s+", " ", text)
 
 
+def test_controls_are_paired_with_the_guided_answers(tmp_path: Path) -> None:
+    """An arm that its instruction lifts, and one whose answers never change."""
+    folder = make_study(tmp_path / "study", {"base": 0.5, "helped": 0.9, "same": 0.7})
+    for path in folder.glob("arms/*/predictions.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for k, row in enumerate(rows):
+            if path.parent.name.startswith("base"):
+                continue
+            helped = path.parent.name.startswith("helped")
+            control = row["correct"] and not (helped and k % 3 == 0)
+            row["controls"] = {"shuffled": {"prediction": "", "correct": control}}
+            row["weights"] = [0.5 + 0.1 * (k % 2), 0.5 - 0.1 * (k % 2)] if helped else [0.5, 0.5]
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = words(write_report(folder))
+    helped, same = json.loads((folder / "summary.json").read_text())["guidance"]
+    items = [
+        json.loads(line)
+        for path in folder.glob("arms/helped*/predictions.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    lost = [
+        np.mean(
+            [i["correct"] - i["controls"]["shuffled"]["correct"] for i in items if i["family"] == f]
+        )
+        for f in ("colour", "count")
+    ]
+    assert helped["difference"]["difference"] == pytest.approx(np.mean(lost))
+    assert helped["difference"]["verdict"] == "better"
+    assert helped["spread"] == pytest.approx(0.05)
+    assert helped["weights"] == {"colour": [0.5, 0.5], "count": [0.6, 0.4]}
+    assert (same["difference"]["difference"], same["difference"]["verdict"]) == (0, "tie")
+    assert same["spread"] == 0
+    assert "helped against itself with the instruction of another question gains +" in text
+    assert "same against itself" in text
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "one"

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
+from layerfuse.fusion import FUSIONS
 from layerfuse.study.run import study
 from tests import tiny
 
@@ -76,7 +77,7 @@ def test_a_shrunken_quickstart_on_real_models(tmp_path: Path) -> None:
     picture = lines(folder / results[0]["folder"] / "predictions.jsonl")[0]["image"]
     asked = CliRunner().invoke(app, ["ask", str(model), picture, "How many?"])
     assert asked.exit_code == 0, asked.output
-    assert time.perf_counter() - started < 90
+    assert time.perf_counter() - started < 240  # 20 s on a quiet machine
 
 
 @pytest.fixture
@@ -158,6 +159,52 @@ def test_adding_an_arm_runs_only_that_arm(recipe: dict[str, Any], tmp_path: Path
     study(write(tmp_path, recipe), output=folder)
     assert len(lines(folder / "results.jsonl")) == 3
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Trained in two stages, tested, saved and loaded; guided arms with their controls."""
+    settings = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sentences = BertModel(BertConfig(vocab_size=320, hidden_size=16, **settings))
+    sentences.save_pretrained(tmp_path / "sentences")
+    tiny.tokenizer().save_pretrained(tmp_path / "sentences")
+    own = {"sentence_encoder": str(tmp_path / "sentences"), "sentence_width": 16}
+    recipe["arms"] = [
+        {
+            "name": name,
+            "layers": FUSIONS[name][1].example(4),
+            "fusion": {"name": name, **(own if FUSIONS[name][1].reads == "sentence" else {})},
+        }
+        for name in FUSIONS.names()
+    ]
+    rates = {"learning_rates": {"fusion": 1e-3, "llm": 1e-3}}
+    align = {**recipe["stages"]["align"], "prompt": "plain"}
+    recipe["stages"] = {"align": align, "finetune": {**recipe["stages"]["align"], **rates}}
+    recipe["keep_models"] = "all"
+    page = study(write(tmp_path, recipe), output=tmp_path / "study").read_text()
+    results = lines(tmp_path / "study" / "results.jsonl")
+    assert [r["arm"] for r in results] == FUSIONS.names()
+    guided = [n for n in FUSIONS.names() if FUSIONS[n][1].reads != "nothing"]
+    for result in results:
+        folder = tmp_path / "study" / result["folder"]
+        rows = lines(folder / "predictions.jsonl")
+        assert all(("controls" in row) == (result["arm"] in guided) for row in rows)
+        asked = CliRunner().invoke(app, ["ask", str(folder / "model"), rows[0]["image"], "n?"])
+        assert asked.exit_code == 0, asked.output
+    summary = json.loads((tmp_path / "study" / "summary.json").read_text())
+    controls = [(g["arm"], g["control"]) for g in summary["guidance"]]
+    assert controls == [(n, c) for n in guided for c in ("shuffled", "mean")]
+    assert "Does the guidance matter?" in page
+
+
+def test_a_sentence_encoder_that_does_not_fit_is_known_before_training(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerfuse.study.run.train_arm", lambda *_: pytest.fail("training"))
+    fusion = {"name": "instruction_weighted", "sentence_encoder": str(tmp_path / "llm")}
+    recipe["arms"] = [{"name": "guided", "layers": "1-2|3-4", "fusion": fusion}]
+    with pytest.raises(ValueError, match=r"arm 'guided': .*has width 32, sentence_width is 768"):
+        study(write(tmp_path, recipe), output=tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_cached_and_uncached_features_give_the_same_results(

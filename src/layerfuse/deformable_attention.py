@@ -33,9 +33,7 @@ def deformable_attention(
     batch, queries = locations.shape[:2]
     rows, shares = _corners(shapes, locations.to(dtype), value.shape[1])
     amounts = (shares * weights.to(dtype).flatten(3).unsqueeze(3)).flatten(0, 2).flatten(1)
-    summed = _WeightedRows.apply(
-        value.to(dtype).flatten(0, 2), rows.flatten(0, 2).flatten(1), amounts
-    )
+    summed = _weighted_rows(value.to(dtype).flatten(0, 2), rows.flatten(0, 2).flatten(1), amounts)
     return summed.view(batch, queries, -1).to(value.dtype)
 
 
@@ -59,11 +57,9 @@ def _corners(shapes: Sizes, locations: Tensor, length: int) -> tuple[Tensor, Ten
     left, right = left * heads + first, right * heads + first
     top, bottom = top * columns, bottom * columns
     rows = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=3)
-    above, below = (
-        (in_top * in_left, in_top * in_right),
-        (in_bottom * in_left, in_bottom * in_right),
-    )
-    return rows, torch.stack([*above, *below], dim=3)
+    above = [in_top * in_left, in_top * in_right]
+    below = [in_bottom * in_left, in_bottom * in_right]
+    return rows, torch.stack(above + below, dim=3)
 
 
 def _neighbours(position: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -80,54 +76,41 @@ def _neighbours(position: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-class _WeightedRows(torch.autograd.Function):
-    """out[i] = Σ_k amounts[i, k] · table[rows[i, k]]: (R, d), (n, K), (n, K) -> (n, d).
+def _weighted_rows(table: Tensor, rows: Tensor, amounts: Tensor) -> Tensor:
+    """out[i] = Σ_k amounts[i, k] · table[rows[i, k]]: (R, d), (n, K), (n, K) -> (n, d)"""
+    summed = F.embedding_bag(rows, table.detach(), per_sample_weights=amounts, mode="sum")
+    return _TableGradient.apply(summed, table, rows, amounts.detach())
 
-    The gradient of the table is the same kind of sum with the roles of n and R exchanged, so it is
-    another `embedding_bag` over the entries sorted by row. PyTorch's own gradient of
-    `embedding_bag` is several times slower.
+
+class _TableGradient(torch.autograd.Function):
+    """Passes `summed` on and gives `table` its gradient, which PyTorch has too but slower.
+
+    That gradient, grad_table[r] = Σ over entries with rows[i, k] = r of amounts[i, k] · grad[i], is
+    the same kind of sum once the entries are sorted by row.
     """
 
     @staticmethod
-    def forward(table: Tensor, rows: Tensor, amounts: Tensor) -> Tensor:
-        return F.embedding_bag(rows, table, per_sample_weights=amounts, mode="sum")
+    def forward(ctx: Any, summed: Tensor, table: Tensor, rows: Tensor, amounts: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, amounts)
+        ctx.size = table.shape[0]
+        return summed.view_as(summed)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        table, rows, amounts = ctx.saved_tensors
-        grad = grad.contiguous()
-        of_table = (
-            _transposed(table.shape[0], rows, amounts, grad) if ctx.needs_input_grad[0] else None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, amounts = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        if not ctx.needs_input_grad[1]:
+            return grad, None, None, None
+        ordered, order = rows.flatten().sort()
+        numbers = torch.arange(ctx.size, dtype=rows.dtype, device=rows.device)
+        of_table = F.embedding_bag(
+            (order // rows.shape[1]).to(rows.dtype),
+            grad,
+            torch.searchsorted(ordered, numbers, out_int32=True),
+            per_sample_weights=amounts.flatten()[order],
+            mode="sum",
         )
-        of_amounts = _row_products(table, rows, grad) if ctx.needs_input_grad[2] else None
-        return of_table, None, of_amounts
-
-
-def _transposed(size: int, rows: Tensor, amounts: Tensor, grad: Tensor) -> Tensor:
-    """out[r] = Σ over entries (i, k) with rows[i, k] = r of amounts[i, k] · grad[i]"""
-    ordered, order = rows.flatten().sort()
-    starts = torch.searchsorted(
-        ordered, torch.arange(size, dtype=rows.dtype, device=rows.device), out_int32=True
-    )
-    source = (order // rows.shape[1]).to(rows.dtype)
-    return F.embedding_bag(
-        source, grad, starts, per_sample_weights=amounts.flatten()[order], mode="sum"
-    )
-
-
-def _row_products(table: Tensor, rows: Tensor, grad: Tensor) -> Tensor:
-    """out[i, k] = grad[i] · table[rows[i, k]]"""
-    entries, bags = rows.shape[1], rows.shape[0]
-    starts = torch.arange(0, rows.numel(), entries, dtype=rows.dtype, device=rows.device)
-    bag = torch.arange(bags, dtype=rows.dtype, device=rows.device).repeat_interleave(entries)
-    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grad, table, rows.flatten(), starts, bag, 0
-    )
-    return products.view_as(rows)
+        return grad, of_table, None, None
 
 
 class DeformableAttention(nn.Module):
@@ -162,12 +145,12 @@ class DeformableAttention(nn.Module):
     def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: Sizes) -> Tensor:
         """query (B, Nq, D), value (B, sum of rows · columns, D), reference (Nq, 2) or (B, Nq, 2)
         points (x, y) in [0, 1], shapes (rows, columns) per level -> (B, Nq, D)"""
-        offset = self.offset(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
+        dtype = torch.promote_types(query.dtype, torch.float32)
         weights = self.weight(query).unflatten(-1, (self.heads, self.levels * self.points))
-        weights = weights.float().softmax(dim=-1).unflatten(-1, (self.levels, self.points))
-        sizes = reference.new_tensor([(columns, rows) for rows, columns in shapes])
-        locations = (
-            reference[..., None, None, None, :] + offset.to(reference.dtype) / sizes[:, None]
-        )
+        weights = weights.softmax(dim=-1, dtype=dtype).unflatten(-1, (self.levels, self.points))
+        offset = self.offset(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
+        sizes = torch.tensor([(c, r) for r, c in shapes], dtype=dtype, device=query.device)
+        around = reference.to(dtype)[..., None, None, None, :]
+        locations = around + offset.to(dtype) / sizes[:, None]
         value = self.value(value).unflatten(-1, (self.heads, -1))
         return self.output(deformable_attention(value, shapes, locations, weights))

@@ -107,7 +107,7 @@ def guidance_sentence(rows: list[dict]) -> str:
     """Which guided arms lose accuracy without their guidance; empty where none is guided."""
     if not rows:
         return ""
-    names = {"shuffled": "another question's instruction", "mean": "the mean weights"}
+    names = {"shuffled": "the instruction of another question", "mean": "the mean weights"}
     parts = []
     for row in rows:
         d = row["difference"]
