@@ -15,9 +15,15 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
+THREADS = torch.get_num_threads()
+
+
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded(request: pytest.FixtureRequest) -> None:
+    """One seed; one thread for tiny models, whose products are too small to share: on a busy
+    machine threads that wait for each other take many times longer."""
     torch.manual_seed(0)
+    torch.set_num_threads(THREADS if request.node.get_closest_marker("real") else 1)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from layerfuse import __version__
 from layerfuse.fusion import FUSIONS
 from layerfuse.recipe import Recipe
 from tests import tiny
+from tests.test_model import prompts
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -73,16 +74,15 @@ def test_the_strategy_of_the_concepts_page_works() -> None:
     (text,) = snippets(ROOT / "docs" / "concepts.md", "python")
     try:
         exec(compile(text, "my_fusion", "exec"), {"__name__": "my_fusion"})
-        tiny.STRATEGIES["plain_sum"] = {"layers": [1, 3]}
-        assert tiny.model("plain_sum").fusion.kind == "external direct"
+        model = tiny.model("plain_sum", layers=[1, 3])
+        assert model(**prompts(model, [1, 2])).logits.shape[0] == 2
     finally:
-        tiny.STRATEGIES.pop("plain_sum", None)
         FUSIONS._pairs.pop("plain_sum", None)
 
 
 def test_shell_snippets_name_verbs_recipes_and_targets_that_exist() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    verbs = {"study", "show", "ask", "models"}
+    verbs = {"study", "show", "ask", "models", "list"}
     for path in TEXTS:
         for line in "\n".join(snippets(path, "bash")).splitlines():
             words = line.split()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from layerfuse.fusion import FUSIONS
 from layerfuse.recipe import Stage
 from layerfuse.recipe_file import load_recipe
 from layerfuse.study.show import show, steps_of
@@ -79,3 +80,33 @@ def test_a_model_without_configuration_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(head + "llm:\n" + "\n".join(kept))
     with pytest.raises(OSError, match="write `config:` in the recipe"):
         show(tmp_path / "r.yaml", console=quiet())
+
+
+PUBLISHED = {
+    "dense-connector": {"SCI": 29.37e6, "DCI": 29.37e6, "STI": 20.98e6},
+    "mmfuser": {"MMFuser": 20.98e6 + 5_190_592},
+    "igva": {"IGVA": 25.17e6 + 27.05e6, "static mix": 25.17e6},
+    "tgif": {"TGIF": 20.98e6 + 2.1e6},
+    "light-fusion": {"3, 18, 23": 3072 * 2048 + 2048},
+    "internal-fusion": {"I_D": 3 * 6.30e6, "I_M pre": 3 * 6.30e6 + 2 * 51.4e6},
+    "molmo": {"Molmo's layers": 25.17e6},
+}
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_recipes_of_the_papers_have_their_published_parameters(recipe: str) -> None:
+    _, arms = show(RECIPES / f"{recipe}.yaml", console=quiet())
+    found = {arm.arm.label: arm for arm in arms}
+    for name, parameters in PUBLISHED[recipe].items():
+        assert found[name].parameters["fusion"] == pytest.approx(parameters, rel=2e-3), name
+    tokens = {label: arm.visual_tokens for label, arm in found.items()}
+    assert tokens == {label: 720 if label == "STI" else 576 for label in found}
+
+
+def test_every_strategy_has_a_recipe_at_the_published_scale() -> None:
+    used = set()
+    for path in RECIPES.glob("*.yaml"):
+        recipe = load_recipe(path)
+        if recipe.encoder.config is not None:
+            used |= {arm.fusion["name"] for arm in recipe.all_arms()}
+    assert used == set(FUSIONS.names())
