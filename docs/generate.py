@@ -122,6 +122,31 @@ def results_page(name: str) -> str:
     return "\n".join(lines)
 
 
+def guidance_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Guided arms against themselves with the guidance taken away, if the study has any."""
+    if not rows:
+        return []
+    lines = [
+        "",
+        "## Does the guidance matter?",
+        "",
+        "The same trained models, asked the same questions: guided by the instruction of another",
+        "question (shuffled), or with the weights fixed at their mean over the test (mean). The",
+        "spread is the standard deviation of a layer's weight over questions.",
+        "",
+        "| arm | control | guided | control's score | difference | verdict | spread |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        d = row["difference"]
+        low, high = d["interval"]
+        cells = [row["arm"], row["control"], f"{row['guided']['score']:.3f}"]
+        cells += [f"{row['controlled']['score']:.3f}"]
+        cells += [f"{d['difference']:+.3f} ({low:+.3f} to {high:+.3f})", d["verdict"]]
+        lines.append("| " + " | ".join([*cells, f"{row['spread']:.4f}"]) + " |")
+    return lines
+
+
 def pages() -> dict[Path, str]:
     """Every generated page and what it must hold."""
     found = {DOCS / "recipe-reference.md": recipe_reference()}

@@ -59,6 +59,10 @@ def configure(
     selection = select(layers, vision.num_hidden_layers)
     options, module = parse(fusion)
     options = options.resolve(selection)
+    side = vision.image_size
+    rows, columns = (side, side) if isinstance(side, int) else side
+    native = (rows // vision.patch_size, columns // vision.patch_size)
+    module.num_tokens(options, token_grid or native, len(selection.layers))
     with torch.device("meta"):  # the constructor checks what only it can know
         module(options, shapes(selection, vision, text))
     return FusionConfig(

@@ -69,6 +69,7 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         parts = (self.vision_tower.tower, self.language_model)
         self._no_split_modules = [n for part in parts for n in part._no_split_modules or []]
         self.post_init()
+        self.fusion.reset_parameters()  # transformers skips what has no parameters of its own
         self.generation_config = self.language_model.generation_config
 
     @classmethod
@@ -107,12 +108,6 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         language_model.generation_config.suppress_tokens = [token_id]  # an answer holds no image
         config.text_config = language_model.config
         return cls(config, tower, language_model)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if module is self.fusion:  # children come first, so this has the last word
-            self.fusion.reset_parameters()
-        else:
-            super()._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

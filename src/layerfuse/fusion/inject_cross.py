@@ -112,7 +112,8 @@ class InjectCross(Fusion):
         x = hidden.to(attend.get_parameter("query.weight").dtype)
         added = attend(x, memory, seen.repeat_interleave(tokens, dim=-1))
         if self.config.mlp:
-            added = added + self.mlp[str(block)](x + added)
+            sees = seen.any(dim=-1, keepdim=True)
+            added = added + self.mlp[str(block)](x + added).masked_fill(~sees, 0)
         return added.to(hidden.dtype)
 
 

@@ -20,6 +20,7 @@ keyword, so that what they keep between them never outlives one pass through the
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from layerfuse.fusion.base import Fusion, Visual
@@ -77,14 +78,20 @@ class Injector:
     def before_attention(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Take the keyword; `parallel` and `released` make their addition from N1 x."""
         self.visual, self.kept = self._take(kwargs), None
+        hidden = kwargs["hidden_states"]
+        if hidden.requires_grad and not torch.compiler.is_compiling():
+            hidden.register_hook(self.forget)  # a recomputation stops before the last hook
         if self.visual is not None and self.fusion.position != "post":
-            hidden = kwargs["hidden_states"]
             added = self.fusion.addition(self.block, hidden, self.visual)
             if self.fusion.position == "parallel":
                 self.kept = added
             else:
                 kwargs["hidden_states"] = hidden + added
         return args, kwargs
+
+    def forget(self, gradient: Tensor) -> None:
+        """Drop what a backward pass has left behind."""
+        self.visual, self.kept = None, None
 
     def before_middle(self, module: Any, args: tuple[Tensor, ...]) -> Any:
         """`post`: N2 sees y + add(y)."""
@@ -94,9 +101,10 @@ class Injector:
         return (args[0] + self.kept, *args[1:])
 
     def after_middle(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """`released`: the residual after attention becomes N2 y instead of y."""
-        if self.visual is not None:
-            self.kept = output - args[0]
+        """`released`: in rows with images the residual after attention is N2 y instead of y."""
+        if self.visual is not None and self.visual.seen is not None:
+            rows = self.visual.seen.any(dim=2).any(dim=1)
+            self.kept = (output - args[0]).masked_fill(~rows[:, None, None], 0)
 
     def after_branch(self, module: Any, args: Any, output: Any) -> Any:
         """Add what was kept to what the branch adds to the residual stream."""
