@@ -216,12 +216,12 @@ def weighted_sum(p: Problem) -> Answer:
     return Answer(p.per_token(token), weights=weights)
 
 
-def guided_weights(p: Problem, allocate: Callable[[Problem, int], Array]) -> Array:
+def guided_weights(p: Problem, allocate: Callable[[Problem, int], Array], n: int) -> Array:
     """(B, n): fixed, uniform, or what the instruction of each image says."""
     if isinstance(p.guidance, np.ndarray):
         return np.array([p.guidance] * p.images)
     if p.guidance == "uniform":
-        return np.full((p.images, len(p.groups)), 1 / len(p.groups))
+        return np.full((p.images, n), 1 / n)
     return np.array([allocate(p, b) for b in range(p.images)])
 
 
@@ -232,12 +232,12 @@ def _route(p: Problem, image: int) -> Array:
 
 
 def text_routed(p: Problem) -> Answer:
-    weights = guided_weights(p, _route)
+    weights = guided_weights(p, _route, len(p.layers))
 
     def token(b: int, n: int) -> Array:
         mix = p.h(p.options.base, b, n)
-        for w, group in zip(weights[b], p.groups, strict=True):
-            mix = mix + w * p.group(group, b, n)
+        for w, k in zip(weights[b], (k for group in p.groups for k in group), strict=True):
+            mix = mix + w * p.h(k, b, n)
         return projector(p.part("projector"), layer_norm(p.part("norm"), mix))
 
     return Answer(p.per_token(token), weights=weights)
@@ -280,7 +280,7 @@ def _allocate(p: Problem, image: int) -> Array:
 
 
 def instruction_weighted(p: Problem) -> Answer:
-    weights = guided_weights(p, _allocate)
+    weights = guided_weights(p, _allocate, len(p.groups))
 
     def token(b: int, n: int) -> Array:
         parts = [w * p.group(g, b, n) for w, g in zip(weights[b], p.groups, strict=True)]

@@ -8,14 +8,32 @@ from typer.testing import CliRunner
 
 from layerfuse.cli import app
 from layerfuse.fusion import FUSIONS
-from layerfuse.study.catalogue import KNOWN, list_fusions, rows
+from layerfuse.study.catalogue import KNOWN, Misfit, Row, list_fusions, rows, show
 from layerfuse.study.show import vision_config
 from tests import tiny
 
 
+def counted(found: list[Row | Misfit]) -> dict[str, Row]:
+    return {r.name: r for r in found if isinstance(r, Row)}
+
+
+def test_a_strategy_that_does_not_fit_leaves_the_others() -> None:
+    """Two layers would share a block of an LLM of two blocks."""
+    small = tiny.text_config(num_hidden_layers=2)
+    console = Console(record=True, width=200)
+    tiny_vision = tiny.vision_config()
+    found = rows(tiny_vision, small)
+    misfits = {r.name: r.why for r in found if isinstance(r, Misfit)}
+    assert len(found) == len(FUSIONS.names())
+    assert "each needs its own" in misfits["inject_cross"]
+    assert "concat" in counted(found)
+    show(found, console)
+    assert "inject_cross: not for this pair by default" in console.export_text()
+
+
 def test_published_counts_for_llava() -> None:
     """CLIP-L/336 and Vicuna-7B: parameters beyond the 20.98 M of LLaVA-1.5's projector."""
-    found = {r.name: r for r in list_fusions("clip-l-336", "vicuna-7b", Console(quiet=True))}
+    found = counted(list_fusions("clip-l-336", "vicuna-7b", Console(quiet=True)))
     assert found.keys() == set(FUSIONS.names())
     assert found["single"].parameters == found["single"].flops == 0
     assert found["group_mean"].parameters == 2 * 1024 * 4096  # DCI: 29.37 M in all
@@ -29,7 +47,7 @@ def test_published_counts_for_llava() -> None:
 
 
 def test_flops_are_those_of_the_matrix_products() -> None:
-    found = {r.name: r for r in rows(vision_config(KNOWN["clip-l-336"]), tiny.text_config())}
+    found = counted(rows(vision_config(KNOWN["clip-l-336"]), tiny.text_config()))
     assert found["concat"].flops == 2 * 576 * 2 * 1024 * 32
     cross = found["inject_cross"]
     project = 2 * 576 * (1024 * 32 + 32 * 32)  # V_k, once a layer

@@ -691,8 +691,16 @@ BAD: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         "released_residual is defined for position 'pre' only",
     ),
     ([2], {"name": "inject_cross", "position": "parallel", "mlp": True}, {}, "no place for `mlp`"),
+    ([2], {"name": "text_routed"}, {}, "select at least two"),
+    ("former", {"name": "instruction_weighted"}, {}, "select at least two"),
+    ([1.5], {"name": "single"}, {}, r"layers must be integers, not 1\.5"),
+    (["1"], {"name": "single"}, {}, "layers must be integers, not '1'"),
+    (None, {"name": "single"}, {}, "layers must be integers, not None"),
+    ([1], "concat", {}, "a fusion is a mapping"),
+    ([1], {"name": "single"}, {"token_grid": (0, 2)}, "both at least 1"),
+    ([1], {"name": "single", "token_scale": float("inf")}, {}, "token_scale"),
     (
-        [2],
+        [1, 2],
         {"name": "instruction_weighted", "summary": "cls"},
         {"encoder": "siglip"},
         "summary 'cls': this encoder has no CLS token",
@@ -734,7 +742,7 @@ def test_the_limits_of_good_specifications() -> None:
     gemma = tiny.text_config("gemma3")
     configure(vision, gemma, [2], {"name": "inject_cross", "position": "post", "mlp": True})
     siglip = tiny.vision_config("siglip")
-    configure(siglip, text, [2], {"name": "instruction_weighted", "summary": "mean"})
+    configure(siglip, text, [1, 2], {"name": "instruction_weighted", "summary": "mean"})
 
 
 def test_a_width_that_the_allocators_heads_do_not_divide() -> None:

@@ -15,6 +15,7 @@ from layerfuse.data.samples import Picture, Sample, by_turn
 from layerfuse.evaluate.guidance import guided_by, instructions, shuffled
 from layerfuse.evaluate.run import predict, questions
 from layerfuse.fusion import FUSIONS
+from layerfuse.fusion.guided import entropy
 from layerfuse.recipe import Stage
 from layerfuse.sentences import SentenceEncoder
 from tests import tiny
@@ -188,12 +189,86 @@ def test_stages_without_questions_are_uniform() -> None:
         Stage.model_validate({**plain.model_dump(), "guidance": "instruction"})
 
 
-def test_shuffling_leaves_no_row_its_own() -> None:
-    rows = torch.arange(50.0)[:, None]
+def test_shuffling_gives_every_row_another_instruction() -> None:
+    """Other in content: questions repeat."""
+    rows = torch.tensor([0.0, 0, 0, 0, 1, 1, 2, 3, 3, 3])[:, None]
     mixed = shuffled(rows)
-    assert sorted(mixed[:, 0].tolist()) == rows[:, 0].tolist()
     assert not (mixed == rows).any()
+    assert set(mixed[:, 0].tolist()) <= {0, 1, 2, 3}
     assert torch.equal(mixed, shuffled(rows))
+    with pytest.raises(ValueError, match="nothing to shuffle"):
+        shuffled(torch.ones(3, 2))
+
+
+@each_guided
+def test_one_question_for_all_leaves_out_the_shuffling(
+    strategy: str, sentence_encoder: str, picture: Picture
+) -> None:
+    model, processor = build(strategy, sentence_encoder)
+    samples = [talk(picture, "How many?", "two")] * 3
+    options: dict[str, Any] = {"batch_size": 4, "max_new_tokens": 2}
+    rows = predict(model, processor, samples, None, controls=("shuffled", "mean"), **options)
+    assert all(row["controls"].keys() == {"mean"} for row in rows)
+
+
+@torch.no_grad()
+def test_a_named_image_token_is_no_part_of_the_prompt(
+    sentence_encoder: str, picture: Picture
+) -> None:
+    """Training, generation and the test read the same prompt under any image token."""
+    model = tiny.model("text_routed")
+    processor = Processor(
+        tiny.image_processor(),
+        tiny.tokenizer(image=False),
+        patch_size=tiny.PATCH,
+        fusion=model.config.fusion,
+        layers=4,
+        image_token="<other>",
+    )
+    sample = talk(picture, "What colour?", "red")
+    trained = Collator(processor, "chat", 2048, None, guided=True)([sample])
+    expected = model.prompt_embedding(
+        trained["input_ids"], trained["attention_mask"], trained["labels"]
+    )
+    asked = instructions(model, processor, [(sample, sample.messages[:1])])
+    assert asked is not None
+    torch.testing.assert_close(asked, expected)
+
+
+@pytest.mark.parametrize("image_rows", [1, 3])
+def test_as_many_instructions_as_rows(image_rows: int, picture: Picture) -> None:
+    model = tiny.model("text_routed")
+    batch = Collator(tiny.processor(model), "chat", 2048, None, guided=True)(
+        [talk(picture, "a", "b"), talk(picture, "c", "d")]
+    )
+    with pytest.raises(ValueError, match=f"{image_rows} instructions for 2 rows"):
+        model(**batch, instruction=torch.zeros(image_rows, 32))
+
+
+def test_a_collapsed_router_has_a_finite_penalty() -> None:
+    logits = torch.tensor([[0.0, 200.0]], requires_grad=True)
+    found = entropy(logits.softmax(dim=-1)).sum()
+    found.backward()
+    assert found.item() == 0
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@torch.no_grad()
+def test_prompt_lookup_is_routed_by_the_prompt(sentence_encoder: str, picture: Picture) -> None:
+    """Candidates of assisted decoding are no part of the prompt."""
+    model = tiny.model("text_routed")
+    inputs = tiny.processor(model).inputs(
+        [[{"role": "user", "content": "<image>\nred red red red red"}]], [picture.open()]
+    )
+    seen: list[Tensor] = []
+    model.fusion.register_forward_hook(lambda m, a, out: seen.append(out.notes["weights"]))
+    expected = model(**inputs).visual.notes["weights"]
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+    model.generate(**inputs, **options, prompt_lookup_num_tokens=3)
+    assert len(seen) >= 2
+    for weights in seen:
+        torch.testing.assert_close(weights, expected)
 
 
 @each_guided

@@ -180,6 +180,10 @@ def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path
     align = {**recipe["stages"]["align"], "prompt": "plain"}
     recipe["stages"] = {"align": align, "finetune": {**recipe["stages"]["align"], **rates}}
     recipe["keep_models"] = "all"
+    records = json.loads((tmp_path / "data.json").read_text())
+    for k, record in enumerate(records):  # several questions, to be shuffled
+        record["conversations"][0]["value"] = f"<image> n{k % 3}?"
+    (tmp_path / "data.json").write_text(json.dumps(records))
     page = study(write(tmp_path, recipe), output=tmp_path / "study").read_text()
     results = lines(tmp_path / "study" / "results.jsonl")
     assert [r["arm"] for r in results] == FUSIONS.names()

@@ -59,10 +59,7 @@ def configure(
     selection = select(layers, vision.num_hidden_layers)
     options, module = parse(fusion)
     options = options.resolve(selection)
-    side = vision.image_size
-    rows, columns = (side, side) if isinstance(side, int) else side
-    native = (rows // vision.patch_size, columns // vision.patch_size)
-    module.num_tokens(options, token_grid or native, len(selection.layers))
+    module.num_tokens(options, _grid(vision, token_grid), len(selection.layers))
     with torch.device("meta"):  # the constructor checks what only it can know
         module(options, shapes(selection, vision, text))
     return FusionConfig(
@@ -74,6 +71,17 @@ def configure(
         image_token_id=image_token_id,
         tie_word_embeddings=text.tie_word_embeddings,
     )
+
+
+def _grid(vision: PreTrainedConfig, token_grid: tuple[int, int] | None) -> tuple[int, int]:
+    """The token grid of an image of the encoder's own size. Raises ValueError for no grid."""
+    if token_grid is not None:
+        if len(token_grid) != 2 or min(token_grid) < 1:
+            raise ValueError(f"token_grid {token_grid} must be (rows, columns), both at least 1")
+        return token_grid
+    side = vision.image_size
+    rows, columns = (side, side) if isinstance(side, int) else side
+    return rows // vision.patch_size, columns // vision.patch_size
 
 
 def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfig) -> Shapes:

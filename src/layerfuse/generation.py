@@ -35,15 +35,11 @@ class ImageGeneration(GenerationMixin):
         model: Any = self
         parent: Any = super()
         visual: Visual | None = kwargs.get("visual")
-        seen = kwargs.get("pixel_values") is not None or kwargs.get("features") is not None
         if visual is not None and not is_first_iteration:
             for name in ("pixel_values", "features", "instruction"):
                 kwargs.pop(name, None)
             if kwargs.get("use_cache", True):
                 kwargs["visual"] = visual.decoding() if model.fusion.attends else None
-        elif seen and kwargs.get("instruction") is None and model.fusion.reads == "prompt":
-            mask = kwargs.get("attention_mask")  # still two-dimensional here
-            kwargs["instruction"] = model.prompt_embedding(input_ids, mask)
         return parent.prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -63,8 +59,14 @@ class ImageGeneration(GenerationMixin):
         input_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat rows for beams; the images of a row are repeated as a whole."""
+        """Repeat rows for beams; the images of a row are repeated as a whole. This is the last
+        place where `input_ids` is the prompt and nothing else, which a router reads."""
         pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("features", None)
+        model: Any = self
+        given = input_ids is not None and (pixels is not None or features is not None)
+        if given and kwargs.get("instruction") is None and model.fusion.reads == "prompt":
+            mask = kwargs.get("attention_mask")
+            kwargs["instruction"] = model.prompt_embedding(input_ids, mask)
         if expand_size > 1 and input_ids is not None and (pixels is not None or features):
             count = len(pixels) if pixels is not None else len(features.patches[0])
             order = self._repeat_images(input_ids, count, expand_size)
@@ -79,6 +81,8 @@ class ImageGeneration(GenerationMixin):
 
     def _repeat_images(self, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
         tokens = (input_ids == self.config.image_token_id).sum(dim=1)
+        if not tokens.any():
+            raise ValueError(f"0 image tokens in the text, but {images} images")
         per_row = (tokens // (tokens.sum() // images)).tolist()
         rows = torch.arange(images, device=input_ids.device).split(per_row)
         return torch.cat([row.repeat(expand_size) for row in rows])

@@ -205,9 +205,7 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
             kwargs.setdefault("use_cache", False)
             logits_to_keep, targets = targets != IGNORED, targets[targets != IGNORED]
         elif isinstance(logits_to_keep, int) and logits_to_keep:
-            # A slice is not contiguous, and on CPU a frozen head then multiplies row by row.
-            length = embeds.shape[1]
-            logits_to_keep = torch.arange(length - logits_to_keep, length, device=self.device)
+            logits_to_keep = _last(logits_to_keep, embeds)
         out = self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
@@ -261,6 +259,10 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         layers = len(self.config.vision_layers)
         each = self.fusion.num_tokens(self.fusion.config, features.grid, layers)
         layout = Layout.of(mask, len(features.patches[0]), each)
+        if instruction is not None and len(instruction) != len(input_ids):
+            raise ValueError(
+                f"{len(instruction)} instructions for {len(input_ids)} rows: give one per row"
+            )
         visual = self.fuse(features, None if instruction is None else instruction[layout.row])
         seen = seen_images(mask, each, layout.most)
         return self.fusion.by_row(replace(visual, mask=mask, seen=seen), layout)
@@ -278,6 +280,13 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         loss = total / (count or own)
         penalty = self.fusion.penalty(visual) if self.training and visual is not None else None
         return loss if penalty is None else loss + penalty * own / (count or own)
+
+
+def _last(count: int, embeds: Tensor) -> Tensor:
+    """The last `count` positions, as indices: a slice is not contiguous, and on CPU a frozen head
+    then multiplies row by row."""
+    length = embeds.shape[1]
+    return torch.arange(length - count, length, device=embeds.device)
 
 
 AutoConfig.register("layerfuse", FusionConfig, exist_ok=True)

@@ -6,6 +6,7 @@ A layer index is a position in `hidden_states`: 0 is the embedding output, k the
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 LayerSpec = int | str | Sequence[int] | Sequence[Sequence[int]]
 
@@ -54,12 +55,7 @@ def select(spec: LayerSpec, depth: int) -> Selection:
     Accepts the string syntax above, one integer, a list of integers, or a list of groups.
     Raises ValueError for unknown syntax, layers out of range and repeated layers.
     """
-    if isinstance(spec, str):
-        groups = _parse(spec.strip(), depth)
-    elif isinstance(spec, int):
-        groups = [[spec]]
-    else:
-        groups = [[item] if isinstance(item, int) else list(item) for item in spec]
+    groups = _parse(spec.strip(), depth) if isinstance(spec, str) else _listed(spec)
     resolved = tuple(tuple(resolve_layer(k, depth) for k in group) for group in groups)
     if not resolved or not all(resolved):
         raise ValueError(f"no layer is selected by {spec!r}; {SYNTAX}")
@@ -68,6 +64,16 @@ def select(spec: LayerSpec, depth: int) -> Selection:
     if repeated:
         raise ValueError(f"layers {repeated} are selected more than once by {spec!r}")
     return selection
+
+
+def _listed(spec: Any) -> list[list[int]]:
+    """Groups from a list of layers or of lists of layers."""
+    items = list(spec) if isinstance(spec, Sequence) else [spec]
+    groups = [list(x) if isinstance(x, list | tuple) else [x] for x in items]
+    wrong = [k for group in groups for k in group if type(k) is not int]
+    if wrong:
+        raise ValueError(f"layers must be integers, not {wrong[0]!r} in {spec!r}; {SYNTAX}")
+    return groups
 
 
 def _parse(spec: str, depth: int) -> list[list[int]]:

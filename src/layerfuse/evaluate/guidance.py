@@ -13,7 +13,7 @@ from layerfuse.data.collate import visual_inputs
 from layerfuse.data.samples import Sample
 from layerfuse.fusion.base import Guidance
 from layerfuse.model import FusionVLM
-from layerfuse.processor import Message, Processor, question_of
+from layerfuse.processor import IMAGE_TOKEN, Message, Processor, question_of
 
 Control = Literal["shuffled", "mean"]
 Asked = Sequence[tuple[Sample, Sequence[Message]]]
@@ -29,19 +29,23 @@ def instructions(model: FusionVLM, processor: Processor, asked: Asked) -> Tensor
         return None
     found = []
     for _, messages in asked:  # one by one: no padding, and an embedding look-up costs nothing
-        text = processor.prompt(list(messages))
+        text = processor.prompt(list(messages)).replace(IMAGE_TOKEN, processor.image_token)
         tokens = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")
         found.append(model.prompt_embedding(tokens["input_ids"].to(model.device)).cpu())
     return torch.cat(found)
 
 
 def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
-    """Each row's instruction replaced by that of another row; no row keeps its own."""
-    count = len(instruction)
-    order = np.random.default_rng(seed).permutation(count)
-    source = np.empty(count, dtype=np.int64)
-    source[order] = np.roll(order, 1)
-    return instruction[torch.from_numpy(source)]
+    """Each row's instruction replaced by that of a random row with another instruction.
+
+    Raises ValueError if all rows have the same.
+    """
+    kind = torch.unique(instruction, dim=0, return_inverse=True)[1].numpy()
+    if len(set(kind)) < 2:
+        raise ValueError("all questions have the same instruction: there is nothing to shuffle")
+    rng = np.random.default_rng(seed)
+    others = {k: np.flatnonzero(kind != k) for k in set(kind)}
+    return instruction[torch.tensor([int(rng.choice(others[k])) for k in kind])]
 
 
 @torch.inference_mode()

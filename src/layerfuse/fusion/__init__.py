@@ -58,6 +58,8 @@ def parse(spec: dict[str, Any]) -> tuple[StrategyConfig, type[Fusion]]:
 
     Raises ValueError naming the valid strategies, or the valid options of this one.
     """
+    if not isinstance(spec, dict):
+        raise ValueError(f"a fusion is a mapping such as {{name: concat}}, not {spec!r}")
     options = dict(spec)
     if "name" not in options:
         raise ValueError(f"a fusion needs a name; valid: {', '.join(FUSIONS.names())}")

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, PositiveFloat
+from pydantic import ConfigDict, Field, PositiveFloat
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ class StrategyConfig:
     """How each layer's patch tokens are normalised before fusion: `none` as published, `layernorm`
     learned per layer, `standardize` per channel with statistics measured once before training and
     stored in the model. Token norms differ by a factor of 50 between layers."""
-    token_scale: PositiveFloat | None = None
+    token_scale: Annotated[PositiveFloat, Field(allow_inf_nan=False)] | None = None
     """Scale what each projector writes so that its standard deviation is this multiple of that of
     the LLM's text embeddings, measured once before training and stored in the model. None, as
     published, leaves it at its random initialisation. Large tokens outlive the LLM's first blocks:
@@ -207,6 +207,12 @@ def _rescale_to(target: float) -> Callable[[nn.Module, Any, Tensor], None]:
         module.get_buffer("scale").mul_(target / output.std().clamp_min(1e-12))
 
     return hook
+
+
+def weighted(weights: Tensor, layers: list[Tensor]) -> Tensor:
+    """Σ_k w_k · layer_k: weights (B or 1, n), n layers of (B, N, D) -> (B, N, D)"""
+    pairs = zip(weights.unbind(dim=1), layers, strict=True)
+    return torch.stack([w[:, None, None] * x for w, x in pairs]).sum(dim=0)
 
 
 def scaled(layers: Iterable[int], depth: int, full: int = 24) -> list[int]:

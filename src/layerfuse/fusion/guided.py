@@ -1,16 +1,49 @@
 """What the guided strategies share: weights over layers that the instruction decides."""
 
+from typing import Any
+
 import torch
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import Fusion
+from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes
+
+
+@validated(frozen=True, config=OPTIONS)
+class SentenceConfig(BaseLayerConfig):
+    """Options of every strategy that reads sentences."""
+
+    sentence_encoder: str = "sentence-transformers/all-mpnet-base-v2"
+    """Hub id, folder or local-model name of the frozen sentence encoder; `all-minilm-l6-v2` works
+    without a hub."""
+    sentence_width: PositiveInt = 768
+    """Width of its embeddings; 384 for `all-minilm-l6-v2`."""
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """(..., n) weights -> (...) their entropy in nats; its gradient is finite at zero too."""
+    tiny = torch.finfo(weights.dtype).tiny
+    return -(weights * weights.clamp_min(tiny).log()).sum(dim=-1)
 
 
 class GuidedFusion(Fusion):
-    """A strategy whose layer weights follow the instruction; a subclass implements `allocate`."""
+    """A strategy whose layer weights follow the instruction; a subclass implements `allocate`.
+
+    `choices` is the number of layers or groups that it weighs; fewer than two are a ValueError.
+    """
 
     kind = "external guided"
+
+    def __init__(self, config: Any, shapes: Shapes, choices: int) -> None:
+        super().__init__(config, shapes)
+        self.choices = choices
+        if choices < 2:
+            raise ValueError(
+                f"a guided strategy weighs layers or groups against each other: select at least "
+                f"two, not {list(shapes.selection.layers)}"
+            )
 
     def allocate(self, features: Features, instruction: Tensor) -> Tensor:
         """(B, n) weights over layers or groups, each row summing to one."""
@@ -18,7 +51,7 @@ class GuidedFusion(Fusion):
 
     def weights(self, features: Features, instruction: Tensor | None) -> Tensor:
         """(B, n) weights as `guidance` says. Raises ValueError if the instruction is missing."""
-        images, n = len(features.patches[0]), len(self.shapes.selection.groups)
+        images, n = len(features.patches[0]), self.choices
         if isinstance(self.guidance, Tensor):
             return self.guidance.to(features.patches[0]).expand(images, n)
         if self.guidance == "uniform":

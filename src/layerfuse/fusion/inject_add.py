@@ -23,7 +23,8 @@ class InjectAddConfig(BaseLayerConfig):
 
     placement: Placement = "proportional"
     """The LLM block before which each selected layer is added: `proportional` puts layer k of an
-    encoder with n blocks before block int(k·L/n − 1) of an LLM with L blocks (2503.06063), `first`
+    encoder with n blocks before block int(k·L/n − 1) of an LLM with L blocks (2503.06063, which
+    takes blocks 0..11 and the last 12 for its sets former and latter: give a list), `first`
     adds in order to the outputs of blocks 0, 1, 2, ... as Qwen3-VL does (which is before blocks 1,
     2, 3, ...), `last` uses the last blocks in order, a list names one block per layer."""
     gate: bool = False

@@ -42,9 +42,10 @@ class InjectCrossConfig(BaseLayerConfig):
     heads: PositiveInt | None = None
     """Attention heads; they must divide the LLM's width. Default: the LLM's own number."""
     released_residual: bool = False
-    """Compute the block as the public release does, for study: the addition enters only the
+    """Take the residual of the public release, for study: the addition enters only the
     self-attention, and the normalised stream replaces the residual one, so that the LLM changes
-    even with closed gates. Only with `pre`, in blocks built as llama's."""
+    even with closed gates, in rows with images. What sees which image stays as here; the release
+    always has `mlp`. Only with `pre`, in blocks built as llama's."""
 
 
 @register("inject_cross", InjectCrossConfig)

@@ -14,10 +14,12 @@ kept for study. With `pre`, any LLM will do; the others know the builds in `PLAI
 
 The keyword `visual` travels through the LLM to every block. Hooks on a block itself stand outside
 activation checkpointing; hooks on its parts run again when it recomputes the block, with the same
-keyword, so that what they keep between them never outlives one pass through the block.
+keyword, so that what they keep between them never outlives one pass through the block. Positions
+other than `pre` need checkpointing without reentry, transformers' default.
 """
 
 import copy
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -30,13 +32,14 @@ SANDWICH = ("gemma2", "gemma3_text")
 
 
 class Injector:
-    """The hooks of one decoder block. `visual` and `kept` are empty between blocks."""
+    """The hooks of one decoder block. `visual` and `kept` hold, per thread, what one hook leaves
+    for the next; they are empty between blocks."""
 
     def __init__(self, fusion: Fusion, block: int) -> None:
         self.fusion = fusion
         self.block = block
-        self.visual: Visual | None = None
-        self.kept: Tensor | None = None
+        self.visual: dict[int, Visual] = {}
+        self.kept: dict[int, Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Injector":
         memo[id(self)] = twin = Injector(copy.deepcopy(self.fusion, memo), self.block)
@@ -77,41 +80,55 @@ class Injector:
 
     def before_attention(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Take the keyword; `parallel` and `released` make their addition from N1 x."""
-        self.visual, self.kept = self._take(kwargs), None
-        hidden = kwargs["hidden_states"]
+        self.forget()
+        visual, hidden = self._take(kwargs), kwargs["hidden_states"]
+        if visual is None:
+            return args, kwargs
         if hidden.requires_grad and not torch.compiler.is_compiling():
             hidden.register_hook(self.forget)  # a recomputation stops before the last hook
-        if self.visual is not None and self.fusion.position != "post":
-            added = self.fusion.addition(self.block, hidden, self.visual)
-            if self.fusion.position == "parallel":
-                self.kept = added
-            else:
-                kwargs["hidden_states"] = hidden + added
+        self.visual[_thread()] = visual
+        if self.fusion.position == "post":
+            return args, kwargs
+        added = self.fusion.addition(self.block, hidden, visual)
+        if self.fusion.position == "parallel":
+            self.kept[_thread()] = added
+        else:
+            kwargs["hidden_states"] = hidden + added
         return args, kwargs
-
-    def forget(self, gradient: Tensor) -> None:
-        """Drop what a backward pass has left behind."""
-        self.visual, self.kept = None, None
 
     def before_middle(self, module: Any, args: tuple[Tensor, ...]) -> Any:
         """`post`: N2 sees y + add(y)."""
-        if self.visual is None:
+        visual = self.visual.get(_thread())
+        if visual is None:
             return args
-        self.kept = self.fusion.addition(self.block, args[0], self.visual)
-        return (args[0] + self.kept, *args[1:])
+        added = self.fusion.addition(self.block, args[0], visual)
+        self.kept[_thread()] = added
+        return (args[0] + added, *args[1:])
 
     def after_middle(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         """`released`: in rows with images the residual after attention is N2 y instead of y."""
-        if self.visual is not None and self.visual.seen is not None:
-            rows = self.visual.seen.any(dim=2).any(dim=1)
-            self.kept = (output - args[0]).masked_fill(~rows[:, None, None], 0)
+        visual = self.visual.get(_thread())
+        if visual is not None and visual.seen is not None:
+            rows = visual.seen.any(dim=2).any(dim=1)
+            self.kept[_thread()] = (output - args[0]).masked_fill(~rows[:, None, None], 0)
 
     def after_branch(self, module: Any, args: Any, output: Any) -> Any:
         """Add what was kept to what the branch adds to the residual stream."""
-        kept, self.kept, self.visual = self.kept, None, None
+        kept = self.kept.get(_thread())
+        self.forget()
         if kept is None:
             return output
         return (output[0] + kept, *output[1:]) if isinstance(output, tuple) else output + kept
+
+    def forget(self, gradient: Tensor | None = None) -> None:
+        """Drop what is left of a pass through the block."""
+        self.visual.pop(_thread(), None)
+        self.kept.pop(_thread(), None)
+
+
+def _thread() -> int:
+    """This thread, so that models can answer several at once; a compiled graph has one."""
+    return 0 if torch.compiler.is_compiling() else get_ident()
 
 
 def check_position(position: str, family: str) -> None:

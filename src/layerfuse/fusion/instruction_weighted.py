@@ -16,38 +16,33 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Shapes, Visual, register
-from layerfuse.fusion.guided import GuidedFusion
+from layerfuse.fusion.base import OPTIONS, Shapes, Visual, register, weighted
+from layerfuse.fusion.guided import GuidedFusion, SentenceConfig, entropy
 from layerfuse.layers import OwnInit, Projector
 
 HEADS, BLOCKS = 4, 4
 
 
 @validated(frozen=True, config=OPTIONS)
-class InstructionWeightedConfig(BaseLayerConfig):
+class InstructionWeightedConfig(SentenceConfig):
     """Options of `instruction_weighted`."""
 
-    sentence_encoder: str = "sentence-transformers/all-mpnet-base-v2"
-    """Hub id, folder or local-model name of the frozen sentence encoder; `all-minilm-l6-v2` works
-    without a hub."""
-    sentence_width: PositiveInt = 768
-    """Width of its embeddings; 384 for `all-minilm-l6-v2`."""
     regularizer: Literal["off", "released", "entropy", "balance"] = "entropy"
     """Term of the training loss: `entropy` is −λ·H(w) averaged over the images, which the paper
     means; `released` is the release's −λ·H(softmax(w)), nearly constant; `balance` is −λ·H(mean of
     w over the batch), which spreads the batch but lets each image choose."""
     regularizer_weight: NonNegativeFloat = 0.02
-    """λ."""
+    """λ. In accumulated batches each forward pass counts by its share of the labelled tokens."""
     group_identity: bool = False
     """Add a learned vector per group to E: as published, groups differ by their content alone."""
     summary: Literal["auto", "cls", "mean"] = "auto"
     """What stands for a layer in c_k: its CLS token, its mean patch token, or (`auto`) the CLS
-    token where the encoder has one, else the mean."""
+    token where the encoder has one, else the mean. `normalize` leaves it as it is."""
 
 
 class AllocatorBlock(nn.Module):
@@ -102,15 +97,17 @@ class InstructionWeighted(GuidedFusion):
     reads = "sentence"
 
     def __init__(self, config: InstructionWeightedConfig, shapes: Shapes) -> None:
-        super().__init__(config, shapes)
-        width, groups = shapes.vision_width, len(shapes.selection.groups)
+        super().__init__(config, shapes, len(shapes.selection.groups))
+        width = shapes.vision_width
         if width % HEADS:
             raise ValueError(f"the allocator has {HEADS} heads: they must divide width {width}")
         if config.summary == "cls" and not shapes.has_cls:
             raise ValueError(
                 "summary 'cls': this encoder has no CLS token; valid are 'mean' and 'auto'"
             )
-        self.allocator = Allocator(width, config.sentence_width, groups, config.group_identity)
+        self.allocator = Allocator(
+            width, config.sentence_width, self.choices, config.group_identity
+        )
         self.projector = Projector(2 * width, shapes.llm_width)
 
     @classmethod
@@ -131,8 +128,7 @@ class InstructionWeighted(GuidedFusion):
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         weights = self.weights(features, instruction)
-        means = torch.stack(self.group_means(features), dim=1)
-        fused = (weights[:, :, None, None] * means).sum(dim=1)
+        fused = weighted(weights, self.group_means(features))
         base = self.normalized(features, [self.config.base])[0]
         tokens = self.projector(torch.cat([base, fused], dim=-1))
         return Visual(tokens, notes={"weights": weights})
@@ -146,5 +142,4 @@ class InstructionWeighted(GuidedFusion):
             weights = weights.softmax(dim=-1)
         elif kind == "balance":
             weights = weights.mean(dim=0, keepdim=True)
-        entropy = -torch.xlogy(weights, weights).sum(dim=-1)
-        return -self.config.regularizer_weight * entropy.mean()
+        return -self.config.regularizer_weight * entropy(weights).mean()

@@ -6,17 +6,17 @@
 
 TGIF (2601.03100). The prompt is what stands before the first labelled token, without the image
 tokens: an answer never reaches the router, while the release lets it read the answers in training.
+To score a given answer, pass `labels` or `instruction`: without them all text is the prompt.
 Conversations are trained one turn a row, so that every answer is routed by its own prompt.
 """
 
-import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Shapes, Visual, register
-from layerfuse.fusion.guided import GuidedFusion
+from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Shapes, Visual, register, weighted
+from layerfuse.fusion.guided import GuidedFusion, entropy
 from layerfuse.layers import Projector
 
 
@@ -28,7 +28,8 @@ class TextRoutedConfig(BaseLayerConfig):
     """Width inside the router."""
     entropy_weight: NonNegativeFloat = 0.0
     """Weight α of a term that spreads a batch over the layers, −α·H(mean of w over the batch), in
-    the training loss. Off by default, as published."""
+    the training loss; in accumulated batches each forward pass counts by its labelled tokens.
+    Off by default, as published."""
 
 
 @register("text_routed", TextRoutedConfig)
@@ -39,11 +40,11 @@ class TextRouted(GuidedFusion):
     reads = "prompt"
 
     def __init__(self, config: TextRoutedConfig, shapes: Shapes) -> None:
-        super().__init__(config, shapes)
+        super().__init__(config, shapes, len(shapes.selection.layers))
         self.router = nn.Sequential(
             nn.Linear(shapes.llm_width, config.hidden),
             nn.ReLU(),
-            nn.Linear(config.hidden, len(shapes.selection.groups)),
+            nn.Linear(config.hidden, self.choices),
         )
         self.norm = nn.LayerNorm(shapes.vision_width)
         self.projector = Projector(shapes.vision_width, shapes.llm_width)
@@ -57,13 +58,11 @@ class TextRouted(GuidedFusion):
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         weights = self.weights(features, instruction)
-        mix = self.normalized(features, [self.config.base])[0]
-        for w, z in zip(weights.unbind(dim=1), self.group_means(features), strict=True):
-            mix = mix + w[:, None, None] * z
-        return Visual(self.projector(self.norm(mix)), notes={"weights": weights})
+        base = self.normalized(features, [self.config.base])[0]
+        mix = weighted(weights, self.normalized(features, self.shapes.selection.layers))
+        return Visual(self.projector(self.norm(base + mix)), notes={"weights": weights})
 
     def penalty(self, visual: Visual) -> Tensor | None:
         if self.guidance != "instruction" or self.config.entropy_weight == 0:
             return None
-        mean = visual.notes["weights"].float().mean(dim=0)
-        return self.config.entropy_weight * torch.xlogy(mean, mean).sum()
+        return -self.config.entropy_weight * entropy(visual.notes["weights"].float().mean(dim=0))

@@ -16,7 +16,15 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register
+from layerfuse.fusion.base import (
+    OPTIONS,
+    BaseLayerConfig,
+    Fusion,
+    Shapes,
+    Visual,
+    register,
+    weighted,
+)
 from layerfuse.layers import Projector
 from layerfuse.selection import Selection
 
@@ -58,8 +66,7 @@ class WeightedSum(Fusion):
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         weights = self.logits.softmax(dim=0)
-        means = self.group_means(features)
-        mix = torch.stack([w * z for w, z in zip(weights, means, strict=True)]).sum(dim=0)
+        mix = weighted(weights.unsqueeze(0), self.group_means(features))
         if self.config.beside != "none":
             base = self.normalized(features, [self.config.base])[0]
             concat = self.config.beside == "concat"

@@ -53,14 +53,29 @@ class Row:
     """of one forward of fusion and LLM beyond `single`'s, one image and the text of `show`"""
 
 
-def rows(vision: PreTrainedConfig, text: PreTrainedConfig, size: int | None = None) -> list[Row]:
+@dataclass(frozen=True)
+class Misfit:
+    """A strategy that cannot be built for the pair, and why."""
+
+    name: str
+    why: str
+
+
+def rows(
+    vision: PreTrainedConfig, text: PreTrainedConfig, size: int | None = None
+) -> list[Row | Misfit]:
     """Every registered strategy with its default options and example layers, counted by building
     it. `size`: pixels of the image, by default the encoder's own."""
-    found: list[Row] = []
+    found: list[Row | Misfit] = []
     base: tuple[int, float] | None = None
     for name in sorted(FUSIONS.names(), key=lambda n: n != "single"):
         module = FUSIONS[name][1]
-        config = configure(vision, text, module.example(vision.num_hidden_layers), {"name": name})
+        layers = module.example(vision.num_hidden_layers)
+        try:
+            config = configure(vision, text, layers, {"name": name})
+        except ValueError as error:
+            found.append(Misfit(name, str(error)))
+            continue
         model, parameters = count(config)
         cost = flops(model, size or vision.image_size)
         total = cost["fusion"] + cost["llm"]
@@ -90,24 +105,14 @@ def _text(selection: Selection) -> str:
     return "|".join(shown)
 
 
-def list_fusions(encoder: str, llm: str, console: Console | None = None) -> list[Row]:
+def list_fusions(encoder: str, llm: str, console: Console | None = None) -> list[Row | Misfit]:
     """Print the table of strategies for an encoder and an LLM: names of `KNOWN`, local models, hub
     ids or folders. Raises OSError if a configuration cannot be read. Returns the rows."""
     vision = vision_config(KNOWN.get(encoder) or Source(model=encoder))
     text = text_config(KNOWN.get(llm) or Source(model=llm))
     found = rows(vision, text)
-    table: Any = Table(box=None, padding=(0, 1))
-    for column in ("name", "kind", "published as", "layers"):
-        table.add_column(column, no_wrap=column == "name")
-    for column in ("tokens", "extra parameters", "extra GFLOPs"):
-        table.add_column(column, justify="right", no_wrap=column != "tokens")
-    for r in found:
-        few = abs(r.parameters) < 1e5
-        parameters = f"{r.parameters:+,}" if few else f"{r.parameters / 1e6:+,.2f} M"
-        cost = f"{r.flops / 1e9:+,.1f}"
-        table.add_row(r.name, r.kind, r.paper, r.layers, str(r.tokens), parameters, cost)
     console = console or Console()
-    console.print(table)
+    show(found, console)
     console.print(
         f"For {encoder} and {llm}, default options, example layers; extra: beyond `single`. FLOPs: "
         "matrix products of fusion and LLM in one forward of an image and its text; gathers of "
@@ -115,3 +120,23 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> list
         soft_wrap=True,
     )
     return found
+
+
+def show(found: list[Row | Misfit], console: Console) -> None:
+    """Print the rows as a table, and below it what does not fit."""
+    table: Any = Table(box=None, padding=(0, 1))
+    for column in ("name", "kind", "published as", "layers"):
+        table.add_column(column, no_wrap=column == "name")
+    for column in ("tokens", "extra parameters", "extra GFLOPs"):
+        table.add_column(column, justify="right", no_wrap=column != "tokens")
+    for r in found:
+        if isinstance(r, Misfit):
+            continue
+        few = abs(r.parameters) < 1e5
+        parameters = f"{r.parameters:+,}" if few else f"{r.parameters / 1e6:+,.2f} M"
+        cost = f"{r.flops / 1e9:+,.1f}"
+        table.add_row(r.name, r.kind, r.paper, r.layers, str(r.tokens), parameters, cost)
+    console.print(table)
+    for r in found:
+        if isinstance(r, Misfit):
+            console.print(f"{r.name}: not for this pair by default: {r.why}", soft_wrap=True)
