@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, PositiveFloat
+from pydantic import ConfigDict, PositiveFloat
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from layerfuse.layers import Normalization, OwnInit, Projector, Standardize, nor
 from layerfuse.registry import Registry
 from layerfuse.selection import LayerSpec, Selection, resolve_layer
 
-OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 @validated(frozen=True, config=OPTIONS)
@@ -26,7 +26,7 @@ class StrategyConfig:
     """How each layer's patch tokens are normalised before fusion: `none` as published, `layernorm`
     learned per layer, `standardize` per channel with statistics measured once before training and
     stored in the model. Token norms differ by a factor of 50 between layers."""
-    token_scale: Annotated[PositiveFloat, Field(allow_inf_nan=False)] | None = None
+    token_scale: PositiveFloat | None = None
     """Scale what each projector writes so that its standard deviation is this multiple of that of
     the LLM's text embeddings, measured once before training and stored in the model. None, as
     published, leaves it at its random initialisation. Large tokens outlive the LLM's first blocks:
