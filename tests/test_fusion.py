@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -76,15 +75,6 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
 NORMALIZE = ["none", "layernorm", "standardize"]
 each_case = pytest.mark.parametrize(("name", "layers", "options"), CASES)
 each_strategy = pytest.mark.parametrize("name", FUSIONS.names())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take far longer than these tiny products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def around(layers: Any, depth: int = DEPTH, **changes: Any) -> Shapes:
@@ -657,7 +647,7 @@ def phi() -> Any:
     return AutoConfig.for_model("phi", **sizes, intermediate_size=48)
 
 
-BAD: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
+BAD: list[tuple[Any, Any, dict[str, Any], str]] = [
     ([2], {"name": "conct"}, {}, "unknown fusion strategy 'conct'; valid: concat, "),
     ([2], {"name": "single", "heads": 2}, {}, "heads: Unexpected.*valid options: norm"),
     ([5], {"name": "single"}, {}, r"layer 5 does not exist: the encoder has 4 blocks.*0\.\.4"),

@@ -29,7 +29,8 @@ WIDTH = 16
 def sentence_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A tiny random sentence encoder in a folder."""
     monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
-    settings = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    settings: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    settings["intermediate_size"] = 16
     folder = tmp_path / "sentences"
     BertModel(BertConfig(vocab_size=320, hidden_size=WIDTH, **settings)).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)

@@ -1,7 +1,6 @@
 """Gated cross-attention inside a real LLM: formula, visibility, decoding, training."""
 
 import copy
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -38,15 +37,6 @@ in_two_families = pytest.mark.parametrize(
     ("variant", "llm"), [(v, "llama") for v in VARIANTS] + [(v, "gemma3") for v in CLEAN]
 )
 each_clean_variant = pytest.mark.parametrize("variant", CLEAN)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take far longer than these tiny products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -163,7 +163,8 @@ def test_adding_an_arm_runs_only_that_arm(recipe: dict[str, Any], tmp_path: Path
 
 def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path) -> None:
     """Trained in two stages, tested, saved and loaded; guided arms with their controls."""
-    settings = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    settings: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    settings["intermediate_size"] = 16
     sentences = BertModel(BertConfig(vocab_size=320, hidden_size=16, **settings))
     sentences.save_pretrained(tmp_path / "sentences")
     tiny.tokenizer().save_pretrained(tmp_path / "sentences")

@@ -61,10 +61,16 @@ class ImageGeneration(GenerationMixin):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat rows for beams; the images of a row are repeated as a whole. This is the last
         place where `input_ids` is the prompt and nothing else, which a router reads."""
-        pixels, features = kwargs.pop("pixel_values", None), kwargs.pop("features", None)
+        pixels: Any = kwargs.pop("pixel_values", None)
+        features: Any = kwargs.pop("features", None)
         model: Any = self
-        given = input_ids is not None and (pixels is not None or features is not None)
-        if given and kwargs.get("instruction") is None and model.fusion.reads == "prompt":
+        shown = pixels is not None or features is not None
+        if (
+            input_ids is not None
+            and shown
+            and kwargs.get("instruction") is None
+            and model.fusion.reads == "prompt"
+        ):
             mask = kwargs.get("attention_mask")
             kwargs["instruction"] = model.prompt_embedding(input_ids, mask)
         if expand_size > 1 and input_ids is not None and (pixels is not None or features):

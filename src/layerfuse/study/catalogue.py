@@ -100,8 +100,9 @@ def _text(selection: Selection) -> str:
     whole = [g for g in selection.groups if len(g) > 1] or [selection.layers]
     shown = []
     for group in whole:
-        run = len(group) > 2 and list(group) == list(range(group[0], group[-1] + 1))
-        shown.append(f"{group[0]}-{group[-1]}" if run else ",".join(map(str, group)))
+        first, last = min(group), max(group)
+        run = len(group) > 2 and list(group) == list(range(first, last + 1))
+        shown.append(f"{first}-{last}" if run else ",".join(map(str, group)))
     return "|".join(shown)
 
 
