@@ -74,7 +74,8 @@ class ImageGeneration(GenerationMixin):
             mask = kwargs.get("attention_mask")
             kwargs["instruction"] = model.prompt_embedding(input_ids, mask)
         if expand_size > 1 and input_ids is not None and (pixels is not None or features):
-            count = len(pixels if features is None else features.patches[0])
+            images: Any = pixels if features is None else features.patches[0]
+            count = len(images)
             order = self._repeat_images(input_ids, count, expand_size)
             pixels = pixels[order] if pixels is not None else None
             features = features.take(order) if features else None
