@@ -114,6 +114,7 @@ def results_page(name: str) -> str:
         f"{summary['runs']} runs, {summary['items']} questions about {summary['images']} pictures. "
         "Differences are to the baseline; their intervals hold both the noise of the questions and "
         "of the seeds, and verdicts are corrected for several comparisons (Holm).",
+        *guidance_table(summary.get("guidance", [])),
         "",
         f"Raw numbers: [results/{name}](../results/{name}). Recipe: "
         f"[recipes/{name}.yaml](../recipes/{name}.yaml).",
