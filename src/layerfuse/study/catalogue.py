@@ -115,7 +115,8 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> list
     console = console or Console()
     show(found, console)
     console.print(
-        f"For {encoder} and {llm}, default options, example layers; extra: beyond `single`. FLOPs: "
+        f"For {encoder} at the {vision.image_size} pixels of its configuration and {llm}, default "
+        "options, example layers; extra: beyond `single`. FLOPs: "
         "matrix products of fusion and LLM in one forward of an image and its text; gathers of "
         "`deformable` are not products and not counted.",
         soft_wrap=True,
