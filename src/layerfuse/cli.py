@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,28 @@ Imports = Annotated[
 ]
 
 
+Encoder = Annotated[str, typer.Argument(help="A local model, hub id or folder with an encoder.")]
+Pictures = Annotated[
+    str | None,
+    typer.Argument(
+        help="A folder of images, a LLaVA JSON or a dataset. Default: generated and scikit-image's"
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder of the results.", show_default="runs/look-<encoder>")
+]
+Number = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Arithmetic of the encoder.")]
+Measure = Literal["cosine", "cosine_centred", "cka_tokens", "cka_images"]
+Batch = Annotated[int, typer.Option(help="Pictures encoded at once.", min=1)]
+Tasks = Annotated[str | None, typer.Option(help="Tasks, as count,shape. Default: all")]
+ProbeData = Annotated[
+    str | None, typer.Option(help="LLaVA JSON with short answers. Default: generated scenes")
+]
+ProbeTest = Annotated[
+    str | None, typer.Option(help="The same to test on. Default: three tenths of the data")
+]
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
     """Turn what the user can mend into one message; anything else keeps its traceback."""
@@ -41,6 +63,12 @@ def _errors() -> Iterator[None]:
         typer.secho(f"error: {error}", fg="red", err=True)
         typer.secho("(layerfuse --debug VERB ... shows the traceback)", dim=True, err=True)
         raise typer.Exit(2) from error
+
+
+def _run(module: str, verb: str, **options: Any) -> Any:
+    """Call a verb of layerfuse, imported only now."""
+    with _errors():
+        return getattr(import_module(f"layerfuse.{module}"), verb)(**options)
 
 
 def _import(modules: list[str] | None) -> None:
@@ -83,6 +111,64 @@ def show(recipe: RecipeFile, overrides: Overrides = None, imports: Imports = Non
         run(recipe, tuple(overrides or ()))
 
 
+@app.command()
+def similarity(
+    encoder: Encoder,
+    images: Pictures = None,
+    other: Annotated[str | None, typer.Option(help="A second encoder to compare with.")] = None,
+    by: Annotated[Measure, typer.Option(help="The similarity that makes the groups.")] = "cosine",
+    groups: Annotated[
+        int, typer.Option(help="Number of groups; 0: the widest mean silhouette.", min=0)
+    ] = 3,
+    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Use only the first pictures.", min=1)] = None,
+    batch_size: Batch = 16,
+    dtype: Number = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of the sample of tokens.", min=0)] = 0,
+    output: Output = None,
+) -> None:
+    """How alike the layers of an encoder are: cosine, CKA, groups, scores. Continues if killed."""
+    _run("analysis.similarity", "similarity", **locals())
+
+
+@app.command()
+def probe(
+    encoder: Encoder,
+    data: ProbeData = None,
+    test: ProbeTest = None,
+    tasks: Tasks = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(help="A combination of layers to probe too; repeatable. Default: two triples"),
+    ] = None,
+    grid: Annotated[int, typer.Option(help="Side of the grid of pooled tokens.", min=1)] = 4,
+    batch_size: Batch = 16,
+    dtype: Number = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of splits and resamples.", min=0)] = 0,
+    output: Output = None,
+) -> None:
+    """What each layer knows: linear probes per layer and task, with intervals and figures."""
+    _run("analysis.probe", "probe", **locals())
+
+
+@app.command()
+def recommend(
+    encoder: Encoder,
+    images: Pictures = None,
+    data: ProbeData = None,
+    test: ProbeTest = None,
+    tasks: Tasks = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe that the arms are for.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A finished study: how well do the criteria rank its arms?")
+    ] = None,
+    dtype: Number = "float32",
+    output: Output = None,
+) -> None:
+    """Which layers to train with first, with the evidence, and as arms of a recipe."""
+    _run("analysis.recommend", "recommend", **locals())
+
+
 @listing.command("fusions")
 def list_fusions(
     encoder: Annotated[
@@ -112,9 +198,9 @@ def ask(
     """Ask a trained model one question about one picture."""
     with _errors():
         _import(imports)
+        from layerfuse.encoder import device
         from layerfuse.model import FusionVLM
         from layerfuse.processor import Processor
-        from layerfuse.train.run import device
 
         if not (model / "config.json").is_file():
             raise FileNotFoundError(f"no model in {model}")

@@ -14,6 +14,8 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 
 from layerfuse.local_models import resolve
 
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
 
 @dataclass(frozen=True)
 class Features:
@@ -208,6 +210,12 @@ def _feed(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
         digest.update(data.view(torch.uint8).numpy() if data.ndim else str(data.item()).encode())
 
 
+def device() -> torch.device:
+    """The accelerator of this process, else the CPU."""
+    found = torch.accelerator.current_accelerator()
+    return found if found is not None and torch.accelerator.is_available() else torch.device("cpu")
+
+
 def load_vision_config(name: str | PreTrainedConfig) -> PreTrainedConfig:
     """The vision config of a hub id, folder or local-model name.
 
@@ -222,3 +230,10 @@ def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTr
     """The pretrained vision tower of a hub id, folder or local-model name."""
     tower_class: Any = MODEL_MAPPING[type(config)]
     return tower_class.from_pretrained(resolve(name), dtype=dtype)
+
+
+def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> Encoder:
+    """The whole pretrained encoder with every layer 0..L, on this process's device."""
+    config = load_vision_config(name)
+    tower = load_tower(name, config, dtype)
+    return Encoder(tower, range(config.num_hidden_layers + 1)).to(device()).eval()

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 INK, FAINT = "#767b84", "#9aa0a8"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f7ee7", "#a8672e")
@@ -173,4 +174,65 @@ def plot_families(data: dict, ax: Axes) -> Axes:
     ax.set_xlim(-0.5, len(data["families"]) - 0.5)
     ax.grid(axis="x", visible=False)
     ax.set_ylabel("% right")
+    return ax
+
+
+def plot_matrix(data: dict, ax: Axes) -> Axes:
+    """Similarity of layers as a heat map, the groups of layers framed.
+
+    data: {"matrix": [[...]] (None: undefined), "title", "xlabel", "ylabel", "groups": [[layer,
+    ...], ...]}; rows and columns are layers 0, 1, ...
+    """
+    matrix = np.array(data["matrix"], dtype=float)
+    low = min(0.0, float(np.nanmin(matrix)))
+    image = ax.imshow(matrix, cmap="magma", vmin=low, vmax=1)
+    for group in data["groups"]:
+        corner, side = (group[0] - 0.5,) * 2, len(group)
+        ax.add_patch(Rectangle(corner, side, side, fill=False, ec="white", lw=2.4))
+        ax.add_patch(Rectangle(corner, side, side, fill=False, ec="#0072b2", lw=1.2))
+    every = -(-len(matrix) // 14)
+    ax.set_xticks(range(0, matrix.shape[1], every))
+    ax.set_yticks(range(0, matrix.shape[0], every))
+    ax.grid(visible=False)
+    ax.set_title(data["title"], fontsize=10, loc="left")
+    ax.set_xlabel(data["xlabel"])
+    ax.set_ylabel(data["ylabel"])
+    bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
+    bar.outline.set_visible(False)
+    return ax
+
+
+def plot_tasks(data: dict, ax: Axes) -> Axes:
+    """Tasks by layers (or selections), score / best of the task, the best cell of a task framed.
+
+    data: {"tasks": [...], "columns": [...], "scores": [[...]] as shares, "relative": [[...]]}
+    """
+    relative, scores = np.array(data["relative"]), 100 * np.array(data["scores"])
+    ax.imshow(relative, cmap="magma", vmin=0.0, vmax=1.1, aspect="auto")
+    for row, column in np.ndindex(*scores.shape):
+        ink = "black" if relative[row, column] > 0.65 else "white"
+        text = f"{scores[row, column]:.0f}"
+        ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+    for row, best in enumerate(scores.argmax(axis=1)):
+        ax.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, ec="#0072b2", lw=2))
+    ax.set_xticks(range(len(data["columns"])), data["columns"])
+    ax.set_yticks(range(len(data["tasks"])), data["tasks"])
+    ax.grid(visible=False)
+    return ax
+
+
+def plot_depth(data: dict, ax: Axes) -> Axes:
+    """Score / best against depth, one line a task, with intervals and a ring at the best layer.
+
+    data: {"layers": [...], "tasks": [{"task", "relative", "low", "high"}, ...]}
+    """
+    for index, task in enumerate(data["tasks"]):
+        relative, looks = np.array(task["relative"]), look(index)
+        ax.fill_between(data["layers"], task["low"], task["high"], color=looks["color"], alpha=0.12)
+        ax.plot(data["layers"], relative, label=task["task"], ms=4, lw=1.6)[0].set(**looks)
+        best = int(relative.argmax())
+        ax.plot(data["layers"][best], relative[best], "o", ms=10, mfc="none", mec=looks["color"])
+    ax.set_xticks(data["layers"])
+    ax.set_xlabel("layer")
+    ax.set_ylabel("score / best layer's score")
     return ax

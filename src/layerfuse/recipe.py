@@ -104,8 +104,9 @@ class Arm(Strict):
     name: str | None = None
     """How the report calls it. Default: strategy and layers."""
     layers: Layers
-    """Layer selection: `"3,18,-2"`, `[3, 18, 23]`, `former`, `latter`, `all`, `every:4`, groups as
-    `"1-6|7-12"`. Index 0 is the embedding output, k the output of block k, -1 the last block."""
+    """Layer selection: `"3,18,-2"`, `[3, 18, 23]`, `former`, `latter`, `all`, `every:4`,
+    `proportion:1/3:first`, `similarity:3`, groups as `"1-6|7-12"` or `similarity:3:groups`. Index 0
+    is the embedding output, k the output of block k, -1 the last block."""
     fusion: dict[str, Any]
     """Strategy `name` and its options (see the strategies' pages)."""
     seeds: Seeds | None = None
@@ -164,6 +165,8 @@ class Recipe(Strict):
     image_token: str | None = None
     """An existing token of the tokenizer that stands for the image. Default: `<image>`, added if
     it is missing."""
+    similarity: str | None = None
+    """The file of `layerfuse similarity` that selections such as `similarity:3` read."""
     token_grid: tuple[PositiveInt, PositiveInt] | None = None
     """Average-pool every layer's patch tokens to (rows, columns): for cheap local studies."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -213,12 +216,18 @@ class Recipe(Strict):
             arm.model_copy(
                 update={
                     "name": arm.label,
+                    "layers": self._with_file(arm.layers),
                     "fusion": {**self.fusion_defaults, **arm.fusion},
                     "seeds": arm.seeds or self.seeds,
                 }
             )
             for arm in [*self.arms, *product]
         ]
+
+    def _with_file(self, layers: Layers) -> Layers:
+        """A selection by similarity with the recipe's file."""
+        bare = isinstance(layers, str) and layers.startswith("similarity:") and "@" not in layers
+        return f"{layers}@{self.similarity}" if bare and self.similarity else layers
 
     def encoder_is_stock(self, stage: str | None = None) -> bool:
         """Whether no stage up to and including `stage` (default: the last) trains the encoder, so

@@ -20,7 +20,7 @@ from layerfuse.recipe import (
     Statistics,
 )
 
-_PATHS = ("path", "images", "chat_template")
+_PATHS = ("path", "images", "chat_template", "similarity")
 _NAMES = ("encoder", "llm", "model", "dataset")
 
 

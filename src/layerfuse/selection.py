@@ -3,9 +3,11 @@
 A layer index is a position in `hidden_states`: 0 is the embedding output, k the output of block k.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 LayerSpec = int | str | Sequence[int] | Sequence[Sequence[int]]
@@ -16,7 +18,10 @@ valid layer specifications for an encoder of L blocks (indices 0..L, negatives c
   0-11|12-23    groups of layers, ranges are inclusive
   former        1..L/2 as one group;  latter: L/2+1..L as one group
   all           1..L as the two groups former and latter
-  every:4       each 4th layer, counted back from L"""
+  every:4       each 4th layer, counted back from L
+  proportion:1/3:first   the first third of 1..L as one group; last: what 2/3:first leaves
+  similarity:3@FILE      one representative of each of three groups of similar layers, read from a
+                         file of `layerfuse similarity`; similarity:3:groups@FILE: the groups"""
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,42 @@ def _parse(spec: str, depth: int) -> list[list[int]]:
         return [group for group in named[spec] if group]
     if match := re.fullmatch(r"every:([1-9]\d*)", spec):
         return [[k] for k in range(depth, 0, -int(match[1]))][::-1]
+    if match := re.fullmatch(r"proportion:(\d+)/([1-9]\d*):(first|last)", spec):
+        return [_share(int(match[1]), int(match[2]), match[3] == "first", depth)]
+    if match := re.fullmatch(r"similarity:([1-9]\d*)(:groups)?(@(.+))?", spec):
+        if match[4] is None:
+            raise ValueError(
+                f"{spec!r} needs a file: {spec}@FILE, or `similarity: FILE` in a recipe"
+            )
+        return _similar(Path(match[4]), match[1], match[2] is not None, depth)
     grouped = "|" in spec
     groups: list[list[int]] = []
     for part in spec.split("|"):
         layers = [k for item in part.split(",") for k in _parse_item(item.strip(), spec, depth)]
         groups += [layers] if grouped else [[k] for k in layers]
     return groups
+
+
+def _share(part: int, whole: int, first: bool, depth: int) -> list[int]:
+    """The first or last part/whole of layers 1..depth; complementary shares do not overlap."""
+    if not 0 < part <= whole:
+        raise ValueError(f"the proportion {part}/{whole} is not in 0..1; {SYNTAX}")
+    if first:
+        return list(range(1, depth * part // whole + 1))
+    return list(range(depth * (whole - part) // whole + 1, depth + 1))
+
+
+def _similar(file: Path, count: str, groups: bool, depth: int) -> list[list[int]]:
+    """Representatives or groups saved in a similarity file of an encoder with `depth` blocks."""
+    if not file.is_file():
+        raise ValueError(f"no similarity file {file}; `layerfuse similarity ENCODER` writes one")
+    saved = json.loads(file.read_text("utf-8"))
+    if saved["depth"] != depth:
+        raise ValueError(f"{file} is about an encoder of {saved['depth']} blocks, not of {depth}")
+    if count not in saved["groups"]:
+        raise ValueError(f"{file} has groups for 1..{len(saved['groups'])}, not for {count}")
+    found = saved["groups"][count]
+    return found["groups"] if groups else [[layer] for layer in found["representatives"]]
 
 
 def _parse_item(item: str, spec: str, depth: int) -> list[int]:

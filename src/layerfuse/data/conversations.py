@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from layerfuse.data import scenes
 from layerfuse.data.samples import Sample, from_columns, from_llava
@@ -13,10 +13,13 @@ from layerfuse.recipe import Data
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-class Samples(Sequence[Sample]):
+Item = TypeVar("Item")
+
+
+class Records(Sequence[Item]):
     """Records converted when they are read, so that large files stay small in memory."""
 
-    def __init__(self, records: Any, convert: Callable[[int, dict[str, Any]], Sample]) -> None:
+    def __init__(self, records: Any, convert: Callable[[int, dict[str, Any]], Item]) -> None:
         self.records = records
         self.convert = convert
 
@@ -24,18 +27,21 @@ class Samples(Sequence[Sample]):
         return len(self.records)
 
     @overload
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> Item: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self.convert(index % len(self), self.records[index])
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Item]:
         return (self[i] for i in range(len(self)))
+
+
+Samples = Records[Sample]
 
 
 def load(data: Data) -> Samples:
@@ -52,7 +58,7 @@ def load(data: Data) -> Samples:
             raise FileNotFoundError(f"no such file or folder of samples: {path}")
         samples = _folder(path, data.split) if path.is_dir() else _json(path, data.images)
     else:
-        samples = _dataset(str(data.dataset), data.split)
+        samples = open_dataset(str(data.dataset), data.split)
     if data.limit is not None:
         chosen = range(min(data.limit, len(samples)))
         limited = samples.records
@@ -102,8 +108,8 @@ def _json(path: Path, images: str | None = None) -> Samples:
 
 
 def _folder(folder: Path, split: str) -> Samples:
-    if (folder / "dataset_info.json").exists() or (folder / "state.json").exists():
-        return _dataset(str(folder), split)
+    if is_saved_dataset(folder):
+        return open_dataset(str(folder), split)
     table = folder / "metadata.jsonl"
     if table.exists():
         rows = [json.loads(line) for line in table.read_text("utf-8").splitlines() if line.strip()]
@@ -126,7 +132,13 @@ def _caption(image: Path) -> str:
     return image.with_suffix(".txt").read_text(encoding="utf-8")
 
 
-def _dataset(name: str, split: str) -> Samples:
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return any((folder / f"{name}.json").exists() for name in ("state", "dataset_dict"))
+
+
+def open_dataset(name: str, split: str) -> Samples:
+    """The rows of a Hugging Face dataset, a hub id or a saved folder, with undecoded images."""
     import datasets
 
     if Path(name).is_dir():

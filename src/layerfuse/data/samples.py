@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from layerfuse.processor import IMAGE_TOKEN, Message
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 ROLES |= {"system": "system"}
+LONGEST = 200
+"""The longer side of a picture in shorter sides: encoders resize the shorter side to their own
+size, which makes gigabytes of a thinner picture."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,18 @@ class Picture:
             raise ValueError(f"cannot read the image {self.name}: {error}") from error
 
     def open(self) -> Image.Image:
-        """The decoded RGB image. Raises ValueError naming a file that is no readable image."""
+        """The decoded image as 8-bit RGB, upright as its EXIF says, transparency over white.
+
+        Raises ValueError naming a file that is no readable image or thinner than `LONGEST`.
+        """
         try:
             with Image.open(io.BytesIO(self.read())) as image:
-                return image.convert("RGB")
+                if max(image.size) > LONGEST * min(image.size):
+                    raise ValueError(
+                        f"the image {self.name} has {image.width} x {image.height} pixels; its "
+                        f"longer side may be at most {LONGEST} times its shorter side"
+                    )
+                return _rgb(ImageOps.exif_transpose(image))
         except (
             UnidentifiedImageError,
             OSError,
@@ -47,6 +59,18 @@ class Picture:
             Image.DecompressionBombError,
         ) as error:
             raise ValueError(f"cannot read the image {self.name}: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, of which `convert` would keep the lowest 8
+        levels = np.asarray(image).astype(np.float64) / 257
+        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise UnidentifiedImageError("floating-point pixels; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -83,7 +107,7 @@ def from_llava(index: int, record: Any, base: Path) -> Sample:
     name = str(record.get("id", index))
     given = record.get("image", record.get("images")) or []
     given = list(given) if isinstance(given, list | tuple) else [given]
-    pictures = tuple(_picture(name, k, item, base) for k, item in enumerate(given))
+    pictures = tuple(picture_of(name, k, item, base) for k, item in enumerate(given))
     raw = record.get("conversations") or record.get("messages")
     if not raw:
         raise ValueError(f"sample {name}: no conversations; its keys are {sorted(record)}")
@@ -113,7 +137,8 @@ def _kinds(name: str, given: Any, turns: list[Message]) -> tuple[str, ...]:
     return tuple(str(kind) for kind, answer in kept if answer.strip())
 
 
-def _picture(sample: str, index: int, item: Any, base: Path) -> Picture:
+def picture_of(sample: str, index: int, item: Any, base: Path) -> Picture:
+    """The picture in an image cell: a path relative to `base`, or bytes. Raises ValueError."""
     if isinstance(item, str):
         return Picture(str(base / item))
     if isinstance(item, dict):  # a datasets.Image cell that was not decoded

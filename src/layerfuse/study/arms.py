@@ -21,7 +21,7 @@ from layerfuse.sentences import SentenceEncoder
 
 # What may change in a recipe without making a finished run a different run.
 _IRRELEVANT = {"name", "description", "arms", "grid", "seeds", "baseline", "statistics"}
-_IRRELEVANT |= {"keep_models", "fusion_defaults", "chat_template"}
+_IRRELEVANT |= {"keep_models", "fusion_defaults", "chat_template", "similarity"}
 _ONLY_SHOWN = {"expected_samples", "config", "image_size"}
 
 
@@ -73,6 +73,7 @@ def _without(node: Any, keys: set[str]) -> Any:
 def _contents(recipe: Recipe) -> dict[str, str]:
     """What the recipe's files hold: a run on other contents is another run."""
     files = [data.path for _, data in recipe.datasets()] + [recipe.chat_template]
+    files.append(recipe.similarity)
     found = {"layerfuse": layerfuse.__version__}
     for name in filter(None, files):
         path = Path(name)

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 import layerfuse
 from layerfuse.data.cache import FeatureStore, cached_features
 from layerfuse.data.conversations import Samples, check, load
+from layerfuse.encoder import device
 from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.run import predict, questions
 from layerfuse.processor import IMAGE_TOKEN, Processor, load_image_processor, load_tokenizer
@@ -27,7 +28,7 @@ from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, check_arms, runs
 from layerfuse.study.live import LiveTable
 from layerfuse.study.report import write_report
-from layerfuse.train.run import Trained, device, dtype_of, encoder_for, train_arm
+from layerfuse.train.run import Trained, dtype_of, encoder_for, train_arm
 
 CHECKED_PROMPTS = 50
 

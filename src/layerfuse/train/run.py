@@ -16,7 +16,15 @@ from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
 from layerfuse.data.conversations import Samples
 from layerfuse.data.samples import by_turn
-from layerfuse.encoder import Encoder, Features, concatenate, load_tower, load_vision_config
+from layerfuse.encoder import (
+    DTYPES,
+    Encoder,
+    Features,
+    concatenate,
+    device,
+    load_tower,
+    load_vision_config,
+)
 from layerfuse.fusion import parse
 from layerfuse.model import FusionVLM
 from layerfuse.processor import Processor, question_of
@@ -42,13 +50,7 @@ class Trained:
 
 
 def dtype_of(recipe: Recipe) -> torch.dtype:
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[recipe.dtype]
-
-
-def device() -> torch.device:
-    """The accelerator of this process, else the CPU."""
-    found = torch.accelerator.current_accelerator()
-    return found if found is not None and torch.accelerator.is_available() else torch.device("cpu")
+    return DTYPES[recipe.dtype]
 
 
 def encoder_for(recipe: Recipe) -> Encoder:

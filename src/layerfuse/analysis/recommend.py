@@ -1,0 +1,131 @@
+"""Which layers to try first: a ranked list of selections with the evidence for each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+
+from layerfuse.analysis.probe import bootstrap, probe
+from layerfuse.analysis.similarity import FILE, look_folder, similarity
+from layerfuse.analysis.tables import ranking_words, validation_words
+from layerfuse.analysis.validate import trained_scores, validate
+from layerfuse.encoder import load_vision_config
+
+SHOWN = 6
+
+
+def recommend(
+    encoder: str,
+    *,
+    images: str | None = None,
+    data: str | None = None,
+    test: str | None = None,
+    tasks: str | None = None,
+    recipe: Path | None = None,
+    against: Path | None = None,
+    dtype: str = "float32",
+    output: Path | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Rank selections by what linear probes on mean tokens read; returns `recommend.json`.
+
+    Candidates are every single layer, the representatives of two to four groups, and the papers'
+    layers 3, 18, 23 of 24 at this encoder's depth. Measurements in the folder (default
+    `runs/look-<encoder>`) are used where they fit and made where not. The best are written as arms
+    of `recommended.yaml`, which extends `recipe` if that is given. `against` is the folder of a
+    finished study: how well every cheap criterion ranks its arms. Raises as `similarity` and
+    `probe` do.
+    """
+    console = console or Console()
+    folder = output or look_folder(encoder)
+    depth = load_vision_config(encoder).num_hidden_layers
+    trained = [list(layers) for layers in (trained_scores(against) if against else ())]
+    if recipe is not None and not recipe.is_file():
+        raise FileNotFoundError(f"no recipe {recipe}")
+    shared: dict[str, Any] = {"dtype": dtype, "output": folder, "console": console}
+    look = _saved(folder / FILE, encoder, images)
+    look = look or _read(similarity(encoder, images, **shared))
+    wanted = _candidates(look, depth)
+    several = [k for k in [*wanted, *trained] if len(k) > 1]
+    names = tasks.split(",") if tasks else []
+    probes = _saved(folder / "probe.json", encoder, data)
+    held = [row["layers"] for row in probes["mean"]] if probes else []
+    if probes is None or set(names) - set(probes["tasks"]) or any(k not in held for k in several):
+        probes = _read(probe(encoder, data, test, tasks=tasks, layers=several, **shared))
+    report: dict[str, Any] = {"encoder": encoder, "tasks": names or list(probes["tasks"])}
+    report["ranking"] = _rank(look, probes, wanted, report["tasks"])
+    ranking_words(report["ranking"][:SHOWN], console)
+    if against:
+        report["validation"] = validate(against, look, probes)
+        validation_words(report["validation"], console)
+    return _write(folder, report, recipe, console)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text("utf-8"))
+
+
+def _saved(file: Path, encoder: str, source: str | None) -> dict[str, Any] | None:
+    """What was measured before, if it is about this encoder and these data."""
+    found = _read(file) if file.exists() else None
+    same = found and found["encoder"] == encoder and found["source"] == source
+    return found if same else None
+
+
+def _candidates(look: dict[str, Any], depth: int) -> list[list[int]]:
+    several = [look["groups"][str(k)]["representatives"] for k in (2, 3, 4) if k <= depth]
+    several.append(sorted({max(1, round(depth * k / 24)) for k in (3, 18, 23)}))
+    found = [[k] for k in range(1, depth + 1)]
+    return found + [k for i, k in enumerate(several) if len(k) > 1 and k not in several[:i]]
+
+
+def _rank(
+    look: dict[str, Any], probes: dict[str, Any], wanted: list[list[int]], names: list[str]
+) -> list[dict[str, Any]]:
+    """Selections by their mean score / best over the tasks, with the difference to the first."""
+    groups = look["groups"][str(look["chosen"])]["groups"]
+    rows = [row for row in probes["mean"] if row["layers"] in wanted]
+    score = {r["name"]: np.mean([r["tasks"][n]["relative"] for n in names]) for r in rows}
+    rows.sort(key=lambda row: (-score[row["name"]], len(row["layers"])))
+    best = {name: max(row["tasks"][name]["accuracy"] for row in rows) for name in names}
+    draws = [bootstrap(row["tasks"], names, probes["seed"]) for row in rows]
+    ranking = []
+    for row, drawn in zip(rows, draws, strict=True):
+        behind = np.percentile(drawn - draws[0], [2.5, 97.5]).tolist()
+        accuracy = {name: row["tasks"][name]["accuracy"] for name in names}
+        ranking.append(
+            {
+                "layers": row["layers"],
+                "score": float(score[row["name"]]),
+                "accuracy": float(np.mean(list(accuracy.values()))),
+                "behind": behind,
+                "tie": bool(behind[1] >= 0),
+                "best_on": [name for name in names if accuracy[name] == best[name]],
+                "groups": [g for g in groups if set(g) & set(row["layers"])],
+                "entropy": [look["entropy"][k] for k in row["layers"]],
+                "dimension": [look["dimension"][k] for k in row["layers"]],
+            }
+        )
+    return ranking
+
+
+def _write(folder: Path, report: dict[str, Any], recipe: Path | None, console: Console) -> Path:
+    """The report, and the best selections as arms, each with the plainest fusion for it."""
+    arms = [
+        {"layers": k, "fusion": {"name": "concat" if len(k) > 1 else "single"}}
+        for k in (row["layers"] for row in report["ranking"][:SHOWN])
+    ]
+    content: dict[str, Any] = {"arms": arms, "baseline": None}
+    if recipe:
+        name = f"recommended-{Path(report['encoder']).name}"
+        content = {"extends": str(recipe.resolve()), "name": name, **content}
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    console.print(text, end="", markup=False, highlight=False)
+    (folder / "recommended.yaml").write_text(text, "utf-8")
+    file = folder / "recommend.json"
+    file.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    console.print(f"arms: {folder / 'recommended.yaml'}\nrecommendation: {file}", soft_wrap=True)
+    return file

@@ -1,0 +1,187 @@
+"""How alike the layers of an encoder are: one pass over pictures, groups, a file and a figure."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from layerfuse.analysis.figures import draw_cross, draw_similarity
+from layerfuse.analysis.groups import all_groups, best_count
+from layerfuse.analysis.statistics import LayerStatistics
+from layerfuse.analysis.stream import batches, progress_bar
+from layerfuse.analysis.tables import similarity_table
+from layerfuse.data.pictures import find_pictures
+from layerfuse.data.samples import Picture
+from layerfuse.encoder import DTYPES, Encoder, load_encoder
+from layerfuse.processor import load_image_processor
+
+MEASURES = ("cosine", "cosine_centred", "cka_tokens", "cka_images")
+SAVE_SECONDS = 60
+FILE = "similarity.json"
+
+
+@torch.inference_mode()
+def measure(
+    encoders: Sequence[Encoder],
+    processors: Sequence[Any],
+    pictures: Sequence[Picture],
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+    unfinished: Path | None = None,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> LayerStatistics:
+    """One pass over the pictures through every encoder, each with its own image processor.
+
+    With `unfinished`, sums are saved there each minute, and a killed pass continues from them if
+    encoders, pictures and seed are the same. Raises ValueError naming a picture that cannot be
+    used.
+    """
+    found = LayerStatistics(len(pictures), seed)
+    device = next(encoders[0].parameters()).device
+    key = _key(encoders, processors, pictures, seed) if unfinished else ""
+    if unfinished and unfinished.exists():
+        state = load_file(unfinished)
+        if bytes(state.pop("key").tolist()).decode() == key:
+            found.restore(state, device)
+    saved = time.monotonic()
+    for names, pixels in batches(pictures, processors, batch_size, found.done):
+        seen = zip(encoders, pixels, strict=True)
+        found.add([encoder(x.to(device)) for encoder, x in seen], names)
+        progress(found.done)
+        if unfinished and time.monotonic() - saved > SAVE_SECONDS:
+            _save(found, key, unfinished)
+            saved = time.monotonic()
+    return found
+
+
+def _key(*parts: Any) -> str:
+    encoders, processors, pictures, seed = parts
+    names = pictures if isinstance(pictures, list) else [len(pictures), pictures[0]]
+    settings = [
+        [encoder.digests()[encoder.layers[-1]] for encoder in encoders],
+        [p.to_dict() for p in processors],
+        [p.name if isinstance(p, Picture) else p for p in names],
+        seed,
+    ]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _save(found: LayerStatistics, key: str, file: Path) -> None:
+    state = {name: tensor.contiguous() for name, tensor in found.state().items()}
+    partial = file.with_suffix(f".{os.getpid()}")
+    save_file({**state, "key": torch.tensor(list(key.encode()))}, partial)
+    partial.replace(file)
+
+
+def similarity(
+    encoder: str,
+    images: str | None = None,
+    *,
+    other: str | None = None,
+    by: str = "cosine",
+    groups: int = 3,
+    split: str = "train",
+    limit: int | None = None,
+    batch_size: int = 16,
+    dtype: str = "float32",
+    seed: int = 0,
+    output: Path | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Measure how alike the layers of an encoder are; returns the path of `similarity.json`.
+
+    `images` is what `find_pictures` takes. `other` is a second encoder to compare with by CKA. The
+    `groups` groups come from the matrix `by`, one of `MEASURES`; 0: as many as have the widest mean
+    silhouette. Everything goes to `output` (default `runs/look-<encoder>`). Raises ValueError or
+    OSError for what cannot be used.
+    """
+    if by not in MEASURES:
+        raise ValueError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError("the batch size and the limit must be at least 1")
+    console = console or Console()
+    folder = output or look_folder(encoder)
+    pictures = find_pictures(images, split, limit)
+    towers = [load_encoder(name, DTYPES[dtype]) for name in (encoder, other) if name]
+    if not 0 <= groups <= towers[0].layers[-1]:
+        raise ValueError(f"{groups} groups of {towers[0].layers[-1]} layers cannot be made")
+    processors = [load_image_processor(name) for name in (encoder, other) if name]
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / "similarity.unfinished"
+    with progress_bar(console) as bar:
+        task = bar.add_task("looking at pictures", total=len(pictures))
+        found = measure(
+            towers,
+            processors,
+            pictures,
+            batch_size=batch_size,
+            seed=seed,
+            unfinished=unfinished,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    described = {
+        "encoder": encoder,
+        "other": other,
+        "depth": towers[0].layers[-1],
+        "layers": list(towers[0].layers),
+        "left_out": f"{towers[0].prefix} prefix tokens (CLS, registers) of every picture",
+        "source": images,
+        "dtype": dtype,
+        "seed": seed,
+        "by": by,
+    }
+    report = {**described, **describe(found, by, groups)}
+    file = _write(folder, report)
+    unfinished.unlink(missing_ok=True)
+    similarity_table(report, console)
+    console.print(f"similarity: {file}", soft_wrap=True)
+    return file
+
+
+def look_folder(encoder: str) -> Path:
+    """Where the verbs that look at an encoder write by default."""
+    return Path("runs") / f"look-{Path(encoder).name}"
+
+
+def describe(found: LayerStatistics, by: str = "cosine", groups: int = 3) -> dict:
+    """The measured numbers as plain lists (undefined: None) with the groups of layers 1..L."""
+    result = found.result()
+    matrix = result[by][1:, 1:]
+    if not np.isfinite(matrix).all():
+        undefined = [k for k, row in enumerate(result[by]) if k and not np.isfinite(row).any()]
+        raise ValueError(
+            f"{by} is undefined (layers {undefined or 'all'}): layers must vary over the pictures, "
+            f"and CKA needs 4 of them; more or other pictures help, or another measure"
+        )
+    parts = all_groups(matrix, list(range(1, len(matrix) + 1)))
+    del result["mean"]
+    plain = {name: _plain(value) for name, value in result.items()}
+    return {**plain, "groups": parts, "chosen": groups or best_count(parts)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), 6) if np.isfinite(value) else None
+    return value
+
+
+def _write(folder: Path, report: dict) -> Path:
+    draw_similarity(report, folder / "similarity")
+    if report["other"]:
+        draw_cross(report, folder / "cross")
+    file = folder / FILE
+    partial = file.with_suffix(".tmp")
+    partial.write_text(json.dumps(report) + "\n", "utf-8")
+    partial.replace(file)
+    return file

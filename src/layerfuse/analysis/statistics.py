@@ -1,0 +1,179 @@
+"""What one streaming pass over pictures accumulates about every layer.
+
+Patch tokens only: prefix tokens (CLS, registers) never reach it. Memory does not grow with the
+number of pictures. Every result is independent of the batches in which pictures arrive.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from layerfuse.analysis.cka import MINIMUM, alignment, grams, hsic
+from layerfuse.analysis.scores import intrinsic_dimension, matrix_entropy
+from layerfuse.encoder import Features
+
+BLOCK_IMAGES, BLOCK_TOKENS = 64, 512
+"""Examples of one CKA block: pictures (each its mean token), and tokens drawn from them."""
+KEPT_IMAGES, KEPT_TOKENS = 256, 2048
+"""The seeded sample of tokens that is kept: for what needs the mean token first, and for scores."""
+KINDS = {"": True, "_biased": False}
+
+
+class LayerStatistics:
+    """Sums over `total` pictures for the layers of one encoder, and CKA with those of others.
+
+    The first encoder gives the cosines, scores and norms; all give CKA. The first picture decides
+    shapes. `seed` draws the tokens: which of them depends on the picture's place only.
+    """
+
+    def __init__(self, total: int, seed: int = 0) -> None:
+        self.total = total
+        self.done = 0
+        self.seed = seed
+        self.sums: dict[str, Tensor] = {}
+        self.tokens: list[list[Tensor]] = []  # per encoder, per picture of the block: (L, t, D)
+        self.means: list[list[Tensor]] = []  # the same, (L, 1, D)
+        self.kept: list[Tensor] = []  # per picture of the sample: (L, t, D)
+        order = np.random.default_rng(seed).permutation(total)
+        self.sample = set(order[:KEPT_IMAGES].tolist())
+
+    def add(self, encoders: Sequence[Features], names: Sequence[str]) -> None:
+        """Add a batch of pictures, seen by each encoder. Raises ValueError naming a picture whose
+        features are not finite."""
+        grid = encoders[0].grid
+        maps = [encoders[0].patches, *(_resample(other, grid) for other in encoders[1:])]
+        self.tokens = self.tokens or [[] for _ in maps]
+        self.means = self.means or [[] for _ in maps]
+        for row, name in enumerate(names):
+            for tower, patches in enumerate(maps):
+                layers = torch.stack([p[row] for p in patches])
+                self._add(tower, layers, name)
+            self.done += 1
+            if len(self.means[0]) == BLOCK_IMAGES:
+                self._flush()
+
+    def _add(self, tower: int, layers: Tensor, name: str) -> None:
+        """One picture's (L, N, D) in one encoder."""
+        tokens = layers.float()
+        norms = tokens.norm(dim=-1, keepdim=True)
+        finite = norms.isfinite().all(dim=1).flatten()
+        if not finite.all():
+            layer = int((~finite).nonzero()[0])
+            raise ValueError(f"layer {layer} of {name} holds infinite or undefined features")
+        count = tokens.shape[1]
+        positions = np.random.default_rng([self.seed, self.done]).permutation(count)
+        drawn = min(count, BLOCK_TOKENS // min(self.total, BLOCK_IMAGES))
+        kept = min(count, KEPT_TOKENS // min(self.total, KEPT_IMAGES))
+        self.tokens[tower].append(layers[:, positions[:drawn]])
+        self.means[tower].append(tokens.mean(dim=1, keepdim=True))
+        if tower:
+            return
+        unit = (tokens / norms.clamp_min(1e-30)).flatten(1)
+        self._sum("cosine", unit @ unit.T / count)
+        self._sum("mean", tokens.mean(dim=1))
+        self._sum("norm", norms.mean(dim=(1, 2)))
+        self._sum("energy", norms.square().mean(dim=(1, 2)))
+        if self.done in self.sample:
+            self.kept.append(layers[:, positions[:kept]].cpu())
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        found = value.detach().cpu().double()
+        self.sums[name] = self.sums[name] + found if name in self.sums else found
+
+    def _flush(self) -> None:
+        """Turn the block into HSICs, weighted by its number of pictures."""
+        for name, block in (("tokens", self.tokens), ("images", self.means)):
+            stacked = [layer for tower in block for layer in torch.cat(tower, dim=1)]
+            if len(stacked[0]) >= MINIMUM:
+                kernels, weight = grams(stacked), len(self.means[0])
+                for kind, debiased in KINDS.items():
+                    self._sum(f"cka_{name}{kind}", weight * hsic(kernels, debiased))
+                squares = [x.float().square().sum(dim=1).mean() for x in stacked]
+                self._sum(f"energy_{name}", weight * torch.stack(squares))
+                self._sum(f"weight_{name}", torch.tensor(weight))
+        self.tokens, self.means = [[] for _ in self.tokens], [[] for _ in self.means]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that `restore` needs, as tensors."""
+        found = {f"sums.{name}": value for name, value in self.sums.items()}
+        found["done"] = torch.tensor(self.done)
+        for name, block in (("tokens", self.tokens), ("means", self.means)):
+            for tower, pictures in enumerate(block):
+                if pictures:
+                    found[f"{name}.{tower}"] = torch.stack(pictures).cpu()
+        if self.kept:
+            found["kept"] = torch.stack(self.kept)
+        found["encoders"] = torch.tensor(len(self.tokens))
+        return found
+
+    def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Continue from a saved state of the same pictures and seed."""
+        self.done = int(state["done"])
+        self.sums = {k[5:]: v for k, v in state.items() if k.startswith("sums.")}
+        self.kept = list(state.get("kept", ()))
+        towers = range(int(state["encoders"]))
+        self.tokens, self.means = (
+            [[x.to(device) for x in state.get(f"{name}.{t}", ())] for t in towers]
+            for name in ("tokens", "means")
+        )
+
+    def result(self) -> dict[str, Any]:
+        """Matrices and scores of the first encoder's L layers, `cross` (L, M) with each other one.
+
+        An entry is NaN where it is undefined: a layer that does not vary, or too few examples.
+        """
+        if self.means[0]:
+            self._flush()
+        first = len(self.sums["norm"])
+        found: dict[str, Any] = {"images": self.done}
+        for name in ("cosine", "norm", "mean"):
+            found[name] = (self.sums[name] / self.done).numpy()
+        found["cosine"][np.diag(found["cosine"]) == 0] = np.nan
+        for name in ("tokens", "images"):
+            for kind in KINDS:
+                whole = self._cka(name, kind)
+                found[f"cka_{name}{kind}"] = whole[:first, :first]
+                found[f"cross_{name}{kind}"] = whole[:first, first:]
+        kept = torch.stack(self.kept).float()
+        found["cosine_centred"], found["cosine_centred_error"] = self._centred(kept)
+        flat = kept.transpose(0, 1).flatten(1, 2)
+        found["kept_tokens"] = flat.shape[1]
+        found["entropy"] = np.array([matrix_entropy(x) for x in flat])
+        found["dimension"] = np.array([intrinsic_dimension(x) for x in flat])
+        return found
+
+    def _cka(self, name: str, kind: str) -> np.ndarray:
+        if f"weight_{name}" not in self.sums:
+            size = len(self.sums["norm"])
+            return np.full((size, size), np.nan)
+        weight = self.sums[f"weight_{name}"]
+        energy = (self.sums[f"energy_{name}"] / weight).numpy()
+        return alignment((self.sums[f"cka_{name}{kind}"] / weight).numpy(), energy)
+
+    def _centred(self, kept: Tensor) -> tuple[np.ndarray, float]:
+        """Mean cosine of the kept tokens (pictures, L, t, D) without each layer's mean token, and
+        the largest standard error, over pictures, of its entries."""
+        moved = kept - (self.sums["mean"] / self.done).float()[:, None]
+        pairs = torch.einsum("iltd,imtd->ilm", *[F.normalize(moved, dim=-1)] * 2) / kept.shape[2]
+        found = pairs.double().mean(dim=0).numpy()
+        varies = moved.square().mean(dim=(0, 2, 3)) > 1e-10 * kept.square().mean(dim=(0, 2, 3))
+        found[~varies.numpy()], found[:, ~varies.numpy()] = np.nan, np.nan
+        if len(pairs) < 2:
+            return found, float("nan")
+        return found, float((pairs.std(dim=0) / len(pairs) ** 0.5).max())
+
+
+def _resample(features: Features, grid: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Patch tokens of another grid, interpolated bilinearly (antialiased) to `grid`."""
+    if features.grid == grid:
+        return features.patches
+    found = []
+    for patches in features.patches:
+        maps = patches.float().transpose(1, 2).unflatten(2, features.grid)
+        resized = F.interpolate(maps, size=grid, mode="bilinear", antialias=True)
+        found.append(resized.flatten(2).transpose(1, 2))
+    return tuple(found)

@@ -1,0 +1,40 @@
+"""Batches of preprocessed pictures, prepared in a second thread while the encoder runs."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from torch import Tensor
+
+from layerfuse.data.samples import Picture
+
+
+def batches(
+    pictures: Sequence[Picture], processors: Sequence[Any], batch_size: int, start: int = 0
+) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """(names, pixel values of each processor) of the pictures from `start` on.
+
+    Raises ValueError naming a picture that cannot be used.
+    """
+
+    def prepare(begin: int) -> tuple[list[str], list[Tensor]]:
+        chosen = [pictures[i] for i in range(begin, min(begin + batch_size, len(pictures)))]
+        images = [picture.open() for picture in chosen]
+        pixels = [p(images, return_tensors="pt")["pixel_values"] for p in processors]
+        return [picture.name for picture in chosen], pixels
+
+    starts = range(start, len(pictures), batch_size)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        ahead = thread.submit(prepare, start) if starts else None
+        for following in [*starts[1:], None]:
+            if ahead is not None:
+                ready = ahead.result()
+                ahead = None if following is None else thread.submit(prepare, following)
+                yield ready
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar with a count and the time left."""
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)

@@ -1,0 +1,93 @@
+"""Printed tables of a look at an encoder."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def _table(*columns: str) -> Any:
+    table: Any = Table(box=None, padding=(0, 1))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def similarity_table(report: dict[str, Any], console: Console) -> None:
+    """One row per layer, then the groups with their representatives."""
+    table = _table("layer", "cosine to next", "to last", "CKA to next", "to last", "norm")
+    for column in ("entropy", "dimension"):
+        table.add_column(column, justify="right")
+    last = report["depth"]
+    for k in report["layers"]:
+        row = [report[m][k][j] for m in ("cosine", "cka_tokens") for j in (min(k + 1, last), last)]
+        scores = [report[name][k] for name in ("norm", "entropy", "dimension")]
+        table.add_row(str(k), *map(_number, [*row, *scores]))
+    console.print(table)
+    found = report["groups"][str(report["chosen"])]
+    for group, layer in zip(found["groups"], found["representatives"], strict=True):
+        console.print(f"group {group[0]}-{group[-1]}: representative {layer}")
+    console.print(
+        f"{report['images']} pictures; groups by {report['by']}, mean silhouette "
+        f"{_number(found['silhouette'])}; standard error of the centred cosine "
+        f"{report['cosine_centred_error'] or 0:.3f} at most",
+        soft_wrap=True,
+    )
+
+
+def probe_table(report: dict[str, Any], console: Console) -> None:
+    """Tasks by layers and combinations, accuracy in %, the best of each task marked."""
+    table = _table("layers", *report["tasks"], "mean")
+    best = {t: max(r["tasks"][t]["accuracy"] for r in report["rows"]) for t in report["tasks"]}
+    for row in report["rows"]:
+        cells = []
+        for task in report["tasks"]:
+            cell = row["tasks"][task]
+            half = (cell["interval"][1] - cell["interval"][0]) / 2
+            mark = "*" if cell["accuracy"] == best[task] else " "
+            cells.append(f"{100 * cell['accuracy']:.0f} ±{100 * half:.0f}{mark}")
+        table.add_row(row["name"], *cells, f"{100 * row['mean']:.0f}")
+    chances = [f"{100 * t['chance']:.0f}  " for t in report["tasks"].values()]
+    table.add_row("chance", *chances, "", style="dim")
+    console.print(table)
+    console.print(
+        f"accuracy in % on {report['test_pictures']} pictures ± half of a 95 % interval, "
+        f"* best; {report['features']} features, {report['train_pictures']} training pictures",
+        soft_wrap=True,
+    )
+
+
+def ranking_words(ranking: list[dict[str, Any]], console: Console) -> None:
+    """The first selections, each with its evidence in a sentence."""
+    for place, row in enumerate(ranking, start=1):
+        low, high = (100 * v for v in row["behind"])
+        covered = " and ".join(f"{g[0]}-{g[-1]}" for g in row["groups"])
+        words = f"{place}. layers {', '.join(map(str, row['layers']))}: probes read "
+        words += f"{100 * row['accuracy']:.1f} % right, {100 * row['score']:.1f} % of the best"
+            f"{100 * row['accuracy']:.1f} % right, {100 * row['score']:.1f} % of the best layer"
+        )
+        words += f" ({low:+.1f} to {high:+.1f} points to the first)" if place > 1 else ""
+        words += f"; best on {', '.join(row['best_on'])}" if row["best_on"] else ""
+        words += f"; from groups {covered}"
+        for name in ("entropy", "dimension"):
+            words += f"; {name} {', '.join(map(_number, row[name]))}"
+        console.print(words, soft_wrap=True, highlight=False)
+    simple = min((r for r in ranking if r["tie"]), key=lambda r: len(r["layers"]))["layers"]
+    console.print(f"fewest of these that probes cannot tell from the first: {simple}")
+
+
+def validation_words(found: dict[str, Any], console: Console) -> None:
+    """The rank correlations of every criterion, a line each."""
+    families = ", ".join(found["families"])
+    console.print(f"rank correlation with accuracy after training ({families}):", soft_wrap=True)
+    for scope in ("selections", "single layers"):
+        for name, cell in found["correlations"][scope].items():
+            if cell:
+                low, high = cell["interval"]
+                words = f"  {name}, {cell['n']} {scope}: {cell['rho']:+.2f}"
+                console.print(f"{words} ({low:+.2f} to {high:+.2f})", highlight=False)
+    console.print(f"  one seed with another: {_number(found['between_seeds'])}", highlight=False)

@@ -1,0 +1,65 @@
+"""Pictures without questions, to look at an encoder with."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from layerfuse.data.conversations import (
+    IMAGE_SUFFIXES,
+    Records,
+    is_saved_dataset,
+    load,
+    open_dataset,
+)
+from layerfuse.data.samples import Picture, picture_of
+from layerfuse.recipe import Data, Scenes
+
+SCENES = 200
+"""Generated scenes among the default pictures."""
+
+
+def find_pictures(source: str | None, split: str = "train", limit: int | None = None) -> Any:
+    """A sequence of `Picture`s: the images in a folder, of a LLaVA JSON, or of a dataset (hub id or
+    folder; its column `image` or `images`), or, without a source, generated scenes and photographs.
+
+    Raises FileNotFoundError or ValueError if there are none.
+    """
+    path = Path(source or "")
+    if source is None:
+        found: Any = [*photographs(), *_of(Data(scenes=Scenes(count=SCENES, questions=1)))]
+    elif path.suffix in (".json", ".jsonl"):
+        found = _of(Data(path=source))
+    elif path.is_dir() and not is_saved_dataset(path):
+        found = [Picture(str(p)) for p in sorted(path.rglob("*")) if _is_image(p)]
+    elif path.is_dir() or (not path.suffix and not source.startswith((".", "/"))):
+        found = Records(open_dataset(source, split).records, _first)
+    else:
+        raise FileNotFoundError(f"no folder, LLaVA JSON or dataset {source}")
+    if not found:
+        raise FileNotFoundError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {source}")
+    return found if limit is None else found[:limit]
+
+
+def photographs() -> list[Picture]:
+    """The pictures inside scikit-image's wheel (photographs, micrographs, textures, drawings), read
+    as files: its loaders would download others. Raises ImportError without scikit-image."""
+    found = find_spec("skimage")
+    if found is None or found.origin is None:
+        raise ImportError("the default pictures need scikit-image: pip install 'layerfuse[look]'")
+    folder = Path(found.origin).parent / "data"
+    files = [p for suffix in ("*.jpg", "*.png") for p in folder.glob(suffix)]
+    return [Picture(str(p)) for p in sorted(files)]
+
+
+def _first(index: int, row: dict[str, Any]) -> Picture:
+    cell = row.get("image", row.get("images"))
+    first = cell[0] if isinstance(cell, list) and cell else cell
+    return picture_of(f"row {index}", 0, first, Path())
+
+
+def _of(data: Data) -> list[Picture]:
+    return list({p.name: p for sample in load(data) for p in sample.pictures}.values())
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
