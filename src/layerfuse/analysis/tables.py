@@ -68,8 +68,6 @@ def ranking_words(ranking: list[dict[str, Any]], console: Console) -> None:
         covered = " and ".join(f"{g[0]}-{g[-1]}" for g in row["groups"])
         words = f"{place}. layers {', '.join(map(str, row['layers']))}: probes read "
         words += f"{100 * row['accuracy']:.1f} % right, {100 * row['score']:.1f} % of the best"
-            f"{100 * row['accuracy']:.1f} % right, {100 * row['score']:.1f} % of the best layer"
-        )
         words += f" ({low:+.1f} to {high:+.1f} points to the first)" if place > 1 else ""
         words += f"; best on {', '.join(row['best_on'])}" if row["best_on"] else ""
         words += f"; from groups {covered}"
