@@ -45,7 +45,10 @@ def draw_cross(report: dict[str, Any], stem: Path) -> None:
     """Linear CKA of the layers of two encoders."""
     with figure(stem, 11, 4.9) as made:
         for ax, name in zip(made.subplots(1, 2), ("cross_tokens", "cross_images"), strict=True):
-            labels = {"xlabel": f"layer of {report['other']}", "ylabel": report["encoder"]}
+            labels = {
+                "xlabel": f"layer of {report['other']}",
+                "ylabel": f"layer of {report['encoder']}",
+            }
             title = TITLES[name.replace("cross", "cka")]
             data = {"matrix": report[name], "title": title, "groups": [], **labels}
             plots.plot_matrix(data, ax)
@@ -63,7 +66,9 @@ def draw_probe(report: dict[str, Any], stem: Path) -> None:
         relative = [[cell["relative"] for cell in row] for row in cells]
         data = {"tasks": tasks, "columns": columns, "scores": scores, "relative": relative}
         plots.plot_tasks(data, top)
-        top.set_title(f"accuracy of {report['features']} probes, %", fontsize=10, loc="left")
+        top.set_title(
+            f"accuracy of probes on {report['features']} features, %", fontsize=10, loc="left"
+        )
         lines = []
         for task, row in zip(tasks, cells, strict=True):
             best = max(row[i]["accuracy"] for i in single)

@@ -164,7 +164,7 @@ def describe(found: LayerStatistics, by: str = "cosine", groups: int = 3) -> dic
         )
     parts = all_groups(matrix, list(range(1, len(matrix) + 1)))
     del result["mean"]
-    plain = {name: _plain(value) for name, value in result.items()}
+    plain = {name: _plain(value) for name, value in {**result, **found.scores()}.items()}
     return {**plain, "groups": parts, "chosen": groups or best_count(parts)}
 
 

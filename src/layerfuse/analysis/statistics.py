@@ -122,7 +122,7 @@ class LayerStatistics:
         )
 
     def result(self) -> dict[str, Any]:
-        """Matrices and scores of the first encoder's L layers, `cross` (L, M) with each other one.
+        """Matrices of the first encoder's L layers, `cross` (L, M) with those of the others.
 
         An entry is NaN where it is undefined: a layer that does not vary, or too few examples.
         """
@@ -140,11 +140,16 @@ class LayerStatistics:
                 found[f"cross_{name}{kind}"] = whole[:first, first:]
         kept = torch.stack(self.kept).float()
         found["cosine_centred"], found["cosine_centred_error"] = self._centred(kept)
-        flat = kept.transpose(0, 1).flatten(1, 2)
-        found["kept_tokens"] = flat.shape[1]
-        found["entropy"] = np.array([matrix_entropy(x) for x in flat])
-        found["dimension"] = np.array([intrinsic_dimension(x) for x in flat])
         return found
+
+    def scores(self) -> dict[str, Any]:
+        """The training-free scores of the first encoder's layers, from the kept tokens."""
+        tokens = torch.cat(self.kept, dim=1).float()
+        return {
+            "kept_tokens": tokens.shape[1],
+            "entropy": [matrix_entropy(x) for x in tokens],
+            "dimension": [intrinsic_dimension(x) for x in tokens],
+        }
 
     def _cka(self, name: str, kind: str) -> np.ndarray:
         if f"weight_{name}" not in self.sums:

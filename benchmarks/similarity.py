@@ -1,0 +1,128 @@
+"""What a look at all layers costs beyond the encoder's forward pass, as ratios within one run.
+
+DINOv2-S at 224 pixels with its real weights, the default pictures, batches of 16. `pass`: all-pairs
+cosine and biased and debiased CKA, over tokens and over pictures, of all 13 layers. pytorch-cka's
+loader path gives CKA over pictures alone.
+"""
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from cka import compute_cka
+from rich.console import Console
+from rich.table import Table
+
+from layerfuse.analysis.cka import alignment
+from layerfuse.analysis.statistics import LayerStatistics
+from layerfuse.data.pictures import find_pictures
+from layerfuse.encoder import DTYPES, Encoder, load_encoder
+from layerfuse.processor import load_image_processor
+
+ENCODER, BATCH, PICTURES, ROUNDS = "dinov2-small", 16, 128, 3
+
+
+def pixel_batches(dtype: torch.dtype) -> list[torch.Tensor]:
+    processor = load_image_processor(ENCODER)
+    images = [picture.open() for picture in find_pictures(None)[:PICTURES]]
+    pixels = processor(images, return_tensors="pt")["pixel_values"].to(dtype)
+    return list(pixels.split(BATCH))
+
+
+@torch.inference_mode()
+def bare(encoder: Encoder, batches: list[torch.Tensor]) -> None:
+    """The tower alone: only its last layer is read."""
+    last = Encoder(encoder.tower, encoder.layers[-1:])
+    for pixels in batches:
+        last(pixels)
+
+
+@torch.inference_mode()
+def look(encoder: Encoder, batches: list[torch.Tensor]) -> dict:
+    found = LayerStatistics(sum(map(len, batches)))
+    for pixels in batches:
+        found.add([encoder(pixels)], [""] * len(pixels))
+    return found.result()
+
+
+def other(encoder: Encoder, batches: list[torch.Tensor]) -> None:
+    tower, loader = encoder.tower, torch.utils.data.DataLoader(torch.cat(batches), BATCH)
+    layers = ["embeddings", *[f"encoder.layer.{k}" for k in range(encoder.layers[-1])]]
+    compute_cka(tower, tower, loader, layers=layers, progress=False)
+
+
+def times(actions: list[Callable[[], object]]) -> list[float]:
+    """Median seconds of each action, taken in turns after a warm-up."""
+    taken: list[list[float]] = [[] for _ in actions]
+    for turn in range(ROUNDS + 1):
+        for action, found in zip(actions, taken, strict=True):
+            started = time.perf_counter()
+            action()
+            if turn:
+                found.append(time.perf_counter() - started)
+    return [statistics.median(found) for found in taken]
+
+
+@torch.inference_mode()
+def all_tokens(encoder: Encoder, batches: list[torch.Tensor]) -> np.ndarray:
+    """Debiased CKA over every patch token as one block, in the space of the features."""
+    parts = [encoder(pixels).patches for pixels in batches]
+    layers = [torch.cat([p.flatten(0, 1) for p in x]).float() for x in zip(*parts, strict=True)]
+    layers = [x - x.mean(dim=0) for x in layers]
+    n, own = len(layers[0]), torch.stack([x.square().sum(dim=1) for x in layers]).double()
+    trace = torch.tensor([[(x.T @ y).double().square().sum() for y in layers] for x in layers])
+    both, total = own @ own.T, own.sum(dim=1)
+    found = trace - both + total.outer(total) / ((n - 1) * (n - 2)) - 2 * both / (n - 2)
+    return alignment((found / (n * (n - 3))).numpy(), (total / n).numpy())
+
+
+def memory(what: str, dtype: str) -> float:
+    """Peak resident memory of a fresh process, in bytes."""
+    command = [sys.executable, __file__, what, dtype]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def compare(dtype: str, table: Table) -> dict:
+    encoder, batches = load_encoder(ENCODER, DTYPES[dtype]), pixel_batches(DTYPES[dtype])
+    actions = [lambda: bare(encoder, batches), lambda: look(encoder, batches)]
+    if dtype == "float32":
+        actions.append(lambda: other(encoder, batches))
+    base, *rest = times(actions)
+    for name, seconds in zip(["pass", "pytorch-cka"][: len(rest)], rest, strict=True):
+        table.add_row(f"time, {dtype}: {name} / bare forward", f"{seconds / base:.2f}")
+    loaded, alone, whole = (memory(what, dtype) for what in ("load", "bare", "look"))
+    table.add_row(f"peak memory, {dtype}: pass / bare forward", f"{whole / alone:.2f}")
+    beyond = (whole - loaded) / (alone - loaded)
+    table.add_row(f"the same beyond the loaded model, {dtype}", f"{beyond:.2f}")
+    return look(encoder, batches)
+
+
+def main() -> None:
+    table = Table("what", "value", box=None)
+    exact, rough = compare("float32", table), compare("bfloat16", table)
+    encoder, batches = load_encoder(ENCODER), pixel_batches(torch.float32)
+    error = np.abs(exact["cka_tokens"] - all_tokens(encoder, batches))
+    table.add_row("token CKA, drawn against all tokens: largest error", f"{error.max():.3f}")
+    table.add_row("the same, mean error", f"{error.mean():.3f}")
+    for name in ("cosine", "cosine_centred", "cka_tokens", "cka_images"):
+        change = np.abs(exact[name] - rough[name]).max()
+        table.add_row(f"{name}: largest change by bfloat16", f"{change:.4f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        what, name = sys.argv[1:]
+        loaded_encoder, loaded_batches = (
+            load_encoder(ENCODER, DTYPES[name]),
+            pixel_batches(DTYPES[name]),
+        )
+        {"load": lambda *_: None, "bare": bare, "look": look}[what](loaded_encoder, loaded_batches)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
