@@ -51,7 +51,8 @@ def look(encoder: Encoder, batches: list[torch.Tensor]) -> dict:
 
 
 def other(encoder: Encoder, batches: list[torch.Tensor]) -> None:
-    tower, loader = encoder.tower, torch.utils.data.DataLoader(torch.cat(batches), BATCH)
+    data = torch.utils.data.TensorDataset(torch.cat(batches))
+    tower, loader = encoder.tower, torch.utils.data.DataLoader(data, BATCH)
     layers = ["embeddings", *[f"encoder.layer.{k}" for k in range(encoder.layers[-1])]]
     compute_cka(tower, tower, loader, layers=layers, progress=False)
 

@@ -17,6 +17,11 @@ from layerfuse.fusion import FUSIONS, descriptions
 from layerfuse.selection import SYNTAX
 
 DOCS = Path(__file__).parent
+PREDICTION = (
+    "Spearman's rank correlation of each criterion, read off the frozen encoder, with the mean "
+    "accuracy after training, over the families that were trained and probed, with the 95 % "
+    "interval of Bonett and Wright. Criteria of single layers are averaged over a selection."
+)
 MODELS = ("Recipe", "Source", "Data", "Scenes", "Arm", "Grid", "Stage", "Lora", "Evaluation")
 MODELS += ("Statistics",)
 
@@ -115,6 +120,7 @@ def results_page(name: str) -> str:
         "Differences are to the baseline; their intervals hold both the noise of the questions and "
         "of the seeds, and verdicts are corrected for several comparisons (Holm).",
         *guidance_table(summary.get("guidance", [])),
+        *prediction_table(DOCS.parent / "results" / name / "recommend.json"),
         "",
         f"Raw numbers: [results/{name}](../results/{name}). Recipe: "
         f"[recipes/{name}.yaml](../recipes/{name}.yaml).",
@@ -146,6 +152,41 @@ def guidance_table(rows: list[dict[str, Any]]) -> list[str]:
         cells += [f"{d['difference']:+.3f} ({low:+.3f} to {high:+.3f})", d["verdict"]]
         lines.append("| " + " | ".join([*cells, f"{row['spread']:.4f}"]) + " |")
     return lines
+
+
+def prediction_table(file: Path) -> list[str]:
+    """How well the cheap criteria ranked the arms, if the study was made to ask that."""
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text("utf-8"))["validation"]
+    names = list(found["correlations"]["selections"])
+    lines = ["", "## Do cheap criteria predict?", "", PREDICTION, ""]
+    scopes = {s: cells for s, cells in found["correlations"].items() if cells[names[0]]}
+    counts = [f"{scope} ({cells[names[0]]['n']})" for scope, cells in scopes.items()]
+    lines += ["| criterion | " + " | ".join(counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    for name in names:
+        cells = [_correlation(cells[name]) for cells in scopes.values()]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    within = [f"{x} {_correlation(cell)}" for x, cell in found["within_families"].items()]
+    lines += ["", "Probes on mean tokens against training, one family at a time: "]
+    lines[-1] += "; ".join(within) + "."
+    lines += ["", f"One seed of the study with another: {found['between_seeds']:+.2f}.", ""]
+    lines += [
+        "| layers | trained | probes | probes, grid | entropy | dimension |",
+        "|---" * 6 + "|",
+    ]
+    for row in sorted(found["selections"], key=lambda row: -row["trained"]):
+        keys = ("trained", "probes, mean tokens", "probes, grid", "matrix entropy")
+        numbers = [f"{row[key]:.3f}" for key in keys] + [f"{row['intrinsic dimension']:.1f}"]
+        lines.append("| " + " | ".join(["+".join(map(str, row["layers"])), *numbers]) + " |")
+    return lines
+
+
+def _correlation(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "undefined"
+    low, high = cell["interval"]
+    return f"{cell['rho']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def pages() -> dict[Path, str]:

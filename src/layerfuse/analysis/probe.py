@@ -15,6 +15,7 @@ from layerfuse.analysis.similarity import FILE, look_folder
 from layerfuse.analysis.stream import batches, progress_bar
 from layerfuse.analysis.tables import probe_table
 from layerfuse.analysis.tasks import Problem, Task, find_tasks
+from layerfuse.data.pictures import require_look
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor
@@ -69,7 +70,7 @@ def probe(
     `runs/look-<encoder>`). Raises ValueError or OSError, before anything is written, for what
     cannot be used, and ImportError without scikit-learn.
     """
-    _require_sklearn()
+    require_look("sklearn")
     console = console or Console()
     folder = output or look_folder(encoder)
     problem = find_tasks(data, test, tasks.split(",") if tasks else None, seed)
@@ -124,13 +125,6 @@ def default_combinations(depth: int, folder: Path) -> list[LayerSpec]:
     if (folder / FILE).exists():
         found.append(f"similarity:{min(3, depth)}@{folder / FILE}")
     return found
-
-
-def _require_sklearn() -> None:
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ImportError("probes need scikit-learn: pip install 'layerfuse[look]'") from error
 
 
 def _row(problem: Problem, features: np.ndarray, layers: list[int], seed: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from layerfuse.analysis.groups import all_groups, best_count
 from layerfuse.analysis.statistics import LayerStatistics
 from layerfuse.analysis.stream import batches, progress_bar
 from layerfuse.analysis.tables import similarity_table
-from layerfuse.data.pictures import find_pictures
+from layerfuse.data.pictures import find_pictures, require_look
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor
@@ -102,12 +102,13 @@ def similarity(
     `images` is what `find_pictures` takes. `other` is a second encoder to compare with by CKA. The
     `groups` groups come from the matrix `by`, one of `MEASURES`; 0: as many as have the widest mean
     silhouette. Everything goes to `output` (default `runs/look-<encoder>`). Raises ValueError or
-    OSError for what cannot be used.
+    OSError for what cannot be used, ImportError without the packages of the extra `look`.
     """
     if by not in MEASURES:
         raise ValueError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError("the batch size and the limit must be at least 1")
+    require_look("cka")
     console = console or Console()
     folder = output or look_folder(encoder)
     pictures = find_pictures(images, split, limit)

@@ -40,13 +40,18 @@ def find_pictures(source: str | None, split: str = "train", limit: int | None = 
     return found if limit is None else found[:limit]
 
 
+def require_look(module: str) -> Path:
+    """The folder of a package of the extra `look`. Raises ImportError that says how to get it."""
+    found = find_spec(module)
+    if found is None or found.origin is None:
+        raise ImportError(f"this needs the package {module}: pip install 'layerfuse[look]'")
+    return Path(found.origin).parent
+
+
 def photographs() -> list[Picture]:
     """The pictures inside scikit-image's wheel (photographs, micrographs, textures, drawings), read
     as files: its loaders would download others. Raises ImportError without scikit-image."""
-    found = find_spec("skimage")
-    if found is None or found.origin is None:
-        raise ImportError("the default pictures need scikit-image: pip install 'layerfuse[look]'")
-    folder = Path(found.origin).parent / "data"
+    folder = require_look("skimage") / "data"
     files = [p for suffix in ("*.jpg", "*.png") for p in folder.glob(suffix)]
     return [Picture(str(p)) for p in sorted(files)]
 
