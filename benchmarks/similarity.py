@@ -83,7 +83,8 @@ def all_tokens(encoder: Encoder, batches: list[torch.Tensor]) -> np.ndarray:
 
 
 def memory(what: str, dtype: str) -> float:
-    """Peak resident memory of a fresh process, in bytes."""
+    """Peak resident memory of a fresh process, in bytes; noise for pictures, whose decoding would
+    be the peak."""
     command = [sys.executable, __file__, what, dtype]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -121,9 +122,8 @@ if __name__ == "__main__":
         main()
     else:
         what, name = sys.argv[1:]
-        loaded_encoder, loaded_batches = (
-            load_encoder(ENCODER, DTYPES[name]),
-            pixel_batches(DTYPES[name]),
+        noise = [torch.randn(BATCH, 3, 224, 224, dtype=DTYPES[name])] * (PICTURES // BATCH)
+        {"load": lambda *_: None, "bare": bare, "look": look}[what](
+            load_encoder(ENCODER, DTYPES[name]), noise
         )
-        {"load": lambda *_: None, "bare": bare, "look": look}[what](loaded_encoder, loaded_batches)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

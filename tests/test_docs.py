@@ -70,6 +70,13 @@ def test_the_readme_recipe_is_valid() -> None:
     assert len(recipe.all_arms()) == 2
 
 
+def test_the_arms_of_the_page_on_looking_are_valid() -> None:
+    (readme,), (text,) = (snippets(ROOT / name, "yaml") for name in ("README.md", "docs/look.md"))
+    recipe = Recipe.model_validate({**yaml.safe_load(readme), **yaml.safe_load(text)})
+    layers = [arm.layers for arm in recipe.all_arms()]
+    assert layers == [f"{k}@{recipe.similarity}" for k in ("similarity:3", "similarity:2:groups")]
+
+
 def test_the_strategy_of_the_concepts_page_works() -> None:
     (text,) = snippets(ROOT / "docs" / "concepts.md", "python")
     try:

@@ -76,15 +76,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _make_absolute(node: Any, folder: Path) -> None:
-    """Paths are relative to the file that names them: data, images, chat templates, and models and
-    datasets that begin with a dot (others are names)."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        if (isinstance(value, str) and key in _PATHS) or (
-            isinstance(value, str) and key in _NAMES and value.startswith(".")
+    """Paths are relative to the file that names them: data, images, chat templates, similarity
+    files, and models and datasets that begin with a dot (others are names)."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        if isinstance(value, dict | list) and key != "fusion":
+            _make_absolute(value, folder)
+        elif isinstance(value, str) and value.startswith("similarity:") and "@" in value:
+            spec, file = value.split("@", 1)
+            node[key] = f"{spec}@{folder / file}"
+        elif isinstance(value, str) and (
+            key in _PATHS or (key in _NAMES and value.startswith("."))
         ):
             node[key] = str(folder / value)
-        elif key != "fusion":
-            _make_absolute(value, folder)
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -118,6 +118,8 @@ def _similar(file: Path, count: str, groups: bool, depth: int) -> list[list[int]
     if not file.is_file():
         raise ValueError(f"no similarity file {file}; `layerfuse similarity ENCODER` writes one")
     saved = json.loads(file.read_text("utf-8"))
+    if not isinstance(saved, dict) or not {"depth", "groups"} <= set(saved):
+        raise ValueError(f"{file} is no file of `layerfuse similarity`")
     if saved["depth"] != depth:
         raise ValueError(f"{file} is about an encoder of {saved['depth']} blocks, not of {depth}")
     if count not in saved["groups"]:

@@ -1,7 +1,8 @@
 """Linear centred kernel alignment (CKA) from Gram matrices, accumulated over blocks of examples.
 
 Kornblith et al. 2019 define CKA by HSIC; Song et al. 2012 (eq. 5) give the unbiased HSIC, and
-Nguyen et al. 2021 average it over blocks, so that its expectation does not depend on their size.
+Nguyen et al. 2021 average it over blocks, so that its expectation does not depend on their size
+where examples are independent; tokens of one picture are not, and fewer pictures raise token CKA.
 The biased HSIC (Gretton et al. 2005) grows towards 1 as a block has fewer examples than dimensions.
 """
 

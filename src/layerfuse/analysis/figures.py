@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layerfuse import plots
@@ -33,12 +34,8 @@ def draw_similarity(report: dict[str, Any], stem: Path) -> None:
     with figure(stem, 11, 9.6) as made:
         axes = made.subplots(2, 2).flat
         for ax, (name, title) in zip(axes, TITLES.items(), strict=True):
-            if all(value is None for row in report[name] for value in row):
-                ax.set_title(f"{title}: undefined", fontsize=10, loc="left")
-                ax.set_axis_off()
-                continue
             data = {"matrix": report[name], "title": title, "xlabel": "layer", "ylabel": "layer"}
-            plots.plot_matrix({**data, "groups": groups if name == report["by"] else []}, ax)
+            _matrix({**data, "groups": groups if name == report["by"] else []}, ax)
 
 
 def draw_cross(report: dict[str, Any], stem: Path) -> None:
@@ -51,7 +48,15 @@ def draw_cross(report: dict[str, Any], stem: Path) -> None:
             }
             title = TITLES[name.replace("cross", "cka")]
             data = {"matrix": report[name], "title": title, "groups": [], **labels}
-            plots.plot_matrix(data, ax)
+            _matrix(data, ax)
+
+
+def _matrix(data: dict[str, Any], ax: Axes) -> None:
+    if all(value is None for row in data["matrix"] for value in row):
+        ax.set_title(f"{data['title']}: undefined", fontsize=10, loc="left")
+        ax.set_axis_off()
+    else:
+        plots.plot_matrix(data, ax)
 
 
 def draw_probe(report: dict[str, Any], stem: Path) -> None:
@@ -71,7 +76,7 @@ def draw_probe(report: dict[str, Any], stem: Path) -> None:
         )
         lines = []
         for task, row in zip(tasks, cells, strict=True):
-            best = max(row[i]["accuracy"] for i in single)
+            best = max(row[i]["accuracy"] for i in single) or 1.0
             shown = {"relative": [row[i]["accuracy"] / best for i in single]}
             for key, end in (("low", 0), ("high", 1)):
                 shown[key] = [row[i]["interval"][end] / best for i in single]

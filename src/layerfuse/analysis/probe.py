@@ -35,14 +35,16 @@ def pooled(
     batch_size: int,
     tick: Callable[[int], Any],
 ) -> np.ndarray:
-    """Grid-pooled patch tokens of every layer: (L, pictures, grid², D) in float16."""
+    """The mean patch token of every layer, then its patch tokens average-pooled to a grid:
+    (L, pictures, 1 + grid², D) in float16."""
     found = []
     device = next(encoder.parameters()).device
     for names, (pixels,) in batches(pictures, [processor], batch_size):
         features = encoder(pixels.to(device))
         maps = torch.stack(features.patches).transpose(2, 3).unflatten(3, features.grid)
-        cells = F.adaptive_avg_pool2d(maps.flatten(0, 1).float(), grid).flatten(2)
-        cells = cells.unflatten(0, maps.shape[:2]).transpose(2, 3)
+        maps = maps.flatten(0, 1).float()
+        sizes = [F.adaptive_avg_pool2d(maps, size).flatten(2) for size in (1, grid)]
+        cells = torch.cat(sizes, dim=2).unflatten(0, (len(features.layers), -1)).transpose(2, 3)
         found.append(cells.clamp(-65504, 65504).half().cpu().numpy())
         tick(len(names))
     return np.concatenate(found, axis=1)
@@ -92,6 +94,8 @@ def probe(
             "encoder": encoder,
             "depth": depth,
             "source": data,
+            "test": test,
+            "asked": tasks,
             "train_pictures": len(problem.train),
             "test_pictures": len(problem.test),
             "tasks": {t.name: {"chance": t.chance, "classes": t.classes} for t in problem.tasks},
@@ -102,9 +106,7 @@ def probe(
         }
         for kind in FEATURES:
             task = bar.add_task(f"probing {kind} features", total=len(chosen))
-            x = features
-            if kind == "mean":
-                x = features.mean(axis=2, keepdims=True, dtype=np.float32)
+            x = features[:, :, :1] if kind == "mean" else features[:, :, 1:]
             rows = [_row(problem, x, some, seed) for some in bar.track(chosen, task_id=task)]
             report[kind] = _relative(rows)
     file = _write(folder, report)
@@ -119,9 +121,7 @@ def probe(
 def default_combinations(depth: int, folder: Path) -> list[LayerSpec]:
     """The middle layers of three thirds, and the representatives of the folder's similarity file
     where there is one."""
-    found: list[LayerSpec] = (
-        [[max(1, round(depth * k / 6)) for k in (1, 3, 5)]] if depth > 2 else []
-    )
+    found: list[LayerSpec] = [sorted({max(1, round(depth * k / 6)) for k in (1, 3, 5)})]
     if (folder / FILE).exists():
         found.append(f"similarity:{min(3, depth)}@{folder / FILE}")
     return found

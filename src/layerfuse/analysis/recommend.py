@@ -1,6 +1,7 @@
 """Which layers to try first: a ranked list of selections with the evidence for each."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from layerfuse.analysis.probe import bootstrap, probe
 from layerfuse.analysis.similarity import FILE, look_folder, similarity
 from layerfuse.analysis.tables import ranking_words, validation_words
 from layerfuse.analysis.validate import trained_scores, validate
+from layerfuse.data.pictures import require_look
 from layerfuse.encoder import load_vision_config
+from layerfuse.selection import select
 
 SHOWN = 6
 
@@ -42,18 +45,20 @@ def recommend(
     console = console or Console()
     folder = output or look_folder(encoder)
     depth = load_vision_config(encoder).num_hidden_layers
+    require_look("sklearn")
     trained = [list(layers) for layers in (trained_scores(against) if against else ())]
+    for layers in trained:
+        select(layers, depth)  # refuses a study of a deeper encoder
     if recipe is not None and not recipe.is_file():
         raise FileNotFoundError(f"no recipe {recipe}")
     shared: dict[str, Any] = {"dtype": dtype, "output": folder, "console": console}
-    look = _saved(folder / FILE, encoder, images)
+    look = _saved(folder / FILE, encoder=encoder, source=images, dtype=dtype)
     look = look or _read(similarity(encoder, images, **shared))
     wanted = _candidates(look, depth)
     several = [k for k in [*wanted, *trained] if len(k) > 1]
     names = tasks.split(",") if tasks else []
-    probes = _saved(folder / "probe.json", encoder, data)
-    held = [row["layers"] for row in probes["mean"]] if probes else []
-    if probes is None or set(names) - set(probes["tasks"]) or any(k not in held for k in several):
+    probes = _saved(folder / "probe.json", encoder=encoder, source=data, test=test, dtype=dtype)
+    if probes is None or not _answers(probes, names, several):
         probes = _read(probe(encoder, data, test, tasks=tasks, layers=several, **shared))
     report: dict[str, Any] = {"encoder": encoder, "tasks": names or list(probes["tasks"])}
     report["ranking"] = _rank(look, probes, wanted, report["tasks"])
@@ -68,11 +73,17 @@ def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text("utf-8"))
 
 
-def _saved(file: Path, encoder: str, source: str | None) -> dict[str, Any] | None:
-    """What was measured before, if it is about this encoder and these data."""
-    found = _read(file) if file.exists() else None
-    same = found and found["encoder"] == encoder and found["source"] == source
-    return found if same else None
+def _saved(file: Path, **expected: Any) -> dict[str, Any] | None:
+    """What was measured before, if it was measured as expected."""
+    found = _read(file) if file.exists() else {}
+    return found if found and all(found[k] == v for k, v in expected.items()) else None
+
+
+def _answers(probes: dict[str, Any], names: list[str], several: list[list[int]]) -> bool:
+    """Whether saved probes hold these tasks (none: all there are) and combinations of layers."""
+    held = [row["layers"] for row in probes["mean"]]
+    enough = set(names) <= set(probes["tasks"]) if names else probes["asked"] is None
+    return enough and all(layers in held for layers in several)
 
 
 def _candidates(look: dict[str, Any], depth: int) -> list[list[int]]:
@@ -118,9 +129,9 @@ def _write(folder: Path, report: dict[str, Any], recipe: Path | None, console: C
         {"layers": k, "fusion": {"name": "concat" if len(k) > 1 else "single"}}
         for k in (row["layers"] for row in report["ranking"][:SHOWN])
     ]
-    content: dict[str, Any] = {"arms": arms, "baseline": None}
+    content: dict[str, Any] = {"arms": arms, "grid": None, "baseline": None}
     if recipe:
-        name = f"recommended-{Path(report['encoder']).name}"
+        name = re.sub(r"[^\w.-]+", "-", f"recommended-{Path(report['encoder']).name}")
         content = {"extends": str(recipe.resolve()), "name": name, **content}
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     console.print(text, end="", markup=False, highlight=False)

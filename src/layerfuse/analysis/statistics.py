@@ -33,6 +33,7 @@ class LayerStatistics:
     def __init__(self, total: int, seed: int = 0) -> None:
         self.total = total
         self.done = 0
+        self.layers = 0
         self.seed = seed
         self.sums: dict[str, Tensor] = {}
         self.tokens: list[list[Tensor]] = []  # per encoder, per picture of the block: (L, t, D)
@@ -46,6 +47,7 @@ class LayerStatistics:
         features are not finite."""
         grid = encoders[0].grid
         maps = [encoders[0].patches, *(_resample(other, grid) for other in encoders[1:])]
+        self.layers = sum(map(len, maps))
         self.tokens = self.tokens or [[] for _ in maps]
         self.means = self.means or [[] for _ in maps]
         for row, name in enumerate(names):
@@ -107,7 +109,7 @@ class LayerStatistics:
                     found[f"{name}.{tower}"] = torch.stack(pictures).cpu()
         if self.kept:
             found["kept"] = torch.stack(self.kept)
-        found["encoders"] = torch.tensor(len(self.tokens))
+        found["shape"] = torch.tensor([len(self.tokens), self.layers])
         return found
 
     def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
@@ -115,7 +117,7 @@ class LayerStatistics:
         self.done = int(state["done"])
         self.sums = {k[5:]: v for k, v in state.items() if k.startswith("sums.")}
         self.kept = list(state.get("kept", ()))
-        towers = range(int(state["encoders"]))
+        towers, self.layers = range(int(state["shape"][0])), int(state["shape"][1])
         self.tokens, self.means = (
             [[x.to(device) for x in state.get(f"{name}.{t}", ())] for t in towers]
             for name in ("tokens", "means")
@@ -132,14 +134,14 @@ class LayerStatistics:
         found: dict[str, Any] = {"images": self.done}
         for name in ("cosine", "norm", "mean"):
             found[name] = (self.sums[name] / self.done).numpy()
-        found["cosine"][np.diag(found["cosine"]) == 0] = np.nan
+        zero = np.diag(found["cosine"]) == 0
+        found["cosine"][zero], found["cosine"][:, zero] = np.nan, np.nan
         for name in ("tokens", "images"):
             for kind in KINDS:
                 whole = self._cka(name, kind)
                 found[f"cka_{name}{kind}"] = whole[:first, :first]
                 found[f"cross_{name}{kind}"] = whole[:first, first:]
-        kept = torch.stack(self.kept).float()
-        found["cosine_centred"], found["cosine_centred_error"] = self._centred(kept)
+        found["cosine_centred"], found["cosine_centred_error"] = self._centred()
         return found
 
     def scores(self) -> dict[str, Any]:
@@ -153,23 +155,28 @@ class LayerStatistics:
 
     def _cka(self, name: str, kind: str) -> np.ndarray:
         if f"weight_{name}" not in self.sums:
-            size = len(self.sums["norm"])
-            return np.full((size, size), np.nan)
+            return np.full((self.layers, self.layers), np.nan)
         weight = self.sums[f"weight_{name}"]
         energy = (self.sums[f"energy_{name}"] / weight).numpy()
         return alignment((self.sums[f"cka_{name}{kind}"] / weight).numpy(), energy)
 
-    def _centred(self, kept: Tensor) -> tuple[np.ndarray, float]:
-        """Mean cosine of the kept tokens (pictures, L, t, D) without each layer's mean token, and
-        the largest standard error, over pictures, of its entries."""
-        moved = kept - (self.sums["mean"] / self.done).float()[:, None]
-        pairs = torch.einsum("iltd,imtd->ilm", *[F.normalize(moved, dim=-1)] * 2) / kept.shape[2]
-        found = pairs.double().mean(dim=0).numpy()
-        varies = moved.square().mean(dim=(0, 2, 3)) > 1e-10 * kept.square().mean(dim=(0, 2, 3))
-        found[~varies.numpy()], found[:, ~varies.numpy()] = np.nan, np.nan
+    def _centred(self) -> tuple[np.ndarray, float]:
+        """Mean cosine of the kept tokens without each layer's mean token, and the largest standard
+        error, over pictures, of its entries."""
+        mean = (self.sums["mean"] / self.done).float()[:, None]
+        pairs, share = [], torch.zeros(2, len(mean))
+        for tokens in self.kept:
+            moved = tokens.float() - mean
+            unit = F.normalize(moved, dim=-1).flatten(1)
+            pairs.append(unit @ unit.T / tokens.shape[1])
+            share += torch.stack([x.float().square().sum(dim=(1, 2)) for x in (moved, tokens)])
+        table = torch.stack(pairs).double()
+        found = table.mean(dim=0).numpy()
+        constant = (share[0] <= 1e-10 * share[1]).numpy()
+        found[constant], found[:, constant] = np.nan, np.nan
         if len(pairs) < 2:
             return found, float("nan")
-        return found, float((pairs.std(dim=0) / len(pairs) ** 0.5).max())
+        return found, float((table.std(dim=0) / len(pairs) ** 0.5).max())
 
 
 def _resample(features: Features, grid: tuple[int, int]) -> tuple[Tensor, ...]:

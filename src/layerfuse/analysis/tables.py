@@ -34,7 +34,7 @@ def similarity_table(report: dict[str, Any], console: Console) -> None:
     console.print(
         f"{report['images']} pictures; groups by {report['by']}, mean silhouette "
         f"{_number(found['silhouette'])}; standard error of the centred cosine "
-        f"{report['cosine_centred_error'] or 0:.3f} at most",
+        f"{_number(report['cosine_centred_error'])} at most",
         soft_wrap=True,
     )
 

@@ -55,6 +55,8 @@ def find_tasks(
     A task is a family (or, where samples name none, a question). Raises ValueError if there is no
     task, or none of the name `wanted`.
     """
+    if data is None and test is not None:
+        raise ValueError("test pictures need training pictures: give the data too")
     if data is None:
         parts = [Scenes(count=n, split=split, questions=8) for split, n in SCENES.items()]
         samples: list[Samples] = [load(Data(scenes=part)) for part in parts]
@@ -78,14 +80,17 @@ def find_tasks(
         task = Task(name, columns[0], columns[1], classes)
         if len(wordings[name]) > WORDINGS:
             problem.left_out[name] = f"{len(wordings[name])} different questions"
-        elif len(task.classes) < 2 or not any(task.test):
+        elif len(task.classes) < 2:
             problem.left_out[name] = f"{len(task.classes)} answers with {COMMON} training pictures"
-        elif wanted is None or name in wanted:
+        elif not any(task.test):
+            problem.left_out[name] = "not asked about a test picture"
+        else:
             problem.tasks.append(task)
     found = [task.name for task in problem.tasks]
     missing = sorted(set(wanted or ()) - set(found))
     if missing or not found:
         raise ValueError(f"no task {missing or ''}; tasks: {found}, left out: {problem.left_out}")
+    problem.tasks = [task for task in problem.tasks if wanted is None or task.name in wanted]
     return problem
 
 

@@ -42,6 +42,8 @@ def validate(study: Path, look: dict[str, Any], probes: dict[str, Any]) -> dict[
     if not families:
         raise ValueError(f"no family of {study} was probed; probed: {list(probes['tasks'])}")
     rows = {k: {tuple(r["layers"]): r["tasks"] for r in probes[k]} for k in ("mean", "grid")}
+    if unknown := [list(layers) for layers in trained if layers not in rows["mean"]]:
+        raise ValueError(f"{study} has selections that were not probed: {unknown}")
     table = []
     for layers, seeds in trained.items():
         cells = {kind: rows[kind][layers] for kind in rows}
@@ -57,8 +59,8 @@ def validate(study: Path, look: dict[str, Any], probes: dict[str, Any]) -> dict[
                 "families": by_family,
                 "probes, mean tokens": np.mean([pair[1] for pair in by_family.values()]),
                 "probes, grid": np.mean([cells["grid"][x]["accuracy"] for x in families]),
-                "matrix entropy": np.mean([look["entropy"][k] for k in layers]),
-                "intrinsic dimension": np.mean([look["dimension"][k] for k in layers]),
+                "matrix entropy": np.array(look["entropy"], float)[list(layers)].mean(),
+                "intrinsic dimension": np.array(look["dimension"], float)[list(layers)].mean(),
                 "depth": np.mean(layers),
                 "number of layers": len(layers),
             }
@@ -87,10 +89,10 @@ def _correlation(table: list[dict[str, Any]], name: str) -> dict[str, Any] | Non
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any] | None:
     """Spearman's rho with the 95 % interval of Bonett & Wright 2000 (variance of Fisher's z:
-    (1 + rho²/2) / (n - 3)); None where one side is constant or there are fewer than 4 pairs."""
+    (1 + rho²/2) / (n - 3)); None where one side is constant or undefined, or n is below 4."""
     from scipy.stats import spearmanr
 
-    if len(x) < 4 or len(set(x)) < 2 or len(set(y)) < 2:
+    if len(x) < 4 or len(set(x)) < 2 or len(set(y)) < 2 or not np.isfinite([*x, *y]).all():
         return None
     rho = float(spearmanr(x, y)[0])  # type: ignore[arg-type]
     z = math.atanh(max(-0.9999, min(0.9999, rho)))

@@ -31,7 +31,7 @@ def find_pictures(source: str | None, split: str = "train", limit: int | None = 
         found = _of(Data(path=source))
     elif path.is_dir() and not is_saved_dataset(path):
         found = [Picture(str(p)) for p in sorted(path.rglob("*")) if _is_image(p)]
-    elif path.is_dir() or (not path.suffix and not source.startswith((".", "/"))):
+    elif path.is_dir() or (not path.exists() and source[0] not in "./" and source.count("/") < 2):
         found = Records(open_dataset(source, split).records, _first)
     else:
         raise FileNotFoundError(f"no folder, LLaVA JSON or dataset {source}")
@@ -67,4 +67,4 @@ def _of(data: Data) -> list[Picture]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()

@@ -46,19 +46,17 @@ class Picture:
         """
         try:
             with Image.open(io.BytesIO(self.read())) as image:
-                if max(image.size) > LONGEST * min(image.size):
-                    raise ValueError(
-                        f"the image {self.name} has {image.width} x {image.height} pixels; its "
-                        f"longer side may be at most {LONGEST} times its shorter side"
-                    )
-                return _rgb(ImageOps.exif_transpose(image))
-        except (
-            UnidentifiedImageError,
-            OSError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:
+                width, height = image.size
+                thin = max(image.size) > LONGEST * min(image.size)
+                found = image if thin else _rgb(ImageOps.exif_transpose(image))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"cannot read the image {self.name}: {error}") from error
+        if thin:
+            raise ValueError(
+                f"the image {self.name} has {width} x {height} pixels; its longer side may be at "
+                f"most {LONGEST} times its shorter side"
+            )
+        return found
 
 
 def _rgb(image: Image.Image) -> Image.Image:

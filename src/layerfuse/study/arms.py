@@ -59,8 +59,9 @@ def runs(recipe: Recipe) -> list[Run]:
     ]
     pairs.sort(key=lambda pair: pair[0])
     return [
-        Run(arm, seed, _key({**decides, "layers": arm.layers, "fusion": arm.fusion, "seed": seed}))
+        Run(arm, seed, _key({**decides, "layers": layers, "fusion": arm.fusion, "seed": seed}))
         for _, arm, seed in pairs
+        for layers in [_with_contents(arm.layers)]
     ]
 
 
@@ -70,10 +71,17 @@ def _without(node: Any, keys: set[str]) -> Any:
     return {k: _without(v, keys) for k, v in node.items() if k not in keys}
 
 
+def _with_contents(layers: Any) -> Any:
+    """A selection by similarity with what its file holds instead of the file's name."""
+    if not isinstance(layers, str) or "@" not in layers:
+        return layers
+    spec, file = layers.split("@", 1)
+    return f"{spec}@{hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
+
+
 def _contents(recipe: Recipe) -> dict[str, str]:
     """What the recipe's files hold: a run on other contents is another run."""
     files = [data.path for _, data in recipe.datasets()] + [recipe.chat_template]
-    files.append(recipe.similarity)
     found = {"layerfuse": layerfuse.__version__}
     for name in filter(None, files):
         path = Path(name)
