@@ -101,7 +101,10 @@ def results_page(name: str) -> str:
     lines += ["|---" * (4 + len(families)) + "|"]
     for arm in summary["arms"]:
         low, high = arm["mean"]["interval"]
-        cells = [arm["arm"], f"{arm['mean']['score']:.3f} ({low:.3f} to {high:.3f})"]
+        cells = [
+            arm["arm"].replace("|", "\\|"),
+            f"{arm['mean']['score']:.3f} ({low:.3f} to {high:.3f})",
+        ]
         versus = arm["versus_baseline"]
         if versus:
             low, high = versus["interval"]
@@ -160,7 +163,14 @@ def prediction_table(file: Path) -> list[str]:
         return []
     found = json.loads(file.read_text("utf-8"))["validation"]
     names = list(found["correlations"]["selections"])
-    lines = ["", "## Do cheap criteria predict?", "", PREDICTION, ""]
+    cells = found["correlations"]["selections"]
+    sure = [name for name, cell in cells.items() if cell and cell["interval"][0] > 0]
+    wrong = [name for name, cell in cells.items() if cell and cell["interval"][1] < 0]
+    rest = [name for name in cells if name not in sure + wrong]
+    verdict = f"**Predict beyond chance: {', '.join(sure) or 'none'}.** "
+    verdict += f"Not measurably: {', '.join(rest) or 'none'}."
+    verdict += f" The wrong way round: {', '.join(wrong)}." if wrong else ""
+    lines = ["", "## Do cheap criteria predict?", "", verdict, "", PREDICTION, ""]
     scopes = {s: cells for s, cells in found["correlations"].items() if cells[names[0]]}
     counts = [f"{scope} ({cells[names[0]]['n']})" for scope, cells in scopes.items()]
     lines += ["| criterion | " + " | ".join(counts) + " |", "|---" * (1 + len(counts)) + "|"]

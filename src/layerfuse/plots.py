@@ -215,7 +215,7 @@ def plot_tasks(data: dict, ax: Axes) -> Axes:
         ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
     for row, best in enumerate(scores.argmax(axis=1)):
         ax.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, ec="#0072b2", lw=2))
-    ax.set_xticks(range(len(data["columns"])), data["columns"])
+    ax.set_xticks(range(len(data["columns"])), data["columns"], rotation=25)
     ax.set_yticks(range(len(data["tasks"])), data["tasks"])
     ax.grid(visible=False)
     return ax

@@ -13,15 +13,13 @@ def _table(*columns: str) -> Any:
     return table
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def similarity_table(report: dict[str, Any], console: Console) -> None:
     """One row per layer, then the groups with their representatives."""
-    table = _table("layer", "cosine to next", "to last", "CKA to next", "to last", "norm")
-    for column in ("entropy", "dimension"):
-        table.add_column(column, justify="right")
+    table = _table("layer", "cosine next", "last", "CKA next", "last", "norm", "entropy", "dim.")
     last = report["depth"]
     for k in report["layers"]:
         row = [report[m][k][j] for m in ("cosine", "cka_tokens") for j in (min(k + 1, last), last)]
@@ -34,7 +32,7 @@ def similarity_table(report: dict[str, Any], console: Console) -> None:
     console.print(
         f"{report['images']} pictures; groups by {report['by']}, mean silhouette "
         f"{_number(found['silhouette'])}; standard error of the centred cosine "
-        f"{_number(report['cosine_centred_error'])} at most",
+        f"{_number(report['cosine_centred_error'], 3)} at most",
         soft_wrap=True,
     )
 
