@@ -24,7 +24,7 @@ from layerfuse.data.pictures import find_pictures
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor
 
-ENCODER, BATCH, PICTURES, ROUNDS = "dinov2-small", 16, 128, 3
+ENCODER, BATCH, PICTURES, ROUNDS = "dinov2-small", 16, 64, 3
 
 
 def pixel_batches(dtype: torch.dtype) -> list[torch.Tensor]:
