@@ -14,7 +14,7 @@ from layerfuse.analysis.figures import draw_probe
 from layerfuse.analysis.similarity import FILE, look_folder
 from layerfuse.analysis.stream import batches, progress_bar
 from layerfuse.analysis.tables import probe_table
-from layerfuse.analysis.tasks import Problem, Task, find_tasks
+from layerfuse.analysis.tasks import Problem, Task, find_tasks, task_names
 from layerfuse.data.pictures import require_look
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
@@ -42,6 +42,10 @@ def pooled(
     for names, (pixels,) in batches(pictures, [processor], batch_size):
         features = encoder(pixels.to(device))
         maps = torch.stack(features.patches).transpose(2, 3).unflatten(3, features.grid)
+        finite = maps.isfinite().flatten(2).all(dim=2)
+        if not finite.all():
+            layer, row = (int(i) for i in (~finite).nonzero()[0])
+            raise ValueError(f"layer {layer} of {names[row]} holds infinite or undefined features")
         maps = maps.flatten(0, 1).float()
         sizes = [F.adaptive_avg_pool2d(maps, size).flatten(2) for size in (1, grid)]
         cells = torch.cat(sizes, dim=2).unflatten(0, (len(features.layers), -1)).transpose(2, 3)
@@ -75,7 +79,7 @@ def probe(
     require_look("sklearn")
     console = console or Console()
     folder = output or look_folder(encoder)
-    problem = find_tasks(data, test, tasks.split(",") if tasks else None, seed)
+    problem = find_tasks(data, test, task_names(tasks), seed)
     tower = load_encoder(encoder, DTYPES[dtype])
     depth = tower.layers[-1]
     chosen = [[k] for k in range(depth + 1)]
@@ -84,6 +88,7 @@ def probe(
         if combination not in chosen:
             chosen.append(combination)
     processor = load_image_processor(encoder)
+    folder.mkdir(parents=True, exist_ok=True)
     with progress_bar(console) as bar:
         everything = [*problem.train, *problem.test]
         task = bar.add_task("encoding pictures", total=len(everything))
@@ -192,7 +197,6 @@ def _relative(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _write(folder: Path, report: dict[str, Any]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     for kind in FEATURES:
         shown = {**report, "features": kind, "rows": report[kind]}
         draw_probe(shown, folder / f"probe-{kind}")

@@ -12,9 +12,11 @@ from rich.console import Console
 from layerfuse.analysis.probe import bootstrap, probe
 from layerfuse.analysis.similarity import FILE, look_folder, similarity
 from layerfuse.analysis.tables import ranking_words, validation_words
+from layerfuse.analysis.tasks import task_names
 from layerfuse.analysis.validate import trained_scores, validate
 from layerfuse.data.pictures import require_look
 from layerfuse.encoder import load_vision_config
+from layerfuse.recipe_file import load_recipe
 from layerfuse.selection import select
 
 SHOWN = 6
@@ -49,14 +51,14 @@ def recommend(
     trained = [list(layers) for layers in (trained_scores(against) if against else ())]
     for layers in trained:
         select(layers, depth)  # refuses a study of a deeper encoder
-    if recipe is not None and not recipe.is_file():
-        raise FileNotFoundError(f"no recipe {recipe}")
+    if recipe is not None:
+        load_recipe(recipe)
     shared: dict[str, Any] = {"dtype": dtype, "output": folder, "console": console}
-    look = _saved(folder / FILE, encoder=encoder, source=images, dtype=dtype)
+    look = _saved(folder / FILE, encoder=encoder, source=images, dtype=dtype, limit=None)
     look = look or _read(similarity(encoder, images, **shared))
     wanted = _candidates(look, depth)
     several = [k for k in [*wanted, *trained] if len(k) > 1]
-    names = tasks.split(",") if tasks else []
+    names = task_names(tasks) or []
     probes = _saved(folder / "probe.json", encoder=encoder, source=data, test=test, dtype=dtype)
     if probes is None or not _answers(probes, names, several):
         probes = _read(probe(encoder, data, test, tasks=tasks, layers=several, **shared))
@@ -64,7 +66,8 @@ def recommend(
     report["ranking"] = _rank(look, probes, wanted, report["tasks"])
     ranking_words(report["ranking"][:SHOWN], console)
     if against:
-        report["validation"] = validate(against, look, probes)
+        asked = {name: probes["tasks"][name] for name in report["tasks"]}
+        report["validation"] = validate(against, look, {**probes, "tasks": asked})
         validation_words(report["validation"], console)
     return _write(folder, report, recipe, console)
 
@@ -76,7 +79,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _saved(file: Path, **expected: Any) -> dict[str, Any] | None:
     """What was measured before, if it was measured as expected."""
     found = _read(file) if file.exists() else {}
-    return found if found and all(found[k] == v for k, v in expected.items()) else None
+    return found if found and all(found.get(k) == v for k, v in expected.items()) else None
 
 
 def _answers(probes: dict[str, Any], names: list[str], several: list[list[int]]) -> bool:
@@ -102,7 +105,12 @@ def _rank(
     score = {r["name"]: np.mean([r["tasks"][n]["relative"] for n in names]) for r in rows}
     rows.sort(key=lambda row: (-score[row["name"]], len(row["layers"])))
     best = {name: max(row["tasks"][name]["accuracy"] for row in rows) for name in names}
-    draws = [bootstrap(row["tasks"], names, probes["seed"]) for row in rows]
+    singles = [row["tasks"] for row in probes["mean"] if len(row["layers"]) == 1]
+    scale = {name: max(cells[name]["accuracy"] for cells in singles) or 1.0 for name in names}
+    draws = [
+        sum(bootstrap(row["tasks"], [n], probes["seed"]) / scale[n] for n in names) / len(names)
+        for row in rows
+    ]
     ranking = []
     for row, drawn in zip(rows, draws, strict=True):
         behind = np.percentile(drawn - draws[0], [2.5, 97.5]).tolist()
@@ -132,7 +140,9 @@ def _write(folder: Path, report: dict[str, Any], recipe: Path | None, console: C
     content: dict[str, Any] = {"arms": arms, "grid": None, "baseline": None}
     if recipe:
         name = re.sub(r"[^\w.-]+", "-", f"recommended-{Path(report['encoder']).name}")
-        content = {"extends": str(recipe.resolve()), "name": name, **content}
+        path = Path(report["encoder"])
+        encoder = str(path.resolve()) if path.is_dir() else report["encoder"]
+        content = {"extends": str(recipe.resolve()), "name": name, "encoder": encoder, **content}
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     console.print(text, end="", markup=False, highlight=False)
     (folder / "recommended.yaml").write_text(text, "utf-8")

@@ -114,7 +114,7 @@ def similarity(
     pictures = find_pictures(images, split, limit)
     towers = [load_encoder(name, DTYPES[dtype]) for name in (encoder, other) if name]
     if not 0 <= groups <= towers[0].layers[-1]:
-        raise ValueError(f"{groups} groups of {towers[0].layers[-1]} layers cannot be made")
+        raise ValueError(f"{groups} groups cannot be made; valid: 0..{towers[0].layers[-1]}")
     processors = [load_image_processor(name) for name in (encoder, other) if name]
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "similarity.unfinished"
@@ -136,6 +136,8 @@ def similarity(
         "layers": list(towers[0].layers),
         "left_out": f"{towers[0].prefix} prefix tokens (CLS, registers) of every picture",
         "source": images,
+        "split": split,
+        "limit": limit,
         "dtype": dtype,
         "seed": seed,
         "by": by,

@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def _table(*columns: str) -> Any:
-    table: Any = Table(box=None, padding=(0, 1))
+    table: Any = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -47,7 +47,7 @@ def probe_table(report: dict[str, Any], console: Console) -> None:
             cell = row["tasks"][task]
             half = (cell["interval"][1] - cell["interval"][0]) / 2
             mark = "*" if cell["accuracy"] == best[task] else " "
-            cells.append(f"{100 * cell['accuracy']:.0f} ±{100 * half:.0f}{mark}")
+            cells.append(f"{100 * cell['accuracy']:.0f}±{100 * half:.0f}{mark}")
         table.add_row(row["name"], *cells, f"{100 * row['mean']:.0f}")
     chances = [f"{100 * t['chance']:.0f}  " for t in report["tasks"].values()]
     table.add_row("chance", *chances, "", style="dim")

@@ -46,6 +46,11 @@ class Problem:
     left_out: dict[str, str]
 
 
+def task_names(tasks: str | None) -> list[str] | None:
+    """The names in `count,shape`, each once; None for none."""
+    return list(dict.fromkeys(n.strip() for n in tasks.split(",") if n.strip())) if tasks else None
+
+
 def find_tasks(
     data: str | None, test: str | None, wanted: list[str] | None = None, seed: int = 0
 ) -> Problem:

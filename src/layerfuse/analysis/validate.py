@@ -20,7 +20,9 @@ def trained_scores(study: Path) -> dict[tuple[int, ...], dict[int, dict[str, flo
     found: dict[tuple[int, ...], dict[int, dict[str, float]]] = defaultdict(dict)
     for line in (study / "results.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
-        layers = tuple(row["layers"])
+        base = row.get("fusion", {}).get("base")  # a strategy's deep layer beside the selected
+        chosen: set[int] = {*row["layers"], *([] if base is None else [base])}
+        layers = tuple(sorted(chosen))
         if arms.setdefault(layers, row["arm"]) != row["arm"]:
             raise ValueError(f"arms {arms[layers]!r} and {row['arm']!r} of {study} share {layers}")
         found[layers][row["seed"]] = row["scores"]["families"]
@@ -33,8 +35,8 @@ def validate(study: Path, look: dict[str, Any], probes: dict[str, Any]) -> dict[
     """Spearman's correlation of every criterion with the mean trained accuracy of the selections.
 
     Over the families that were both trained and probed. Scores of single layers are averaged over
-    a selection. `between_seeds` is the mean correlation of two seeds of the study with each other:
-    no criterion can be expected to do much better. Raises ValueError without a common family.
+    a selection. `between_seeds` is the mean correlation of two seeds of the study with each other.
+    Raises ValueError without a common family.
     """
     trained = trained_scores(study)
     shared = [set(families) for seeds in trained.values() for families in seeds.values()]
