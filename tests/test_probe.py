@@ -331,7 +331,7 @@ def test_only_a_clear_difference_is_no_tie() -> None:
         ([2], True, []),
         ([3], False, []),
     ]
-    assert found[3]["behind"] == pytest.approx([-0.52, -0.28], abs=0.04)
+    assert found[3]["behind"] == pytest.approx([-0.52 / 0.9, -0.28 / 0.9], abs=0.04)
     assert (found[2]["groups"], found[2]["entropy"]) == ([[1, 2]], [0.2])
 
 

@@ -368,8 +368,8 @@ def test_three_pictures_can_be_compared_with_another_encoder(folder: Path) -> No
     ("options", "message"),
     [
         ({"by": "cosinus"}, "no similarity 'cosinus'; valid: cosine, cosine_centred"),
-        ({"groups": 5}, "5 groups of 4 layers"),
-        ({"groups": -1}, "-1 groups of 4 layers"),
+        ({"groups": 5}, "5 groups cannot be made; valid: 0..4"),
+        ({"groups": -1}, "-1 groups cannot be made; valid: 0..4"),
         ({"limit": 0}, "at least 1"),
         ({"by": "cka_images", "limit": 3}, "cka_images is undefined"),
     ],
