@@ -1,7 +1,7 @@
 """What each layer knows: a linear probe per layer, task and kind of features."""
 
-import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from layerfuse.analysis.figures import draw_probe
 from layerfuse.analysis.similarity import FILE, look_folder
-from layerfuse.analysis.stream import batches, progress_bar
+from layerfuse.analysis.stream import batches, progress_bar, write_json
 from layerfuse.analysis.tables import probe_table
 from layerfuse.analysis.tasks import Problem, Task, find_tasks, task_names
 from layerfuse.data.pictures import require_look
@@ -81,34 +81,25 @@ def probe(
     folder = output or look_folder(encoder)
     problem = find_tasks(data, test, task_names(tasks), seed)
     tower = load_encoder(encoder, DTYPES[dtype])
-    depth = tower.layers[-1]
-    chosen = [[k] for k in range(depth + 1)]
-    for spec in default_combinations(depth, folder) if layers is None else layers:
-        combination = list(select(spec, depth).layers)
-        if combination not in chosen:
-            chosen.append(combination)
+    chosen = _selections(tower.layers[-1], folder, layers)
     processor = load_image_processor(encoder)
     folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        "encoder": encoder,
+        "depth": tower.layers[-1],
+        "source": data,
+        "test": test,
+        "asked": tasks,
+        "grid": grid,
+        "dtype": dtype,
+        "seed": seed,
+        **problem.described(),
+    }
     with progress_bar(console) as bar:
         everything = [*problem.train, *problem.test]
         task = bar.add_task("encoding pictures", total=len(everything))
-        features = pooled(
-            tower, processor, everything, grid, batch_size, lambda n: bar.advance(task, n)
-        )
-        report = {
-            "encoder": encoder,
-            "depth": depth,
-            "source": data,
-            "test": test,
-            "asked": tasks,
-            "train_pictures": len(problem.train),
-            "test_pictures": len(problem.test),
-            "tasks": {t.name: {"chance": t.chance, "classes": t.classes} for t in problem.tasks},
-            "left_out": problem.left_out,
-            "grid": grid,
-            "dtype": dtype,
-            "seed": seed,
-        }
+        tick = partial(bar.advance, task)
+        features = pooled(tower, processor, everything, grid, batch_size, tick)
         for kind in FEATURES:
             task = bar.add_task(f"probing {kind} features", total=len(chosen))
             x = features[:, :, :1] if kind == "mean" else features[:, :, 1:]
@@ -121,6 +112,16 @@ def probe(
         console.print(f"not probed: {name} ({why})", soft_wrap=True)
     console.print(f"probe: {file}", soft_wrap=True)
     return file
+
+
+def _selections(
+    depth: int, folder: Path, combinations: Sequence[LayerSpec] | None
+) -> list[list[int]]:
+    """Every single layer, then the combinations, each once."""
+    found = [[k] for k in range(depth + 1)]
+    given = default_combinations(depth, folder) if combinations is None else combinations
+    several = [list(select(spec, depth).layers) for spec in given]
+    return found + [k for i, k in enumerate(several) if k not in found + several[:i]]
 
 
 def default_combinations(depth: int, folder: Path) -> list[LayerSpec]:
@@ -200,8 +201,4 @@ def _write(folder: Path, report: dict[str, Any]) -> Path:
     for kind in FEATURES:
         shown = {**report, "features": kind, "rows": report[kind]}
         draw_probe(shown, folder / f"probe-{kind}")
-    file = folder / "probe.json"
-    partial = file.with_suffix(".tmp")
-    partial.write_text(json.dumps(report) + "\n", "utf-8")
-    partial.replace(file)
-    return file
+    return write_json(folder / "probe.json", report)

@@ -1,6 +1,5 @@
 """Which layers to try first: a ranked list of selections with the evidence for each."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from layerfuse.analysis.probe import bootstrap, probe
 from layerfuse.analysis.similarity import FILE, look_folder, similarity
+from layerfuse.analysis.stream import read_json, write_json
 from layerfuse.analysis.tables import ranking_words, validation_words
 from layerfuse.analysis.tasks import task_names
 from layerfuse.analysis.validate import trained_scores, validate
@@ -55,13 +55,13 @@ def recommend(
         load_recipe(recipe)
     shared: dict[str, Any] = {"dtype": dtype, "output": folder, "console": console}
     look = _saved(folder / FILE, encoder=encoder, source=images, dtype=dtype, limit=None)
-    look = look or _read(similarity(encoder, images, **shared))
+    look = look or read_json(similarity(encoder, images, **shared))
     wanted = _candidates(look, depth)
     several = [k for k in [*wanted, *trained] if len(k) > 1]
     names = task_names(tasks) or []
     probes = _saved(folder / "probe.json", encoder=encoder, source=data, test=test, dtype=dtype)
     if probes is None or not _answers(probes, names, several):
-        probes = _read(probe(encoder, data, test, tasks=tasks, layers=several, **shared))
+        probes = read_json(probe(encoder, data, test, tasks=tasks, layers=several, **shared))
     report: dict[str, Any] = {"encoder": encoder, "tasks": names or list(probes["tasks"])}
     report["ranking"] = _rank(look, probes, wanted, report["tasks"])
     ranking_words(report["ranking"][:SHOWN], console)
@@ -72,13 +72,9 @@ def recommend(
     return _write(folder, report, recipe, console)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text("utf-8"))
-
-
 def _saved(file: Path, **expected: Any) -> dict[str, Any] | None:
     """What was measured before, if it was measured as expected."""
-    found = _read(file) if file.exists() else {}
+    found = read_json(file) if file.exists() else {}
     return found if found and all(found.get(k) == v for k, v in expected.items()) else None
 
 
@@ -147,6 +143,6 @@ def _write(folder: Path, report: dict[str, Any], recipe: Path | None, console: C
     console.print(text, end="", markup=False, highlight=False)
     (folder / "recommended.yaml").write_text(text, "utf-8")
     file = folder / "recommend.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    write_json(file, report)
     console.print(f"arms: {folder / 'recommended.yaml'}\nrecommendation: {file}", soft_wrap=True)
     return file

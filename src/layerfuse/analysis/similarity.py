@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from layerfuse.analysis.figures import draw_cross, draw_similarity
 from layerfuse.analysis.groups import all_groups, best_count
 from layerfuse.analysis.statistics import LayerStatistics
-from layerfuse.analysis.stream import batches, progress_bar
+from layerfuse.analysis.stream import batches, progress_bar, write_json
 from layerfuse.analysis.tables import similarity_table
 from layerfuse.data.pictures import find_pictures, require_look
 from layerfuse.data.samples import Picture
@@ -104,11 +104,11 @@ def similarity(
     silhouette. Everything goes to `output` (default `runs/look-<encoder>`). Raises ValueError or
     OSError for what cannot be used, ImportError without the packages of the extra `look`.
     """
+    require_look("cka")
     if by not in MEASURES:
         raise ValueError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError("the batch size and the limit must be at least 1")
-    require_look("cka")
     console = console or Console()
     folder = output or look_folder(encoder)
     pictures = find_pictures(images, split, limit)
@@ -118,17 +118,11 @@ def similarity(
     processors = [load_image_processor(name) for name in (encoder, other) if name]
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "similarity.unfinished"
+    how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "unfinished": unfinished}
     with progress_bar(console) as bar:
         task = bar.add_task("looking at pictures", total=len(pictures))
-        found = measure(
-            towers,
-            processors,
-            pictures,
-            batch_size=batch_size,
-            seed=seed,
-            unfinished=unfinished,
-            progress=lambda done: bar.update(task, completed=done),
-        )
+        how["progress"] = lambda done: bar.update(task, completed=done)
+        found = measure(towers, processors, pictures, **how)
     described = {
         "encoder": encoder,
         "other": other,
@@ -183,8 +177,4 @@ def _write(folder: Path, report: dict) -> Path:
     draw_similarity(report, folder / "similarity")
     if report["other"]:
         draw_cross(report, folder / "cross")
-    file = folder / FILE
-    partial = file.with_suffix(".tmp")
-    partial.write_text(json.dumps(report) + "\n", "utf-8")
-    partial.replace(file)
-    return file
+    return write_json(folder / FILE, report)

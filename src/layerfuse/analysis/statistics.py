@@ -52,35 +52,40 @@ class LayerStatistics:
         self.means = self.means or [[] for _ in maps]
         for row, name in enumerate(names):
             for tower, patches in enumerate(maps):
-                layers = torch.stack([p[row] for p in patches])
+                layers = torch.stack([p[row] for p in patches], dim=1)
                 self._add(tower, layers, name)
             self.done += 1
             if len(self.means[0]) == BLOCK_IMAGES:
                 self._flush()
 
     def _add(self, tower: int, layers: Tensor, name: str) -> None:
-        """One picture's (L, N, D) in one encoder."""
+        """One picture's tokens (N, L, D) in one encoder."""
         tokens = layers.float()
-        norms = tokens.norm(dim=-1, keepdim=True)
-        finite = norms.isfinite().all(dim=1).flatten()
+        products = (
+            tokens @ tokens.mT
+        )  # (N, L, L): one reading of the tokens gives norms and cosines
+        squares = products.diagonal(dim1=1, dim2=2)
+        finite = squares.isfinite().all(dim=0)
         if not finite.all():
             layer = int((~finite).nonzero()[0])
             raise ValueError(f"layer {layer} of {name} holds infinite or undefined features")
-        count = tokens.shape[1]
+        count = len(tokens)
         positions = np.random.default_rng([self.seed, self.done]).permutation(count)
         drawn = min(count, BLOCK_TOKENS // min(self.total, BLOCK_IMAGES))
         kept = min(count, KEPT_TOKENS // min(self.total, KEPT_IMAGES))
-        self.tokens[tower].append(layers[:, positions[:drawn]])
-        self.means[tower].append(tokens.mean(dim=1, keepdim=True))
+        mean = tokens.mean(dim=0)
+        self.tokens[tower].append(layers[positions[:drawn]].transpose(0, 1))
+        self.means[tower].append(mean[:, None])
         if tower:
             return
-        unit = (tokens / norms.clamp_min(1e-30)).flatten(1)
-        self._sum("cosine", unit @ unit.T / count)
-        self._sum("mean", tokens.mean(dim=1))
-        self._sum("norm", norms.mean(dim=(1, 2)))
-        self._sum("energy", norms.square().mean(dim=(1, 2)))
+        norms = squares.sqrt()
+        scale = norms.clamp_min(1e-30).reciprocal()
+        self._sum("cosine", (products * scale[:, :, None] * scale[:, None]).mean(dim=0))
+        self._sum("mean", mean)
+        self._sum("norm", norms.mean(dim=0))
+        self._sum("energy", squares.mean(dim=0))
         if self.done in self.sample:
-            self.kept.append(layers[:, positions[:kept]].cpu())
+            self.kept.append(layers[positions[:kept]].transpose(0, 1).cpu())
 
     def _sum(self, name: str, value: Tensor) -> None:
         found = value.detach().cpu().double()

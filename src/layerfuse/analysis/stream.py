@@ -1,7 +1,10 @@
-"""Batches of preprocessed pictures, prepared in a second thread while the encoder runs."""
+"""Pictures in, reports out: batches prepared in a second thread while the encoder runs, progress,
+and JSON files that are written whole or not at all."""
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -38,3 +41,18 @@ def batches(
 def progress_bar(console: Console) -> Progress:
     """A progress bar with a count and the time left."""
     return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+
+
+def write_json(file: Path, report: dict[str, Any]) -> Path:
+    """Replace `file` by a report."""
+    partial = file.with_suffix(".tmp")
+    partial.write_text(json.dumps(report) + "\n", "utf-8")
+    return partial.replace(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A report. Raises ValueError naming a file that holds none."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it to measure again") from error

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +44,15 @@ class Problem:
     test: list[Picture]
     tasks: list[Task]
     left_out: dict[str, str]
+
+    def described(self) -> dict[str, Any]:
+        """What a report says about the tasks."""
+        return {
+            "train_pictures": len(self.train),
+            "test_pictures": len(self.test),
+            "tasks": {t.name: {"chance": t.chance, "classes": t.classes} for t in self.tasks},
+            "left_out": self.left_out,
+        }
 
 
 def task_names(tasks: str | None) -> list[str] | None:

@@ -67,22 +67,23 @@ def validate(study: Path, look: dict[str, Any], probes: dict[str, Any]) -> dict[
                 "number of layers": len(layers),
             }
         )
+    found = {"study": study.name, "selections": table, "families": families, **_summary(table)}
+    return json.loads(json.dumps(found, default=float))
+
+
+def _summary(table: list[dict[str, Any]]) -> dict[str, Any]:
     scopes = {"selections": table, "single layers": [r for r in table if len(r["layers"]) == 1]}
-    found = {
-        "study": study.name,
-        "selections": table,
-        "families": families,
+    return {
         "correlations": {
             scope: {name: _correlation(part, name) for name in list(table[0])[4:]}
             for scope, part in scopes.items()
         },
         "within_families": {
             x: rank_correlation(*zip(*(r["families"][x] for r in table), strict=True))
-            for x in families
+            for x in table[0]["families"]
         },
         "between_seeds": _between_seeds(table),
     }
-    return json.loads(json.dumps(found, default=float))
 
 
 def _correlation(table: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
@@ -92,11 +93,11 @@ def _correlation(table: list[dict[str, Any]], name: str) -> dict[str, Any] | Non
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any] | None:
     """Spearman's rho with the 95 % interval of Bonett & Wright 2000 (variance of Fisher's z:
     (1 + rho²/2) / (n - 3)); None where one side is constant or undefined, or n is below 4."""
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
     if len(x) < 4 or len(set(x)) < 2 or len(set(y)) < 2 or not np.isfinite([*x, *y]).all():
         return None
-    rho = float(spearmanr(x, y)[0])  # type: ignore[arg-type]
+    rho = float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
     z = math.atanh(max(-0.9999, min(0.9999, rho)))
     half = 1.96 * math.sqrt((1 + rho**2 / 2) / (len(x) - 3))
     return {"rho": rho, "interval": [math.tanh(z - half), math.tanh(z + half)], "n": len(x)}
