@@ -41,7 +41,6 @@ Output = Annotated[
     Path | None, typer.Option(help="Folder of the results.", show_default="runs/look-<encoder>")
 ]
 Number = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Arithmetic of the encoder.")]
-Measure = Literal["cosine", "cosine_centred", "cka_tokens", "cka_images"]
 Batch = Annotated[int, typer.Option(help="Pictures encoded at once.", min=1)]
 Tasks = Annotated[str | None, typer.Option(help="Tasks, as count,shape. Default: all")]
 ProbeData = Annotated[
@@ -116,7 +115,9 @@ def similarity(
     encoder: Encoder,
     images: Pictures = None,
     other: Annotated[str | None, typer.Option(help="A second encoder to compare with.")] = None,
-    by: Annotated[Measure, typer.Option(help="The similarity that makes the groups.")] = "cosine",
+    by: Annotated[
+        str, typer.Option(help="What makes the groups: cosine[_centred], cka_tokens or cka_images.")
+    ] = "cosine",
     groups: Annotated[
         int, typer.Option(help="Number of groups; 0: the widest mean silhouette.", min=0)
     ] = 3,

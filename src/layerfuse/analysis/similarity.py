@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from layerfuse.analysis.figures import draw_cross, draw_similarity
+from layerfuse.analysis.figures import TITLES, draw_cross, draw_similarity
 from layerfuse.analysis.groups import all_groups, best_count
 from layerfuse.analysis.statistics import LayerStatistics
 from layerfuse.analysis.stream import batches, progress_bar, write_json
@@ -23,7 +24,7 @@ from layerfuse.data.samples import Picture
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor
 
-MEASURES = ("cosine", "cosine_centred", "cka_tokens", "cka_images")
+MEASURES = tuple(TITLES)
 SAVE_SECONDS = 60
 FILE = "similarity.json"
 
@@ -49,7 +50,12 @@ def measure(
     device = next(encoders[0].parameters()).device
     key = _key(encoders, processors, pictures, seed) if unfinished else ""
     if unfinished and unfinished.exists():
-        state = load_file(unfinished)
+        try:
+            state = load_file(unfinished)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{unfinished} is damaged ({error}): delete it to start anew"
+            ) from error
         if bytes(state.pop("key").tolist()).decode() == key:
             found.restore(state, device)
     saved = time.monotonic()
