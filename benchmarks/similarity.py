@@ -24,7 +24,7 @@ from layerfuse.data.pictures import find_pictures
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor
 
-ENCODER, BATCH, PICTURES, ROUNDS = "dinov2-small", 16, 64, 3
+ENCODER, BATCH, PICTURES, ROUNDS = "dinov2-small", 16, 64, 8
 
 
 def pixel_batches(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -57,16 +57,21 @@ def other(encoder: Encoder, batches: list[torch.Tensor]) -> None:
     compute_cka(tower, tower, loader, layers=layers, progress=False)
 
 
-def times(actions: list[Callable[[], object]]) -> list[float]:
-    """Median seconds of each action, taken in turns after a warm-up."""
-    taken: list[list[float]] = [[] for _ in actions]
+def times(actions: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of each action in each round after a warm-up, the order turned round every round."""
+    taken: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(ROUNDS + 1):
-        for action, found in zip(actions, taken, strict=True):
+        for name in list(actions)[:: 1 - 2 * (turn % 2)]:
             started = time.perf_counter()
-            action()
-            if turn:
-                found.append(time.perf_counter() - started)
-    return [statistics.median(found) for found in taken]
+            actions[name]()
+            taken[name].append(time.perf_counter() - started)
+    return {name: found[1:] for name, found in taken.items()}
+
+
+def ratio(found: dict[str, list[float]], one: str, other: str) -> str:
+    """Median over rounds, with the least and the largest."""
+    each = [a / b for a, b in zip(found[one], found[other], strict=True)]
+    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
 
 
 @torch.inference_mode()
@@ -91,12 +96,20 @@ def memory(what: str, dtype: str) -> float:
 
 def compare(dtype: str, table: Table) -> dict:
     encoder, batches = load_encoder(ENCODER, DTYPES[dtype]), pixel_batches(DTYPES[dtype])
-    actions = [lambda: bare(encoder, batches), lambda: look(encoder, batches)]
+    actions: dict[str, Callable[[], object]] = {
+        "bare forward": lambda: bare(encoder, batches),
+        "pass": lambda: look(encoder, batches),
+    }
     if dtype == "float32":
-        actions.append(lambda: other(encoder, batches))
-    base, *rest = times(actions)
-    for name, seconds in zip(["pass", "pytorch-cka"][: len(rest)], rest, strict=True):
-        table.add_row(f"time, {dtype}: {name} / bare forward", f"{seconds / base:.2f}")
+        actions["pytorch-cka"] = lambda: other(encoder, batches)
+    found = times(actions)
+    for one, two in (
+        ("pass", "bare forward"),
+        ("pytorch-cka", "bare forward"),
+        ("pass", "pytorch-cka"),
+    ):
+        if {one, two} <= set(found):
+            table.add_row(f"time, {dtype}: {one} / {two}", ratio(found, one, two))
     alone, whole = (memory(what, dtype) for what in ("bare", "look"))
     table.add_row(f"peak memory, {dtype}: pass / bare forward", f"{whole / alone:.2f}")
     return look(encoder, batches)

@@ -380,3 +380,16 @@ def test_what_cannot_be_measured_writes_nothing(
     with pytest.raises(ValueError, match=message):
         written(folder, **options)
     assert not list((folder / "out").glob("*"))
+
+
+def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
+    from layerfuse.analysis.stream import read_json
+
+    (folder / "out").mkdir()
+    (folder / "out" / "similarity.unfinished").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"similarity\.unfinished is damaged .*: delete it"):
+        written(folder)
+
+    (tmp_path / "similarity.json").write_text('{"depth": 4, "gro')
+    with pytest.raises(ValueError, match=r"similarity\.json is damaged .*: delete it"):
+        read_json(tmp_path / "similarity.json")
