@@ -1,6 +1,7 @@
 """Stages train what they name, in the right precision; stopping and continuing changes nothing."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from layerfuse.data.conversations import Samples, load
 from layerfuse.model import FusionVLM
 from layerfuse.recipe import Data, Recipe, Stage
 from layerfuse.train.run import encoder_for, train_arm
-from layerfuse.train.stages import count_parameters, parameter_groups, stage_parameters
+from layerfuse.train.stages import begin_stage, count_parameters, end_stage, parameter_groups
 from layerfuse.train.trainer import FusionTrainer
 from tests import tiny
 
@@ -45,17 +46,18 @@ def test_parts_train_in_float32_and_the_rest_is_frozen(
     model = tiny.model("concat")
     chosen = stage(**settings)
     names = {n for n, _ in model.named_parameters()}
-    with stage_parameters(model, chosen, torch.bfloat16):
-        moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        assert {n.split(".")[0] for n in moving} == trained
-        assert {p.dtype for p in moving.values()} == {torch.float32}
-        if chosen.lora:
-            own = [n for n in moving if n.startswith("language_model")]
-            assert own
-            assert all("lora_" in n for n in own)
-        still = [p for p in model.parameters() if not p.requires_grad]
-        assert {p.dtype for p in still} == {torch.bfloat16}
-        assert count_parameters(model)["trained"] == sum(p.numel() for p in moving.values())
+    adapted = begin_stage(model, chosen, torch.bfloat16)
+    moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert {n.split(".")[0] for n in moving} == trained
+    assert {p.dtype for p in moving.values()} == {torch.float32}
+    if chosen.lora:
+        own = [n for n in moving if n.startswith("language_model")]
+        assert own
+        assert all("lora_" in n for n in own)
+    still = [p for p in model.parameters() if not p.requires_grad]
+    assert {p.dtype for p in still} == {torch.bfloat16}
+    assert count_parameters(model)["trained"] == sum(p.numel() for p in moving.values())
+    end_stage(model, adapted, torch.bfloat16)
     assert {n for n, _ in model.named_parameters()} == names
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in model.parameters())
@@ -64,17 +66,17 @@ def test_parts_train_in_float32_and_the_rest_is_frozen(
 def test_learning_rates_per_part_and_no_decay_on_biases() -> None:
     model = tiny.model("concat")
     chosen = stage(learning_rates={"fusion": 1e-3, "llm": 2e-5}, weight_decay=0.1)
-    with stage_parameters(model, chosen, torch.float32):
-        decayed = {n for n, p in model.named_parameters() if p.ndim > 1}
-        groups = parameter_groups(model, chosen, decayed)
-        moving = [p for p in model.parameters() if p.requires_grad]
-        assert sum(len(g["params"]) for g in groups) == len(moving)
-        rate = {id(p): g["lr"] for g in groups for p in g["params"]}
-        decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                assert rate[id(p)] == (1e-3 if name.startswith("fusion") else 2e-5)
-                assert decay[id(p)] == (0.1 if p.ndim > 1 else 0.0)
+    begin_stage(model, chosen, torch.float32)
+    decayed = {n for n, p in model.named_parameters() if p.ndim > 1}
+    groups = parameter_groups(model, chosen, decayed)
+    moving = [p for p in model.parameters() if p.requires_grad]
+    assert sum(len(g["params"]) for g in groups) == len(moving)
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            assert rate[id(p)] == (1e-3 if name.startswith("fusion") else 2e-5)
+            assert decay[id(p)] == (0.1 if p.ndim > 1 else 0.0)
 
 
 @pytest.fixture
@@ -189,8 +191,7 @@ def test_accumulation_gives_the_same_training(recipe: Recipe, tmp_path: Path) ->
 def test_after_a_stage_the_model_is_what_loading_it_gives(llm: str, tmp_path: Path) -> None:
     """Casting leaves alone what no checkpoint holds, such as rotary frequencies."""
     model = tiny.model("concat", llm=llm, normalize="standardize")
-    with stage_parameters(model, stage(), torch.bfloat16):
-        pass
+    end_stage(model, begin_stage(model, stage(), torch.bfloat16), torch.bfloat16)
     model.save_pretrained(tmp_path)
     loaded = FusionVLM.from_pretrained(tmp_path).eval()
     assert loaded.dtype == torch.bfloat16
@@ -241,7 +242,7 @@ def test_features_are_used_only_while_the_encoder_is_the_one_that_made_them(
     monkeypatch.setattr("layerfuse.train.run.Collator", Watched)
     samples = {n: load(s.data) for n, s in stages.items()}
     pictures = [p for s in samples["align"] for p in s.pictures]
-    store = cached_features(encoder_for(recipe), tiny.image_processor(), pictures)
+    store = cached_features(partial(encoder_for, recipe), tiny.image_processor(), pictures)
 
     def run() -> None:
         train_arm(
@@ -253,4 +254,4 @@ def test_features_are_used_only_while_the_encoder_is_the_one_that_made_them(
     used.clear()
     run()  # the checkpoints of the last stage are there: only it is entered again
     assert used == [False]
-    assert not recipe.encoder_is_stock()
+    assert not recipe.reads_cache()

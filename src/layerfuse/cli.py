@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 models = typer.Typer(no_args_is_help=True, help="Pretrained models for machines without a hub.")
 app.add_typer(models, name="models")
+cache = typer.Typer(no_args_is_help=True, help="Features of pictures that were encoded before.")
+app.add_typer(cache, name="cache")
 listing = typer.Typer(no_args_is_help=True, help="Tables of what there is.")
 app.add_typer(listing, name="list")
 
@@ -89,6 +91,9 @@ def study(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the study.", show_default="runs/<name>")
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="One arm after another, or many at once by Ray.")
+    ] = "local",
     imports: Imports = None,
 ) -> None:
     """Train and compare every arm of a recipe, and write report.html. Continues what was begun."""
@@ -96,7 +101,8 @@ def study(
         _import(imports)
         from layerfuse.study.run import study as run
 
-        report = run(recipe, tuple(overrides or ()), output=output)
+        own = {"engine": engine, "modules": tuple(imports or ())}
+        report = run(recipe, tuple(overrides or ()), output=output, **own)
         typer.echo(f"report: {report}")
 
 
@@ -209,6 +215,40 @@ def ask(
         vlm.to(device())
         processor = Processor.from_pretrained(model)
         typer.echo(vlm.ask(processor, image, question, max_new_tokens=max_new_tokens))
+
+
+@cache.command("list")
+def cache_list() -> None:
+    """What the cache holds, by encoder, preprocessing and layer."""
+    with _errors():
+        from layerfuse.data.cache_folders import show
+
+        show(typer.echo)
+
+
+@cache.command("verify")
+def cache_verify() -> None:
+    """Read everything; drop what is damaged, so that it is encoded again when it is needed."""
+    with _errors():
+        from layerfuse.data.cache_folders import verify
+
+        mended = verify(typer.echo)
+    if mended:
+        raise typer.Exit(1)
+    typer.echo("nothing is damaged")
+
+
+@cache.command("clear")
+def cache_clear(
+    name: Annotated[
+        str | None, typer.Argument(help="The beginning of a name in `cache list`. Default: all")
+    ] = None,
+) -> None:
+    """Remove cached features."""
+    with _errors():
+        from layerfuse.data.cache_folders import clear
+
+        typer.echo(f"{clear(name) / 1e9:.2f} GB freed")
 
 
 @models.command("list")

@@ -184,8 +184,8 @@ class Encoder(nn.Module):
         return F.adaptive_avg_pool2d(maps, self.token_grid).flatten(2).transpose(1, 2)
 
     def digests(self) -> dict[int, str]:
-        """SHA-256 of everything that determines each selected layer's features: the config, the
-        token grid, the dtype, and the weights of the embeddings and of the blocks up to it."""
+        """SHA-256 of all that determines the features of each layer up to the deepest: the config,
+        the token grid, the dtype, and the weights of the embeddings and of the blocks up to it."""
         settings = self.tower.config.to_diff_dict()
         for key in ("num_hidden_layers", "_name_or_path", "transformers_version", "architectures"):
             settings.pop(key, None)
@@ -200,7 +200,7 @@ class Encoder(nn.Module):
         for index, block in enumerate(blocks, start=1):
             _feed(running, sorted(block.state_dict().items()))
             found[index] = running.hexdigest()
-        return {layer: found[layer] for layer in self.layers}
+        return found
 
 
 def _feed(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:

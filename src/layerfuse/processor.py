@@ -29,6 +29,10 @@ Message = dict[str, str]
 _OPEN, _CLOSE = "\ue000", "\ue001"
 
 
+class NoLabelError(ValueError):
+    """No token of a sample is left to learn from."""
+
+
 def question_of(messages: Sequence[Message]) -> str:
     """The last user message without its image markers: what a guided strategy may read."""
     asked = [m["content"] for m in messages if m["role"] == "user"]
@@ -143,8 +147,8 @@ class Processor(ProcessorMixin):
 
         `image_tokens` is the token count of each image in order. `prompt: plain` writes the images
         and the answers alone (LLaVA's alignment format). Raises ValueError when the number of
-        images does not fit the text, when no token is labelled, or when `max_length` would cut
-        image tokens away.
+        images does not fit the text or when `max_length` would cut image tokens away, and
+        NoLabelError when no token is labelled.
         """
         text, spans = self._plain(messages) if prompt == "plain" else self._chat(messages)
         text, spans = self._expand(text, spans, image_tokens)
@@ -160,7 +164,7 @@ class Processor(ProcessorMixin):
         if int((kept[0] == self.image_token_id).sum()) != sum(image_tokens):
             raise ValueError(f"{len(ids)} tokens: max_length {max_length} would cut image tokens")
         if bool((kept[1] == IGNORED).all()):
-            raise ValueError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
+            raise NoLabelError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
         return {"input_ids": kept[0], "labels": kept[1]}
 
     def _labelled(

@@ -10,7 +10,18 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from layerfuse.recipe_sources import Data, Scenes, Source, Strict
 
-__all__ = ["Arm", "Data", "Evaluation", "Grid", "Lora", "Recipe", "Scenes", "Source", "Stage"]
+__all__ = [
+    "Arm",
+    "Data",
+    "Evaluation",
+    "Grid",
+    "Lora",
+    "Recipe",
+    "Resources",
+    "Scenes",
+    "Source",
+    "Stage",
+]
 
 Part = Literal["fusion", "llm", "vision"]
 Layers = int | str | list[int] | list[list[int]]
@@ -72,7 +83,13 @@ class Stage(Strict):
     """Gradient clipping; 0 switches it off."""
     max_length: int = Field(default=2048, gt=0)
     """Longer samples are cut at the end; a sample that would lose an image token or all its labels
-    is an error."""
+    is bad (`on_bad_sample`)."""
+    group_by_length: bool = True
+    """Put samples of similar length into one batch, so that less of it is padding; the order of the
+    batches stays random."""
+    random_crop: float | None = Field(default=None, gt=0, le=1)
+    """Augmentation: cut a random part out of every picture, at least this share of each side. The
+    stage then encodes its pictures as they come, whatever `cache_features` says."""
     activation_checkpointing: bool = False
     """Recompute the LLM's activations in the backward pass: less memory, more time."""
     checkpoint_steps: int | None = Field(default=None, gt=0)
@@ -149,6 +166,24 @@ class Statistics(Strict):
     """Seed of the resampling."""
 
 
+class Resources(Strict):
+    """What one arm runs on; results do not depend on it."""
+
+    processes: int = Field(default=1, gt=0)
+    """Processes that train an arm together, one per GPU, started by `accelerate launch`."""
+    accelerate: str | None = None
+    """How they share the model: `fsdp2`, `zero2`, `zero3`, or an accelerate config file. Default:
+    each holds it whole (DDP)."""
+    loaders: int = Field(default=0, ge=0)
+    """Processes that read and prepare the next batches meanwhile, for each training process."""
+    cpus: int = Field(default=1, gt=0)
+    """CPU cores of an arm, with `--engine ray`."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs of an arm, with `--engine ray`. Default: one per process where there are GPUs."""
+    retries: int = Field(default=3, ge=0)
+    """How often Ray starts an arm again, from its last checkpoint, when its worker died."""
+
+
 class Recipe(Strict):
     """A study: models, data, stages, and the arms to compare."""
 
@@ -175,8 +210,13 @@ class Recipe(Strict):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     """The LLM's attention kernel."""
     cache_features: bool = True
-    """Encode each picture once and share the features among all arms. Needs disk space: images ×
-    tokens × width × 2 bytes per layer. A stage that trains `vision` never uses it."""
+    """Encode each picture once and share the features among all arms and studies. Needs disk space:
+    images × tokens × width × 2 bytes per layer; `$LAYERFUSE_CACHE_GB` (100) is the limit for all. A
+    stage that trains `vision` or crops at random never uses it."""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """What to do about samples that cannot be used (unreadable pictures, conversations without an
+    answer, samples so long that no label or not every image token is left): stop before training,
+    or leave them out for all arms. Both name them."""
     fusion_defaults: dict[str, Any] = Field(default_factory=dict)
     """Fusion options for every arm that does not set them."""
     arms: list[Arm] = Field(default_factory=list)
@@ -195,6 +235,12 @@ class Recipe(Strict):
     """Intervals."""
     keep_models: Literal["all", "best", "none"] = "best"
     """Which trained models stay on disk."""
+    report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(default_factory=list)
+    """Where the trainer also writes its curves. Each must be installed."""
+    liger: bool = False
+    """Fused GPU kernels for the LLM's norms, rotary embeddings and MLPs (package liger-kernel)."""
+    resources: Resources = Resources()
+    """What each arm runs on."""
 
     @model_validator(mode="after")
     def _arms_are_distinct(self) -> "Recipe":
@@ -229,12 +275,13 @@ class Recipe(Strict):
         bare = isinstance(layers, str) and layers.startswith("similarity:") and "@" not in layers
         return f"{layers}@{self.similarity}" if bare and self.similarity else layers
 
-    def encoder_is_stock(self, stage: str | None = None) -> bool:
-        """Whether no stage up to and including `stage` (default: the last) trains the encoder, so
-        that features encoded before any training still hold."""
+    def reads_cache(self, stage: str = "evaluate") -> bool:
+        """Whether a stage or the test can read features that were encoded before any training."""
         names = list(self.stages)
-        until = names[: names.index(stage) + 1] if stage else names
-        return not any("vision" in self.stages[name].learning_rates for name in until)
+        until = names[: names.index(stage) + 1] if stage in self.stages else names
+        trained = any("vision" in self.stages[name].learning_rates for name in until)
+        cropped = stage in self.stages and self.stages[stage].random_crop is not None
+        return self.cache_features and not trained and not cropped
 
     @property
     def baseline_name(self) -> str:

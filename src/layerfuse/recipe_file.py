@@ -14,6 +14,7 @@ from layerfuse.recipe import (
     Grid,
     Lora,
     Recipe,
+    Resources,
     Scenes,
     Source,
     Stage,
@@ -47,19 +48,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _plain(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return error["msg"]
-    known: dict[str, Any] = {"Recipe": Recipe.model_fields}
-    for model in (Source, Scenes, Data, Lora, Stage, Arm, Grid, Evaluation, Statistics):
-        known[model.__name__] = model.model_fields
-    parents = {
-        "stages": "Stage",
-        "arms": "Arm",
-        "evaluate": "Evaluation",
-        "statistics": "Statistics",
-    }
-    parents |= {"grid": "Grid", "encoder": "Source", "llm": "Source"}
-    parents |= {"data": "Data", "scenes": "Scenes", "lora": "Lora"}
-    holder = next((parents[p] for p in reversed(error["loc"][:-1]) if p in parents), "Recipe")
-    return f"unknown key; valid: {', '.join(known[holder])}"
+    parents: dict[str, Any] = {"stages": Stage, "arms": Arm, "evaluate": Evaluation}
+    parents |= {"statistics": Statistics, "resources": Resources, "grid": Grid, "lora": Lora}
+    parents |= {"encoder": Source, "llm": Source, "data": Data, "scenes": Scenes}
+    holder = next((parents[p] for p in reversed(error["loc"][:-1]) if p in parents), Recipe)
+    return f"unknown key; valid: {', '.join(holder.model_fields)}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,126 +1,268 @@
-"""Features of a frozen encoder, computed once per set of pictures and shared by all arms."""
+"""Features of a frozen encoder: each picture encoded once, kept on disk, shared by all arms.
+
+`$LAYERFUSE_HOME/features/<encoder and preprocessing>/<layer>/` holds shards (`data/shards.py`).
+A layer's features are addressed by the picture's bytes, the preprocessing, and the weights and
+settings of the encoder up to that layer. Pictures are encoded in batches fixed by their order, so
+that a pass that was stopped and continued makes the same bits.
+"""
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from filelock import FileLock
+from PIL import Image
 from torch import Tensor
 
 from layerfuse.data.samples import Picture
+from layerfuse.data.shards import Entry, Pair, read_header, shards_of, write_shard
 from layerfuse.encoder import Encoder, Features
 from layerfuse.local_models import home
 
 Progress = Callable[[int, int], None]
 """(pictures done, pictures in all)"""
+Load = Callable[[], Encoder]
+
+LIMIT_GB = "LAYERFUSE_CACHE_GB"
+DEFAULT_GB = 100.0
+SHARD_BYTES, SHARD_SECONDS = 2**28, 60
+"""a layer's shard is written when it is that large, or that long after the last"""
+AHEAD = 4
+"""batches that threads decode while the encoder is busy"""
+
+log = logging.getLogger(__name__)
 
 
+@dataclass
 class FeatureStore:
-    """Cached features of a set of pictures, looked up by picture."""
+    """Cached features of a set of pictures, looked up by picture.
 
-    def __init__(
-        self,
-        rows: dict[str, int],
-        layers: tuple[int, ...],
-        patches: list[Tensor],
-        summary: list[Tensor],
-        grid: tuple[int, int],
-    ) -> None:
-        self.rows = rows
-        self.layers = layers
-        self.patches = patches
-        self.summary = summary
-        self.grid = grid
+    Every entry is checked when it is first read; a damaged one is encoded again. Holds no tensors:
+    a copy for another process is small.
+    """
+
+    pictures: list[Picture]
+    digests: list[str]
+    layers: tuple[int, ...]
+    grid: tuple[int, int]
+    load: Load
+    image_processor: Any
+    batch_size: int
+    folders: dict[int, Path]
+    entries: dict[int, dict[str, Entry]]
+    bad: dict[str, str] = field(default_factory=dict)
+    """pictures that cannot be decoded, with the reason"""
+
+    def __post_init__(self) -> None:
+        self.rows = {picture.name: row for row, picture in enumerate(self.pictures)}
+        self.checked: set[tuple[int, int]] = set()
 
     def features(self, pictures: Sequence[Picture]) -> Features:
         """The features of `pictures`, in that order."""
-        rows = torch.tensor([self.rows[picture.name] for picture in pictures])
-        patches = tuple(x[rows] for x in self.patches)
-        return Features(self.layers, patches, tuple(x[rows] for x in self.summary), self.grid)
+        rows = [self.rows[picture.name] for picture in pictures]
+        pairs = [[self._pair(layer, row) for row in rows] for layer in self.layers]
+        patches = tuple(torch.stack([p for p, _ in own]) for own in pairs)
+        summary = tuple(torch.stack([s for _, s in own]) for own in pairs)
+        return Features(self.layers, patches, summary, self.grid)
 
     def restrict(self, layers: Iterable[int]) -> "FeatureStore":
         """The same pictures with only these layers, ascending."""
-        chosen = tuple(sorted(set(layers)))
-        where = [self.layers.index(layer) for layer in chosen]
-        patches, summary = [self.patches[i] for i in where], [self.summary[i] for i in where]
-        return FeatureStore(self.rows, chosen, patches, summary, self.grid)
+        return replace(self, layers=tuple(sorted(set(layers))))
+
+    def _pair(self, layer: int, row: int) -> Pair:
+        entry = self.entries[layer][self.digests[row]]
+        try:
+            pair = entry.read()
+            intact = (layer, row) in self.checked or entry.is_intact(pair)
+        except OSError:
+            intact = False
+        if not intact:
+            pair = self._repair(layer, row)
+        self.checked.add((layer, row))
+        return pair
+
+    def _repair(self, layer: int, row: int) -> Pair:
+        """Encode the batch of a damaged entry again, on the CPU, and keep the entry."""
+        picture, digest = self.pictures[row], self.digests[row]
+        log.warning("the cached features of %s are damaged: encoding it again", picture.name)
+        encoder = self.load().cpu()
+        start = row - row % self.batch_size
+        batch = range(start, min(start + self.batch_size, len(self.pictures)))
+        with torch.inference_mode():
+            features = encoder(self.pixels(batch)[0])
+        index = features.layers.index(layer)
+        pair = features.patches[index][row - start], features.summary[index][row - start]
+        self.write(layer, {digest: pair}, encoder)
+        return pair
+
+    def pixels(self, batch: range) -> tuple[Tensor, dict[str, str]]:
+        """A batch's pixels, grey where a picture cannot be decoded, and those with the reason."""
+        images, bad = [], {}
+        for picture in self.pictures[batch.start : batch.stop]:
+            try:
+                images.append(picture.open())
+            except ValueError as error:
+                bad[picture.name] = str(error)
+                images.append(Image.new("RGB", (64, 64)))
+        return self.image_processor(images, return_tensors="pt")["pixel_values"], bad
+
+    def missing(self, batch: range) -> list[int]:
+        """The rows of a batch without an entry in some layer."""
+        own = self.entries.values()
+        return [row for row in batch if any(self.digests[row] not in found for found in own)]
+
+    def write(self, layer: int, pairs: dict[str, Pair], encoder: Encoder) -> None:
+        """Keep entries of a layer on disk."""
+        if pairs:
+            config = encoder.tower.config
+            about = {"encoder": config.model_type, "layer": layer, "dtype": str(encoder.dtype)}
+            about |= {"width": config.hidden_size, "grid": list(self.grid)}
+            file = write_shard(self.folders[layer], pairs, self.grid, about)
+            self.entries[layer].update(read_header(file).entries)
 
 
 def cached_features(
-    encoder: Encoder,
+    load: Load,
     image_processor: Any,
     pictures: Iterable[Picture],
     *,
+    skip: bool = False,
     batch_size: int = 32,
     progress: Progress = lambda done, total: None,
 ) -> FeatureStore:
     """The features of all distinct pictures, from disk where they were computed before.
 
-    One file per layer under `$LAYERFUSE_HOME/features`, named by the content of the pictures, the
-    preprocessing, and the weights and settings of the encoder up to that layer; each is written
-    whole or not at all. Raises ValueError naming a picture that cannot be read.
+    `load` makes the encoder (here, and again where an entry must be repaired). Several processes
+    may do this at once: one encodes, the others wait for it. A picture that cannot be decoded is
+    named in `bad` with `skip`, else it raises ValueError. Raises OSError if the features would
+    exceed $LAYERFUSE_CACHE_GB (default 100) or the free disk space.
     """
     distinct = list({picture.name: picture for picture in pictures}.values())
-    digests = [picture.digest() for picture in distinct]
-    content = hashlib.sha256(" ".join(digests).encode())
-    content.update(json.dumps(image_processor.to_dict(), sort_keys=True, default=str).encode())
-    files = {
-        layer: home() / "features" / f"{_join(content.hexdigest(), digest)}.safetensors"
-        for layer, digest in encoder.digests().items()
-    }
-    missing = tuple(layer for layer, file in files.items() if not file.exists())
-    if missing and distinct:
-        _encode(encoder, image_processor, distinct, missing, files, batch_size, progress)
-    patches, summary, grid = [], [], (0, 0)
-    for layer in encoder.layers if distinct else ():
-        with safe_open(files[layer], framework="pt") as stored:
-            patches.append(stored.get_tensor("patches"))
-            summary.append(stored.get_tensor("summary"))
-            grid = tuple(json.loads(stored.metadata()["grid"]))
-    rows = {picture.name: row for row, picture in enumerate(distinct)}
-    return FeatureStore(rows, encoder.layers, patches, summary, (grid[0], grid[1]))
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(Picture.digest, distinct))
+    encoder = load()
+    own = encoder.digests()
+    settings = json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
+    space = features_home() / _short(own[0] + settings)
+    folders = {k: space / f"{k:02d}-{own[k][:12]}" for k in encoder.layers}
+    store = FeatureStore(
+        distinct, digests, encoder.layers, (0, 0), load, image_processor, batch_size, folders, {}
+    )
+    space.mkdir(parents=True, exist_ok=True)
+    with FileLock(space / ".lock"):
+        _index(store)
+        _encode(store, encoder, skip, progress)
+    _index(store)
+    return store
 
 
-def _join(*parts: str) -> str:
-    return hashlib.sha256("-".join(parts).encode()).hexdigest()[:32]
+def features_home() -> Path:
+    """Where the cache is."""
+    return home() / "features"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _index(store: FeatureStore) -> None:
+    """Find the entries of the store's pictures; later shards replace earlier ones."""
+    wanted = set(store.digests)
+    for layer, folder in store.folders.items():
+        store.entries[layer] = {}
+        for file in shards_of(folder):
+            try:
+                header = read_header(file)
+            except OSError as error:
+                log.warning("%s: what it held is encoded again", error)
+                continue
+            store.grid = header.grid
+            store.entries[layer].update(
+                {digest: entry for digest, entry in header.entries.items() if digest in wanted}
+            )
 
 
 @torch.inference_mode()
-def _encode(
-    encoder: Encoder,
-    image_processor: Any,
-    pictures: list[Picture],
-    layers: tuple[int, ...],
-    files: dict[int, Path],
-    batch_size: int,
-    progress: Progress,
-) -> None:
+def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progress) -> None:
+    """Encode every batch in which an entry is missing, and write what is missing."""
     device = next(encoder.parameters()).device
-    patches: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    summary: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    grid = (0, 0)
-    for start in range(0, len(pictures), batch_size):
-        images = [picture.open() for picture in pictures[start : start + batch_size]]
-        pixels = image_processor(images, return_tensors="pt")["pixel_values"]
-        features = encoder(pixels.to(device))
-        grid = features.grid
-        for layer in layers:
-            index = features.layers.index(layer)
-            patches[layer].append(features.patches[index].cpu())
-            summary[layer].append(features.summary[index].cpu())
-        progress(min(start + batch_size, len(pictures)), len(pictures))
-    for layer in layers:
-        whole = {"patches": torch.cat(patches.pop(layer)), "summary": torch.cat(summary.pop(layer))}
-        files[layer].parent.mkdir(parents=True, exist_ok=True)
-        unfinished = files[layer].with_suffix(f".{os.getpid()}")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in whole.items()},
-            unfinished,
-            metadata={"grid": json.dumps(list(grid))},
+    batches = [batch for batch in _batches(store) if store.missing(batch)]
+    total = sum(len(store.missing(batch)) for batch in batches)
+    kept: dict[int, dict[str, Pair]] = {layer: {} for layer in store.layers}
+    written = time.monotonic()
+    for done, (batch, (pixels, bad)) in enumerate(_ahead(store, batches)):
+        if bad and not skip:
+            raise ValueError(next(iter(bad.values())))
+        store.bad |= bad
+        features = encoder(pixels.to(device)).to("cpu")
+        store.grid = features.grid
+        if not done:
+            _check_space(features, total)
+        for row in store.missing(batch):
+            if store.pictures[row].name in bad:
+                continue
+            for index, layer in enumerate(features.layers):
+                if store.digests[row] not in store.entries[layer]:
+                    at = row - batch.start
+                    pair = features.patches[index][at], features.summary[index][at]
+                    kept[layer].setdefault(store.digests[row], pair)
+        progress(min(batch.stop, len(store.pictures)), len(store.pictures))
+        full = max(map(_size, kept.values())) >= SHARD_BYTES
+        if full or time.monotonic() - written > SHARD_SECONDS or done + 1 == len(batches):
+            for layer, pairs in kept.items():
+                store.write(layer, pairs, encoder)
+                pairs.clear()
+            written = time.monotonic()
+
+
+def _size(pairs: dict[str, Pair]) -> int:
+    return sum(patches.nbytes + summary.nbytes for patches, summary in pairs.values())
+
+
+def _batches(store: FeatureStore) -> list[range]:
+    count = len(store.pictures)
+    starts = range(0, count, store.batch_size)
+    return [range(start, min(start + store.batch_size, count)) for start in starts]
+
+
+def _ahead(
+    store: FeatureStore, batches: list[range]
+) -> Iterator[tuple[range, tuple[Tensor, dict[str, str]]]]:
+    """Every batch with its pixels, which threads decode some batches ahead."""
+    waiting: deque[tuple[range, Future[tuple[Tensor, dict[str, str]]]]] = deque()
+    todo = iter(batches)
+    with ThreadPoolExecutor(AHEAD) as pool:
+        while True:
+            for batch in islice(todo, AHEAD - len(waiting)):
+                waiting.append((batch, pool.submit(store.pixels, batch)))
+            if not waiting:
+                return
+            batch, future = waiting.popleft()
+            yield batch, future.result()
+
+
+def _check_space(features: Features, pictures: int) -> None:
+    """Raise OSError, before anything is written, if the missing features will not fit."""
+    each = sum(x[0].nbytes for x in (*features.patches, *features.summary))
+    need = each * pictures / 1e9
+    root = features_home()
+    held = sum(file.stat().st_size for file in root.rglob("*.safetensors")) / 1e9
+    limit = float(os.environ.get(LIMIT_GB, DEFAULT_GB))
+    free = shutil.disk_usage(root).free / 1e9
+    if held + need > limit or need > free:
+        raise OSError(
+            f"the features of {pictures} pictures need {need:.1f} GB beside the {held:.1f} GB in "
+            f"{root}; ${LIMIT_GB} allows {limit:g} GB and {free:.1f} GB of the disk are free. "
+            "Raise the limit, run `layerfuse cache clear`, or set `cache_features: false`"
         )
-        unfinished.replace(files[layer])

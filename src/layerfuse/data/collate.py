@@ -1,28 +1,92 @@
 """From samples to batches."""
 
-from collections.abc import Sequence
+import io
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from PIL import Image
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from layerfuse.data.cache import FeatureStore
-from layerfuse.data.samples import Sample, by_turn
-from layerfuse.processor import IGNORED, Processor, question_of
+from layerfuse.data.samples import Picture, Sample, by_turn
+from layerfuse.processor import IGNORED, NoLabelError, Processor, question_of
+
+PICTURE_LENGTH = 2000
+"""a picture's share of a sample's length, in characters of text"""
 
 
 class SampleDataset(Dataset[Sample]):
-    """Samples as a map-style dataset."""
+    """Samples as a map-style dataset; with `crop`, each picture is cut to a random part of at least
+    that share of its sides, which seed, epoch and index decide."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(self, samples: Sequence[Sample], crop: float | None = None, seed: int = 0) -> None:
         self.samples = samples
+        self.crop = crop
+        self.seed = seed
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
+        sample = self.samples[index]
+        if self.crop is None:
+            return sample
+        draw = random.Random(f"{self.seed} {self.epoch} {index}")
+        pictures = tuple(replace(p, crop=_box(draw, self.crop)) for p in sample.pictures)
+        return replace(sample, pictures=pictures)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def lengths(self) -> list[int]:
+        """The rough length of every sample, the same for all strategies."""
+        return [
+            sum(len(m["content"]) for m in sample.messages) + PICTURE_LENGTH * len(sample.pictures)
+            for sample in self.samples
+        ]
+
+
+def _box(draw: random.Random, least: float) -> tuple[float, float, float, float]:
+    width, height = draw.uniform(least, 1), draw.uniform(least, 1)
+    left, top = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
+    return left, top, left + width, top + height
+
+
+class LengthGroups(Sampler[int]):
+    """Random order in which every `batch_size` neighbours have similar lengths: samples are sorted
+    within windows of `WINDOW` batches of a shuffled epoch, and the batches shuffled again."""
+
+    WINDOW = 50
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = torch.tensor(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self), generator=draw)
+        batches: list[torch.Tensor] = []
+        for window in order.split(self.WINDOW * self.batch_size):
+            ranked = window[self.lengths[window].argsort(stable=True)]
+            batches += ranked.split(self.batch_size)
+        whole = [batch for batch in batches if len(batch) == self.batch_size]
+        rest = [batch for batch in batches if len(batch) < self.batch_size]
+        shuffled = [whole[i] for i in torch.randperm(len(whole), generator=draw)]
+        yield from torch.cat([*shuffled, *rest]).tolist()
 
 
 class Collator:
@@ -30,8 +94,9 @@ class Collator:
 
     With `guided`, for strategies that an instruction guides, a conversation of several answers
     becomes one row per answer, so that each is guided by its own question and by nothing after it;
-    the labelled tokens stay the same. Raises ValueError naming the sample that cannot be used (no
-    label left, image tokens cut).
+    the labelled tokens stay the same. With `blank`, a batch of text alone gets a picture behind its
+    first row, masked and without labels, so that every process runs the same modules. Raises
+    ValueError naming the sample that cannot be used (no label left, image tokens cut).
     """
 
     def __init__(
@@ -41,42 +106,68 @@ class Collator:
         max_length: int,
         store: FeatureStore | None,
         guided: bool = False,
+        blank: bool = False,
     ) -> None:
         self.processor = processor
         self.prompt: Literal["chat", "plain"] = prompt
         self.max_length = max_length
         self.store = store
         self.guided = guided
+        self.blank = blank
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         if self.guided:
             samples = [turn for sample in samples for turn in by_turn(sample)]
         batch = visual_inputs(self.processor, samples, self.store)
-        counts = image_tokens(self.processor, batch)
-        encoded = []
-        for sample in samples:
-            try:
-                tokens = [counts] * len(sample.pictures)
-                encoded.append(
-                    self.processor.encode(
-                        list(sample.messages),
-                        tokens,
-                        self.prompt,
-                        self.max_length,
-                        "last" if self.guided else "all",
-                    )
-                )
-            except ValueError as error:
-                raise ValueError(f"sample {sample.id}: {error}") from error
+        tokens = image_tokens(self.processor, batch)
+        rows = [(sample, self._encode(sample, tokens)) for sample in samples]
+        if any(row is None for _, row in rows):
+            samples = [sample for sample, row in rows if row is not None]
+            batch = visual_inputs(self.processor, samples, self.store)
+        encoded = [row for _, row in rows if row is not None]
+        if self.blank and not batch and (self.store is None or self.store.pictures):
+            picture = self.store.pictures[0] if self.store else _grey()
+            batch = visual_inputs(self.processor, [Sample("blank", (picture,), ())], self.store)
+            self._append(encoded[0], image_tokens(self.processor, batch))
         pad = self.processor.tokenizer.pad_token_id
         ids = pad_sequence([e["input_ids"] for e in encoded], batch_first=True, padding_value=pad)
         labels = pad_sequence([e["labels"] for e in encoded], True, padding_value=IGNORED)
-        lengths = torch.tensor([len(e["input_ids"]) for e in encoded])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        mask = pad_sequence([e["attention_mask"] for e in encoded], batch_first=True)
         if self.guided and self.processor.reads == "sentence":
             asked = [question_of(sample.messages) for sample in samples]
             batch["instruction"] = self.processor.sentences(asked)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, **batch}
+
+    def _encode(self, sample: Sample, tokens: int) -> dict[str, torch.Tensor] | None:
+        """The sample's row; None for one turn of many whose answer `max_length` cuts away."""
+        try:
+            row = self.processor.encode(
+                list(sample.messages),
+                [tokens] * len(sample.pictures),
+                self.prompt,
+                self.max_length,
+                "last" if self.guided else "all",
+            )
+        except NoLabelError as error:
+            answers = sum(m["role"] == "assistant" for m in sample.messages)
+            if self.guided and answers > 1:
+                return None
+            raise ValueError(f"sample {sample.id}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"sample {sample.id}: {error}") from error
+        return row | {"attention_mask": torch.ones_like(row["input_ids"])}
+
+    def _append(self, row: dict[str, torch.Tensor], tokens: int) -> None:
+        """Image tokens behind a row that nothing attends to and that have no labels."""
+        filling = {"input_ids": self.processor.image_token_id, "labels": IGNORED}
+        for name, value in {**filling, "attention_mask": 0}.items():
+            row[name] = F.pad(row[name], (0, tokens), value=value)
+
+
+def _grey() -> Picture:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+    return Picture("grey", file.getvalue())
 
 
 def visual_inputs(

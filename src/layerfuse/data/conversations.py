@@ -1,7 +1,7 @@
 """Samples from LLaVA JSON and JSONL, image folders, Hugging Face datasets and generated scenes."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -17,14 +17,21 @@ Item = TypeVar("Item")
 
 
 class Records(Sequence[Item]):
-    """Records converted when they are read, so that large files stay small in memory."""
+    """Records converted when they are read, so that large files stay small in memory. `order`
+    chooses some of them; each keeps its own index."""
 
-    def __init__(self, records: Any, convert: Callable[[int, dict[str, Any]], Item]) -> None:
+    def __init__(
+        self,
+        records: Any,
+        convert: Callable[[int, dict[str, Any]], Item],
+        order: Sequence[int] | None = None,
+    ) -> None:
         self.records = records
         self.convert = convert
+        self.order = range(len(records)) if order is None else order
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.order)
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -33,12 +40,13 @@ class Records(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self.convert(index % len(self), self.records[index])
+        own = self.order[index]
+        return self.convert(own, self.records[own])
 
-    def __iter__(self) -> Iterator[Item]:
-        return (self[i] for i in range(len(self)))
+    def without(self, left_out: Collection[int]) -> "Records[Item]":
+        """All but those with these indices (their own, not their places here)."""
+        order = [own for own in self.order if own not in left_out]
+        return Records(self.records, self.convert, order)
 
 
 Samples = Records[Sample]
@@ -60,25 +68,29 @@ def load(data: Data) -> Samples:
     else:
         samples = open_dataset(str(data.dataset), data.split)
     if data.limit is not None:
-        chosen = range(min(data.limit, len(samples)))
-        limited = samples.records
-        picked = limited[: data.limit] if isinstance(limited, list) else limited.select(chosen)
-        samples = Samples(picked, samples.convert)
+        samples.order = samples.order[: data.limit]
     if not len(samples):
         raise ValueError(f"no samples in {data.path or data.dataset}")
     return samples
 
 
-def check(samples: Samples) -> None:
-    """Convert every sample, find every image file and read its header. Raises like `load`."""
-    seen: set[str] = set()
-    for sample in samples:
+def faults(samples: Samples) -> dict[int, tuple[str, str]]:
+    """(id, reason) of every sample that cannot be converted, or whose image file is missing or has
+    no readable header, by its index."""
+    found: dict[int, tuple[str, str]] = {}
+    seen: dict[str, str | None] = {}
+    for own in samples.order:
+        try:
+            sample = samples.convert(own, samples.records[own])
+        except ValueError as error:
+            found[own] = (str(own), str(error))
+            continue
         for picture in sample.pictures:
             if picture.data is None and picture.name not in seen:
-                seen.add(picture.name)
-                if not Path(picture.name).is_file():
-                    raise FileNotFoundError(f"sample {sample.id}: no image file {picture.name}")
-                picture.identify()
+                seen[picture.name] = picture.fault()
+            if reason := seen.get(picture.name):
+                found[own] = (sample.id, f"sample {sample.id}: {reason}")
+    return found
 
 
 def _write_scenes(spec: Any) -> Path:

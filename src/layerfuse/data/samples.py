@@ -24,6 +24,8 @@ class Picture:
 
     name: str
     data: bytes | None = None
+    crop: tuple[float, float, float, float] | None = None
+    """left, top, right, bottom of the part to use, in shares of the sides"""
 
     def read(self) -> bytes:
         """The encoded bytes. Raises FileNotFoundError naming the file."""
@@ -32,12 +34,15 @@ class Picture:
     def digest(self) -> str:
         return hashlib.sha256(self.read()).hexdigest()
 
-    def identify(self) -> None:
-        """Read the header. Raises ValueError naming a file that is no image."""
+    def fault(self) -> str | None:
+        """Why a file is not an image, from its header alone; None if it seems to be one."""
         try:
             Image.open(self.name).close()
-        except UnidentifiedImageError as error:
-            raise ValueError(f"cannot read the image {self.name}: {error}") from error
+        except FileNotFoundError:
+            return f"no image file {self.name}"
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return f"cannot read the image {self.name}: {error}"
+        return None
 
     def open(self) -> Image.Image:
         """The decoded image as 8-bit RGB, upright as its EXIF says, transparency over white.
@@ -56,7 +61,10 @@ class Picture:
                 f"the image {self.name} has {width} x {height} pixels; its longer side may be at "
                 f"most {LONGEST} times its shorter side"
             )
-        return found
+        if self.crop is None:
+            return found
+        sides = (*found.size, *found.size)
+        return found.crop([round(a * b) for a, b in zip(self.crop, sides, strict=True)])
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import layerfuse
 from layerfuse.compose import decoder_blocks, text_config_of
-from layerfuse.config import configure
+from layerfuse.config import FusionConfig, configure
 from layerfuse.encoder import load_vision_config
 from layerfuse.fusion import FUSIONS, parse
 from layerfuse.recipe import Arm, Recipe
@@ -21,7 +21,8 @@ from layerfuse.sentences import SentenceEncoder
 
 # What may change in a recipe without making a finished run a different run.
 _IRRELEVANT = {"name", "description", "arms", "grid", "seeds", "baseline", "statistics"}
-_IRRELEVANT |= {"keep_models", "fusion_defaults", "chat_template", "similarity"}
+_IRRELEVANT |= {"keep_models", "fusion_defaults", "chat_template", "similarity", "resources"}
+_IRRELEVANT |= {"report_to", "on_bad_sample"}
 _ONLY_SHOWN = {"expected_samples", "config", "image_size"}
 
 
@@ -97,12 +98,13 @@ def _key(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def check_arms(recipe: Recipe) -> None:
+def check_arms(recipe: Recipe) -> list[FusionConfig]:
     """Build every arm without weights. Raises ValueError naming the arm and what is valid."""
+    configs = []
     vision, text = load_vision_config(recipe.encoder.model), text_config_of(recipe.llm.model)
     for arm in recipe.all_arms():
         try:
-            configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
+            configs.append(configure(vision, text, arm.layers, arm.fusion, recipe.token_grid))
             options: Any = parse(arm.fusion)[0]
             if FUSIONS[arm.fusion["name"]][1].reads == "sentence":
                 SentenceEncoder(options.sentence_encoder, options.sentence_width).check()
@@ -119,3 +121,4 @@ def check_arms(recipe: Recipe) -> None:
             raise ValueError(
                 f"stage {name!r}: the LLM has no linear layers {missing}; valid: {sorted(linear)}"
             )
+    return configs

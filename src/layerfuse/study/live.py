@@ -68,6 +68,10 @@ class LiveTable:
         self.states[run.name] = "running"
         self.phase = ""
 
+    def note(self, run: Run, text: str) -> None:
+        """What a run elsewhere is doing."""
+        self.states[run.name] = text
+
     def finish(self, run: Run, score: float, seconds: float | None) -> None:
         """Show a run's score; `seconds` is None for a run that was finished before."""
         self.states[run.name] = "done" if seconds is not None else "done before"
@@ -80,7 +84,7 @@ class LiveTable:
             self.console.print(line + (f", {left}" if left else ""), soft_wrap=True)
 
     def _time_left(self) -> str:
-        left = sum(state in ("waiting", "running") for state in self.states.values())
+        left = sum(not state.startswith("done") for state in self.states.values())
         if not left or not self.seconds:
             return ""
         return f"about {left * sum(self.seconds) / len(self.seconds) / 60:.0f} min left"
@@ -89,8 +93,7 @@ class LiveTable:
         table = Table(box=None, padding=(0, 2))
         for column in ("arm", "state", "mean accuracy"):
             table.add_column(column)
-        styles = {"running": "bold", "waiting": "dim"}
         for name, state in self.states.items():
             score = f"{self.scores[name]:.3f}" if name in self.scores else ""
-            table.add_row(name, state, score, style=styles.get(state))
+            table.add_row(name, state, score, style="dim" if state == "waiting" else None)
         return Group(table, self.bar, Text(self._time_left(), style="dim"))

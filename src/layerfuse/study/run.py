@@ -2,14 +2,15 @@
 
 import json
 import os
+import pickle
 import platform
 import shutil
 import subprocess
-import time
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from itertools import chain
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -17,20 +18,17 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 import layerfuse
-from layerfuse.data.cache import FeatureStore, cached_features
-from layerfuse.data.conversations import Samples, check, load
+from layerfuse.data.cache import FeatureStore
 from layerfuse.encoder import device
-from layerfuse.evaluate.metrics import scores
-from layerfuse.evaluate.run import predict, questions
-from layerfuse.processor import IMAGE_TOKEN, Processor, load_image_processor, load_tokenizer
-from layerfuse.recipe import Recipe, Stage
+from layerfuse.recipe import Recipe
 from layerfuse.recipe_file import load_recipe
-from layerfuse.study.arms import Run, check_arms, runs
+from layerfuse.study.arms import Run, runs
+from layerfuse.study.engine import run_local, run_ray
 from layerfuse.study.live import LiveTable
+from layerfuse.study.prepare import LEFT_OUT, Faults, encode_pictures, leave_out, load_checked
 from layerfuse.study.report import write_report
-from layerfuse.train.run import Trained, dtype_of, encoder_for, train_arm
-
-CHECKED_PROMPTS = 50
+from layerfuse.study.worker import FEATURES, write_text
+from layerfuse.train.run import dtype_of
 
 
 def study(
@@ -38,149 +36,100 @@ def study(
     overrides: tuple[str, ...] = (),
     *,
     output: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    modules: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
     """Run what is not yet done of a recipe and write `report.html`; returns its path.
 
     Everything goes to `output` (default `runs/<name>`). A run that is finished there is not run
-    again; a killed study continues. Raises ValueError or FileNotFoundError, before any training,
+    again; a killed study continues. `modules` are what processes of their own must import for user
+    strategies. Raises ValueError or FileNotFoundError, before any training,
     for anything in the recipe, the data or the models that does not fit.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("a study runs its arms in one process: start it without torchrun")
+        raise ValueError(
+            "a study starts its own processes: start it without torchrun or accelerate, with "
+            "`resources.processes=N`"
+        )
+    if engine == "ray" and find_spec("ray") is None:
+        raise ImportError("--engine ray needs Ray: run pip install 'layerfuse[ray]'")
     recipe = load_recipe(recipe_path, overrides)
     console = console or Console()
     folder = output or Path("runs") / recipe.name
-    samples = check_everything(recipe)
-    todo = runs(recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
-    _write(folder / "environment.json", json.dumps(environment(recipe), indent=1))
+    all_runs = runs(recipe)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with LiveTable(todo, console) as table:
-        store: FeatureStore | None = None
-        for run in todo:
-            if (result := run.result(folder)) is not None:
-                table.finish(run, result["scores"]["mean"], None)
-                continue
-            if store is None and recipe.cache_features:
-                store = _cache(recipe, samples, table)
-            started = time.perf_counter()
-            result = run_arm(recipe, run, samples, store, folder, table)
-            table.finish(run, result["scores"]["mean"], time.perf_counter() - started)
-            _collect(folder, todo)
-        _collect(folder, todo)
+    with LiveTable(all_runs, console) as table:
+        samples, bad = load_checked(recipe, table.step)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
+        write_text(folder / "environment.json", json.dumps(environment(recipe), indent=1))
+        todo = [run for run in all_runs if run.result(folder) is None]
+        for run in all_runs:
+            if run not in todo:
+                table.finish(run, _mean(folder, run), None)
+        if todo:
+            store, unreadable = encode_pictures(recipe, samples, table.step)
+            samples = leave_out(recipe, samples, unreadable)
+            _remember(folder, bad, unreadable, store, console)
+            for note in _uncached(recipe):
+                console.print(note)
+
+        def finish(run: Run, seconds: float) -> None:
+            table.finish(run, _mean(folder, run), seconds)
+            _collect(folder, all_runs)
+
+        if todo and engine == "ray":
+            run_ray(recipe, todo, folder, list(modules), table, finish)
+        elif todo:
+            run_local(recipe, todo, samples, store, folder, list(modules), table, finish)
+        _collect(folder, all_runs)
     report = write_report(folder)
-    _keep_models(recipe, folder, todo)
+    _keep_models(recipe, folder, all_runs)
     return report
 
 
-def check_everything(recipe: Recipe) -> dict[str, Samples]:
-    """Load the data of every stage and check models, arms and templates without loading weights."""
-    check_arms(recipe)
-    template = None
-    if recipe.chat_template is not None:
-        template = Path(recipe.chat_template).read_text("utf-8")
-    processor = Processor(
-        load_image_processor(recipe.encoder.model),
-        load_tokenizer(recipe.llm.model, recipe.image_token),
-        image_token=recipe.image_token or IMAGE_TOKEN,
-        chat_template=template,
-    )
-    samples = {}
-    for name, data in recipe.datasets():
-        samples[name] = load(data)
-        check(samples[name])
-        if name in recipe.stages:
-            _check_prompts(processor, samples[name], recipe.stages[name])
-    if next(questions(samples["evaluate"]), None) is None:
-        raise ValueError("the evaluation data holds no question with an answer")
-    return samples
+def _mean(folder: Path, run: Run) -> float:
+    result = run.result(folder)
+    if result is None:
+        raise RuntimeError(f"{run.name} left no result in {folder / run.folder}")
+    return result["scores"]["mean"]
 
 
-def _check_prompts(processor: Processor, samples: Samples, stage: Stage) -> None:
-    """Encode some samples of a stage as training will. Raises ValueError naming the sample."""
-    for sample in samples[:CHECKED_PROMPTS]:
-        try:
-            tokens = [1] * len(sample.pictures)
-            processor.encode(list(sample.messages), tokens, stage.prompt, stage.max_length)
-        except ValueError as error:
-            raise ValueError(f"sample {sample.id}: {error}") from error
+def _remember(
+    folder: Path, bad: Faults, unreadable: Faults, store: FeatureStore | None, console: Console
+) -> None:
+    """Name the samples that are left out, and keep for other processes which they are."""
+    left_out = {name: {**bad[name], **unreadable[name]} for name in bad}
+    write_text(folder / LEFT_OUT, json.dumps(left_out, indent=1))
+    for name, found in left_out.items():
+        ids = ", ".join(sample for sample, _ in list(found.values())[:5])
+        if found:
+            console.print(
+                f"{name}: {len(found)} bad samples are left out: {ids}"
+                f"{', ...' if len(found) > 5 else ''} (reasons in {folder / LEFT_OUT})",
+                soft_wrap=True,
+            )
+    file = folder / FEATURES
+    if store is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_bytes(pickle.dumps(store))
 
 
-def run_arm(
-    recipe: Recipe,
-    run: Run,
-    samples: dict[str, Samples],
-    store: FeatureStore | None,
-    study_folder: Path,
-    table: LiveTable,
-) -> dict[str, Any]:
-    """Train and test one arm; the result is the last file that its folder gets."""
-    folder = study_folder / run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    table.start(run)
-
-    def step(stage: str, done: int, total: int, loss: float | None) -> None:
-        note = f"loss {loss:.3f}" if loss is not None else ""
-        table.step(f"{run.name}: {stage}", done, total, note)
-
-    train_samples = {name: samples[name] for name in recipe.stages}
-    trained = train_arm(recipe, run.arm, run.seed, train_samples, store, folder, step)
-    started = time.perf_counter()
-    rows = predict(
-        trained.model,
-        trained.processor,
-        samples["evaluate"],
-        store if recipe.encoder_is_stock() else None,
-        batch_size=recipe.evaluate.batch_size,
-        max_new_tokens=recipe.evaluate.max_new_tokens,
-        controls=recipe.evaluate.controls,
-        progress=lambda done, total: table.step(f"{run.name}: evaluate", done, total),
-    )
-    trained.seconds["evaluate"] = round(time.perf_counter() - started, 2)
-    _write(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    if recipe.keep_models != "none":
-        trained.model.save_pretrained(folder / "model")
-        trained.processor.save_pretrained(folder / "model")
-    result = _result(run, trained, rows)
-    _write(folder / "result.json", json.dumps(result))
-    shutil.rmtree(folder / "stages", ignore_errors=True)
-    return result
-
-
-def _result(run: Run, trained: Trained, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    config = trained.model.config
-    return {
-        "arm": run.arm.label,
-        "seed": run.seed,
-        "layers": config.vision_layers,
-        "depth": config.vision_config.num_hidden_layers,
-        "fusion": config.fusion,
-        "kind": trained.model.fusion.kind,
-        "folder": run.folder,
-        "scores": scores(rows),
-        "losses": trained.losses,
-        "parameters": trained.parameters,
-        "seconds": trained.seconds,
-    }
-
-
-def _cache(recipe: Recipe, samples: dict[str, Samples], table: LiveTable) -> FeatureStore:
-    pictures = chain.from_iterable(s.pictures for part in samples.values() for s in part)
-    encoder = encoder_for(recipe)
-    return cached_features(
-        encoder,
-        load_image_processor(recipe.encoder.model),
-        pictures,
-        progress=lambda done, total: table.step("encoding pictures", done, total),
-    )
+def _uncached(recipe: Recipe) -> Iterator[str]:
+    """Why the cache is not used, where one would expect it."""
+    for name in (*recipe.stages, "evaluate") if recipe.cache_features else ():
+        if not recipe.reads_cache(name):
+            crops = name in recipe.stages and recipe.stages[name].random_crop is not None
+            why = "crops pictures at random" if crops else "has a trained encoder"
+            yield f"{name} {why}: its pictures are encoded as they come, not from the cache"
 
 
 def _collect(folder: Path, todo: list[Run]) -> None:
     found = [result for run in todo if (result := run.result(folder)) is not None]
-    _write(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in found))
+    write_text(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in found))
 
 
 def _keep_models(recipe: Recipe, folder: Path, todo: list[Run]) -> None:
@@ -223,9 +172,3 @@ def environment(recipe: Recipe) -> dict[str, str]:
         "cpu threads": str(torch.get_num_threads()),
         "cpus": str(os.cpu_count()),
     }
-
-
-def _write(file: Path, text: str) -> None:
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import set_seed
 
 from layerfuse.compose import compose_processor
@@ -30,7 +31,13 @@ from layerfuse.model import FusionVLM
 from layerfuse.processor import Processor, question_of
 from layerfuse.recipe import Arm, Recipe, Stage
 from layerfuse.selection import select
-from layerfuse.train.stages import count_parameters, stage_parameters
+from layerfuse.train.stages import (
+    apply_liger,
+    begin_stage,
+    count_parameters,
+    end_stage,
+    load_trained,
+)
 from layerfuse.train.trainer import checkpoints, fit
 
 CALIBRATION_SAMPLES, CALIBRATION_BATCH = 256, 32
@@ -140,30 +147,33 @@ def train_arm(
         def step(done: int, total: int, loss: float | None, name: str = name) -> None:
             report(name, done, total, loss)
 
-        model.fusion.guidance = stage.guided_by
-        with stage_parameters(model, stage, dtype_of(recipe)):
-            trained.parameters = count_parameters(model)
-            trained.losses[name] = fit(
-                model,
-                stage,
-                SampleDataset(samples[name]),
-                Collator(
-                    processor,
-                    stage.prompt,
-                    stage.max_length,
-                    store if recipe.encoder_is_stock(name) else None,
-                    guided=model.fusion.reads != "nothing" and stage.guided_by == "instruction",
-                ),
-                folder / "stages" / name,
-                seed,
-                bf16=recipe.dtype == "bfloat16",
-                report=step,
-            )
+        trained.model.fusion.guidance = stage.guided_by
+        adapted = begin_stage(trained.model, stage, dtype_of(recipe))
+        if recipe.liger:
+            apply_liger(trained.model)
+        trained.parameters = count_parameters(trained.model)
+        used = store if recipe.reads_cache(name) else None
+        guided = trained.model.fusion.reads != "nothing" and stage.guided_by == "instruction"
+        trained.losses[name], saved = fit(
+            trained.model,
+            recipe,
+            name,
+            SampleDataset(samples[name], stage.random_crop, seed),
+            Collator(processor, stage.prompt, stage.max_length, used, guided),
+            folder / "stages" / name,
+            seed,
+            step,
+        )
+        if saved is None:
+            end_stage(trained.model, adapted, dtype_of(recipe))
+        else:
+            trained.model = load_trained(saved, stage, dtype_of(recipe))
         trained.seconds[name] = round(time.perf_counter() - started, 2)
         if any(other.checkpoint_steps for other in recipe.stages.values()):
             _remember(folder, trained)
-    model.fusion.guidance = "instruction"
-    model.eval()
+    trained.model.fusion.guidance = "instruction"
+    whole: Any = trained.model
+    whole.to(device()).eval()
     return trained
 
 
@@ -181,6 +191,8 @@ def remaining_stages(recipe: Recipe, folder: Path, trained: Trained) -> list[tup
 
 
 def _remember(folder: Path, trained: Trained) -> None:
+    if not PartialState().is_main_process:
+        return
     file = folder / "stages" / "finished.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp")

@@ -1,11 +1,12 @@
 """Which parts train in a stage, in which precision, at which learning rate."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 
 from layerfuse.model import FusionVLM
@@ -17,28 +18,43 @@ def parts(model: FusionVLM) -> dict[Part, nn.Module]:
     return {"vision": model.vision_tower, "fusion": model.fusion, "llm": model.language_model}
 
 
-@contextmanager
-def stage_parameters(model: Any, stage: Stage, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, exactly the stage's parts train, in float32; afterwards adapters are merged and the
-    whole model is in `dtype`, so that what is tested is what is saved."""
+def begin_stage(model: Any, stage: Stage, dtype: torch.dtype) -> Any:
+    """Let exactly the stage's parts train, in float32. Returns the LLM's PEFT wrapper, if any."""
     model.requires_grad_(False)
-    adapted: Any = None
+    adapted = None
     for name, part in parts(model).items():
-        if name not in stage.learning_rates:
-            cast(part, dtype)
-        elif name == "llm" and stage.lora is not None:
-            cast(part, dtype)
-            adapted = get_peft_model(model.language_model, _lora(stage.lora))
-        else:
-            cast(part, torch.float32)
-            part.requires_grad_(True)
-    try:
-        yield
-    finally:
-        if adapted is not None:
-            adapted.merge_and_unload()
-        model.requires_grad_(False)
-        cast(model, dtype)
+        lora = stage.lora if name == "llm" and name in stage.learning_rates else None
+        trains = name in stage.learning_rates and lora is None
+        cast(part, torch.float32 if trains else dtype)
+        part.requires_grad_(trains)
+        if lora is not None:
+            adapted = get_peft_model(model.language_model, _lora(lora))
+    return adapted
+
+
+def end_stage(model: Any, adapted: Any, dtype: torch.dtype) -> None:
+    """Merge adapters and bring the whole model to `dtype`, so that what is tested is what is
+    saved."""
+    if adapted is not None:
+        adapted.merge_and_unload()
+    model.requires_grad_(False)
+    cast(model, dtype)
+
+
+def load_trained(folder: Path, stage: Stage, dtype: torch.dtype) -> FusionVLM:
+    """The whole model at the end of a stage whose parts were spread over processes, which
+    `Trainer.save_model` wrote to `folder` with adapters apart."""
+    files = sorted(folder.glob("*.safetensors"))
+    saved = {name: value for file in files for name, value in load_file(file).items()}
+    apart = {name: value for name, value in saved.items() if ".lora_" in name}
+    base = {k.replace(".base_layer.", "."): v for k, v in saved.items() if k not in apart}
+    model: Any = FusionVLM.from_pretrained(folder, state_dict=base)
+    adapted = begin_stage(model, stage, dtype)
+    unexpected = model.load_state_dict(apart, strict=False).unexpected_keys
+    if unexpected:
+        raise ValueError(f"{folder} holds adapters that the stage lacks: {unexpected[:3]}")
+    end_stage(model, adapted, dtype)
+    return model
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
@@ -83,3 +99,13 @@ def count_parameters(model: FusionVLM) -> dict[str, int]:
     }
     counts["trained"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return counts
+
+
+def apply_liger(model: FusionVLM) -> None:
+    """Replace norms, rotary embeddings and MLPs of the LLM by liger's kernels; the loss stays ours,
+    at labelled positions. Raises ImportError without the package, ValueError without a GPU."""
+    if not torch.cuda.is_available():
+        raise ValueError("liger: true needs a GPU: liger's kernels are written in Triton")
+    liger = import_module("liger_kernel.transformers")
+    own = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    liger._apply_liger_kernel_to_instance(model=model.language_model, **own)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from layerfuse.data.collate import Collator, SampleDataset
+from layerfuse.data.collate import Collator, LengthGroups, SampleDataset
 from layerfuse.model import FusionVLM
-from layerfuse.recipe import Stage
+from layerfuse.recipe import Recipe, Stage
 from layerfuse.train.stages import parameter_groups
 
 Report = Callable[[int, int, float | None], None]
@@ -18,11 +18,40 @@ Report = Callable[[int, int, float | None], None]
 
 
 class FusionTrainer(Trainer):
-    """`Trainer` with one learning rate per part of the model."""
+    """`Trainer` with one learning rate per part of the model, batches of similar lengths, and a
+    frozen encoder that FSDP leaves whole."""
 
     def __init__(self, stage: Stage, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stage = stage
+        state: Any = self.accelerator.state
+        self.fsdp = state.fsdp_plugin if self.is_fsdp_enabled else None
+        model: Any = self.model
+        if self.fsdp is not None and "vision" not in stage.learning_rates:
+            self.fsdp.ignored_modules = [model.vision_tower]
+        self.zero3 = self.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3
+
+    @property
+    def every_process_sees(self) -> bool:
+        """Whether a batch of text alone needs a picture, because other processes would wait for
+        this one's part of the encoder (ZeRO-3: or of the fusion)."""
+        return self.zero3 or (self.fsdp is not None and "vision" in self.stage.learning_rates)
+
+    def save_whole(self, folder: Path) -> Path | None:
+        """Save a model whose parts are spread over the processes; None if every process has it."""
+        if self.fsdp is None and not self.zero3:
+            return None
+        if self.fsdp is not None:
+            self.fsdp.set_state_dict_type("FULL_STATE_DICT")
+        self.save_model(str(folder))
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if not self.stage.group_by_length:
+            return super()._get_train_sampler(dataset)
+        return LengthGroups(dataset.lengths(), self.stage.batch_size, self.args.seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -52,33 +81,35 @@ class _Progress(TrainerCallback):
 
 def fit(
     model: FusionVLM,
-    stage: Stage,
+    recipe: Recipe,
+    name: str,
     dataset: SampleDataset,
     collator: Collator,
     folder: Path,
     seed: int,
-    *,
-    bf16: bool,
     report: Report,
-) -> list[tuple[int, float]]:
-    """Run one stage and return its loss curve, [(step, mean loss since the last point)].
+) -> tuple[list[tuple[int, float]], Path | None]:
+    """Run the stage `name` and return its loss curve, [(step, mean loss since the last point)], and
+    where the model was saved if no process holds it whole.
 
     Continues from the newest checkpoint in `folder` if there is one. Raises ValueError if the
     global batch size does not suit the number of processes, or if the loss is not finite.
     """
-    arguments = _arguments(stage, folder, seed, bf16, len(dataset))
+    stage = recipe.stages[name]
     trainer = FusionTrainer(
         stage,
         model=model,
-        args=arguments,
+        args=_arguments(recipe, stage, folder, seed, len(dataset)),
         train_dataset=dataset,
         data_collator=collator,
         callbacks=[_Progress(report)],
     )
+    collator.blank = trainer.every_process_sees
     trainer.remove_callback(PrinterCallback)  # the report shows the same
     saved = checkpoints(folder)
     trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
-    return [(int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e]
+    curve = [(int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e]
+    return curve, trainer.save_whole(folder / "whole")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -88,12 +119,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _arguments(
-    stage: Stage, folder: Path, seed: int, bf16: bool, samples: int
+    recipe: Recipe, stage: Stage, folder: Path, seed: int, samples: int
 ) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
-        bf16=bf16,
+        bf16=recipe.dtype == "bfloat16",
         use_cpu=not torch.accelerator.is_available(),
         lr_scheduler_type=stage.schedule,
         learning_rate=max(stage.learning_rates.values()),
@@ -112,7 +143,11 @@ def _arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to=list(recipe.report_to) or "none",
+        run_name=f"{folder.parent.parent.name} {folder.name}",
+        dataloader_num_workers=recipe.resources.loaders,
+        # every part that trains gets a gradient from every batch, but the encoder none from text
+        ddp_find_unused_parameters="vision" in stage.learning_rates,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # one process, one device: never DataParallel
     per_process, rest = divmod(stage.batch_size, arguments.world_size)
@@ -120,7 +155,7 @@ def _arguments(
     if rest or per_process % device:
         raise ValueError(
             f"batch_size {stage.batch_size} cannot be split over {arguments.world_size} processes "
-            f"with device_batch_size {stage.device_batch_size}"
+            f"with device_batch_size {stage.device_batch_size}: their product must divide it"
         )
     arguments.per_device_train_batch_size = device
     arguments.gradient_accumulation_steps = per_process // device

@@ -1,0 +1,160 @@
+"""Before any training: load the data, check everything, leave out bad samples, encode pictures."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from layerfuse.data.cache import FeatureStore, cached_features
+from layerfuse.data.conversations import Samples, faults, load
+from layerfuse.data.samples import Picture
+from layerfuse.evaluate.run import questions
+from layerfuse.fusion import parse
+from layerfuse.processor import IMAGE_TOKEN, Processor, load_image_processor, load_tokenizer
+from layerfuse.recipe import Recipe, Stage
+from layerfuse.study.arms import check_arms
+from layerfuse.train.run import encoder_for
+
+LEFT_OUT = "left_out.json"
+Report = Callable[[str, int, int], None]
+"""(what, done, in all)"""
+Faults = dict[str, dict[int, tuple[str, str]]]
+"""per source (a stage or `evaluate`): (id, reason) of every bad sample by its index"""
+
+
+def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Faults]:
+    """The samples of every source without the bad ones, and the bad ones.
+
+    Models, arms and templates are checked without loading weights, every conversation is encoded as
+    training will, at the longest that an arm makes it. Raises ValueError for what is wrong with the
+    recipe, and with `on_bad_sample: stop` for the first bad sample, with their number.
+    """
+    configs = check_arms(recipe)
+    processor = _processor(recipe)
+    blank = processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
+    height, width = blank["pixel_values"].shape[-2:]
+    longest = 0
+    for config in configs:
+        patch = config.vision_config.patch_size
+        rows, columns = config.token_grid or (height // patch, width // patch)
+        options, module = parse(config.fusion or {})
+        tokens = module.num_tokens(options, (rows, columns), len(config.vision_layers))
+        longest = max(longest, tokens)
+    samples, bad = {}, {}
+    for name, data in recipe.datasets():
+        samples[name] = load(data)
+        bad[name] = faults(samples[name])
+        if name in recipe.stages:
+            stage, whole = recipe.stages[name], samples[name].without(bad[name])
+            bad[name] |= _unusable(whole, processor, stage, longest, partial(report, name))
+    return leave_out(recipe, samples, bad), bad
+
+
+def _processor(recipe: Recipe) -> Processor:
+    template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
+    return Processor(
+        load_image_processor(recipe.encoder.model),
+        load_tokenizer(recipe.llm.model, recipe.image_token),
+        image_token=recipe.image_token or IMAGE_TOKEN,
+        chat_template=template,
+    )
+
+
+def _unusable(
+    samples: Samples,
+    processor: Processor,
+    stage: Stage,
+    tokens: int,
+    report: Callable[[int, int], None],
+) -> dict[int, tuple[str, str]]:
+    found = {}
+    for done, (own, sample) in enumerate(zip(samples.order, samples, strict=True), start=1):
+        images = [tokens] * len(sample.pictures)
+        try:
+            processor.encode(list(sample.messages), images, stage.prompt, stage.max_length)
+        except ValueError as error:
+            found[own] = (sample.id, f"sample {sample.id}: {error}")
+        if done % 1000 == 0:
+            report(done, len(samples))
+    return found
+
+
+def leave_out(recipe: Recipe, samples: Mapping[str, Samples], bad: Faults) -> dict[str, Samples]:
+    """The samples without the bad ones. Raises ValueError where the recipe says stop, or where
+    nothing is left."""
+    kept = {}
+    for name, part in samples.items():
+        found = bad.get(name, {})
+        if found and recipe.on_bad_sample == "stop":
+            first = next(iter(found.values()))[1]
+            raise ValueError(
+                f"{first}; {len(found)} of {len(part)} samples of {name} are bad. "
+                "`on_bad_sample: skip` leaves such samples out"
+            )
+        kept[name] = part.without(found)
+        if not len(kept[name]):
+            first = next(iter(found.values()))[1]
+            raise ValueError(f"no usable sample of {name} is left; the first: {first}")
+    if next(questions(kept["evaluate"]), None) is None:
+        raise ValueError("the evaluation data holds no question with an answer")
+    return kept
+
+
+def encode_pictures(
+    recipe: Recipe, samples: Mapping[str, Samples], report: Report
+) -> tuple[FeatureStore | None, Faults]:
+    """The features of all pictures that some stage or the test reads from the cache, and samples
+    whose pictures turned out to be unreadable; other pictures are decoded once to see."""
+    cached = [name for name in samples if recipe.reads_cache(name)]
+    direct = dict.fromkeys(p for n in samples if n not in cached for p in _pictures(samples[n]))
+    broken: dict[str, str] = {}
+    with ThreadPoolExecutor() as pool:
+        for done, (picture, reason) in enumerate(pool.map(_decode, direct), start=1):
+            report("reading pictures", done, len(direct))
+            broken |= {picture.name: reason} if reason else {}
+    store = None
+    if cached:
+        store = cached_features(
+            partial(encoder_for, recipe),
+            load_image_processor(recipe.encoder.model),
+            (picture for name in cached for picture in _pictures(samples[name])),
+            skip=recipe.on_bad_sample == "skip",
+            progress=partial(report, "encoding pictures"),
+        )
+        broken |= store.bad
+    return store, {name: _showing(part, broken) for name, part in samples.items()}
+
+
+def _pictures(samples: Samples) -> Iterator[Picture]:
+    return (picture for sample in samples for picture in sample.pictures)
+
+
+def _decode(picture: Picture) -> tuple[Picture, str | None]:
+    try:
+        picture.open()
+    except ValueError as error:
+        return picture, str(error)
+    return picture, None
+
+
+def _showing(samples: Samples, broken: Mapping[str, str]) -> dict[int, tuple[str, str]]:
+    """The samples that show a broken picture."""
+    found = {}
+    for own, sample in zip(samples.order, samples, strict=True) if broken else ():
+        for picture in sample.pictures:
+            if picture.name in broken:
+                found[own] = (sample.id, f"sample {sample.id}: {broken[picture.name]}")
+    return found
+
+
+def remembered(recipe: Recipe, study: Path) -> dict[str, Samples]:
+    """The samples of a study that another process has checked."""
+    bad: dict[str, dict[str, Any]] = json.loads((study / LEFT_OUT).read_text("utf-8"))
+    return {
+        name: load(data).without({int(own) for own in bad[name]})
+        for name, data in recipe.datasets()
+    }

@@ -1,0 +1,283 @@
+"""The feature cache: addressed by content, whole or absent, shared, checked when it is read."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from typer.testing import CliRunner
+
+from layerfuse.cli import app
+from layerfuse.data import cache, cache_folders, shards
+from layerfuse.data.cache import FeatureStore, cached_features
+from layerfuse.data.samples import Picture
+from layerfuse.encoder import Encoder, Features
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home" / "features"
+    shards._map.cache_clear()
+
+
+def pictures(folder: Path, count: int = 10) -> list[Picture]:
+    for k in range(count):
+        Image.new("RGB", (40, 30), f"rgb({20 * k},0,90)").save(folder / f"{k}.png")
+    return [Picture(str(folder / f"{k}.png")) for k in range(count)]
+
+
+class CountingEncoder(Encoder):
+    """An encoder that counts the pictures it sees, and may fail after some batches."""
+
+    seen = 0
+    batches_left = 1000
+
+    def forward(self, pixel_values: torch.Tensor) -> Features:
+        if CountingEncoder.batches_left == 0:
+            raise KeyboardInterrupt
+        CountingEncoder.batches_left -= 1
+        CountingEncoder.seen += len(pixel_values)
+        return super().forward(pixel_values)
+
+
+def load(layers: list[int]) -> Encoder:
+    torch.manual_seed(3)
+    tower = Encoder.from_config(tiny.vision_config("dinov2"), [4], None).tower
+    return CountingEncoder(tower, layers, (2, 2)).eval()
+
+
+def encode(given: list[Picture], layers: tuple[int, ...] = (1, 3), **options: Any) -> FeatureStore:
+    CountingEncoder.seen, CountingEncoder.batches_left = 0, options.pop("stop_after", 1000)
+    options.setdefault("batch_size", 2)
+    return cached_features(partial(load, list(layers)), tiny.image_processor(), given, **options)
+
+
+def same(one: Features, other: Features) -> bool:
+    pairs = zip(one.patches + one.summary, other.patches + other.summary, strict=True)
+    return one.grid == other.grid and all(torch.equal(a, b) for a, b in pairs)
+
+
+@torch.no_grad()
+def test_what_is_read_is_what_the_encoder_says(tmp_path: Path) -> None:
+    given, process = pictures(tmp_path), tiny.image_processor()
+    store = encode([*given, given[0]])
+    pixels = process([p.open() for p in given], return_tensors="pt")["pixel_values"]
+    expected = load([1, 3])(pixels).take(torch.tensor([4, 0, 4]))
+    found = store.features([given[4], given[0], given[4]])
+    assert found.grid == (2, 2)
+    assert found.layers == (1, 3)
+    for a, b in zip(
+        found.patches + found.summary, expected.patches + expected.summary, strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    assert store.restrict([3]).features([given[1]]).layers == (3,)
+
+
+def test_only_what_is_missing_is_encoded(tmp_path: Path) -> None:
+    given = pictures(tmp_path)
+    encode(given, (1, 2))
+    assert CountingEncoder.seen == 10
+    encode(given, (2,))
+    assert CountingEncoder.seen == 0
+    encode(given[:4], (1, 3))
+    assert CountingEncoder.seen == 4
+    encode(given, (1, 3))
+    assert CountingEncoder.seen == 6  # each layer has its own pictures
+    Image.new("RGB", (40, 30), "white").save(given[0].name)  # other content, same name
+    encode(given, (1, 3))
+    assert CountingEncoder.seen == 2  # its batch
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(Path(given[3].name).read_bytes())  # other name, same content
+    encode([*given, Picture(str(copy))], (1, 3))
+    assert CountingEncoder.seen == 0
+
+
+@pytest.mark.parametrize("change", ["weights", "preprocessing", "dtype", "grid"])
+def test_another_encoder_or_preprocessing_is_another_address(tmp_path: Path, change: str) -> None:
+    given, process = pictures(tmp_path, 2), tiny.image_processor()
+    encode(given)
+
+    def changed() -> Encoder:
+        encoder = load([1, 3])
+        if change == "weights":
+            with torch.no_grad():
+                next(iter(encoder.family.blocks(encoder.tower).parameters())).mul_(1.001)
+        elif change == "grid":
+            encoder.token_grid = (1, 2)
+        return encoder.bfloat16() if change == "dtype" else encoder
+
+    if change == "preprocessing":
+        process.image_mean = [0.4, 0.4, 0.4]
+    CountingEncoder.seen = 0
+    cached_features(changed, process, given)
+    assert CountingEncoder.seen == 2
+
+
+def test_stopped_and_continued_makes_the_same_bits(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = pictures(tmp_path)
+    expected = encode(given).features(given)
+    monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr(cache, "SHARD_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        encode(given, stop_after=3)
+    assert len(list((tmp_path / "other").rglob("*.safetensors"))) == 2 * 3
+    found = encode(given).features(given)
+    assert CountingEncoder.seen == 4
+    assert same(found, expected)
+
+
+def test_a_file_cut_anywhere_counts_as_missing(tmp_path: Path, home: Path) -> None:
+    given = pictures(tmp_path, 4)
+    expected = encode(given).features(given)
+    file = next(home.rglob("*.safetensors"))
+    whole = file.read_bytes()
+    for length in range(0, len(whole), 97):
+        shards._map.cache_clear()
+        file.with_suffix(".tmp").write_bytes(whole[:length])  # what a killed writer leaves
+        file.write_bytes(whole[:length])
+        assert same(encode(given).features(given), expected), length
+        for later in file.parent.glob("*.safetensors"):
+            later.unlink()
+        file.write_bytes(whole)
+
+
+def test_a_flipped_byte_is_found_and_the_entry_encoded_again(
+    tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = pictures(tmp_path, 4)
+    expected = encode(given).features(given)
+    file = next(home.rglob("*.safetensors"))
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 61):
+        shards._map.cache_clear()
+        caplog.clear()
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        assert same(encode(given).features(given), expected), at
+        assert CountingEncoder.seen in (2, 4), at
+        assert "damaged" in caplog.text or "cannot read" in caplog.text
+        for later in file.parent.glob("*.safetensors"):
+            later.unlink()
+        file.write_bytes(whole)
+
+
+def test_damage_while_it_is_in_use_is_repaired_in_another_process(
+    tmp_path: Path, home: Path
+) -> None:
+    given = pictures(tmp_path, 4)
+    store = encode(given)
+    expected = store.features(given)
+    elsewhere: FeatureStore = pickle.loads(pickle.dumps(encode(given)))
+    for file in home.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    shards._map.cache_clear()
+    assert same(elsewhere.features(given), expected)
+    shards._map.cache_clear()
+    assert same(encode(given).features(given), expected)
+    assert CountingEncoder.seen == 0  # the repaired entries were kept
+
+
+def test_two_writers_at_once_encode_each_picture_once(tmp_path: Path, home: Path) -> None:
+    given = pictures(tmp_path)
+    script = (
+        "import sys; from pathlib import Path; from tests.test_cache import *\n"
+        "given = [Picture(n) for n in sys.argv[1:]]\n"
+        "encode(given).features(given); print(CountingEncoder.seen)\n"
+    )
+    command = [sys.executable, "-c", script, *(p.name for p in given)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)
+    ]
+    assert sorted(int(process.communicate()[0]) for process in running) == [0, 10]
+    assert [layer.pictures for layer in cache_folders.held()] == [10, 10]
+
+
+def test_the_limit_is_known_before_anything_is_written(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = pictures(tmp_path)
+    monkeypatch.setenv("LAYERFUSE_CACHE_GB", "0.000001")
+    with pytest.raises(
+        OSError, match=r"10 pictures need .* allows 1e-06 GB .*`layerfuse cache cle"
+    ):
+        encode(given)
+    assert not list(home.rglob("*.safetensors"))
+
+
+def test_a_full_disk_is_an_error_that_leaves_nothing_behind(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: Any, file: Path, **_: Any) -> None:
+        file.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    given = pictures(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "save_file", full)
+        with pytest.raises(OSError, match=r"cannot write .*No space left"):
+            encode(given)
+    assert [f for f in home.rglob("*") if f.is_file() and f.name != ".lock"] == []
+    encode(given)
+
+
+def test_pictures_that_cannot_be_decoded_stop_or_are_named(tmp_path: Path) -> None:
+    given = pictures(tmp_path, 5)
+    whole = Path(given[3].name).read_bytes()
+    Path(given[3].name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cannot read the image .*3\.png"):
+        encode(given)
+    store = encode(given, skip=True)
+    assert list(store.bad) == [given[3].name]
+    good = [p for p in given if p.name not in store.bad]
+    assert store.features(good).patches[0].shape[0] == 4
+    assert [layer.pictures for layer in cache_folders.held()] == [4, 4]
+
+
+def test_list_verify_and_clear(tmp_path: Path, home: Path) -> None:
+    given, run = pictures(tmp_path), CliRunner().invoke
+    assert "empty" in run(app, ["cache", "list"]).output
+    encode(given)
+    listed = run(app, ["cache", "list"]).output
+    assert "dinov2" in listed
+    assert listed.count("float32") == 2
+    assert "nothing is damaged" in run(app, ["cache", "verify"]).output
+    file = sorted(home.rglob("*.safetensors"))[0]
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    file.with_suffix(".tmp").write_bytes(b"left by a killed writer")
+    shards._map.cache_clear()
+    found = run(app, ["cache", "verify"])
+    assert found.exit_code == 1
+    assert "1 damaged, 9 kept" in " ".join(found.output.split())
+    assert run(app, ["cache", "verify"]).exit_code == 0
+    assert not list(home.rglob("*.tmp"))
+    encode(given)
+    assert CountingEncoder.seen == 2
+    assert run(app, ["cache", "clear", "nonsense"]).exit_code == 2
+    name = cache_folders.held()[0].name
+    assert run(app, ["cache", "clear", name]).exit_code == 0
+    assert len(cache_folders.held()) == 1
+    assert run(app, ["cache", "clear"]).exit_code == 0
+    assert cache_folders.held() == []
+
+
+def test_the_cache_folder_may_be_unwritable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="file"):
+        encode(pictures(tmp_path))
+    assert os.listdir(tmp_path).count("file") == 1
