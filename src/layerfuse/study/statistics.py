@@ -48,13 +48,10 @@ def rates(weights: np.ndarray, cluster: np.ndarray, group: np.ndarray, right: np
 
     A group without a question in a resample is NaN there.
     """
-    groups = int(group.max()) + 1
-    hits = np.zeros((weights.shape[1], groups, right.shape[1]))
-    asked = np.zeros(hits.shape[:2])
-    np.add.at(hits, (cluster, group), right)
-    np.add.at(asked, (cluster, group), 1.0)
-    total = (weights @ asked)[:, :, None]
-    found = (weights @ hits.reshape(len(hits), -1)).reshape(len(weights), groups, -1)
+    counts = np.zeros((weights.shape[1], int(group.max()) + 1, right.shape[1] + 1))
+    np.add.at(counts, (cluster, group), np.column_stack([right, np.ones(len(right))]))
+    drawn = np.tensordot(weights, counts, axes=1)  # the last column: how many were asked
+    found, total = drawn[:, :, :-1], drawn[:, :, -1:]
     return np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
 
 
