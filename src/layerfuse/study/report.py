@@ -153,8 +153,8 @@ def write_report(study_dir: Path) -> Path:
     summary["findings"] = {**findings(summary), "guidance": guidance}
     environment = study_dir / "environment.json"
     figures = draw(summary, runs)
-    blocks = {"trim_blocks": True, "lstrip_blocks": True}
-    page = Environment(autoescape=True, undefined=StrictUndefined, **blocks)
+    page = Environment(autoescape=True, undefined=StrictUndefined)
+    page.trim_blocks = page.lstrip_blocks = True
     page.filters |= {"percent": percent, "signed": signed, "span": span}
     template = files("layerfuse.study").joinpath("report.html.j2").read_text(encoding="utf-8")
     chosen = choose(runs)

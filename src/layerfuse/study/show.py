@@ -54,8 +54,7 @@ def show(
         f"{vision.hidden_size}, {_image_size(recipe, vision)} px\n"
         f"LLM {recipe.llm.model}: {text.num_hidden_layers} blocks of width {text.hidden_size}\n"
     )
-    console.print(_arm_table(recipe, arms))
-    console.print(_stage_table(recipe, arms))
+    console.print(_arm_table(recipe, arms), _stage_table(recipe, arms))
     console.print(
         f"GFLOPs: forward of one image and {TEXT_TOKENS} text tokens. PFLOPs: all samples of a "
         "stage, one forward of the encoder and three times the forward of fusion and LLM; cached "
