@@ -57,7 +57,7 @@ def rows(
 ) -> list[Row | Misfit]:
     """Every registered strategy with its default options and example layers, counted by building
     it. `size`: pixels of the image, by default the encoder's own."""
-    size = size or vision.image_size
+    pixels: int = size or vision.image_size
     found: list[Row | Misfit] = []
     base: tuple[int, float] | None = None
     for name in sorted(FUSIONS.names(), key=lambda n: n != "single"):
@@ -69,10 +69,10 @@ def rows(
             found.append(Misfit(name, str(error)))
             continue
         model, parameters = count(config)
-        cost = flops(model, size)
+        cost = flops(model, pixels)
         extra, total = parameters["fusion"], cost["fusion"] + cost["llm"]
         base = base or (extra, total)
-        grid = model.vision_tower.grid(size, size)
+        grid = model.vision_tower.grid(pixels, pixels)
         tokens = module.num_tokens(model.fusion.config, grid, len(config.vision_layers))
         shown = (module.kind, module.paper, _text(config.selection), tokens)
         found.append(Row(name, *shown, extra - base[0], total - base[1]))
@@ -110,11 +110,10 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> list
 
 def show(found: list[Row | Misfit], console: Console) -> None:
     """Print the rows as a table, and below it what does not fit."""
-    head = [Column("name", no_wrap=True), "kind", "published as", "layers"]
-    head.append(Column("tokens", justify="right"))
-    for name in ("extra parameters", "extra GFLOPs"):
-        head.append(Column(name, justify="right", no_wrap=True))
-    table = Table(*head, box=None, padding=(0, 1))
+    texts = (Column("name", no_wrap=True), "kind", "published as", "layers")
+    numbers = ("tokens", "extra parameters", "extra GFLOPs")
+    right = [Column(name, justify="right", no_wrap=name != "tokens") for name in numbers]
+    table = Table(*texts, *right, box=None, padding=(0, 1))
     for r in (r for r in found if isinstance(r, Row)):
         few = abs(r.parameters) < 1e5
         parameters = f"{r.parameters:+,}" if few else f"{r.parameters / 1e6:+,.2f} M"
