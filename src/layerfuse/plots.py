@@ -5,8 +5,8 @@ eight, markers and line styles change, so that no two arms look alike up to 24 a
 are a mid grey that is legible on white and on dark paper, and figures have no background.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
@@ -17,41 +17,31 @@ from matplotlib.patches import Rectangle
 INK, FAINT = "#767b84", "#9aa0a8"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f7ee7", "#a8672e")
 MARKERS, LINES = ("o", "s", "D"), ("-", "--", ":")
+DASHED = (0, (4, 3))
 RC: dict[Any, Any] = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "path",
     "svg.hashsalt": "layerfuse",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": FAINT,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.7,
-    "legend.frameon": False,
     "legend.fontsize": 9,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
     "lines.solid_capstyle": "round",
     "text.parse_math": False,
 }
 
 
-@contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """Every figure is made inside this context."""
-    with mpl.rc_context(RC):
-        yield
+    return mpl.rc_context(RC)
 
 
 def look(index: int) -> dict[str, str]:
@@ -73,25 +63,15 @@ def plot_losses(data: dict, ax: Axes) -> Axes:
 
     data: {"stage": "align", "curves": [{"arm", "index", "points": [[step, loss], ...]}, ...]}
     """
-    labelled = set()
     for curve in data["curves"]:
         if not curve["points"]:
             continue
         steps, losses = zip(*curve["points"], strict=True)
         looks = look(curve["index"])
+        line = {"color": looks["color"], "ls": looks["ls"], "label": curve["arm"]}
         ax.plot(steps, losses, color=looks["color"], alpha=0.13, lw=0.7)
-        label = None if curve["arm"] in labelled else curve["arm"]
-        labelled.add(curve["arm"])
-        ax.plot(
-            steps,
-            smooth(losses, max(3, len(losses) // 12)),
-            color=looks["color"],
-            ls=looks["ls"],
-            lw=1.5,
-            label=label,
-        )
-    ax.set_xlabel(f"step of {data['stage']}")
-    ax.set_ylabel("loss")
+        ax.plot(steps, smooth(losses, max(3, len(losses) // 12)), lw=1.5, **line)
+    ax.set(xlabel=f"step of {data['stage']}", ylabel="loss")
     return ax
 
 
@@ -101,39 +81,23 @@ def plot_scores(data: dict, ax: Axes) -> Axes:
     data: {"arms": [{"arm", "index", "score", "interval", "seed_means"}], "baseline", "chance"},
     the best arm first.
     """
-    count = len(data["arms"])
+    names, chance = [], 100 * data["chance"]
     for row, arm in enumerate(data["arms"]):
-        looks = look(arm["index"])
-        low, high = (100 * v for v in arm["interval"])
-        ax.plot([low, high], [row, row], color=looks["color"], lw=4, alpha=0.35)
-        ax.plot(
-            [100 * v for v in arm["seed_means"]],
-            [row + 0.24] * len(arm["seed_means"]),
-            "o",
-            ms=4,
-            mfc="none",
-            mec=looks["color"],
-            mew=0.9,
-        )
-        ax.plot(100 * arm["score"], row, looks["marker"], color=looks["color"], ms=7.5, zorder=3)
-        if arm["arm"] == data["baseline"]:
-            ax.axvline(100 * arm["score"], color=FAINT, lw=1, zorder=0)
-    ax.axvline(100 * data["chance"], color=INK, lw=1, ls=(0, (4, 3)), zorder=0)
-    ax.annotate(
-        "chance",
-        (100 * data["chance"], 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, 3),
-        textcoords="offset points",
-        fontsize=9,
-    )
-    names = [
-        f"{a['arm']} (baseline)" if a["arm"] == data["baseline"] else a["arm"] for a in data["arms"]
-    ]
-    ax.set_yticks(range(count), names)
-    ax.set_ylim(count - 0.4, -0.6)
+        looks, is_baseline = look(arm["index"]), arm["arm"] == data["baseline"]
+        color, score = looks["color"], 100 * arm["score"]
+        seeds = [100 * v for v in arm["seed_means"]]
+        ax.plot([100 * v for v in arm["interval"]], [row, row], color=color, lw=4, alpha=0.35)
+        ax.plot(seeds, [row + 0.24] * len(seeds), "o", ms=4, mfc="none", mec=color, mew=0.9)
+        ax.plot(score, row, looks["marker"], color=color, ms=7.5, zorder=3)
+        if is_baseline:
+            ax.axvline(score, color=FAINT, lw=1, zorder=0)
+        names.append(f"{arm['arm']} (baseline)" if is_baseline else arm["arm"])
+    ax.axvline(chance, color=INK, lw=1, ls=DASHED, zorder=0)
+    above = ("data", "axes fraction")
+    ax.annotate("chance", (chance, 1), (4, 3), above, "offset points", fontsize=9)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="mean over families, % right")
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("mean over families, % right")
     return ax
 
 
@@ -148,32 +112,20 @@ def plot_families(data: dict, ax: Axes) -> Axes:
     for at, family in enumerate(data["families"]):
         if at % 2 == 0:
             ax.axvspan(at - 0.5, at + 0.5, color=FAINT, alpha=0.09, lw=0, zorder=0)
-        ax.plot(
-            [at - 0.42, at + 0.42],
-            [100 * data["chance"][family]] * 2,
-            color=INK,
-            lw=1.2,
-            ls=(0, (4, 3)),
-            zorder=1,
-            label="chance" if at == 0 else None,
-        )
+        share, label = 100 * data["chance"][family], "chance" if at == 0 else None
+        ends = [at - 0.42, at + 0.42]
+        ax.plot(ends, [share, share], color=INK, lw=1.2, ls=DASHED, zorder=1, label=label)
     for arm, offset in zip(data["arms"], offsets, strict=True):
         cells = [arm["families"][family] for family in data["families"]]
         x, looks = np.arange(len(cells)) + offset, look(arm["index"])
+        color, scores = looks["color"], [100 * cell["score"] for cell in cells]
         low, high = np.transpose([cell["interval"] for cell in cells]) * 100
-        ax.vlines(x, low, high, color=looks["color"], lw=max(1.0, 3.2 - count / 8), alpha=0.4)
-        ax.plot(
-            x,
-            [100 * cell["score"] for cell in cells],
-            looks["marker"],
-            color=looks["color"],
-            ms=max(3.0, 6.2 - count / 8),
-            label=arm["arm"],
-        )
+        ax.vlines(x, low, high, color=color, lw=max(1.0, 3.2 - count / 8), alpha=0.4)
+        size = max(3.0, 6.2 - count / 8)
+        ax.plot(x, scores, looks["marker"], color=color, ms=size, label=arm["arm"])
     ax.set_xticks(range(len(data["families"])), data["families"])
-    ax.set_xlim(-0.5, len(data["families"]) - 0.5)
+    ax.set(xlim=(-0.5, len(data["families"]) - 0.5), ylabel="% right")
     ax.grid(axis="x", visible=False)
-    ax.set_ylabel("% right")
     return ax
 
 
@@ -184,19 +136,16 @@ def plot_matrix(data: dict, ax: Axes) -> Axes:
     ...], ...]}; rows and columns are layers 0, 1, ...
     """
     matrix = np.array(data["matrix"], dtype=float)
-    low = min(0.0, float(np.nanmin(matrix)))
-    image = ax.imshow(matrix, cmap="magma", vmin=low, vmax=1)
+    image = ax.imshow(matrix, cmap="magma", vmin=min(0.0, float(np.nanmin(matrix))), vmax=1)
     for group in data["groups"]:
         corner, side = (group[0] - 0.5,) * 2, len(group)
-        ax.add_patch(Rectangle(corner, side, side, fill=False, ec="white", lw=2.4))
-        ax.add_patch(Rectangle(corner, side, side, fill=False, ec="#0072b2", lw=1.2))
+        for color, width in (("white", 2.4), (PALETTE[0], 1.2)):
+            ax.add_patch(Rectangle(corner, side, side, fill=False, ec=color, lw=width))
     every = -(-len(matrix) // 14)
-    ax.set_xticks(range(0, matrix.shape[1], every))
-    ax.set_yticks(range(0, matrix.shape[0], every))
+    rows, columns = (range(0, count, every) for count in matrix.shape)
+    ax.set(xticks=columns, yticks=rows, xlabel=data["xlabel"], ylabel=data["ylabel"])
     ax.grid(visible=False)
     ax.set_title(data["title"], fontsize=10, loc="left")
-    ax.set_xlabel(data["xlabel"])
-    ax.set_ylabel(data["ylabel"])
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
     bar.outline.set_visible(False)
     return ax
@@ -211,10 +160,10 @@ def plot_tasks(data: dict, ax: Axes) -> Axes:
     ax.imshow(relative, cmap="magma", vmin=0.0, vmax=1.1, aspect="auto")
     for row, column in np.ndindex(*scores.shape):
         ink = "black" if relative[row, column] > 0.65 else "white"
-        text = f"{scores[row, column]:.0f}"
-        ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+        number = f"{scores[row, column]:.0f}"
+        ax.text(column, row, number, ha="center", va="center", fontsize=8, color=ink)
     for row, best in enumerate(scores.argmax(axis=1)):
-        ax.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, ec="#0072b2", lw=2))
+        ax.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, ec=PALETTE[0], lw=2))
     ax.set_xticks(range(len(data["columns"])), data["columns"], rotation=25)
     ax.set_yticks(range(len(data["tasks"])), data["tasks"])
     ax.grid(visible=False)
@@ -232,7 +181,5 @@ def plot_depth(data: dict, ax: Axes) -> Axes:
         ax.plot(data["layers"], relative, label=task["task"], ms=4, lw=1.6)[0].set(**looks)
         best = int(relative.argmax())
         ax.plot(data["layers"][best], relative[best], "o", ms=10, mfc="none", mec=looks["color"])
-    ax.set_xticks(data["layers"])
-    ax.set_xlabel("layer")
-    ax.set_ylabel("score / best layer's score")
+    ax.set(xticks=data["layers"], xlabel="layer", ylabel="score / best layer's score")
     return ax

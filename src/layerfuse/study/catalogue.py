@@ -1,10 +1,9 @@
 """The table of fusion strategies, counted for one encoder and one LLM on the meta device."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from transformers import PreTrainedConfig
 
 from layerfuse.config import configure
@@ -22,18 +21,10 @@ CLIP = {
     "image_size": 336,
     "patch_size": 14,
 }
-VICUNA = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32000,
-}
 KNOWN = {
     "clip-l-336": Source(model="openai/clip-vit-large-patch14-336", config=CLIP),
-    "vicuna-7b": Source(model="lmsys/vicuna-7b-v1.5", config=VICUNA),
+    # transformers' defaults for this type are the shape of Llama 7B
+    "vicuna-7b": Source(model="lmsys/vicuna-7b-v1.5", config={"model_type": "llama"}),
 }
 """shapes that need no files: LLaVA-1.5's encoder and LLM"""
 
@@ -66,6 +57,7 @@ def rows(
 ) -> list[Row | Misfit]:
     """Every registered strategy with its default options and example layers, counted by building
     it. `size`: pixels of the image, by default the encoder's own."""
+    pixels: int = size or vision.image_size
     found: list[Row | Misfit] = []
     base: tuple[int, float] | None = None
     for name in sorted(FUSIONS.names(), key=lambda n: n != "single"):
@@ -77,21 +69,13 @@ def rows(
             found.append(Misfit(name, str(error)))
             continue
         model, parameters = count(config)
-        cost = flops(model, size or vision.image_size)
-        total = cost["fusion"] + cost["llm"]
-        base = base or (parameters["fusion"], total)
-        grid = model.vision_tower.grid(*(2 * [size or vision.image_size]))
-        found.append(
-            Row(
-                name,
-                module.kind,
-                module.paper,
-                _text(config.selection),
-                module.num_tokens(model.fusion.config, grid, len(config.vision_layers)),
-                parameters["fusion"] - base[0],
-                total - base[1],
-            )
-        )
+        cost = flops(model, pixels)
+        extra, total = parameters["fusion"], cost["fusion"] + cost["llm"]
+        base = base or (extra, total)
+        grid = model.vision_tower.grid(pixels, pixels)
+        tokens = module.num_tokens(model.fusion.config, grid, len(config.vision_layers))
+        shown = (module.kind, module.paper, _text(config.selection), tokens)
+        found.append(Row(name, *shown, extra - base[0], total - base[1]))
     return found
 
 
@@ -126,19 +110,15 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> list
 
 def show(found: list[Row | Misfit], console: Console) -> None:
     """Print the rows as a table, and below it what does not fit."""
-    table: Any = Table(box=None, padding=(0, 1))
-    for column in ("name", "kind", "published as", "layers"):
-        table.add_column(column, no_wrap=column == "name")
-    for column in ("tokens", "extra parameters", "extra GFLOPs"):
-        table.add_column(column, justify="right", no_wrap=column != "tokens")
-    for r in found:
-        if isinstance(r, Misfit):
-            continue
+    texts = (Column("name", no_wrap=True), "kind", "published as", "layers")
+    numbers = ("tokens", "extra parameters", "extra GFLOPs")
+    right = [Column(name, justify="right", no_wrap=name != "tokens") for name in numbers]
+    table = Table(*texts, *right, box=None, padding=(0, 1))
+    for r in (r for r in found if isinstance(r, Row)):
         few = abs(r.parameters) < 1e5
         parameters = f"{r.parameters:+,}" if few else f"{r.parameters / 1e6:+,.2f} M"
         cost = f"{r.flops / 1e9:+,.1f}"
         table.add_row(r.name, r.kind, r.paper, r.layers, str(r.tokens), parameters, cost)
     console.print(table)
-    for r in found:
-        if isinstance(r, Misfit):
-            console.print(f"{r.name}: not for this pair by default: {r.why}", soft_wrap=True)
+    for r in (r for r in found if isinstance(r, Misfit)):
+        console.print(f"{r.name}: not for this pair by default: {r.why}", soft_wrap=True)

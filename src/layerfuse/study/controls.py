@@ -41,14 +41,10 @@ def _under(run: Run, control: str) -> Run:
     return Run({**run.record, "arm": f"{run.record['arm']} ({control})"}, items)
 
 
-def _known(runs: list[Run]) -> list[dict]:
-    return [item for run in runs for item in run.items if item.get("weights")]
-
-
 def _by_family(runs: list[Run]) -> dict[str, list[float]]:
     """The mean weights over layers or groups for each family of questions, over all seeds."""
     found: dict[str, list[list[float]]] = {}
-    for item in _known(runs):
+    for item in (item for run in runs for item in run.items if item.get("weights")):
         found.setdefault(item["family"], []).append(item["weights"])
     return {name: np.mean(rows, axis=0).round(5).tolist() for name, rows in sorted(found.items())}
 
@@ -56,6 +52,6 @@ def _by_family(runs: list[Run]) -> dict[str, list[float]]:
 def _spread(runs: list[Run]) -> float:
     """How far the weights of one question lie from the run's mean weights: the standard deviation
     over questions, averaged over layers and runs. Zero: the instruction changes nothing."""
-    known = [_known([run]) for run in runs]
-    each = [float(np.std([i["weights"] for i in items], axis=0).mean()) for items in known if items]
+    weights = [[i["weights"] for i in run.items if i.get("weights")] for run in runs]
+    each = [float(np.std(known, axis=0).mean()) for known in weights if known]
     return float(np.mean(each)) if each else 0.0

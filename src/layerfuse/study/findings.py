@@ -29,11 +29,19 @@ def listed(names: list[str]) -> str:
 def size(arm: dict, side: int = 0) -> str:
     """An arm's difference to the baseline with its interval; with side ±1, how far on that side."""
     found = arm["versus_baseline"]
-    if not side:
-        values = span(found["interval"], True)
-        return f"{signed(found['difference'])} points (95 % interval {values})"
-    values = span(sorted(side * v for v in found["interval"]))
-    return f"{100 * side * found['difference']:.1f} points (95 % interval {values})"
+    low_high = sorted(side * v for v in found["interval"]) if side else found["interval"]
+    far = f"{100 * side * found['difference']:.1f}" if side else signed(found["difference"])
+    return f"{far} points (95 % interval {span(low_high, plus=not side)})"
+
+
+def unresolved(summary: dict) -> list[dict]:
+    """The arms whose difference to the baseline is lost in the noise between seeds alone."""
+    return [a for a in summary["arms"] if (a["versus_baseline"] or {}).get("unresolved")]
+
+
+def verb(names: list[str], one: str, several: str) -> str:
+    """The names as the subject of a verb."""
+    return f"{listed(names)} {one if len(names) == 1 else several}"
 
 
 def headline(summary: dict) -> str:
@@ -45,44 +53,38 @@ def headline(summary: dict) -> str:
         for v in ("better", "worse", "tie")
     )
     by_name = {a["arm"]: a for a in arms}
-    open_arms = [a for a in others if a["versus_baseline"]["unresolved"]]
+    open_arms = unresolved(summary)
     first = [a["arm"] for a in arms if a["first"]]
     if not any(a["versus_chance"]["verdict"] == "better" for a in arms):
         text = "No arm is measurably above chance, so nothing can be said about layers or fusion"
     elif not others:
         text = f"Only the baseline {base} has finished: there is nothing to compare yet"
     elif better:
-        text = f"{listed(better)} {'beats' if len(better) == 1 else 'beat'} the baseline {base}"
+        text = f"{verb(better, 'beats', 'beat')} the baseline {base}"
         text += f" by {size(by_name[better[0]], 1)}" if len(better) == 1 else ""
         text += f"; {listed(first)} are tied for first" if len(first) > 1 else ""
         if len(first) == 1 and len(better) > 1:
             text += f"; {first[0]} leads, with {size(by_name[first[0]])}"
-        text += f"; {listed(worse)} {'is' if len(worse) == 1 else 'are'} worse" if worse else ""
+        text += f"; {verb(worse, 'is', 'are')} worse" if worse else ""
     elif not worse and open_arms:
-        text = (
-            f"Not resolved: {open_arms[0]['arm']} differs from the baseline {base} by "
-            f"{size(open_arms[0])}, too little for the noise between seeds"
-        )
+        text = f"Not resolved: {open_arms[0]['arm']} differs from the baseline {base} by "
+        text += f"{size(open_arms[0])}, too little for the noise between seeds"
         text += f" and {len(others)} comparisons" if len(others) > 1 else ""
     elif not worse:
         largest = max(others, key=lambda a: abs(a["versus_baseline"]["difference"]))
         low, high = largest["versus_baseline"]["interval"]
-        text = (
-            f"{largest['arm']} and the baseline {base} tie: "
-            if len(others) == 1
-            else f"All {len(arms)} arms tie: no difference to the baseline {base} is beyond noise, "
-            f"not even the largest, {largest['arm']} with "
-        ) + size(largest)
+        text = f"{largest['arm']} and the baseline {base} tie: "
+        if len(others) > 1:
+            text = f"All {len(arms)} arms tie: no difference to the baseline {base} is beyond "
+            text += f"noise, not even the largest, {largest['arm']} with "
+        text += size(largest)
         text += ", once corrected for several comparisons" if low > 0 or high < 0 else ""
     elif tie:
-        text = (
-            f"No arm beats the baseline {base}: {listed(worse)} "
-            f"{'is' if len(worse) == 1 else 'are'} worse, {listed(tie)} "
-            f"{'ties' if len(tie) == 1 else 'tie'} with it"
-        )
+        text = f"No arm beats the baseline {base}: {verb(worse, 'is', 'are')} worse, "
+        text += f"{verb(tie, 'ties', 'tie')} with it"
     else:
-        text = f"The baseline {base} is best: {listed(worse)} "
-        text += "are all worse" if len(worse) > 1 else f"is worse by {size(by_name[worse[0]], -1)}"
+        text = f"The baseline {base} is best: {verb(worse, 'is', 'are all')} worse"
+        text += f" by {size(by_name[worse[0]], -1)}" if len(worse) == 1 else ""
     return text + ("." if summary["noise"] or not others else f" ({UNMEASURED}).")
 
 
@@ -108,15 +110,13 @@ def guidance_sentence(rows: list[dict]) -> str:
     if not rows:
         return ""
     names = {"shuffled": "the instruction of another question", "mean": "the mean weights"}
+    words = {"better": "gains", "worse": "loses", "tie": "does not measurably change:"}
     parts = []
     for row in rows:
         d = row["difference"]
-        change = f"{signed(d['difference'])} points ({span(d['interval'], True)})"
-        words = {"better": "gains", "worse": "loses", "tie": "does not measurably change:"}
-        parts.append(
-            f"{row['arm']} against itself with {names[row['control']]} "
-            f"{words[d['verdict']]} {change}"
-        )
+        change = f"{words[d['verdict']]} {signed(d['difference'])} points"
+        whom = f"{row['arm']} against itself with {names[row['control']]}"
+        parts.append(f"{whom} {change} ({span(d['interval'], True)})")
     return "Guided by its own instruction, " + "; ".join(parts) + "."
 
 
@@ -130,29 +130,15 @@ def findings(summary: dict) -> dict[str, str]:
         f"each family alone gives {percent(summary['chance']['mean'])}."
     )
     learning += f" Not measurably above that: {listed(failed)}." if failed else ""
-    open_arms = [
-        a["arm"]
-        for a in summary["arms"]
-        if a["versus_baseline"] and a["versus_baseline"]["unresolved"]
-    ]
-    seeds = (
-        f"No arm has two seeds ({UNMEASURED})."
-        if not noise
-        else (
+    seeds = f"No arm has two seeds ({UNMEASURED})."
+    if noise:
+        seeds = (
             f"Training again with another seed moves an arm's mean by a standard deviation of "
             f"{100 * noise['sd']:.1f} points ({noise['df']} degrees of freedom); the widest spread "
             f"within an arm is {100 * noise['spread']:.1f} points ({noise['spread_arm']})."
         )
-    )
-    seeds += (
-        f" It leaves {listed(open_arms)} unresolved: on these questions alone the difference "
-        "to the baseline would count."
-        if open_arms
-        else ""
-    )
-    return {
-        "headline": headline(summary),
-        "learning": learning,
-        "layers": layer_sentence(summary),
-        "seeds": seeds,
-    }
+    if open_arms := [a["arm"] for a in unresolved(summary)]:
+        seeds += f" It leaves {listed(open_arms)} unresolved: on these questions alone the "
+        seeds += "difference to the baseline would count."
+    found = {"headline": headline(summary), "learning": learning}
+    return {**found, "layers": layer_sentence(summary), "seeds": seeds}

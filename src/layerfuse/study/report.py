@@ -3,8 +3,8 @@
 import base64
 import io
 import json
-import os
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -23,7 +23,7 @@ def write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(data)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def draw(summary: dict, runs: list[Run]) -> dict[str, dict[str, bytes]]:
@@ -35,49 +35,36 @@ def draw(summary: dict, runs: list[Run]) -> dict[str, dict[str, bytes]]:
     order = {name: i for i, name in enumerate(dict.fromkeys(r.record["arm"] for r in runs))}
     arms = [{**a, **a["mean"], "index": order[a["arm"]]} for a in summary["arms"]]
     stages = list(dict.fromkeys(stage for r in runs for stage in r.record.get("losses", {})))
-    count, made = len(arms), {}
+    legend, chance, made = 0.26 * -(-len(arms) // 4), summary["chance"], {}
     with plots.style():
-        legend = 0.26 * -(-count // 4)
-        figure = Figure(figsize=(9.2, 1.1 + 0.42 * count), layout="constrained")
-        plots.plot_scores(
-            {"arms": arms, "baseline": summary["baseline"], "chance": summary["chance"]["mean"]},
-            figure.subplots(),
-        )
+        figure = Figure(figsize=(9.2, 1.1 + 0.42 * len(arms)), layout="constrained")
+        data = {"arms": arms, "baseline": summary["baseline"], "chance": chance["mean"]}
+        plots.plot_scores(data, figure.subplots())
         made["scores"] = export(figure)
         figure = Figure(figsize=(9.2, 4 + legend), layout="constrained")
-        axis = plots.plot_families(
-            {
-                "arms": arms,
-                "families": summary["families"],
-                "chance": summary["chance"]["families"],
-            },
-            figure.subplots(),
-        )
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        data = {"arms": arms, "families": summary["families"], "chance": chance["families"]}
+        add_legend(figure, [plots.plot_families(data, figure.subplots())])
         made["families"] = export(figure)
         if stages:
             figure = Figure(figsize=(9.2, 3.4 + legend), layout="constrained")
             axes = figure.subplots(1, len(stages), squeeze=False)[0]
             for stage, axis in zip(stages, axes, strict=True):
-                curves = [
-                    {
-                        "arm": r.record["arm"],
-                        "index": order[r.record["arm"]],
-                        "points": r.record.get("losses", {}).get(stage, []),
-                    }
-                    for r in runs
-                ]
+                curves = []
+                for record in (r.record for r in runs):
+                    points = record.get("losses", {}).get(stage, [])
+                    arm = record["arm"]
+                    curves.append({"arm": arm, "index": order[arm], "points": points})
                 plots.plot_losses({"stage": stage, "curves": curves}, axis)
-            handles = {
-                label: handle
-                for axis in axes
-                for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-            }
-            figure.legend(
-                list(handles.values()), list(handles), loc="outside lower center", ncols=4
-            )
+            add_legend(figure, axes)
             made["losses"] = export(figure)
     return made
+
+
+def add_legend(figure, axes) -> None:
+    """Every label of the axes once, below them."""
+    pairs = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
+    handles = {label: handle for handle, label in chain.from_iterable(pairs)}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
 
 
 def export(figure) -> dict[str, bytes]:
@@ -99,12 +86,9 @@ def inline(name: str, svg: bytes) -> str:
     for before in ('id="', 'href="#', "url(#"):
         text = text.replace(before, f"{before}{name}-")
     head, body = text.split(">", 1)
-    kept = [part for part in head.split("\n") if part]
-    head = " ".join(kept)
-    start = head.index('viewBox="')
-    box = head[start : head.index('"', start + 9) + 1]
+    box = head.split('viewBox="')[1].split('"')[0]
     return (
-        f'<svg {box} role="img" aria-label="{name}" xmlns="http://www.w3.org/2000/svg" '
+        f'<svg viewBox="{box}" role="img" aria-label="{name}" xmlns="http://www.w3.org/2000/svg" '
         f'xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
     )
 
@@ -139,11 +123,8 @@ def choose(runs: list[Run]) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
     for why, family, outcome in wanted:
         for row in rows:
             item = row[0][1]
-            if (
-                item["sample"] not in shown
-                and family in (None, item["family"])
-                and {bool(answer["correct"]) for _, answer in row} == outcome
-            ):
+            fits = item["sample"] not in shown and family in (None, item["family"])
+            if fits and {bool(answer["correct"]) for _, answer in row} == outcome:
                 chosen.append((why, item, row))
                 shown.add(item["sample"])
                 break
@@ -152,8 +133,7 @@ def choose(runs: list[Run]) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
 
 def planned(recipe: dict, summary: dict) -> list[str]:
     """Arms that the recipe names and that have no finished run."""
-    arms = recipe.get("arms") or []
-    names = [a if isinstance(a, str) else a.get("name") for a in arms]
+    names = [a if isinstance(a, str) else a.get("name") for a in recipe.get("arms") or []]
     done = {a["arm"] for a in summary["arms"]}
     return [n for n in names if n and n not in done] if done <= set(names) else []
 
@@ -166,20 +146,18 @@ def write_report(study_dir: Path) -> Path:
     if not isinstance(recipe, dict) or not recipe.get("baseline"):
         raise ValueError(f"{study_dir / 'recipe.yaml'} names no baseline; add 'baseline: ARM'")
     runs = read_runs(study_dir)
-    summary = summarize(study_dir, recipe["baseline"], **(recipe.get("statistics") or {}))
-    draws = (summary["resamples"], (recipe.get("statistics") or {}).get("seed", 0))
-    summary["guidance"] = guidance_rows(runs, draws)
-    summary["findings"] = {
-        **findings(summary),
-        "guidance": guidance_sentence(summary["guidance"]),
-    }
+    options = recipe.get("statistics") or {}
+    summary = summarize(study_dir, recipe["baseline"], **options)
+    summary["guidance"] = guidance_rows(runs, (summary["resamples"], options.get("seed", 0)))
+    guidance = guidance_sentence(summary["guidance"])
+    summary["findings"] = {**findings(summary), "guidance": guidance}
     environment = study_dir / "environment.json"
     figures = draw(summary, runs)
-    page = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    page = Environment(autoescape=True, undefined=StrictUndefined)
+    page.trim_blocks = page.lstrip_blocks = True
     page.filters |= {"percent": percent, "signed": signed, "span": span}
     template = files("layerfuse.study").joinpath("report.html.j2").read_text(encoding="utf-8")
+    chosen = choose(runs)
     html = page.from_string(template).render(
         s=summary,
         title=recipe.get("name") or study_dir.resolve().name,
@@ -189,10 +167,7 @@ def write_report(study_dir: Path) -> Path:
         unmeasured=UNMEASURED,
         environment=json.loads(environment.read_text()) if environment.is_file() else {},
         figures={name: inline(name, made["svg"]) for name, made in figures.items()},
-        examples=[
-            (why, item, row, thumbnail(study_dir, item.get("image")))
-            for why, item, row in choose(runs)
-        ],
+        examples=[(*found, thumbnail(study_dir, found[1].get("image"))) for found in chosen],
     )
     write(study_dir / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     for name, made in figures.items():

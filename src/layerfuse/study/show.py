@@ -7,21 +7,23 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig
 
 from layerfuse.config import FusionConfig, configure
 from layerfuse.data.conversations import load
-from layerfuse.encoder import Features, load_vision_config, vision_config_of
+from layerfuse.encoder import Features, vision_config_of
 from layerfuse.fusion import Layout, seen_images
-from layerfuse.local_models import is_pulled, resolve
+from layerfuse.local_models import resolve
 from layerfuse.model import FusionVLM
 from layerfuse.recipe import Arm, Data, Recipe, Source, Stage
 from layerfuse.recipe_file import load_recipe
 
 TEXT_TOKENS = 64
 """text tokens per sample in the FLOP estimate, beside the visual ones"""
+PARTS = ("vision", "fusion", "llm")
+LAYOUT: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2)}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,6 @@ class Shown:
 
     arm: Arm
     layers: list[int]
-    fusion: dict[str, Any]
     visual_tokens: int
     parameters: dict[str, int]
     trained: dict[str, int]
@@ -50,13 +51,10 @@ def show(
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
     console.print(
         f"encoder {recipe.encoder.model}: {vision.num_hidden_layers} blocks of width "
-        f"{vision.hidden_size}, {_image_size(recipe, vision)} px"
-    )
-    console.print(
+        f"{vision.hidden_size}, {_image_size(recipe, vision)} px\n"
         f"LLM {recipe.llm.model}: {text.num_hidden_layers} blocks of width {text.hidden_size}\n"
     )
-    console.print(_arm_table(recipe, arms))
-    console.print(_stage_table(recipe, arms))
+    console.print(_arm_table(recipe, arms), _stage_table(recipe, arms))
     console.print(
         f"GFLOPs: forward of one image and {TEXT_TOKENS} text tokens. PFLOPs: all samples of a "
         "stage, one forward of the encoder and three times the forward of fusion and LLM; cached "
@@ -74,16 +72,10 @@ def measure(recipe: Recipe, arm: Arm, vision: PreTrainedConfig, text: PreTrained
     model, counts = count(config)
     size = _image_size(recipe, vision)
     grid = model.vision_tower.grid(size, size)
+    layers = config.vision_layers
+    tokens = model.fusion.num_tokens(model.fusion.config, grid, len(layers))
     trained = {name: _trained(model, stage, counts) for name, stage in recipe.stages.items()}
-    return Shown(
-        arm,
-        config.vision_layers,
-        config.fusion or {},
-        model.fusion.num_tokens(model.fusion.config, grid, len(config.vision_layers)),
-        counts,
-        trained,
-        flops(model, size),
-    )
+    return Shown(arm, layers, tokens, counts, trained, flops(model, size))
 
 
 def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
@@ -95,15 +87,14 @@ def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
 
 
 def _trained(model: FusionVLM, stage: Stage, counts: dict[str, int]) -> int:
-    total = sum(counts[part] for part in stage.learning_rates if part != "llm" or not stage.lora)
-    if stage.lora is None:
+    lora = stage.lora
+    total = sum(counts[part] for part in stage.learning_rates if part != "llm" or not lora)
+    if lora is None:
         return total
-    named = stage.lora.target_modules
     for name, module in model.language_model.get_decoder().named_modules():
-        if not isinstance(module, torch.nn.Linear):
-            continue
-        if named == "all-linear" or name.rsplit(".", 1)[-1] in set(named):
-            total += stage.lora.r * (module.in_features + module.out_features)
+        named = lora.target_modules == "all-linear" or name.split(".")[-1] in lora.target_modules
+        if named and isinstance(module, torch.nn.Linear):
+            total += lora.r * (module.in_features + module.out_features)
     return total
 
 
@@ -124,35 +115,33 @@ def flops(model: FusionVLM, size: int) -> dict[str, float]:
         layout = Layout.of(torch.zeros(1, length, dtype=torch.bool), 1, each)
         seen = seen_images(layout.mask, each, layout.most)
         visual = fusion.by_row(replace(visual, mask=layout.mask, seen=seen), layout)
-        given = {"inputs_embeds": torch.empty(1, length, width), "visual": visual}
-        # a finished mask: none is made from values
-        given |= {"attention_mask": torch.zeros(1, 1, length, length), "use_cache": False}
+        texts = torch.empty(1, length, width)
+        mask = torch.zeros(1, 1, length, length)  # a finished one: none is made from values
+        given: dict[str, Any] = {"attention_mask": mask, "visual": visual, "use_cache": False}
         with FlopCounterMode(display=False) as llm:
-            model.language_model(**given)
+            model.language_model(inputs_embeds=texts, **given)
     counters = {"vision": vision, "fusion": fused, "llm": llm}
     return {name: counter.get_total_flops() for name, counter in counters.items()}
 
 
 def vision_config(source: Source) -> PreTrainedConfig:
-    return vision_config_of(_from_recipe(source)) if source.config else _hub(source, True)
+    """The configuration of an encoder. Raises ValueError if it is none, OSError if not found."""
+    return vision_config_of(_config(source))
 
 
 def text_config(source: Source) -> PreTrainedConfig:
-    return _from_recipe(source).get_text_config() if source.config else _hub(source, False)
+    """The configuration of a language model. Raises OSError if it cannot be found."""
+    return _config(source).get_text_config()
 
 
-def _from_recipe(source: Source) -> PreTrainedConfig:
-    settings = dict(source.config or {})
-    if "model_type" not in settings:
-        raise ValueError(f"the configuration of {source.model} needs a model_type")
-    return AutoConfig.for_model(settings.pop("model_type"), **settings)
-
-
-def _hub(source: Source, vision: bool) -> PreTrainedConfig:
+def _config(source: Source) -> PreTrainedConfig:
+    """The configuration that the recipe spells out, else that of the folder or hub id."""
+    if settings := dict(source.config or {}):
+        if "model_type" not in settings:
+            raise ValueError(f"the configuration of {source.model} needs a model_type")
+        return AutoConfig.for_model(settings.pop("model_type"), **settings)
     try:
-        if vision:
-            return load_vision_config(source.model)
-        return AutoConfig.from_pretrained(resolve(source.model)).get_text_config()
+        return AutoConfig.from_pretrained(resolve(source.model))
     except OSError as error:
         raise OSError(
             f"cannot read the configuration of {source.model}: no such folder, and no hub answered."
@@ -161,22 +150,16 @@ def _hub(source: Source, vision: bool) -> PreTrainedConfig:
 
 
 def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
-    if recipe.encoder.image_size is not None:
-        return recipe.encoder.image_size
-    known = recipe.encoder.model
-    if recipe.encoder.config is None and (Path(known).is_dir() or _local(known)):
+    source = recipe.encoder
+    if source.image_size is not None:
+        return source.image_size
+    if source.config is None and Path(resolve(source.model)).is_dir():
         from layerfuse.processor import load_image_processor
 
-        settings = load_image_processor(known).to_dict()
+        settings = load_image_processor(source.model).to_dict()
         size = settings.get("crop_size") or settings["size"]
         return int(size.get("height") or size["shortest_edge"])
     return int(vision.image_size)
-
-
-def _local(name: str) -> bool:
-    from layerfuse.local_models import MODELS
-
-    return name in MODELS and is_pulled(name)
 
 
 def samples_in(data: Data) -> int | None:
@@ -189,44 +172,40 @@ def samples_in(data: Data) -> int | None:
 
 
 def _arm_table(recipe: Recipe, arms: list[Shown]) -> Table:
-    table = Table(title="arms", title_justify="left", box=None, padding=(0, 2))
-    for column in ("arm", "layers", "visual tokens", "vision", "fusion", "llm"):
-        table.add_column(column, justify="left" if column in ("arm", "layers") else "right")
-    table.add_column("GFLOPs vision / fusion / llm", justify="right")
+    numbers = ("visual tokens", *PARTS, "GFLOPs vision / fusion / llm")
+    right = [Column(name, justify="right") for name in numbers]
+    table = Table("arm", "layers", *right, title="arms", **LAYOUT)
     for shown in arms:
         name = shown.arm.label + (" (baseline)" if shown.arm.label == recipe.baseline_name else "")
-        flops = " / ".join(f"{shown.flops[p] / 1e9:,.1f}" for p in ("vision", "fusion", "llm"))
-        counts = [f"{shown.parameters[p] / 1e6:,.2f} M" for p in ("vision", "fusion", "llm")]
+        flops = " / ".join(f"{shown.flops[part] / 1e9:,.1f}" for part in PARTS)
+        counts = [_millions(shown.parameters[part]) for part in PARTS]
         layers = ",".join(map(str, shown.layers))
         table.add_row(name, layers, str(shown.visual_tokens), *counts, flops)
     return table
 
 
 def _stage_table(recipe: Recipe, arms: list[Shown]) -> Table:
-    table = Table(title="stages", title_justify="left", box=None, padding=(0, 2))
     columns = ("stage", "samples", "batch", "steps", "learning rates", "trains", "trained")
-    for column in (*columns, "PFLOPs, at most"):
-        table.add_column(column, justify="left")
+    table = Table(*columns, "PFLOPs, at most", title="stages", **LAYOUT)
     for name, stage in recipe.stages.items():
         samples = samples_in(stage.data)
         steps = steps_of(stage, samples) if samples else stage.steps
         rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rates.items())
-        how = ", ".join(
-            f"{part} ({'LoRA' if part == 'llm' and stage.lora else 'full'})"
-            for part in stage.learning_rates
-        )
-        trained = sorted({shown.trained[name] for shown in arms})
-        span = " to ".join(f"{n / 1e6:,.2f} M" for n in (trained[0], trained[-1]))
-        span = span if trained[0] != trained[-1] else f"{trained[0] / 1e6:,.2f} M"
+        ways = {part: "LoRA" if part == "llm" and stage.lora else "full" for part in PARTS}
+        how = ", ".join(f"{part} ({ways[part]})" for part in stage.learning_rates)
+        trained = [shown.trained[name] for shown in arms]
+        span = " to ".join(_millions(n) for n in sorted({min(trained), max(trained)}))
         count = "unknown" if samples is None else f"{samples:,}"
-        passes = 3 if "vision" in stage.learning_rates else 1
-        cost = max(
-            passes * s.flops["vision"] + 3 * (s.flops["fusion"] + s.flops["llm"]) for s in arms
-        )
+        passes = {"vision": 3 if "vision" in stage.learning_rates else 1, "fusion": 3, "llm": 3}
+        cost = max(sum(passes[part] * shown.flops[part] for part in PARTS) for shown in arms)
         total = f"{steps * stage.batch_size * cost / 1e15:,.2f}" if steps else "unknown"
         cells = (count, str(stage.batch_size), str(steps or "unknown"), rates, how, span, total)
         table.add_row(name, *cells)
     return table
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M"
 
 
 def steps_of(stage: Stage, samples: int) -> int:

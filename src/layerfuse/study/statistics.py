@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,10 @@ def rates(weights: np.ndarray, cluster: np.ndarray, group: np.ndarray, right: np
 
     A group without a question in a resample is NaN there.
     """
-    groups = int(group.max()) + 1
-    hits = np.zeros((weights.shape[1], groups, right.shape[1]))
-    asked = np.zeros(hits.shape[:2])
-    np.add.at(hits, (cluster, group), right)
-    np.add.at(asked, (cluster, group), 1.0)
-    total = (weights @ asked)[:, :, None]
-    found = (weights @ hits.reshape(len(hits), -1)).reshape(len(weights), groups, -1)
+    counts = np.zeros((weights.shape[1], int(group.max()) + 1, right.shape[1] + 1))
+    np.add.at(counts, (cluster, group), np.column_stack([right, np.ones(len(right))]))
+    drawn = np.tensordot(weights, counts, axes=1)  # the last column: how many were asked
+    found, total = drawn[:, :, :-1], drawn[:, :, -1:]
     return np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
 
 
@@ -99,14 +97,9 @@ def contrast(scores: Scores, a: int, b: int) -> dict:
         t_two_sided(difference / se, n) if se else float(difference == 0)
         for se, n in ((error, df), (math.sqrt(item), item_df))
     )
-    return {
-        "difference": difference,
-        "interval": [difference - half, difference + half],
-        "item_interval": percentiles(samples),
-        "df": float(df),
-        "p": p,
-        "item_p": item_p,
-    }
+    ends = [difference - half, difference + half]
+    found = {"difference": difference, "interval": ends, "item_interval": percentiles(samples)}
+    return {**found, "df": float(df), "p": p, "item_p": item_p}
 
 
 def judge(rows: list[dict]) -> list[dict]:
@@ -136,10 +129,8 @@ class Table:
         right.append([item["answer"] == blind[item["family"]] for item in items])
         weights = np.vstack([np.ones(self.images), picture_weights(self.images, *draws)])
         self.rates = rates(weights, cluster, group, np.array(right, float).T)
-        self.each = [
-            self._scores(self.rates[:, g], len(set(cluster[group == g])))
-            for g in range(len(self.groups))
-        ]
+        sizes = [len(set(cluster[group == g])) for g in range(len(names))]
+        self.each = [self._scores(self.rates[:, g], size) for g, size in enumerate(sizes)]
         self.mean = self._scores(np.nanmean(self.rates, axis=1), self.images)
 
     def _scores(self, runs: np.ndarray, images: int) -> Scores:
@@ -152,10 +143,8 @@ class Table:
 
 def entry(scores: Scores, arm: int) -> dict:
     """An arm's score with the interval of the items."""
-    return {
-        "score": float(scores.value[arm]),
-        "interval": interval(scores.value[arm], scores.samples[:, arm], scores.images),
-    }
+    score = float(scores.value[arm])
+    return {"score": score, "interval": interval(score, scores.samples[:, arm], scores.images)}
 
 
 def layer_leaders(table: Table, single: list[int]) -> list[dict]:
@@ -163,39 +152,31 @@ def layer_leaders(table: Table, single: list[int]) -> list[dict]:
     rows, tests = [], []
     for family, scores in zip(table.groups, table.each, strict=True) if single[1:] else ():
         lead, *others = sorted(single, key=lambda a, s=scores: -s.value[a])
-        tests += (found := [contrast(scores, lead, other) for other in others])
-        rows.append((family, table.arms[lead], table.arms[others[0]], found))
-    judge(tests)
-    return [
-        {
-            "family": family,
-            "leader": lead,
-            "second": second,
-            "difference": t[0]["difference"],
-            "beyond_noise": {x["verdict"] for x in t} == {"better"},
-        }
-        for family, lead, second, t in rows
-    ]
+        tests.append([contrast(scores, lead, other) for other in others])
+        row = {"family": family, "leader": table.arms[lead], "second": table.arms[others[0]]}
+        rows.append({**row, "difference": tests[-1][0]["difference"]})
+    judge(list(chain.from_iterable(tests)))
+    for row, found in zip(rows, tests, strict=True):
+        row["beyond_noise"] = all(test["verdict"] == "better" for test in found)
+    return rows
 
 
 def make_tables(runs: list[Run], draws: tuple[int, int]) -> dict[str, Table]:
     """By family and category; seen and held-out combinations over the families that have both."""
-    kinds = [{i["family"] for i in runs[0].items if bool(i.get("novel")) == n} for n in (0, 1)]
-    tables = {
-        "families": Table(runs, draws, lambda item: item["family"]),
-        "categories": Table(runs, draws, lambda i: i.get("category") or "none"),
-    }
-    for name, flag in (("seen", 0), ("novel", 1)) if kinds[0] & kinds[1] else ():
-        tables[name] = Table(
-            runs,
-            draws,
-            lambda i, flag=flag: (
-                i["family"]
-                if (bool(i.get("novel")) == flag and i["family"] in kinds[0] & kinds[1])
-                else None
-            ),
-        )
-    return tables
+
+    def families(novel: bool) -> set[str]:
+        return {i["family"] for i in runs[0].items if bool(i.get("novel")) == novel}
+
+    both = families(False) & families(True)
+
+    def part(item: dict, novel: bool) -> str | None:
+        wanted = item["family"] in both and bool(item.get("novel")) == novel
+        return item["family"] if wanted else None
+
+    keys = {"families": lambda i: i["family"], "categories": lambda i: i.get("category") or "none"}
+    if both:
+        keys |= {"seen": lambda i: part(i, False), "novel": lambda i: part(i, True)}
+    return {name: Table(runs, draws, key) for name, key in keys.items()}
 
 
 def arm_row(runs: list[Run], arm: int, tables: dict[str, Table]) -> dict:
@@ -203,19 +184,14 @@ def arm_row(runs: list[Run], arm: int, tables: dict[str, Table]) -> dict:
     table = tables["families"]
     mine = [runs[i].record for i in table.columns[arm]]
     row = {key: mine[0].get(key) for key in ("arm", "layers", "depth", "fusion", "kind")}
-    row |= {
-        "seeds": [r["seed"] for r in mine],
-        "seconds": [r.get("seconds", {}) for r in mine],
-        "parameters": mine[0].get("parameters", {}),
-        "mean": entry(table.mean, arm),
-        "seed_means": np.nanmean(table.rates[0], axis=0)[table.columns[arm]].tolist(),
-    }
+    row["seeds"] = [r["seed"] for r in mine]
+    row["seconds"] = [r.get("seconds", {}) for r in mine]
+    row["parameters"] = mine[0].get("parameters", {})
+    row["mean"] = entry(table.mean, arm)
+    row["seed_means"] = np.nanmean(table.rates[0], axis=0)[table.columns[arm]].tolist()
     for name, t in tables.items():
-        row[name] = (
-            entry(t.mean, arm)
-            if name in ("seen", "novel")
-            else {g: entry(s, arm) for g, s in zip(t.groups, t.each, strict=True)}
-        )
+        each = {g: entry(s, arm) for g, s in zip(t.groups, t.each, strict=True)}
+        row[name] = entry(t.mean, arm) if name in ("seen", "novel") else each
     return row
 
 
@@ -243,6 +219,7 @@ def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int =
     if (rows[lead]["versus_baseline"] or {}).get("verdict") == "better":
         rows[base]["first"] = False
     single = [a for a, row in enumerate(rows) if row["fusion"]["name"] == "single"]
+    blind = dict(zip(table.groups, table.rates[0, :, -1].tolist(), strict=True))
     return {
         "baseline": baseline,
         "level": LEVEL,
@@ -251,10 +228,7 @@ def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int =
         "items": len(runs[0].items),
         "images": table.images,
         "families": table.groups,
-        "chance": {
-            "mean": float(mean.value[-1]),
-            "families": dict(zip(table.groups, table.rates[0, :, -1].tolist(), strict=True)),
-        },
+        "chance": {"mean": float(mean.value[-1]), "families": blind},
         "noise": mean.noise,
         "arms": sorted(rows, key=lambda row: -row["mean"]["score"]),
         "single_layer": [names[a] for a in single],
