@@ -93,15 +93,13 @@ def pull(name: str, *, force: bool = False, say: Say | None = None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.parent / f".{name}.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         say(f"waiting for another process that is pulling {name}")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         if force or not is_pulled(name):  # the process that was waited for may have done it
             _pull_locked(model, target, say)
-    finally:
-        lock.release()
     return target
 
 
