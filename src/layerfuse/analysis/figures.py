@@ -28,20 +28,18 @@ def figure(stem: Path, width: float, height: float) -> Iterator[Figure]:
         made.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
-def draw_similarity(report: dict[str, Any], stem: Path) -> None:
-    """The four matrices of an encoder; the groups are framed in the one that they come from."""
+def draw_similarity(report: dict[str, Any], folder: Path) -> None:
+    """The four matrices of an encoder, its groups framed in the one that they come from; in a
+    figure of its own, the linear CKA with the layers of another encoder if there is one."""
     groups = report["groups"][str(report["chosen"])]["groups"]
-    with figure(stem, 11, 9.6) as made:
+    with figure(folder / "similarity", 11, 9.6) as made:
         for ax, (name, title) in zip(made.subplots(2, 2).flat, TITLES.items(), strict=True):
             _matrix(ax, report[name], title, groups if name == report["by"] else [])
-
-
-def draw_cross(report: dict[str, Any], stem: Path) -> None:
-    """Linear CKA of the layers of two encoders."""
-    labels = f"layer of {report['other']}", f"layer of {report['encoder']}"
-    with figure(stem, 11, 4.9) as made:
-        for ax, kind in zip(made.subplots(1, 2), ("tokens", "images"), strict=True):
-            _matrix(ax, report[f"cross_{kind}"], TITLES[f"cka_{kind}"], [], *labels)
+    if report["other"]:
+        labels = f"layer of {report['other']}", f"layer of {report['encoder']}"
+        with figure(folder / "cross", 11, 4.9) as made:
+            for ax, kind in zip(made.subplots(1, 2), ("tokens", "images"), strict=True):
+                _matrix(ax, report[f"cross_{kind}"], TITLES[f"cka_{kind}"], [], *labels)
 
 
 def _matrix(

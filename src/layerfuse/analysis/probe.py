@@ -21,8 +21,8 @@ from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor
 from layerfuse.selection import LayerSpec, select
 
-FEATURES = ("mean", "grid")
-"""Mean patch token; patch tokens average-pooled to a grid, side by side."""
+FEATURES = {"mean": slice(1), "grid": slice(1, None)}
+"""Where `pooled` holds the mean patch token, and the patch tokens average-pooled to a grid."""
 RESAMPLES = 1000
 
 
@@ -88,13 +88,11 @@ def probe(
     report |= {"asked": tasks, "grid": grid, "dtype": dtype, "seed": seed, **problem.described()}
     with progress_bar(console) as bar:
         everything = [*problem.train, *problem.test]
-        task = bar.add_task("encoding pictures", total=len(everything))
-        tick = partial(bar.advance, task)
+        tick = partial(bar.advance, bar.add_task("encoding pictures", total=len(everything)))
         features = pooled(tower, processor, everything, grid, batch_size, tick)
-        for kind in FEATURES:
-            task = bar.add_task(f"probing {kind} features", total=len(chosen))
-            x = features[:, :, :1] if kind == "mean" else features[:, :, 1:]
-            rows = [_row(problem, x, some, seed) for some in bar.track(chosen, task_id=task)]
+        for kind, cells in FEATURES.items():
+            x, what = features[:, :, cells], f"probing {kind} features"
+            rows = [_row(problem, x, some, seed) for some in bar.track(chosen, description=what)]
             report[kind] = _relative(rows)
     for kind in FEATURES:
         shown = {**report, "features": kind, "rows": report[kind]}
@@ -107,12 +105,10 @@ def probe(
     return file
 
 
-def _selections(
-    depth: int, folder: Path, combinations: Sequence[LayerSpec] | None
-) -> list[list[int]]:
+def _selections(depth: int, folder: Path, given: Sequence[LayerSpec] | None) -> list[list[int]]:
     """Every single layer, then the combinations, each once."""
-    given = default_combinations(depth, folder) if combinations is None else combinations
-    found = [select(spec, depth).layers for spec in [*range(depth + 1), *given]]
+    several = default_combinations(depth, folder) if given is None else given
+    found = [select(spec, depth).layers for spec in [*range(depth + 1), *several]]
     return [list(layers) for layers in dict.fromkeys(found)]
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from layerfuse.analysis.figures import TITLES, draw_cross, draw_similarity
+from layerfuse.analysis.figures import TITLES, draw_similarity
 from layerfuse.analysis.groups import all_groups, best_count
 from layerfuse.analysis.statistics import LayerStatistics
 from layerfuse.analysis.stream import batches, progress_bar, write_json
@@ -104,19 +104,14 @@ def similarity(
     silhouette. Everything goes to `output` (default `runs/look-<encoder>`). Raises ValueError or
     OSError for what cannot be used, ImportError without the packages of the extra `look`.
     """
-    for module in ("cka", "sklearn"):
-        require_look(module)
-    if by not in MEASURES:
-        raise ValueError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError("the batch size and the limit must be at least 1")
+    _check(by, batch_size, limit)
     console = console or Console()
     folder = output or look_folder(encoder)
     pictures = find_pictures(images, split, limit)
     towers = [load_encoder(name, DTYPES[dtype]) for name in (encoder, other) if name]
-    depth, prefix = towers[0].layers[-1], towers[0].prefix
-    if not 0 <= groups <= depth:
-        raise ValueError(f"{groups} groups cannot be made; valid: 0..{depth}")
+    layers, prefix = list(towers[0].layers), towers[0].prefix
+    if not 0 <= groups <= layers[-1]:
+        raise ValueError(f"{groups} groups cannot be made; valid: 0..{layers[-1]}")
     processors = [load_image_processor(name) for name in (encoder, other) if name]
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "similarity.unfinished"
@@ -125,19 +120,26 @@ def similarity(
         task = bar.add_task("looking at pictures", total=len(pictures))
         how["progress"] = lambda done: bar.update(task, completed=done)
         found = measure(towers, processors, pictures, **how)
-    report: dict[str, Any] = {"encoder": encoder, "other": other, "depth": depth}
-    report["layers"] = list(towers[0].layers)
+    report: dict = {"encoder": encoder, "other": other, "depth": layers[-1], "layers": layers}
     report["left_out"] = f"{prefix} prefix tokens (CLS, registers) of every picture"
     report |= {"source": images, "split": split, "limit": limit, "dtype": dtype, "seed": seed}
     report |= {"by": by, **describe(found, by, groups)}
-    draw_similarity(report, folder / "similarity")
-    if other:
-        draw_cross(report, folder / "cross")
+    draw_similarity(report, folder)
     file = write_json(folder / FILE, report)
     unfinished.unlink(missing_ok=True)
     similarity_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)
     return file
+
+
+def _check(by: str, batch_size: int, limit: int | None) -> None:
+    """Raises as `similarity` does, before anything is loaded."""
+    for module in ("cka", "sklearn"):
+        require_look(module)
+    if by not in MEASURES:
+        raise ValueError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError("the batch size and the limit must be at least 1")
 
 
 def look_folder(encoder: str) -> Path:
