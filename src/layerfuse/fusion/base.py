@@ -112,7 +112,7 @@ Guidance = Literal["instruction", "uniform"] | Tensor
 class Fusion(nn.Module):
     """Base of all strategies: features of the selected layers in, `Visual` out.
 
-    A subclass sets `kind` and `paper`, and implements `forward`; it owns its projectors. Internal
+    A subclass sets `kind`, `paper` and `published`, and has a `forward` and projectors. Internal
     strategies also fill `Visual.memory` and implement `addition`; those that change the number of
     tokens override `num_tokens`; guided ones set `reads` and derive from `GuidedFusion`.
     """
@@ -135,12 +135,8 @@ class Fusion(nn.Module):
         super().__init__()
         self.config = config
         self.shapes = shapes
-        self.norms = nn.ModuleDict(
-            {
-                str(k): normalization(config.normalize, shapes.vision_width)
-                for k in config.taps(shapes.selection)
-            }
-        )
+        taps, width = config.taps(shapes.selection), shapes.vision_width
+        self.norms = nn.ModuleDict({str(k): normalization(config.normalize, width) for k in taps})
 
     @classmethod
     def example(cls, depth: int) -> LayerSpec:
@@ -175,10 +171,8 @@ class Fusion(nn.Module):
 
     def group_means(self, features: Features) -> list[Tensor]:
         """The mean of the normalised layers of each selected group: one (B, N, Dv) each."""
-        return [
-            torch.stack(self.normalized(features, group)).mean(dim=0)
-            for group in self.shapes.selection.groups
-        ]
+        groups = self.shapes.selection.groups
+        return [torch.stack(self.normalized(features, group)).mean(dim=0) for group in groups]
 
     def reset_parameters(self) -> None:
         """Random initialisation of the whole strategy: PyTorch's defaults, as in LLaVA, zeros for

@@ -42,12 +42,10 @@ class InjectAdd(Fusion):
     def __init__(self, config: InjectAddConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
         self.blocks = llm_blocks(config.placement, shapes)
-        count = len(self.blocks)
-        self.projector = Projector(shapes.vision_width, shapes.llm_width)
-        self.projectors = nn.ModuleList(
-            Projector(shapes.vision_width, shapes.llm_width) for _ in range(count)
-        )
-        self.gates = nn.Parameter(zeros(count)) if config.gate else None
+        widths = shapes.vision_width, shapes.llm_width
+        self.projector = Projector(*widths)
+        self.projectors = nn.ModuleList(Projector(*widths) for _ in self.blocks)
+        self.gates = nn.Parameter(zeros(len(self.blocks))) if config.gate else None
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         memory: dict[int, Tensor] = {}

@@ -82,9 +82,8 @@ class InjectCross(Fusion):
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         layers = self.normalized(features, self.shapes.selection.layers)
         memory: dict[int, Tensor] = {}
-        for (block, attend), project, x in zip(
-            self.attention.items(), self.projectors, layers, strict=True
-        ):
+        parts = zip(self.attention.items(), self.projectors, layers, strict=True)
+        for (block, attend), project, x in parts:
             memory[int(block)] = attend.keys_values(project(x))  # type: ignore[operator]
         return Visual(self.projector(self.normalized(features, [self.config.base])[0]), memory)
 

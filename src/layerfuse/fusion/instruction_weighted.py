@@ -116,11 +116,9 @@ class InstructionWeighted(GuidedFusion):
         mean = self.config.summary == "mean"
         stands = [x.mean(dim=1) for x in features.patches] if mean else features.summary
         by_layer = dict(zip(features.layers, stands, strict=True))
-        groups = [
-            torch.stack([by_layer[k] for k in group]).mean(dim=0)
-            for group in self.shapes.selection.groups
-        ]
-        return self.allocator(instruction, torch.stack(groups, dim=1))
+        groups = self.shapes.selection.groups
+        means = [torch.stack([by_layer[k] for k in group]).mean(dim=0) for group in groups]
+        return self.allocator(instruction, torch.stack(means, dim=1))
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         weights = self.weights(features, instruction)
