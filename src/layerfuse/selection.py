@@ -92,9 +92,7 @@ def _parse(spec: str, depth: int) -> list[list[int]]:
         return [_share(int(match[1]), int(match[2]), match[3] == "first", depth)]
     if match := re.fullmatch(r"similarity:([1-9]\d*)(:groups)?(@(.+))?", spec):
         if match[4] is None:
-            raise ValueError(
-                f"{spec!r} needs a file: {spec}@FILE, or `similarity: FILE` in a recipe"
-            )
+            raise ValueError(f"{spec!r} needs a file: {spec}@FILE, or the recipe's `similarity`")
         return _similar(Path(match[4]), match[1], match[2] is not None, depth)
     grouped = "|" in spec
     groups: list[list[int]] = []

@@ -69,8 +69,7 @@ class SentenceEncoder:
         model, _ = _load(resolve(self.name))
         digest = hashlib.sha256(json.dumps(wanted).encode())
         for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.numpy().tobytes())
+            digest.update(name.encode() + tensor.numpy().tobytes())
         file = home() / "sentences" / f"{digest.hexdigest()[:32]}.safetensors"
         if file.exists():
             self.known.update(zip(wanted, load_file(file)["embeddings"], strict=True))

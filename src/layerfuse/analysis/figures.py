@@ -28,59 +28,49 @@ def figure(stem: Path, width: float, height: float) -> Iterator[Figure]:
         made.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
-def draw_similarity(report: dict[str, Any], stem: Path) -> None:
-    """The four matrices of an encoder; the groups are framed in the one that they come from."""
+def draw_similarity(report: dict[str, Any], folder: Path) -> None:
+    """The four matrices of an encoder, its groups framed in the one that they come from; in a
+    figure of its own, the linear CKA with the layers of another encoder if there is one."""
     groups = report["groups"][str(report["chosen"])]["groups"]
-    with figure(stem, 11, 9.6) as made:
-        axes = made.subplots(2, 2).flat
-        for ax, (name, title) in zip(axes, TITLES.items(), strict=True):
-            data = {"matrix": report[name], "title": title, "xlabel": "layer", "ylabel": "layer"}
-            _matrix({**data, "groups": groups if name == report["by"] else []}, ax)
+    with figure(folder / "similarity", 11, 9.6) as made:
+        for ax, (name, title) in zip(made.subplots(2, 2).flat, TITLES.items(), strict=True):
+            _matrix(ax, report[name], title, groups if name == report["by"] else [])
+    if report["other"]:
+        labels = f"layer of {report['other']}", f"layer of {report['encoder']}"
+        with figure(folder / "cross", 11, 4.9) as made:
+            for ax, kind in zip(made.subplots(1, 2), ("tokens", "images"), strict=True):
+                _matrix(ax, report[f"cross_{kind}"], TITLES[f"cka_{kind}"], [], *labels)
 
 
-def draw_cross(report: dict[str, Any], stem: Path) -> None:
-    """Linear CKA of the layers of two encoders."""
-    with figure(stem, 11, 4.9) as made:
-        for ax, name in zip(made.subplots(1, 2), ("cross_tokens", "cross_images"), strict=True):
-            labels = {
-                "xlabel": f"layer of {report['other']}",
-                "ylabel": f"layer of {report['encoder']}",
-            }
-            title = TITLES[name.replace("cross", "cka")]
-            data = {"matrix": report[name], "title": title, "groups": [], **labels}
-            _matrix(data, ax)
-
-
-def _matrix(data: dict[str, Any], ax: Axes) -> None:
-    if all(value is None for row in data["matrix"] for value in row):
-        ax.set_title(f"{data['title']}: undefined", fontsize=10, loc="left")
+def _matrix(
+    ax: Axes, matrix: list, title: str, groups: list, xlabel: str = "layer", ylabel: str = "layer"
+) -> None:
+    if all(value is None for row in matrix for value in row):
+        ax.set_title(f"{title}: undefined", fontsize=10, loc="left")
         ax.set_axis_off()
     else:
-        plots.plot_matrix(data, ax)
+        data = {"matrix": matrix, "title": title, "xlabel": xlabel, "ylabel": ylabel}
+        plots.plot_matrix({**data, "groups": groups}, ax)
 
 
 def draw_probe(report: dict[str, Any], stem: Path) -> None:
     """Tasks by layers as a heat map above a line plot, with the combinations beside the layers."""
-    columns = [row["name"] for row in report["rows"]]
-    tasks = list(report["tasks"])
-    cells = [[row["tasks"][task] for row in report["rows"]] for task in tasks]
-    single = [i for i, row in enumerate(report["rows"]) if len(row["layers"]) == 1]
-    with figure(stem, max(9, 0.62 * len(columns) + 2), 3.6 + 0.42 * len(tasks)) as made:
+    rows, tasks = report["rows"], list(report["tasks"])
+    data: dict[str, Any] = {"tasks": tasks, "columns": [row["name"] for row in rows]}
+    for key, value in (("scores", "accuracy"), ("relative", "relative")):
+        data[key] = [[row["tasks"][task][value] for row in rows] for task in tasks]
+    with figure(stem, max(9, 0.62 * len(rows) + 2), 3.6 + 0.42 * len(tasks)) as made:
         top, bottom = made.subplots(2, 1, height_ratios=[0.42 * len(tasks), 3.2])
-        scores = [[cell["accuracy"] for cell in row] for row in cells]
-        relative = [[cell["relative"] for cell in row] for row in cells]
-        data = {"tasks": tasks, "columns": columns, "scores": scores, "relative": relative}
         plots.plot_tasks(data, top)
-        top.set_title(
-            f"accuracy of probes on {report['features']} features, %", fontsize=10, loc="left"
-        )
+        title = f"accuracy of probes on {report['features']} features, %"
+        top.set_title(title, fontsize=10, loc="left")
+        singles = [row for row in rows if len(row["layers"]) == 1]
         lines = []
-        for task, row in zip(tasks, cells, strict=True):
-            best = max(row[i]["accuracy"] for i in single) or 1.0
-            shown = {"relative": [row[i]["accuracy"] / best for i in single]}
-            for key, end in (("low", 0), ("high", 1)):
-                shown[key] = [row[i]["interval"][end] / best for i in single]
-            lines.append({"task": task, **shown})
-        layers = [report["rows"][i]["layers"][0] for i in single]
-        plots.plot_depth({"layers": layers, "tasks": lines}, bottom)
+        for task in tasks:
+            cells = [row["tasks"][task] for row in singles]
+            best = max(cell["accuracy"] for cell in cells) or 1.0
+            low, high = ([cell["interval"][end] / best for cell in cells] for end in (0, 1))
+            relative = [cell["relative"] for cell in cells]
+            lines.append({"task": task, "relative": relative, "low": low, "high": high})
+        plots.plot_depth({"layers": [row["layers"][0] for row in singles], "tasks": lines}, bottom)
         bottom.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

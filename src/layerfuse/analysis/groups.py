@@ -1,5 +1,6 @@
 """Contiguous groups of layers, and one representative of each, from a similarity matrix."""
 
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -18,28 +19,18 @@ def split(similarity: np.ndarray, count: int) -> list[list[int]]:
         raise ValueError(f"{n} layers cannot be split into {count} groups; valid: 1..{n}")
     if not np.isfinite(similarity).all():
         raise ValueError("a layer is constant over the pictures: its similarity is undefined")
-    area = np.zeros((n + 1, n + 1))
-    area[1:, 1:] = similarity.cumsum(0).cumsum(1)
-    trace = np.concatenate([[0.0], np.diag(similarity).cumsum()])
-
-    def cost(a: int, b: int) -> float:
-        inside = area[b, b] - area[a, b] - area[b, a] + area[a, a]
-        return trace[b] - trace[a] - inside / (b - a)
-
-    best, cut = {0: 0.0}, []
-    for _ in range(count):
-        step: dict[int, tuple[float, int]] = {}
-        for b in range(1, n + 1):
-            options = [(best[a] + cost(a, b), a) for a in best if a < b]
-            if options:
-                step[b] = min(options)
-        best = {b: value for b, (value, _) in step.items()}
-        cut.append({b: a for b, (_, a) in step.items()})
-    groups, end = [], n
-    for where in reversed(cut):
-        groups.append(list(range(where[end], end)))
-        end = where[end]
-    return groups[::-1]
+    cost = {}
+    for a, b in combinations(range(n + 1), 2):
+        inside = similarity[a:b, a:b]
+        cost[a, b] = float(np.trace(inside) - inside.sum() / (b - a))
+    best = {0: (0.0, [0])}  # for each end of the last group: the least cost, and all ends back to 0
+    for groups in range(1, count + 1):
+        best = {
+            b: min((total + cost[a, b], [b, *ends]) for a, (total, ends) in best.items() if a < b)
+            for b in range(groups, n + 1)
+        }
+    ends = best[n][1][::-1]
+    return [list(range(a, b)) for a, b in pairwise(ends)]
 
 
 def medoid(similarity: np.ndarray, group: list[int]) -> int:
@@ -51,18 +42,14 @@ def medoid(similarity: np.ndarray, group: list[int]) -> int:
 def silhouette(similarity: np.ndarray, groups: list[list[int]]) -> float:
     """Mean silhouette width (Rousseeuw 1987) with the dissimilarity 1 - S, in -1..1.
 
-    A layer's width is (b - a) / max(a, b): a its mean distance to its own group, b to the nearest
-    other one; alone in its group it is 0.
+    `groups` are those of `split`: contiguous, in order, at least two, fewer than layers.
     """
+    from sklearn.metrics import silhouette_score
+
     distance = 1 - similarity
-    widths = []
-    for group in groups:
-        for k in group:
-            own = [distance[k, j] for j in group if j != k]
-            others = min(distance[k, other].mean() for other in groups if other is not group)
-            a = float(np.mean(own)) if own else 0.0
-            widths.append((others - a) / max(a, others, 1e-12) if own else 0.0)
-    return float(np.mean(widths))
+    np.fill_diagonal(distance, 0)  # but for rounding it is
+    labels = [place for place, group in enumerate(groups) for _ in group]
+    return float(silhouette_score(distance, labels, metric="precomputed"))
 
 
 def all_groups(similarity: np.ndarray, layers: list[int]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor
 from layerfuse.selection import LayerSpec, select
 
-FEATURES = ("mean", "grid")
-"""Mean patch token; patch tokens average-pooled to a grid, side by side."""
+FEATURES = {"mean": slice(1), "grid": slice(1, None)}
+"""Where `pooled` holds the mean patch token, and the patch tokens average-pooled to a grid."""
 RESAMPLES = 1000
 
 
@@ -84,49 +84,36 @@ def probe(
     chosen = _selections(tower.layers[-1], folder, layers)
     processor = load_image_processor(encoder)
     folder.mkdir(parents=True, exist_ok=True)
-    report = {
-        "encoder": encoder,
-        "depth": tower.layers[-1],
-        "source": data,
-        "test": test,
-        "asked": tasks,
-        "grid": grid,
-        "dtype": dtype,
-        "seed": seed,
-        **problem.described(),
-    }
+    report = {"encoder": encoder, "depth": tower.layers[-1], "source": data, "test": test}
+    report |= {"asked": tasks, "grid": grid, "dtype": dtype, "seed": seed, **problem.described()}
     with progress_bar(console) as bar:
         everything = [*problem.train, *problem.test]
-        task = bar.add_task("encoding pictures", total=len(everything))
-        tick = partial(bar.advance, task)
+        tick = partial(bar.advance, bar.add_task("encoding pictures", total=len(everything)))
         features = pooled(tower, processor, everything, grid, batch_size, tick)
-        for kind in FEATURES:
-            task = bar.add_task(f"probing {kind} features", total=len(chosen))
-            x = features[:, :, :1] if kind == "mean" else features[:, :, 1:]
-            rows = [_row(problem, x, some, seed) for some in bar.track(chosen, task_id=task)]
+        for kind, cells in FEATURES.items():
+            x, what = features[:, :, cells], f"probing {kind} features"
+            rows = [_row(problem, x, some, seed) for some in bar.track(chosen, description=what)]
             report[kind] = _relative(rows)
-    file = _write(folder, report)
     for kind in FEATURES:
-        probe_table({**report, "features": kind, "rows": report[kind]}, console)
+        shown = {**report, "features": kind, "rows": report[kind]}
+        draw_probe(shown, folder / f"probe-{kind}")
+        probe_table(shown, console)
+    file = write_json(folder / "probe.json", report)
     for name, why in problem.left_out.items():
         console.print(f"not probed: {name} ({why})", soft_wrap=True)
     console.print(f"probe: {file}", soft_wrap=True)
     return file
 
 
-def _selections(
-    depth: int, folder: Path, combinations: Sequence[LayerSpec] | None
-) -> list[list[int]]:
+def _selections(depth: int, folder: Path, given: Sequence[LayerSpec] | None) -> list[list[int]]:
     """Every single layer, then the combinations, each once."""
-    found = [[k] for k in range(depth + 1)]
-    given = default_combinations(depth, folder) if combinations is None else combinations
-    several = [list(select(spec, depth).layers) for spec in given]
-    return found + [k for i, k in enumerate(several) if k not in found + several[:i]]
+    several = default_combinations(depth, folder) if given is None else given
+    found = [select(spec, depth).layers for spec in [*range(depth + 1), *several]]
+    return [list(layers) for layers in dict.fromkeys(found)]
 
 
 def default_combinations(depth: int, folder: Path) -> list[LayerSpec]:
-    """The middle layers of three thirds, and the representatives of the folder's similarity file
-    where there is one."""
+    """The middle layers of three thirds, and representatives by the folder's similarity file."""
     found: list[LayerSpec] = [sorted({max(1, round(depth * k / 6)) for k in (1, 3, 5)})]
     if (folder / FILE).exists():
         found.append(f"similarity:{min(3, depth)}@{folder / FILE}")
@@ -137,20 +124,16 @@ def _row(problem: Problem, features: np.ndarray, layers: list[int], seed: int) -
     """All tasks on the features (L, pictures, cells, D) of some layers, side by side."""
     x = np.concatenate([features[k].reshape(features.shape[1], -1) for k in layers], axis=1)
     x, count = x.astype(np.float32), len(problem.train)
-    right = [_right(task, x[:count], x[count:]) for task in problem.tasks]
     cells = {}
-    for task, hits in zip(problem.tasks, right, strict=True):
+    for task in problem.tasks:
+        hits = _right(task, x[:count], x[count:])
         asked = hits[~np.isnan(hits)]
         said = "".join("-" if np.isnan(hit) else str(int(hit)) for hit in hits)
-        cells[task.name] = {
-            "accuracy": float(asked.mean()),
-            "interval": _wilson(asked),
-            "hits": said,
-        }
+        cell = {"accuracy": float(asked.mean()), "interval": _wilson(asked), "hits": said}
+        cells[task.name] = cell
     name = "+".join(map(str, layers))
-    means = bootstrap(cells, list(cells), seed)
     mean = float(np.mean([cell["accuracy"] for cell in cells.values()]))
-    interval = np.percentile(means, [2.5, 97.5]).tolist()
+    interval = np.percentile(bootstrap(cells, list(cells), seed), [2.5, 97.5]).tolist()
     return {"name": name, "layers": layers, "tasks": cells, "mean": mean, "interval": interval}
 
 
@@ -195,10 +178,3 @@ def _relative(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             cell = row["tasks"][name]
             cell["relative"] = cell["accuracy"] / best if best else 0.0
     return rows
-
-
-def _write(folder: Path, report: dict[str, Any]) -> Path:
-    for kind in FEATURES:
-        shown = {**report, "features": kind, "rows": report[kind]}
-        draw_probe(shown, folder / f"probe-{kind}")
-    return write_json(folder / "probe.json", report)

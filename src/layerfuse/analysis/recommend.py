@@ -86,10 +86,10 @@ def _answers(probes: dict[str, Any], names: list[str], several: list[list[int]])
 
 
 def _candidates(look: dict[str, Any], depth: int) -> list[list[int]]:
-    several = [look["groups"][str(k)]["representatives"] for k in (2, 3, 4) if k <= depth]
-    several.append(sorted({max(1, round(depth * k / 24)) for k in (3, 18, 23)}))
     found = [[k] for k in range(1, depth + 1)]
-    return found + [k for i, k in enumerate(several) if len(k) > 1 and k not in several[:i]]
+    found += [look["groups"][str(k)]["representatives"] for k in (2, 3, 4) if k <= depth]
+    found.append(sorted({max(1, round(depth * k / 24)) for k in (3, 18, 23)}))
+    return [list(layers) for layers in dict.fromkeys(map(tuple, found))]
 
 
 def _rank(
@@ -109,30 +109,23 @@ def _rank(
     ]
     ranking = []
     for row, drawn in zip(rows, draws, strict=True):
-        behind = np.percentile(drawn - draws[0], [2.5, 97.5]).tolist()
+        layers, behind = row["layers"], np.percentile(drawn - draws[0], [2.5, 97.5]).tolist()
         accuracy = {name: row["tasks"][name]["accuracy"] for name in names}
-        ranking.append(
-            {
-                "layers": row["layers"],
-                "score": float(score[row["name"]]),
-                "accuracy": float(np.mean(list(accuracy.values()))),
-                "behind": behind,
-                "tie": bool(behind[1] >= 0),
-                "best_on": [name for name in names if accuracy[name] == best[name]],
-                "groups": [g for g in groups if set(g) & set(row["layers"])],
-                "entropy": [look["entropy"][k] for k in row["layers"]],
-                "dimension": [look["dimension"][k] for k in row["layers"]],
-            }
-        )
+        place: dict[str, Any] = {"layers": layers, "score": float(score[row["name"]])}
+        place["accuracy"] = float(np.mean(list(accuracy.values())))
+        place |= {"behind": behind, "tie": bool(behind[1] >= 0)}
+        place["best_on"] = [name for name in names if accuracy[name] == best[name]]
+        place["groups"] = [group for group in groups if set(group) & set(layers)]
+        place |= {name: [look[name][k] for k in layers] for name in ("entropy", "dimension")}
+        ranking.append(place)
     return ranking
 
 
 def _write(folder: Path, report: dict[str, Any], recipe: Path | None, console: Console) -> Path:
     """The report, and the best selections as arms, each with the plainest fusion for it."""
-    arms = [
-        {"layers": k, "fusion": {"name": "concat" if len(k) > 1 else "single"}}
-        for k in (row["layers"] for row in report["ranking"][:SHOWN])
-    ]
+    chosen = [row["layers"] for row in report["ranking"][:SHOWN]]
+    names = ["concat" if len(layers) > 1 else "single" for layers in chosen]
+    arms = [{"layers": k, "fusion": {"name": n}} for k, n in zip(chosen, names, strict=True)]
     content: dict[str, Any] = {"arms": arms, "grid": None, "baseline": None}
     if recipe:
         name = re.sub(r"[^\w.-]+", "-", f"recommended-{Path(report['encoder']).name}")
@@ -142,7 +135,6 @@ def _write(folder: Path, report: dict[str, Any], recipe: Path | None, console: C
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     console.print(text, end="", markup=False, highlight=False)
     (folder / "recommended.yaml").write_text(text, "utf-8")
-    file = folder / "recommend.json"
-    write_json(file, report)
+    file = write_json(folder / "recommend.json", report)
     console.print(f"arms: {folder / 'recommended.yaml'}\nrecommendation: {file}", soft_wrap=True)
     return file

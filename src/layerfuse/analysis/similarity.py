@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from layerfuse.analysis.figures import TITLES, draw_cross, draw_similarity
+from layerfuse.analysis.figures import TITLES, draw_similarity
 from layerfuse.analysis.groups import all_groups, best_count
 from layerfuse.analysis.statistics import LayerStatistics
 from layerfuse.analysis.stream import batches, progress_bar, write_json
@@ -53,9 +53,7 @@ def measure(
         try:
             state = load_file(unfinished)
         except SafetensorError as error:
-            raise ValueError(
-                f"{unfinished} is damaged ({error}): delete it to start anew"
-            ) from error
+            raise ValueError(f"{unfinished} is damaged ({error}): delete it to restart") from error
         if bytes(state.pop("key").tolist()).decode() == key:
             found.restore(state, device)
     saved = time.monotonic()
@@ -69,15 +67,11 @@ def measure(
     return found
 
 
-def _key(*parts: Any) -> str:
-    encoders, processors, pictures, seed = parts
-    names = pictures if isinstance(pictures, list) else [len(pictures), pictures[0]]
-    settings = [
-        [encoder.digests()[encoder.layers[-1]] for encoder in encoders],
-        [p.to_dict() for p in processors],
-        [p.name if isinstance(p, Picture) else p for p in names],
-        seed,
-    ]
+def _key(encoders: Any, processors: Any, pictures: Any, seed: int) -> str:
+    towers = [encoder.digests()[encoder.layers[-1]] for encoder in encoders]
+    known = pictures if isinstance(pictures, list) else [len(pictures), pictures[0]]
+    names = [p.name if isinstance(p, Picture) else p for p in known]
+    settings = [towers, [p.to_dict() for p in processors], names, seed]
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -110,17 +104,14 @@ def similarity(
     silhouette. Everything goes to `output` (default `runs/look-<encoder>`). Raises ValueError or
     OSError for what cannot be used, ImportError without the packages of the extra `look`.
     """
-    require_look("cka")
-    if by not in MEASURES:
-        raise ValueError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError("the batch size and the limit must be at least 1")
+    _check(by, batch_size, limit)
     console = console or Console()
     folder = output or look_folder(encoder)
     pictures = find_pictures(images, split, limit)
     towers = [load_encoder(name, DTYPES[dtype]) for name in (encoder, other) if name]
-    if not 0 <= groups <= towers[0].layers[-1]:
-        raise ValueError(f"{groups} groups cannot be made; valid: 0..{towers[0].layers[-1]}")
+    layers, prefix = list(towers[0].layers), towers[0].prefix
+    if not 0 <= groups <= layers[-1]:
+        raise ValueError(f"{groups} groups cannot be made; valid: 0..{layers[-1]}")
     processors = [load_image_processor(name) for name in (encoder, other) if name]
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "similarity.unfinished"
@@ -129,25 +120,26 @@ def similarity(
         task = bar.add_task("looking at pictures", total=len(pictures))
         how["progress"] = lambda done: bar.update(task, completed=done)
         found = measure(towers, processors, pictures, **how)
-    described = {
-        "encoder": encoder,
-        "other": other,
-        "depth": towers[0].layers[-1],
-        "layers": list(towers[0].layers),
-        "left_out": f"{towers[0].prefix} prefix tokens (CLS, registers) of every picture",
-        "source": images,
-        "split": split,
-        "limit": limit,
-        "dtype": dtype,
-        "seed": seed,
-        "by": by,
-    }
-    report = {**described, **describe(found, by, groups)}
-    file = _write(folder, report)
+    report: dict = {"encoder": encoder, "other": other, "depth": layers[-1], "layers": layers}
+    report["left_out"] = f"{prefix} prefix tokens (CLS, registers) of every picture"
+    report |= {"source": images, "split": split, "limit": limit, "dtype": dtype, "seed": seed}
+    report |= {"by": by, **describe(found, by, groups)}
+    draw_similarity(report, folder)
+    file = write_json(folder / FILE, report)
     unfinished.unlink(missing_ok=True)
     similarity_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)
     return file
+
+
+def _check(by: str, batch_size: int, limit: int | None) -> None:
+    """Raises as `similarity` does, before anything is loaded."""
+    for module in ("cka", "sklearn"):
+        require_look(module)
+    if by not in MEASURES:
+        raise ValueError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError("the batch size and the limit must be at least 1")
 
 
 def look_folder(encoder: str) -> Path:
@@ -177,10 +169,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return round(float(value), 6) if np.isfinite(value) else None
     return value
-
-
-def _write(folder: Path, report: dict) -> Path:
-    draw_similarity(report, folder / "similarity")
-    if report["other"]:
-        draw_cross(report, folder / "cross")
-    return write_json(folder / FILE, report)

@@ -43,8 +43,7 @@ class LayerStatistics:
         self.sample = set(order[:KEPT_IMAGES].tolist())
 
     def add(self, encoders: Sequence[Features], names: Sequence[str]) -> None:
-        """Add a batch of pictures, seen by each encoder. Raises ValueError naming a picture whose
-        features are not finite."""
+        """Add a batch, seen by each encoder. Raises ValueError naming a picture with infinities."""
         grid = encoders[0].grid
         maps = [encoders[0].patches, *(_resample(other, grid) for other in encoders[1:])]
         self.layers = sum(map(len, maps))
@@ -52,8 +51,7 @@ class LayerStatistics:
         self.means = self.means or [[] for _ in maps]
         for row, name in enumerate(names):
             for tower, patches in enumerate(maps):
-                layers = torch.stack([p[row] for p in patches], dim=1)
-                self._add(tower, layers, name)
+                self._add(tower, torch.stack([p[row] for p in patches], dim=1), name)
             self.done += 1
             if len(self.means[0]) == BLOCK_IMAGES:
                 self._flush()
@@ -61,9 +59,7 @@ class LayerStatistics:
     def _add(self, tower: int, layers: Tensor, name: str) -> None:
         """One picture's tokens (N, L, D) in one encoder."""
         tokens = layers.float()
-        products = (
-            tokens @ tokens.mT
-        )  # (N, L, L): one reading of the tokens gives norms and cosines
+        products = tokens @ tokens.mT  # (N, L, L): norms and cosines in one reading of the tokens
         squares = products.diagonal(dim1=1, dim2=2)
         finite = squares.isfinite().all(dim=0)
         if not finite.all():
@@ -83,7 +79,6 @@ class LayerStatistics:
         self._sum("cosine", (products * scale[:, :, None] * scale[:, None]).mean(dim=0))
         self._sum("mean", mean)
         self._sum("norm", norms.mean(dim=0))
-        self._sum("energy", squares.mean(dim=0))
         if self.done in self.sample:
             self.kept.append(layers[positions[:kept]].transpose(0, 1).cpu())
 
@@ -188,9 +183,6 @@ def _resample(features: Features, grid: tuple[int, int]) -> tuple[Tensor, ...]:
     """Patch tokens of another grid, interpolated bilinearly (antialiased) to `grid`."""
     if features.grid == grid:
         return features.patches
-    found = []
-    for patches in features.patches:
-        maps = patches.float().transpose(1, 2).unflatten(2, features.grid)
-        resized = F.interpolate(maps, size=grid, mode="bilinear", antialias=True)
-        found.append(resized.flatten(2).transpose(1, 2))
-    return tuple(found)
+    maps = [x.float().transpose(1, 2).unflatten(2, features.grid) for x in features.patches]
+    resized = [F.interpolate(x, size=grid, mode="bilinear", antialias=True) for x in maps]
+    return tuple(x.flatten(2).transpose(1, 2) for x in resized)

@@ -30,11 +30,11 @@ def batches(
 
     starts = range(start, len(pictures), batch_size)
     with ThreadPoolExecutor(max_workers=1) as thread:
-        ahead = thread.submit(prepare, start) if starts else None
-        for following in [*starts[1:], None]:
-            if ahead is not None:
-                ready = ahead.result()
-                ahead = None if following is None else thread.submit(prepare, following)
+        ahead = None
+        for begin in [*starts, None]:
+            ready = ahead and ahead.result()
+            ahead = None if begin is None else thread.submit(prepare, begin)
+            if ready:
                 yield ready
 
 

@@ -43,11 +43,10 @@ def probe_table(report: dict[str, Any], console: Console) -> None:
     best = {t: max(r["tasks"][t]["accuracy"] for r in report["rows"]) for t in report["tasks"]}
     for row in report["rows"]:
         cells = []
-        for task in report["tasks"]:
-            cell = row["tasks"][task]
-            half = (cell["interval"][1] - cell["interval"][0]) / 2
+        for task, cell in row["tasks"].items():
+            low, high = cell["interval"]
             mark = "*" if cell["accuracy"] == best[task] else " "
-            cells.append(f"{100 * cell['accuracy']:.0f}±{100 * half:.0f}{mark}")
+            cells.append(f"{100 * cell['accuracy']:.0f}±{50 * (high - low):.0f}{mark}")
         table.add_row(row["name"], *cells, f"{100 * row['mean']:.0f}")
     chances = [f"{100 * t['chance']:.0f}  " for t in report["tasks"].values()]
     table.add_row("chance", *chances, "", style="dim")

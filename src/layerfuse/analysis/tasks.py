@@ -16,6 +16,7 @@ WORDINGS = 8
 """A family with more different questions asks about what the question names."""
 COMMON = 5
 """An answer needs so many training pictures to be a class."""
+Answers = dict[str, tuple[Picture, dict[str, str]]]
 SCENES: dict[Literal["train", "test"], int] = {"train": 800, "test": 400}
 
 
@@ -76,16 +77,13 @@ def find_tasks(
         samples: list[Samples] = [load(Data(scenes=part)) for part in parts]
     else:
         samples = [load(Data(path=path)) for path in (data, test) if path]
-    answers = [_answers(part) for part in samples]
-    if len(answers) == 1:
-        names = np.random.default_rng(seed).permutation(sorted(answers[0][0])).tolist()
+    train, wordings = _answers(samples[0])
+    if len(samples) > 1:
+        tested, _ = _answers(samples[1])
+    else:
+        names = np.random.default_rng(seed).permutation(sorted(train)).tolist()
         held = set(names[: round(0.3 * len(names))])
-        whole, wordings = answers[0]
-        answers = [
-            ({k: v for k, v in whole.items() if (k in held) == (part == 1)}, wordings)
-            for part in range(2)
-        ]
-    (train, wordings), (tested, _) = answers
+        tested = {name: train.pop(name) for name in list(train) if name in held}
     problem = Problem([p for p, _ in train.values()], [p for p, _ in tested.values()], [], {})
     for name in sorted({task for _, found in train.values() for task in found}):
         columns = [[found.get(name) for _, found in part.values()] for part in (train, tested)]
@@ -108,15 +106,11 @@ def find_tasks(
     return problem
 
 
-def _answers(
-    samples: Samples,
-) -> tuple[dict[str, tuple[Picture, dict[str, str]]], dict[str, set[str]]]:
+def _answers(samples: Samples) -> tuple[Answers, dict[str, set[str]]]:
     """Per picture its first answer of each task, and the questions of each task."""
-    answers: dict[str, tuple[Picture, dict[str, str]]] = {}
+    answers: Answers = {}
     wordings: dict[str, set[str]] = {}
-    for sample in samples:
-        if len(sample.pictures) != 1:
-            continue
+    for sample in (sample for sample in samples if len(sample.pictures) == 1):
         picture = sample.pictures[0]
         found = answers.setdefault(picture.name, (picture, {}))[1]
         for turn in by_turn(sample):

@@ -46,27 +46,21 @@ def validate(study: Path, look: dict[str, Any], probes: dict[str, Any]) -> dict[
     rows = {k: {tuple(r["layers"]): r["tasks"] for r in probes[k]} for k in ("mean", "grid")}
     if unknown := [list(layers) for layers in trained if layers not in rows["mean"]]:
         raise ValueError(f"{study} has selections that were not probed: {unknown}")
+    entropy, dimension = (np.array(look[name], float) for name in ("entropy", "dimension"))
     table = []
     for layers, seeds in trained.items():
-        cells = {kind: rows[kind][layers] for kind in rows}
-        by_family = {
-            x: [np.mean([f[x] for f in seeds.values()]), cells["mean"][x]["accuracy"]]
-            for x in families
-        }
-        table.append(
-            {
-                "layers": layers,
-                "trained": np.mean([pair[0] for pair in by_family.values()]),
-                "seeds": {s: np.mean([f[x] for x in families]) for s, f in seeds.items()},
-                "families": by_family,
-                "probes, mean tokens": np.mean([pair[1] for pair in by_family.values()]),
-                "probes, grid": np.mean([cells["grid"][x]["accuracy"] for x in families]),
-                "matrix entropy": np.array(look["entropy"], float)[list(layers)].mean(),
-                "intrinsic dimension": np.array(look["dimension"], float)[list(layers)].mean(),
-                "depth": np.mean(layers),
-                "number of layers": len(layers),
-            }
+        read, grid = (
+            [rows[kind][layers][x]["accuracy"] for x in families] for kind in ("mean", "grid")
         )
+        scores = [np.mean([f[x] for f in seeds.values()]) for x in families]
+        row = {"layers": layers, "trained": np.mean(scores)}
+        row["seeds"] = {s: np.mean([f[x] for x in families]) for s, f in seeds.items()}
+        row["families"] = dict(zip(families, zip(scores, read, strict=True), strict=True))
+        row |= {"probes, mean tokens": np.mean(read), "probes, grid": np.mean(grid)}
+        row["matrix entropy"] = entropy[list(layers)].mean()
+        row["intrinsic dimension"] = dimension[list(layers)].mean()
+        row |= {"depth": np.mean(layers), "number of layers": len(layers)}
+        table.append(row)
     found = {"study": study.name, "selections": table, "families": families, **_summary(table)}
     return json.loads(json.dumps(found, default=float))
 

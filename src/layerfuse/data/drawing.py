@@ -18,13 +18,10 @@ PAINT = {
 MARKS = {"none": (), "dot": ((10, 10),), "line": ((14, 4),), "cross": ((14, 4), (4, 14))}
 
 
-def add_object(
-    picture: Image.Image,
-    shape: str,
-    colour: str,
-    radius: float,
-    spot: tuple[float, float, float],
-) -> None:
+Triple = tuple[float, float, float]
+
+
+def add_object(picture: Image.Image, shape: str, colour: str, radius: float, spot: Triple) -> None:
     """Draw one object of that circumradius at ``spot`` (x, y, angle in degrees)."""
     x, y, angle = spot
     turned = outline(shape) * radius * np.exp(1j * np.radians(angle))
@@ -40,9 +37,7 @@ def add_mark(picture: Image.Image, kind: str, place: tuple[float, float]) -> Non
         stroke((x - w, y - h, x + w, y + h), "black")
 
 
-def background(
-    texture: str, ground: tuple[float, ...], pattern: tuple[float, float, float]
-) -> Image.Image:
+def background(texture: str, ground: tuple[float, ...], pattern: Triple) -> Image.Image:
     """The patterned ground; ``pattern`` is (period, phase, contrast in grey levels)."""
     period, phase, contrast = pattern
     y, x = ((steps + phase) / period for steps in np.ogrid[:SIZE, :SIZE])

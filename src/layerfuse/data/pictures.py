@@ -4,13 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from layerfuse.data.conversations import (
-    IMAGE_SUFFIXES,
-    Records,
-    is_saved_dataset,
-    load,
-    open_dataset,
-)
+from layerfuse.data import conversations
 from layerfuse.data.samples import Picture, picture_of
 from layerfuse.recipe import Data, Scenes
 
@@ -29,14 +23,15 @@ def find_pictures(source: str | None, split: str = "train", limit: int | None = 
         found: Any = [*photographs(), *_of(Data(scenes=Scenes(count=SCENES, questions=1)))]
     elif path.suffix in (".json", ".jsonl"):
         found = _of(Data(path=source))
-    elif path.is_dir() and not is_saved_dataset(path):
+    elif path.is_dir() and not conversations.is_saved_dataset(path):
         found = [Picture(str(p)) for p in sorted(path.rglob("*")) if _is_image(p)]
     elif path.is_dir() or (not path.exists() and source[0] not in "./" and source.count("/") < 2):
-        found = Records(open_dataset(source, split).records, _first)
+        found = conversations.Records(conversations.open_dataset(source, split).records, _first)
     else:
         raise FileNotFoundError(f"no folder, LLaVA JSON or dataset {source}")
     if not found:
-        raise FileNotFoundError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {source}")
+        suffixes = ", ".join(sorted(conversations.IMAGE_SUFFIXES))
+        raise FileNotFoundError(f"no images ({suffixes}) in {source}")
     return found if limit is None else found[:limit]
 
 
@@ -63,8 +58,9 @@ def _first(index: int, row: dict[str, Any]) -> Picture:
 
 
 def _of(data: Data) -> list[Picture]:
-    return list({p.name: p for sample in load(data) for p in sample.pictures}.values())
+    samples = conversations.load(data)
+    return list({p.name: p for sample in samples for p in sample.pictures}.values())
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return path.suffix.lower() in conversations.IMAGE_SUFFIXES and path.is_file()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -180,7 +180,7 @@ def sample(count: int, split: Split, seed: int = 0, novel_share: float = 0.25) -
 
 
 def _choose(
-    scenes: list[Scene], families: tuple[str, ...], questions: int, rng: np.random.Generator
+    scenes: list[Scene], families: Sequence[str], questions: int, rng: np.random.Generator
 ) -> Iterator[list[str]]:
     """The families asked of each scene, in random order; every answer is asked about evenly."""
     due = {(family, answer): 0.0 for family in families for answer in ANSWERS[family]}
@@ -206,58 +206,50 @@ def write(
 ) -> Path:
     """Write scenes with ``questions`` exchanges each as PNG and LLaVA JSON; returns ``folder``.
 
-    Each question is of another of ``families`` (default: all eight).
-
-    It appears complete or not at all; one that holds the same scenes already is left as it is.
+    Each question is of another of ``families`` (default: all eight). The folder appears complete
+    or not at all; one that holds the same scenes already is left as it is.
     Raises ValueError for bad arguments and for a folder that holds anything else.
     """
-    asked = tuple(families or FAMILIES)
+    asked = list(families or FAMILIES)
     if unknown := [family for family in asked if family not in FAMILIES]:
         raise ValueError(f"unknown question families {unknown}; valid: {list(FAMILIES)}")
     if not 1 <= questions <= len(set(asked)) == len(asked):
         raise ValueError(f"questions must lie between 1 and {len(set(asked))}, not {questions}")
-    settings = {"version": VERSION, "count": count, "split": split, "seed": seed}
-    settings |= {"questions": questions, "novel_share": novel_share if split == "test" else 0.0}
-    settings |= {"families": list(asked)}
+    share = novel_share if split == "test" else 0.0
+    settings: dict[str, Any] = {"version": VERSION, "count": count, "split": split, "seed": seed}
+    settings |= {"questions": questions, "novel_share": share, "families": asked}
     if folder.exists() and any(folder.iterdir()):
         kept = folder / "scenes.json"
         found = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
-        unlike = {k: found.get(k) for k, v in settings.items() if found.get(k) != v}
-        if unlike:
+        if unlike := {k: found.get(k) for k, v in settings.items() if found.get(k) != v}:
             raise ValueError(f"{folder} was not written with {settings}: it has {unlike}")
         return folder
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        scenes = sample(count, split, seed, novel_share)
-        _fill(partial, split, scenes, asked, questions, seed)
-        (partial / "scenes.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        _fill(partial, sample(count, split, seed, novel_share), settings)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _fill(
-    folder: Path,
-    split: str,
-    scenes: list[Scene],
-    asked: tuple[str, ...],
-    questions: int,
-    seed: int,
-) -> None:
-    """Write pictures, conversations and captions into a new ``folder``."""
+def _fill(folder: Path, scenes: list[Scene], settings: dict[str, Any]) -> None:
+    """Write pictures, conversations, captions and settings into a new ``folder``."""
     (folder / "images").mkdir(parents=True)
-    rng = np.random.default_rng([seed, _SPLITS[split], 2, 1])
+    split = settings["split"]
+    rng = np.random.default_rng([settings["seed"], _SPLITS[split], 2, 1])
+    chosen = _choose(scenes, settings["families"], settings["questions"], rng)
     talks, captions = [], []
-    for i, families in enumerate(_choose(scenes, asked, questions, rng)):
-        head = {"id": f"{split}-{i + 1:06d}", "image": f"images/{i + 1:06d}.png"}
-        scenes[i].render().save(folder / head["image"], compress_level=1)
-        said = [text for family in families for text in scenes[i].ask(family, rng)]
+    for i, (scene, families) in enumerate(zip(scenes, chosen, strict=True), start=1):
+        head = {"id": f"{split}-{i:06d}", "image": f"images/{i:06d}.png"}
+        scene.render().save(folder / head["image"], compress_level=1)
+        said = [text for family in families for text in scene.ask(family, rng)]
         said[0] = f"<image>\n{said[0]}"
         tags = {"families": families, "categories": [FAMILIES[f] for f in families]}
-        talks.append({**head, "conversations": _turns(said), **tags, "novel": scenes[i].novel})
-        captions.append({**head, "conversations": _turns(["<image>", scenes[i].caption()])})
-    for name, content in (("conversations", talks), ("captions", captions)):
+        talks.append({**head, "conversations": _turns(said), **tags, "novel": scene.novel})
+        captions.append({**head, "conversations": _turns(["<image>", scene.caption()])})
+    files = {"conversations": talks, "captions": captions, "scenes": settings}
+    for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 

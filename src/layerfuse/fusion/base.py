@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 import torch
 from pydantic import ConfigDict, PositiveFloat
@@ -16,9 +16,16 @@ from layerfuse.registry import Registry
 from layerfuse.selection import LayerSpec, Selection, resolve_layer
 
 OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+Config = TypeVar("Config")
 
 
-@validated(frozen=True, config=OPTIONS)
+@dataclass_transform(frozen_default=True)
+def options(config: type[Config]) -> type[Config]:
+    """Make a class the validated options of a strategy, described by their docstrings."""
+    return validated(frozen=True, config=OPTIONS)(config)  # type: ignore[return-value]
+
+
+@options
 class StrategyConfig:
     """Options that every strategy has."""
 
@@ -41,7 +48,7 @@ class StrategyConfig:
         return tuple(sorted(selection.layers))
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class BaseLayerConfig(StrategyConfig):
     """Options of the strategies that add layers to a base layer."""
 
@@ -105,13 +112,15 @@ Guidance = Literal["instruction", "uniform"] | Tensor
 class Fusion(nn.Module):
     """Base of all strategies: features of the selected layers in, `Visual` out.
 
-    A subclass sets `kind` and `paper`, and implements `forward`; it owns its projectors. Internal
+    A subclass sets `kind`, `paper` and `published`, and has a `forward` and projectors. Internal
     strategies also fill `Visual.memory` and implement `addition`; those that change the number of
     tokens override `num_tokens`; guided ones set `reads` and derive from `GuidedFusion`.
     """
 
     kind: ClassVar[str]
     paper: ClassVar[str]
+    published: ClassVar[tuple[int, ...] | str] = (8, 16)
+    """its paper's layers of an encoder of 24 blocks, or a specification for every depth"""
     reads: ClassVar[Literal["nothing", "sentence", "prompt"]] = "nothing"
     """the instruction that `forward` wants: none, (B, E) sentence embeddings of the question, or
     (B, D) means of the LLM's embeddings of the prompt"""
@@ -126,22 +135,17 @@ class Fusion(nn.Module):
         super().__init__()
         self.config = config
         self.shapes = shapes
-        self.norms = nn.ModuleDict(
-            {
-                str(k): normalization(config.normalize, shapes.vision_width)
-                for k in config.taps(shapes.selection)
-            }
-        )
+        taps, width = config.taps(shapes.selection), shapes.vision_width
+        self.norms = nn.ModuleDict({str(k): normalization(config.normalize, width) for k in taps})
 
     @classmethod
     def example(cls, depth: int) -> LayerSpec:
         """The published layers for an encoder of 24 blocks, and their like for another depth."""
-        return scaled((8, 16), depth)
+        return cls.published if isinstance(cls.published, str) else scaled(cls.published, depth)
 
     @classmethod
     def num_tokens(cls, config: Any, grid: tuple[int, int], layers: int) -> int:
-        """Number of visual tokens that replace one image of that patch grid, given how many layers
-        are selected."""
+        """Visual tokens that replace an image of that patch grid when so many layers are taken."""
         return grid[0] * grid[1]
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
@@ -167,14 +171,14 @@ class Fusion(nn.Module):
 
     def group_means(self, features: Features) -> list[Tensor]:
         """The mean of the normalised layers of each selected group: one (B, N, Dv) each."""
-        return [
-            torch.stack(self.normalized(features, group)).mean(dim=0)
-            for group in self.shapes.selection.groups
-        ]
+        groups = self.shapes.selection.groups
+        return [torch.stack(self.normalized(features, group)).mean(dim=0) for group in groups]
 
     def reset_parameters(self) -> None:
-        """Random initialisation of the whole strategy: PyTorch's defaults, as in LLaVA, then what
-        its own parts set. A strategy with parameters of its own extends it."""
+        """Random initialisation of the whole strategy: PyTorch's defaults, as in LLaVA, zeros for
+        the strategy's own parameters, then what its parts set."""
+        for own in self.parameters(recurse=False):
+            nn.init.zeros_(own)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
@@ -207,12 +211,6 @@ def _rescale_to(target: float) -> Callable[[nn.Module, Any, Tensor], None]:
         module.get_buffer("scale").mul_(target / output.std().clamp_min(1e-12))
 
     return hook
-
-
-def weighted(weights: Tensor, layers: list[Tensor]) -> Tensor:
-    """Σ_k w_k · layer_k: weights (B or 1, n), n layers of (B, N, D) -> (B, N, D)"""
-    pairs = zip(weights.unbind(dim=1), layers, strict=True)
-    return torch.stack([w[:, None, None] * x for w, x in pairs]).sum(dim=0)
 
 
 def scaled(layers: Iterable[int], depth: int, full: int = 24) -> list[int]:

@@ -10,15 +10,14 @@ three-layer fusion of "Rethinking Visual Layer Selection" (2504.21447).
 from typing import Literal
 
 import torch
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, Fusion, Shapes, StrategyConfig, Visual, register, scaled
+from layerfuse.fusion.base import Fusion, Shapes, StrategyConfig, Visual, options, register
 from layerfuse.layers import Projector
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class ConcatConfig(StrategyConfig):
     """Options of `concat`."""
 
@@ -33,15 +32,12 @@ class Concat(Fusion):
 
     kind = "external direct"
     paper = "E_D, DenseConnector SCI, Molmo"
+    published = (3, 18, 23)
 
     def __init__(self, config: ConcatConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
         width = len(shapes.selection.layers) * shapes.vision_width
         self.projector = Projector(width, shapes.llm_width, config.projector)
-
-    @classmethod
-    def example(cls, depth: int) -> list[int]:
-        return scaled((3, 18, 23), depth)
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         layers = self.normalized(features, self.shapes.selection.layers)

@@ -12,16 +12,15 @@ fusion (E_M) of "Multi-Layer Visual Feature Fusion in Multimodal LLMs" (2503.060
 
 import torch
 from pydantic import PositiveInt
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.deformable_attention import DeformableAttention
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register, scaled
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
 from layerfuse.layers import Projector
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class DeformableConfig(BaseLayerConfig):
     """Options of `deformable`."""
 
@@ -38,6 +37,7 @@ class Deformable(Fusion):
 
     kind = "external modular"
     paper = "MMFuser, E_M"
+    published = (3, 8, 13, 18)
 
     def __init__(self, config: DeformableConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
@@ -45,9 +45,7 @@ class Deformable(Fusion):
         heads = config.heads or max(1, width // 64)
         if width % heads:
             valid = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
-            raise ValueError(
-                f"heads {heads} does not divide the encoder's width {width}; valid: {valid}"
-            )
+            raise ValueError(f"heads {heads} does not divide the width {width}; valid: {valid}")
         self.norm_query = nn.LayerNorm(width, eps=1e-6)
         self.norm_value = nn.LayerNorm(width, eps=1e-6)
         self.norm_self = nn.LayerNorm(width, eps=1e-6)
@@ -57,16 +55,10 @@ class Deformable(Fusion):
         self.gamma_2 = nn.Parameter(torch.zeros(width))
         self.projector = Projector(width, shapes.llm_width)
 
-    @classmethod
-    def example(cls, depth: int) -> list[int]:
-        return scaled((3, 8, 13, 18), depth)
-
     def reset_parameters(self) -> None:
         super().reset_parameters()
         self.cross.reset_parameters()
         self.self_attention.reset_parameters()
-        nn.init.zeros_(self.gamma_1)
-        nn.init.zeros_(self.gamma_2)
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         base = self.normalized(features, [self.config.base])[0]

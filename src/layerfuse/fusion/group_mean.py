@@ -9,15 +9,14 @@ Fusion in Multimodal LLMs" (2503.06063); DCI of DenseConnector (2405.13800) with
 from typing import Literal
 
 import torch
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
 from layerfuse.layers import Projector
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class GroupMeanConfig(BaseLayerConfig):
     """Options of `group_mean`."""
 
@@ -31,15 +30,12 @@ class GroupMean(Fusion):
 
     kind = "external direct"
     paper = "E_D former/latter/all, DenseConnector DCI"
+    published = "all"
 
     def __init__(self, config: GroupMeanConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
         width = (len(shapes.selection.groups) + 1) * shapes.vision_width
         self.projector = Projector(width, shapes.llm_width, config.projector)
-
-    @classmethod
-    def example(cls, depth: int) -> str:
-        return "all"
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         parts = self.group_means(features) + self.normalized(features, [self.config.base])

@@ -4,14 +4,13 @@ from typing import Any
 
 import torch
 from pydantic import PositiveInt
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class SentenceConfig(BaseLayerConfig):
     """Options of every strategy that reads sentences."""
 
@@ -41,8 +40,7 @@ class GuidedFusion(Fusion):
         self.choices = choices
         if choices < 2:
             raise ValueError(
-                f"a guided strategy weighs layers or groups against each other: select at least "
-                f"two, not {list(shapes.selection.layers)}"
+                f"select at least two layers or groups to mix, not {list(shapes.selection.layers)}"
             )
 
     def allocate(self, features: Features, instruction: Tensor) -> Tensor:

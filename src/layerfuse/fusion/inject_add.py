@@ -7,17 +7,16 @@ Internal direct fusion (I_D) of "Multi-Layer Visual Feature Fusion in Multimodal
 with `placement: first` the DeepStack of Qwen3-VL. The KV cache carries the effect into decoding.
 """
 
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn, zeros
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register, scaled
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
 from layerfuse.fusion.layout import place
 from layerfuse.fusion.placement import Placement, llm_blocks
 from layerfuse.layers import Projector
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class InjectAddConfig(BaseLayerConfig):
     """Options of `inject_add`."""
 
@@ -38,25 +37,15 @@ class InjectAdd(Fusion):
 
     kind = "internal direct"
     paper = "I_D, Qwen3-VL DeepStack"
+    published = (3, 18)
 
     def __init__(self, config: InjectAddConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
         self.blocks = llm_blocks(config.placement, shapes)
-        count = len(self.blocks)
-        self.projector = Projector(shapes.vision_width, shapes.llm_width)
-        self.projectors = nn.ModuleList(
-            Projector(shapes.vision_width, shapes.llm_width) for _ in range(count)
-        )
-        self.gates = nn.Parameter(zeros(count)) if config.gate else None
-
-    @classmethod
-    def example(cls, depth: int) -> list[int]:
-        return scaled((3, 18), depth)
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if self.gates is not None:
-            nn.init.zeros_(self.gates)
+        widths = shapes.vision_width, shapes.llm_width
+        self.projector = Projector(*widths)
+        self.projectors = nn.ModuleList(Projector(*widths) for _ in self.blocks)
+        self.gates = nn.Parameter(zeros(len(self.blocks))) if config.gate else None
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         memory: dict[int, Tensor] = {}

@@ -16,18 +16,17 @@ from dataclasses import replace
 from typing import Literal
 
 from pydantic import PositiveInt
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register, scaled
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
 from layerfuse.fusion.injector import check_position
 from layerfuse.fusion.layout import Layout
 from layerfuse.fusion.placement import Placement, llm_blocks
 from layerfuse.layers import GatedCrossAttention, GatedMLP, Projector
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class InjectCrossConfig(BaseLayerConfig):
     """Options of `inject_cross`."""
 
@@ -54,6 +53,7 @@ class InjectCross(Fusion):
 
     kind = "internal modular"
     paper = "I_M, Flamingo"
+    published = (3, 18)
     attends = True
 
     def __init__(self, config: InjectCrossConfig, shapes: Shapes) -> None:
@@ -67,31 +67,23 @@ class InjectCross(Fusion):
             )
         width, heads = shapes.llm_width, config.heads or shapes.llm_heads
         if heads is None or width % heads:
-            raise ValueError(
-                f"{heads} heads do not divide the LLM's width {width}: set `heads` to a divisor"
-            )
+            raise ValueError(f"{heads} heads do not divide the LLM's width {width}: set a divisor")
         own_norm = self.position in ("pre", "post")
         self.projector = Projector(shapes.vision_width, width)
         self.projectors = nn.ModuleList(Projector(shapes.vision_width, width) for _ in blocks)
         self.attention = nn.ModuleDict(
             {str(b): GatedCrossAttention(width, heads, norm=own_norm) for b in blocks}
         )
+        inner = shapes.llm_ffn or 4 * width
         self.mlp = nn.ModuleDict(
-            {str(b): GatedMLP(width, shapes.llm_ffn or 4 * width, norm=own_norm) for b in blocks}
-            if config.mlp
-            else {}
+            {str(b): GatedMLP(width, inner, norm=own_norm) for b in blocks if config.mlp}
         )
-
-    @classmethod
-    def example(cls, depth: int) -> list[int]:
-        return scaled((3, 18), depth)
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         layers = self.normalized(features, self.shapes.selection.layers)
         memory: dict[int, Tensor] = {}
-        for (block, attend), project, x in zip(
-            self.attention.items(), self.projectors, layers, strict=True
-        ):
+        parts = zip(self.attention.items(), self.projectors, layers, strict=True)
+        for (block, attend), project, x in parts:
             memory[int(block)] = attend.keys_values(project(x))  # type: ignore[operator]
         return Visual(self.projector(self.normalized(features, [self.config.base])[0]), memory)
 

@@ -53,15 +53,13 @@ class Injector:
             return
         part = block.get_submodule
         sandwich = self.fusion.shapes.llm_family in SANDWICH
-        attention, mlp = part("self_attn"), part("mlp")
         middle = part("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm")
-        attention.register_forward_pre_hook(self.before_attention, with_kwargs=True)
         if position == "parallel":
-            branch = part("post_attention_layernorm") if sandwich else attention
-            branch.register_forward_hook(self.after_branch)
+            branch = part("post_attention_layernorm" if sandwich else "self_attn")
         else:
-            branch = part("post_feedforward_layernorm") if sandwich else mlp
-            branch.register_forward_hook(self.after_branch)
+            branch = part("post_feedforward_layernorm" if sandwich else "mlp")
+        part("self_attn").register_forward_pre_hook(self.before_attention, with_kwargs=True)
+        branch.register_forward_hook(self.after_branch)
         if position == "post":
             middle.register_forward_pre_hook(self.before_middle)
         elif position == "released":

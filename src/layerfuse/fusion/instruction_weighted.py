@@ -17,18 +17,17 @@ from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, Shapes, Visual, register, weighted
+from layerfuse.fusion.base import Shapes, Visual, options, register
 from layerfuse.fusion.guided import GuidedFusion, SentenceConfig, entropy
-from layerfuse.layers import OwnInit, Projector
+from layerfuse.layers import OwnInit, Projector, weighted
 
 HEADS, BLOCKS = 4, 4
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class InstructionWeightedConfig(SentenceConfig):
     """Options of `instruction_weighted`."""
 
@@ -102,12 +101,9 @@ class InstructionWeighted(GuidedFusion):
         if width % HEADS:
             raise ValueError(f"the allocator has {HEADS} heads: they must divide width {width}")
         if config.summary == "cls" and not shapes.has_cls:
-            raise ValueError(
-                "summary 'cls': this encoder has no CLS token; valid are 'mean' and 'auto'"
-            )
-        self.allocator = Allocator(
-            width, config.sentence_width, self.choices, config.group_identity
-        )
+            raise ValueError("summary 'cls': this encoder has no CLS token; valid: 'mean', 'auto'")
+        identity = config.group_identity
+        self.allocator = Allocator(width, config.sentence_width, self.choices, identity)
         self.projector = Projector(2 * width, shapes.llm_width)
 
     @classmethod
@@ -120,11 +116,9 @@ class InstructionWeighted(GuidedFusion):
         mean = self.config.summary == "mean"
         stands = [x.mean(dim=1) for x in features.patches] if mean else features.summary
         by_layer = dict(zip(features.layers, stands, strict=True))
-        groups = [
-            torch.stack([by_layer[k] for k in group]).mean(dim=0)
-            for group in self.shapes.selection.groups
-        ]
-        return self.allocator(instruction, torch.stack(groups, dim=1))
+        groups = self.shapes.selection.groups
+        means = [torch.stack([by_layer[k] for k in group]).mean(dim=0) for group in groups]
+        return self.allocator(instruction, torch.stack(means, dim=1))
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         weights = self.weights(features, instruction)

@@ -7,17 +7,13 @@ The baseline of the field: LLaVA-1.5 (Liu et al., 2310.03744) with k = 23 of CLI
 
 from typing import Literal
 
-from pydantic.dataclasses import dataclass as validated
-from torch import Tensor
-
-from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, Fusion, Shapes, StrategyConfig, Visual, register
-from layerfuse.layers import Projector
+from layerfuse.fusion.base import options, register
+from layerfuse.fusion.concat import Concat, ConcatConfig
 from layerfuse.selection import Selection
 
 
-@validated(frozen=True, config=OPTIONS)
-class SingleConfig(StrategyConfig):
+@options
+class SingleConfig(ConcatConfig):
     """Options of `single`."""
 
     projector: Literal["mlp", "linear"] = "mlp"
@@ -33,19 +29,9 @@ class SingleConfig(StrategyConfig):
 
 
 @register("single", SingleConfig)
-class Single(Fusion):
-    """One layer projected to the LLM's width."""
+class Single(Concat):
+    """One layer projected to the LLM's width: a concatenation of one."""
 
     kind = "baseline"
     paper = "LLaVA-1.5"
-
-    def __init__(self, config: SingleConfig, shapes: Shapes) -> None:
-        super().__init__(config, shapes)
-        self.projector = Projector(shapes.vision_width, shapes.llm_width, config.projector)
-
-    @classmethod
-    def example(cls, depth: int) -> list[int]:
-        return [-2]
-
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
-        return Visual(self.projector(self.normalized(features, self.shapes.selection.layers)[0]))
+    published = "-2"

@@ -11,16 +11,15 @@ Conversations are trained one turn a row, so that every answer is routed by its 
 """
 
 from pydantic import NonNegativeFloat, PositiveInt
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Shapes, Visual, register, weighted
+from layerfuse.fusion.base import BaseLayerConfig, Shapes, Visual, options, register
 from layerfuse.fusion.guided import GuidedFusion, entropy
-from layerfuse.layers import Projector
+from layerfuse.layers import Projector, weighted
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class TextRoutedConfig(BaseLayerConfig):
     """Options of `text_routed`."""
 
@@ -37,6 +36,7 @@ class TextRouted(GuidedFusion):
     """A two-layer router over the selected layers."""
 
     paper = "TGIF"
+    published = "every:1"
     reads = "prompt"
 
     def __init__(self, config: TextRoutedConfig, shapes: Shapes) -> None:
@@ -48,10 +48,6 @@ class TextRouted(GuidedFusion):
         )
         self.norm = nn.LayerNorm(shapes.vision_width)
         self.projector = Projector(shapes.vision_width, shapes.llm_width)
-
-    @classmethod
-    def example(cls, depth: int) -> str:
-        return "every:1"
 
     def allocate(self, features: Features, instruction: Tensor) -> Tensor:
         return self.router(instruction).softmax(dim=-1)

@@ -8,16 +8,15 @@ is a strip of 1×8 patches. Tokens that do not fill a last strip are dropped (72
 """
 
 from pydantic import PositiveInt
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, cat
 from torch.nn import functional as F
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import OPTIONS, BaseLayerConfig, Fusion, Shapes, Visual, register, scaled
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
 from layerfuse.layers import Projector
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class TokenConcatConfig(BaseLayerConfig):
     """Options of `token_concat`."""
 
@@ -31,14 +30,11 @@ class TokenConcat(Fusion):
 
     kind = "external direct"
     paper = "DenseConnector STI"
+    published = (7, 15)
 
     def __init__(self, config: TokenConcatConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
         self.projector = Projector(shapes.vision_width, shapes.llm_width)
-
-    @classmethod
-    def example(cls, depth: int) -> list[int]:
-        return scaled((7, 15), depth)
 
     @classmethod
     def num_tokens(cls, config: TokenConcatConfig, grid: tuple[int, int], layers: int) -> int:
@@ -53,7 +49,5 @@ class TokenConcat(Fusion):
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         base = self.normalized(features, [self.config.base])
         early = self.normalized(features, self.shapes.selection.layers)
-        pooled = [
-            F.avg_pool1d(x.transpose(1, 2), self.config.stride).transpose(1, 2) for x in early
-        ]
+        pooled = [F.avg_pool1d(x.mT, self.config.stride).mT for x in early]
         return Visual(self.projector(cat(base + pooled, dim=1)))

@@ -12,24 +12,15 @@ is ELMo's (1802.05365), whose overall scale the projector holds.
 from typing import Literal
 
 import torch
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import (
-    OPTIONS,
-    BaseLayerConfig,
-    Fusion,
-    Shapes,
-    Visual,
-    register,
-    weighted,
-)
-from layerfuse.layers import Projector
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
+from layerfuse.layers import Projector, weighted
 from layerfuse.selection import Selection
 
 
-@validated(frozen=True, config=OPTIONS)
+@options
 class WeightedSumConfig(BaseLayerConfig):
     """Options of `weighted_sum`."""
 
@@ -48,6 +39,7 @@ class WeightedSum(Fusion):
 
     kind = "external direct"
     paper = "scalar mix, the static control"
+    published = "every:1"
 
     def __init__(self, config: WeightedSumConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
@@ -55,14 +47,6 @@ class WeightedSum(Fusion):
         self.logits = nn.Parameter(torch.zeros(len(shapes.selection.groups)))
         self.norm = nn.LayerNorm(width) if config.beside == "add" else nn.Identity()
         self.projector = Projector(width * (1 + (config.beside == "concat")), shapes.llm_width)
-
-    @classmethod
-    def example(cls, depth: int) -> str:
-        return "every:1"
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        nn.init.zeros_(self.logits)
 
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         weights = self.logits.softmax(dim=0)
