@@ -244,8 +244,10 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         unguided = self.fusion.reads != "nothing" and self.fusion.guidance == "uniform"
         if self.training and (unguided or not fresh):
             # what the batch does not use takes part with zero gradient, the same on every rank
-            nothing = torch.stack([p.sum() for p in self.fusion.parameters()]).sum() * 0
-            embeds = embeds + nothing.to(embeds.dtype)
+            unused = [self.fusion] if fresh else [self.fusion, self.vision_tower]
+            nothing = [p.sum() for part in unused for p in part.parameters() if p.requires_grad]
+            if nothing:
+                embeds = embeds + (torch.stack(nothing).sum() * 0).to(embeds.dtype)
         if visual is None or visual.mask is None or input_ids is None:
             return embeds, visual
         mask = input_ids == self.config.image_token_id  # longer than before without a cache

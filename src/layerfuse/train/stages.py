@@ -8,7 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from transformers import GenerationConfig
 
+from layerfuse.config import FusionConfig
 from layerfuse.model import FusionVLM
 from layerfuse.recipe import Lora, Part, Stage
 
@@ -48,7 +50,9 @@ def load_trained(folder: Path, stage: Stage, dtype: torch.dtype) -> FusionVLM:
     saved = {name: value for file in files for name, value in load_file(file).items()}
     apart = {name: value for name, value in saved.items() if ".lora_" in name}
     base = {k.replace(".base_layer.", "."): v for k, v in saved.items() if k not in apart}
-    model: Any = FusionVLM.from_pretrained(folder, state_dict=base)
+    config = FusionConfig.from_pretrained(folder)
+    model: Any = FusionVLM.from_pretrained(None, config=config, state_dict=base)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
     adapted = begin_stage(model, stage, dtype)
     unexpected = model.load_state_dict(apart, strict=False).unexpected_keys
     if unexpected:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import unset_hf_deepspeed_config
 
 from layerfuse.data.collate import Collator, LengthGroups, SampleDataset
 from layerfuse.model import FusionVLM
@@ -45,6 +46,7 @@ class FusionTrainer(Trainer):
             self.fsdp.set_state_dict_type("FULL_STATE_DICT")
         self.save_model(str(folder))
         self.accelerator.wait_for_everyone()
+        unset_hf_deepspeed_config()  # what is loaded next is whole
         return folder
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
