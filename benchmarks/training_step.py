@@ -7,7 +7,7 @@
   is the tower above layer 9 of 12 and the head at unlabelled positions, and with cached features
   the whole tower. The models have the shapes of CLIP-B/16 and SmolLM2-135M: the larger the LLM
   beside its vocabulary and the encoder, the less there is to save, so the operations are counted
-  for LLaVA-1.5-7B too, with layers 6, 12 and 18 of 24;
+  for LLaVA-1.5-7B too, with layers 6, 12 and 18 of 24: nothing of that size is run;
 * logits at labelled positions only, against logits everywhere (a step with a frozen LLM).
 
 What a cut of the encoder saves by itself is in tower.py.
@@ -49,7 +49,7 @@ from layerfuse.study.show import flops as count_flops
 LAYERS = [3, 6, 9]
 ROUNDS = 3
 AIM = 0.75
-CASES = {"frozen": "frozen LLM", "lora": "LoRA of the LLM", "full": "full finetuning of the LLM"}
+CASES = {"frozen": "frozen LLM", "lora": "LoRA", "full": "whole LLM"}
 
 
 def stock() -> Any:
@@ -182,12 +182,12 @@ def main() -> None:
     for case, name in CASES.items():
         measured, limits = against_stock(case)
         for kind, found in measured.items():
-            what = f"step with {kind} / stock LLaVA, {name}"
+            what = f"{kind} / stock LLaVA, {name}"
             table.add_row(what, str(found), f"{limits[kind]:.2f}", f"{AIM:.2f}")
     table.add_row("labelled logits / all logits", str(logits_ratio()))
-    for name, passes in (("frozen LLM", 2), ("full finetuning of the LLM", 3)):
+    for name, passes in (("frozen LLM", 2), ("whole LLM", 3)):
         for kind, cached in (("pixels", False), ("cached features", True)):
-            what = f"step with {kind} / stock LLaVA, {name}, LLaVA-1.5-7B"
+            what = f"{kind} / stock LLaVA, {name}, at 7B"
             table.add_row(what, "not run", f"{limit_at_7b(passes, cached):.2f}")
     Console(width=110).print(table)
 
