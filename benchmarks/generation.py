@@ -1,7 +1,7 @@
 """Tokens per second of greedy generation against the bare LLM, as ratios within one run.
 
 The bare LLM has the same shape and a prefix of as many text tokens. Each generation makes the same
-number of new tokens, one of a strategy next to one of the bare LLM; the moments at which tokens come
+number of new tokens, one of a strategy next to one of the bare LLM; the moments at which they come
 separate decoding from the prompt. `whole` starts from cached features; the encoder, about the same
 for all, is not in it. SmolLM2-135M and DINOv2-S in shape, default options, example layers.
 """

@@ -46,7 +46,8 @@ def main() -> None:
             spent = seconds(command)
             if turn:
                 taken[name].append(spent)
-    table = Table("command", "seconds", "aim, below", f"/ {PYTHON}", "/ import torch, transformers")
+    columns = ("seconds", "aim, below", f"/ {PYTHON}", "/ import torch, transformers")
+    table = Table("command", *columns, box=None)
     for name, found in taken.items():
         bases = [taken[other][: len(found)] for other in (PYTHON, IMPORTS)]
         ratios = [str(ratio_of(found, base)) for base in bases]
