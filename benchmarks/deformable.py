@@ -1,20 +1,19 @@
 """Deformable attention's core against the one in transformers, on the same inputs in one run.
 
 The published size: 4 images of 24×24 patches, 4 levels, 16 heads of 64 channels, 4 points, float32.
-Times are medians of rounds in turns; set OMP_NUM_THREADS=1 if the machine has other work to do.
+Times are medians of rounds in turns.
 Memory is by how much the peak resident size (VmHWM of Linux) during one forward and backward lies
 above what the process holds with imports, inputs and a first tiny call; each implementation runs in
 a process of its own, so none reuses the other's memory.
 """
 
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
+from _measure import fresh, ratio_of, resident, times
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -66,32 +65,6 @@ def forward(name: str, shapes: Sizes, inputs: list[Tensor], _: Tensor) -> Tensor
     return CORES[name](value, shapes, locations, weights)
 
 
-def times(run: Callable[..., object]) -> dict[str, float]:
-    """Median seconds of each implementation, taken in turns after a warm-up."""
-    given = problem()
-    taken: dict[str, list[float]] = {name: [] for name in CORES}
-    for turn in range(ROUNDS + 1):
-        for name in CORES:
-            started = time.perf_counter()
-            run(name, *given)
-            if turn:
-                taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def resident(field: str) -> float:
-    """Resident size of this process in MB: `VmRSS` now, `VmHWM` at its peak (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    found = dict(line.split(":", 1) for line in lines)
-    return int(found[field].split()[0]) / 1024
-
-
-def growth(name: str) -> float:
-    """MB by which one step raises the peak, in a fresh process."""
-    command = [sys.executable, __file__, name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def check() -> float:
     """The largest difference between the two, relative to the largest entry of each tensor."""
     given = problem()
@@ -104,17 +77,20 @@ def check() -> float:
 
 
 def main() -> None:
-    both, once = times(step), times(forward)
-    memory = {name: growth(name) for name in CORES}
-    rows = [
-        ("forward and backward, ms", both, 1e3, "0.40"),
-        ("forward without gradient, ms", once, 1e3, "0.15"),
-        ("peak memory of a step, MB", memory, 1, "0.50"),
+    given = problem()
+    rows: list[tuple[str, Callable[..., object], str]] = [
+        ("forward and backward, ms", step, "0.40"),
+        ("forward without gradient, ms", forward, "0.15"),
     ]
     table = Table("what", *CORES, "ratio", "aim, at most", box=None)
-    for what, found, unit, aim in rows:
+    for what, run, aim in rows:
+        found = times({name: partial(run, name, *given) for name in CORES}, ROUNDS)
         ours, other = (found[name] for name in CORES)
-        table.add_row(what, f"{ours * unit:.0f}", f"{other * unit:.0f}", f"{ours / other:.2f}", aim)
+        each = (f"{statistics.median(taken) * 1e3:.0f}" for taken in (ours, other))
+        table.add_row(what, *each, str(ratio_of(ours, other)), aim)
+    ours, other = (fresh(name) for name in CORES)
+    memory = (f"{ours:.0f}", f"{other:.0f}", f"{ours / other:.2f}")
+    table.add_row("peak memory of a step, MB", *memory, "0.50")
     console = Console()
     console.print(table)
     console.print(f"same outputs and gradients to {check():.0e} of the largest entry")

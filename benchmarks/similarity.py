@@ -5,15 +5,12 @@ cosine and biased and debiased CKA, over tokens and over pictures, of all 13 lay
 loader path gives CKA over pictures alone.
 """
 
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from _measure import fresh, ratio_of, resident, times
 from cka import compute_cka
 from rich.console import Console
 from rich.table import Table
@@ -57,23 +54,6 @@ def other(encoder: Encoder, batches: list[torch.Tensor]) -> None:
     compute_cka(tower, tower, loader, layers=layers, progress=False)
 
 
-def times(actions: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each action in each round after a warm-up, the order turned round every round."""
-    taken: dict[str, list[float]] = {name: [] for name in actions}
-    for turn in range(ROUNDS + 1):
-        for name in list(actions)[:: 1 - 2 * (turn % 2)]:
-            started = time.perf_counter()
-            actions[name]()
-            taken[name].append(time.perf_counter() - started)
-    return {name: found[1:] for name, found in taken.items()}
-
-
-def ratio(found: dict[str, list[float]], one: str, other: str) -> str:
-    """Median over rounds, with the least and the largest."""
-    each = [a / b for a, b in zip(found[one], found[other], strict=True)]
-    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
-
-
 @torch.inference_mode()
 def all_tokens(encoder: Encoder, batches: list[torch.Tensor]) -> np.ndarray:
     """Debiased CKA over every patch token as one block, in the space of the features."""
@@ -87,13 +67,6 @@ def all_tokens(encoder: Encoder, batches: list[torch.Tensor]) -> np.ndarray:
     return alignment((found / (n * (n - 3))).numpy(), (total / n).numpy())
 
 
-def memory(what: str, dtype: str) -> float:
-    """Peak resident memory of a fresh process, in bytes; noise for pictures, whose decoding would
-    be the peak."""
-    command = [sys.executable, __file__, what, dtype]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
 def compare(dtype: str, table: Table) -> dict:
     encoder, batches = load_encoder(ENCODER, DTYPES[dtype]), pixel_batches(DTYPES[dtype])
     actions: dict[str, Callable[[], object]] = {
@@ -102,15 +75,15 @@ def compare(dtype: str, table: Table) -> dict:
     }
     if dtype == "float32":
         actions["pytorch-cka"] = lambda: other(encoder, batches)
-    found = times(actions)
+    found = times(actions, ROUNDS)
     for one, two in (
         ("pass", "bare forward"),
         ("pytorch-cka", "bare forward"),
         ("pass", "pytorch-cka"),
     ):
         if {one, two} <= set(found):
-            table.add_row(f"time, {dtype}: {one} / {two}", ratio(found, one, two))
-    alone, whole = (memory(what, dtype) for what in ("bare", "look"))
+            table.add_row(f"time, {dtype}: {one} / {two}", str(ratio_of(found[one], found[two])))
+    alone, whole = (fresh(what, dtype) for what in ("bare", "look"))
     table.add_row(f"peak memory, {dtype}: pass / bare forward", f"{whole / alone:.2f}")
     return look(encoder, batches)
 
@@ -132,8 +105,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
     else:
-        what, name = sys.argv[1:]
+        what, name = sys.argv[1:]  # noise for pictures, whose decoding would be the peak
         noise = [torch.randn(BATCH, 3, 224, 224, dtype=DTYPES[name])] * (PICTURES // BATCH)
         {"bare": bare, "look": look}[what](load_encoder(ENCODER, DTYPES[name]), noise)
-        status = Path("/proc/self/status").read_text()  # Linux; getrusage counts the parent's peak
-        print(1024 * int(status.split("VmHWM:")[1].split()[0]))
+        print(resident("VmHWM"))
