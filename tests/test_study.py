@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
-from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
@@ -78,36 +77,6 @@ def test_a_shrunken_quickstart_on_real_models(tmp_path: Path) -> None:
     asked = CliRunner().invoke(app, ["ask", str(model), picture, "How many?"])
     assert asked.exit_code == 0, asked.output
     assert time.perf_counter() - started < 240  # 20 s on a quiet machine
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A study of two arms of tiny models as plain data."""
-    monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
-    AutoModel.from_config(tiny.vision_config("dinov2")).save_pretrained(tmp_path / "encoder")
-    tiny.image_processor().save_pretrained(tmp_path / "encoder")
-    AutoModelForCausalLM.from_config(tiny.text_config("llama")).save_pretrained(tmp_path / "llm")
-    tiny.tokenizer().save_pretrained(tmp_path / "llm")
-    records = []
-    for k in range(8):
-        Image.new("RGB", (40, 30), f"rgb({30 * k},0,90)").save(tmp_path / f"{k}.png")
-        talk = [{"from": "human", "value": "<image> n?"}, {"from": "gpt", "value": str(k % 2)}]
-        records.append({"id": str(k), "image": f"{k}.png", "conversations": talk})
-    (tmp_path / "data.json").write_text(json.dumps(records))
-    data = {"path": "data.json"}
-    stage = {"data": data, "learning_rates": {"fusion": 1e-3}, "batch_size": 4, "steps": 2}
-    return {
-        "name": "tiny",
-        "encoder": str(tmp_path / "encoder"),
-        "llm": str(tmp_path / "llm"),
-        "dtype": "float32",
-        "arms": [
-            {"name": "one", "layers": [3], "fusion": {"name": "single"}},
-            {"name": "two", "layers": [1, 3], "fusion": {"name": "concat"}},
-        ],
-        "stages": {"align": stage},
-        "evaluate": {"data": data, "max_new_tokens": 2},
-    }
 
 
 def write(folder: Path, recipe: dict[str, Any]) -> Path:
