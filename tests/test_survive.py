@@ -34,6 +34,7 @@ def test_killed_at_random_moments_and_started_again(
     done = subprocess.run(
         [*command, str(seed), str(kills)], cwd=ROOT, capture_output=True, text=True
     )
+    print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     ends = [line.rsplit(" ", 1)[1] for line in done.stdout.splitlines()]
     assert ends[0] == "1", done.stdout  # an error, not a hang

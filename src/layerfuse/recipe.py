@@ -109,6 +109,20 @@ class Stage(Strict):
             )
         return self
 
+    def split(self, processes: int) -> tuple[int, int]:
+        """(samples per forward on one device, forwards per step) that make up `batch_size`.
+
+        Raises ValueError if so many processes cannot share it.
+        """
+        per_process, rest = divmod(self.batch_size, processes)
+        device = min(self.device_batch_size or per_process, per_process)
+        if rest or per_process % device:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split over {processes} processes with "
+                f"device_batch_size {self.device_batch_size}: their product must divide it"
+            )
+        return device, per_process // device
+
     @property
     def guided_by(self) -> Literal["instruction", "uniform"]:
         """`guidance` with its default filled in."""

@@ -34,6 +34,8 @@ def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Fa
     recipe, and with `on_bad_sample: stop` for the first bad sample, with their number.
     """
     configs = check_arms(recipe)
+    for stage in recipe.stages.values():
+        stage.split(recipe.resources.processes)
     processor = _processor(recipe)
     blank = processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
     height, width = blank["pixel_values"].shape[-2:]

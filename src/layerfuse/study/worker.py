@@ -145,7 +145,9 @@ def launch(recipe: Recipe, study: str, folder: str, modules: list[str]) -> None:
     with log.open("w", encoding="utf-8") as out:
         done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ})
     if done.returncode:
-        tail = "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-15:])
+        said = log.read_text("utf-8", errors="replace").splitlines()
+        own = [line for line in said if line.startswith("[rank")]  # not the launcher's
+        tail = "\n".join((own or said)[-12:])
         raise RuntimeError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
 
 

@@ -152,13 +152,7 @@ def _arguments(
         ddp_find_unused_parameters="vision" in stage.learning_rates,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # one process, one device: never DataParallel
-    per_process, rest = divmod(stage.batch_size, arguments.world_size)
-    device = min(stage.device_batch_size or per_process, per_process)
-    if rest or per_process % device:
-        raise ValueError(
-            f"batch_size {stage.batch_size} cannot be split over {arguments.world_size} processes "
-            f"with device_batch_size {stage.device_batch_size}: their product must divide it"
-        )
+    device, forwards = stage.split(arguments.world_size)
     arguments.per_device_train_batch_size = device
-    arguments.gradient_accumulation_steps = per_process // device
+    arguments.gradient_accumulation_steps = forwards
     return arguments
