@@ -1,7 +1,8 @@
-"""Run a study in forked processes that die at random moments until one of them gets through.
+"""Run a study several times in forked processes that are killed at random moments, on a full disk,
+and undisturbed.
 
-Arguments: recipe, folder of an undisturbed study, folder of the disturbed one, seed, kills. Prints
-what each attempt was doing when it died.
+Arguments: recipe, folder of the undisturbed study (the others are beside it), seed, number of
+killed ones. Prints folder, exit code and what was going on for each process that was disturbed.
 """
 
 import os
@@ -41,24 +42,27 @@ def attempt(recipe: str, folder: Path, home: Path, delay: float | None, limit: i
 
 
 def watched(self: LiveTable, phase: str, done: int, total: int, note: str = "") -> None:
-    Path(sys.argv[3] + ".phase").write_text(f"{phase} {done}/{total}")
+    Path(sys.argv[2] + ".phase").write_text(f"{phase} {done}/{total}")
+
+
+def disturb(recipe: str, folder: Path, delays: list[float | None], limit: int | None) -> None:
+    """Run a study until it gets through, killed after each of the delays."""
+    home = folder.with_suffix(".home")
+    for delay in delays:
+        status = os.waitstatus_to_exitcode(attempt(recipe, folder, home, delay, limit))
+        print(folder.name, status, Path(sys.argv[2] + ".phase").read_text())
+    if attempt(recipe, folder, home, None, None):
+        sys.exit(f"{folder.name} did not get through")
 
 
 if __name__ == "__main__":
-    recipe, whole, disturbed = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    draw, kills = random.Random(int(sys.argv[4])), int(sys.argv[5])
+    recipe, whole = sys.argv[1], Path(sys.argv[2])
+    draw, rounds = random.Random(int(sys.argv[3])), int(sys.argv[4])
     LiveTable.step = watched
     started = time.monotonic()
-    if attempt(recipe, whole, whole.with_suffix(".home"), None, None):
-        sys.exit("the undisturbed study failed")
+    disturb(recipe, whole, [], None)
     length = time.monotonic() - started
-    home = disturbed.with_suffix(".home")
-    failed = attempt(recipe, disturbed, home, None, 30_000)  # the disk is full
-    print("disk full:", Path(sys.argv[3] + ".phase").read_text(), os.waitstatus_to_exitcode(failed))
-    for _ in range(kills):
-        status = attempt(recipe, disturbed, home, draw.uniform(0, length), None)
-        print(
-            "killed:", Path(sys.argv[3] + ".phase").read_text(), os.waitstatus_to_exitcode(status)
-        )
-    if attempt(recipe, disturbed, home, None, None):
-        sys.exit("the study did not get through")
+    disturb(recipe, whole.with_name("full"), [None], 30_000)  # the disk is full
+    for k in range(rounds):
+        delays: list[float | None] = [draw.uniform(0, length), draw.uniform(0, length / 2)]
+        disturb(recipe, whole.with_name(f"killed{k}"), delays, None)

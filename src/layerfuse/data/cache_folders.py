@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -13,46 +12,42 @@ from layerfuse.data.shards import Entry, read_header, shards_of, write_shard
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One layer's folder of the cache."""
-
-    name: str
-    """<encoder and preprocessing>/<layer>"""
-    about: str
-    pictures: int
-    bytes: int
+def layer_folders(name: str = "") -> dict[str, Path]:
+    """Every layer's folder by its name, <encoder and preprocessing>/<layer>, that begins so."""
+    root = features_home()
+    found = sorted({shard.parent for shard in root.glob("*/*/*.safetensors")})
+    named = {str(folder.relative_to(root)): folder for folder in found}
+    return {own: folder for own, folder in named.items() if own.startswith(name)}
 
 
-def layer_folders() -> list[Path]:
-    """Every layer's folder."""
-    return sorted({shard.parent for shard in features_home().glob("*/*/*.safetensors")})
-
-
-def held() -> list[Layer]:
-    """What the cache holds, per encoder, preprocessing and layer."""
-    found = []
-    for folder in layer_folders():
+def show(say: Say) -> None:
+    """One line per layer: encoder, layer, token grid, dtype, distinct pictures, size; the sum."""
+    total = 0
+    for name, folder in layer_folders().items():
         pictures: set[str] = set()
-        about = "damaged"
+        what = "damaged; see `layerfuse cache verify`"
         for file in shards_of(folder):
             try:
-                header = read_header(file)
+                entries, grid, about = read_header(file)
             except OSError:
                 continue  # `verify` names and removes it
-            pictures |= set(header.entries)
-            a = header.about
-            about = f"{a['encoder']} ({a['width']}), layer {a['layer']}, {a['grid']}, {a['dtype']}"
-        size = sum(file.stat().st_size for file in shards_of(folder))
-        found.append(Layer(f"{folder.parent.name}/{folder.name}", about, len(pictures), size))
-    return found
+            pictures |= set(entries)
+            what = f"{about['encoder']}, layer {about['layer']}, {grid}, {about['dtype']}"
+        size = _size(folder)
+        total += size
+        say(f"{name}  {what}: {len(pictures):,} pictures, {size / 1e9:.2f} GB")
+    say(f"{total / 1e9:.2f} GB in {features_home()}" if total else f"{features_home()} is empty")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in shards_of(folder))
 
 
 def verify(say: Say) -> int:
     """Read every entry; drop the damaged ones, and what killed writers left. Returns the number of
     files that were mended; what is dropped is encoded again when it is needed."""
     mended = 0
-    for folder in layer_folders():
+    for folder in layer_folders().values():
         with FileLock(folder.parent / ".lock"):
             for stale in folder.glob("*.tmp"):
                 stale.unlink()
@@ -81,24 +76,16 @@ def _intact(file: Path) -> tuple[dict[str, Entry], int | None]:
 
 
 def clear(name: str | None) -> int:
-    """Remove everything, or the folders whose name in `held` begins with `name`; the bytes freed.
+    """Remove everything, or the folders whose name in `show` begins with `name`; the bytes freed.
 
     Raises ValueError if nothing has that name.
     """
-    chosen = [layer for layer in held() if layer.name.startswith(name or "")]
+    chosen = layer_folders(name or "")
     if name and not chosen:
         raise ValueError(f"nothing in the cache is called {name!r}; see `layerfuse cache list`")
-    for layer in chosen:
-        folder = features_home() / layer.name
+    freed = 0
+    for folder in chosen.values():
         with FileLock(folder.parent / ".lock"):
+            freed += _size(folder)
             shutil.rmtree(folder)
-    return sum(layer.bytes for layer in chosen)
-
-
-def show(say: Say) -> None:
-    """One line per layer, and the sum."""
-    layers = held()
-    for layer in layers:
-        say(f"{layer.name}  {layer.about}: {layer.pictures:,} pictures, {layer.bytes / 1e9:.2f} GB")
-    total = sum(layer.bytes for layer in layers) / 1e9
-    say(f"{total:.2f} GB in {features_home()}" if layers else f"{features_home()} is empty")
+    return freed

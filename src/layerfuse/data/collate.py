@@ -3,8 +3,8 @@
 import io
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -20,15 +20,15 @@ PICTURE_LENGTH = 2000
 """a picture's share of a sample's length, in characters of text"""
 
 
+@dataclass
 class SampleDataset(Dataset[Sample]):
     """Samples as a map-style dataset; with `crop`, each picture is cut to a random part of at least
     that share of its sides, which seed, epoch and index decide."""
 
-    def __init__(self, samples: Sequence[Sample], crop: float | None = None, seed: int = 0) -> None:
-        self.samples = samples
-        self.crop = crop
-        self.seed = seed
-        self.epoch = 0
+    samples: Sequence[Sample]
+    crop: float | None = None
+    seed: int = 0
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -58,17 +58,17 @@ def _box(draw: random.Random, least: float) -> tuple[float, float, float, float]
     return left, top, left + width, top + height
 
 
+@dataclass
 class LengthGroups(Sampler[int]):
     """Random order in which every `batch_size` neighbours have similar lengths: samples are sorted
     within windows of `WINDOW` batches of a shuffled epoch, and the batches shuffled again."""
 
-    WINDOW = 50
+    WINDOW: ClassVar = 50
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = torch.tensor(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+    lengths: torch.Tensor
+    batch_size: int
+    seed: int
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -89,6 +89,7 @@ class LengthGroups(Sampler[int]):
         yield from torch.cat([*shuffled, *rest]).tolist()
 
 
+@dataclass
 class Collator:
     """Makes training batches: right-padded text, answer labels, pixels or cached features.
 
@@ -99,21 +100,12 @@ class Collator:
     ValueError naming the sample that cannot be used (no label left, image tokens cut).
     """
 
-    def __init__(
-        self,
-        processor: Processor,
-        prompt: Literal["chat", "plain"],
-        max_length: int,
-        store: FeatureStore | None,
-        guided: bool = False,
-        blank: bool = False,
-    ) -> None:
-        self.processor = processor
-        self.prompt: Literal["chat", "plain"] = prompt
-        self.max_length = max_length
-        self.store = store
-        self.guided = guided
-        self.blank = blank
+    processor: Processor
+    prompt: Literal["chat", "plain"]
+    max_length: int
+    store: FeatureStore | None
+    guided: bool = False
+    blank: bool = False
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         if self.guided:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -16,19 +17,16 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 Item = TypeVar("Item")
 
 
+@dataclass
 class Records(Sequence[Item]):
     """Records converted when they are read, so that large files stay small in memory. `order`
     chooses some of them; each keeps its own index."""
 
-    def __init__(
-        self,
-        records: Any,
-        convert: Callable[[int, dict[str, Any]], Item],
-        order: Sequence[int] | None = None,
-    ) -> None:
-        self.records = records
-        self.convert = convert
-        self.order = range(len(records)) if order is None else order
+    records: Any
+    convert: Callable[[int, dict[str, Any]], Item]
+
+    def __post_init__(self) -> None:
+        self.order: Sequence[int] = range(len(self.records))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -45,8 +43,9 @@ class Records(Sequence[Item]):
 
     def without(self, left_out: Collection[int]) -> "Records[Item]":
         """All but those with these indices (their own, not their places here)."""
-        order = [own for own in self.order if own not in left_out]
-        return Records(self.records, self.convert, order)
+        kept = Records(self.records, self.convert)
+        kept.order = [own for own in self.order if own not in left_out]
+        return kept
 
 
 Samples = Records[Sample]

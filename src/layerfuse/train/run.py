@@ -148,6 +148,7 @@ def train_arm(
             report(name, done, total, loss)
 
         trained.model.fusion.guidance = stage.guided_by
+        set_seed(seed)  # adapters begin alike, whether or not the stage before was continued
         adapted = begin_stage(trained.model, stage, dtype_of(recipe))
         if recipe.liger:
             apply_liger(trained.model)

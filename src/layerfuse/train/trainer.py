@@ -53,7 +53,7 @@ class FusionTrainer(Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if not self.stage.group_by_length:
             return super()._get_train_sampler(dataset)
-        return LengthGroups(dataset.lengths(), self.stage.batch_size, self.args.seed)
+        return LengthGroups(torch.tensor(dataset.lengths()), self.stage.batch_size, self.args.seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
