@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from layerfuse.study import worker
+from layerfuse.study.engine import run_one
 from layerfuse.train.trainer import FusionTrainer
 
 begin, save = PartialState.__init__, FusionTrainer.save_whole
@@ -35,5 +35,5 @@ def noted(self: FusionTrainer, folder: Path) -> Path | None:
 if __name__ == "__main__":
     PartialState.__init__, FusionTrainer.save_whole = pretend, noted
     PartialState()
-    worker.run_one(sys.argv[1], sys.argv[2], [])
+    run_one(sys.argv[1], sys.argv[2], [])
     PartialState().destroy_process_group()

@@ -41,8 +41,10 @@ def attempt(recipe: str, folder: Path, home: Path, delay: float | None, limit: i
     os._exit(0)
 
 
-def watched(self: LiveTable, phase: str, done: int, total: int, note: str = "") -> None:
-    Path(sys.argv[2] + ".phase").write_text(f"{phase} {done}/{total}")
+def watched(
+    self: LiveTable, phase: str, done: int, total: int, note: str = "", run: str = ""
+) -> None:
+    Path(sys.argv[2] + ".phase").write_text(f"{run} {phase} {done}/{total}")
 
 
 def disturb(recipe: str, folder: Path, delays: list[float | None], limit: int | None) -> None:

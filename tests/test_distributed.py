@@ -100,6 +100,15 @@ def test_a_batch_that_cannot_be_split_is_one_clear_error(
         study(path, ("resources.processes=2",), output=tmp_path / "two")
 
 
+def test_fsdp_that_would_not_shard_is_one_clear_error(
+    mixed: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write(tmp_path, mixed)
+    settings = ("resources.processes=2", "resources.accelerate=fsdp2")
+    with pytest.raises(RuntimeError, match=r"FSDP needs GPUs: on CPU accelerate would train with"):
+        study(path, settings, output=tmp_path / "two")
+
+
 def test_a_study_refuses_to_be_one_process_of_many(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,13 +96,13 @@ def test_killed_and_started_again_gives_the_same_results(
     study(path, output=tmp_path / "whole")
     script = (
         "import os, signal, sys\n"
-        "from layerfuse.study import run, worker\n"
-        "original = worker.predict\n"
+        "from layerfuse.study import engine, run\n"
+        "original = engine.predict\n"
         "def predict(model, *args, **kwargs):\n"
         "    if len(model.config.vision_layers) == 2:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return original(model, *args, **kwargs)\n"
-        "worker.predict = predict\n"
+        "engine.predict = predict\n"
         "run.study(sys.argv[1], output=run.Path(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", script, str(path), str(tmp_path / "killed")]
@@ -173,7 +173,7 @@ def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path
 def test_a_sentence_encoder_that_does_not_fit_is_known_before_training(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerfuse.study.worker.train_arm", lambda *_: pytest.fail("training"))
+    monkeypatch.setattr("layerfuse.study.engine.train_arm", lambda *_: pytest.fail("training"))
     fusion = {"name": "instruction_weighted", "sentence_encoder": str(tmp_path / "llm")}
     recipe["arms"] = [{"name": "guided", "layers": "1-2|3-4", "fusion": fusion}]
     with pytest.raises(ValueError, match=r"arm 'guided': .*has width 32, sentence_width is 768"):
@@ -238,7 +238,7 @@ def test_bad_input_is_one_clear_error_before_training(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("training started")
 
-    monkeypatch.setattr("layerfuse.study.worker.train_arm", never)
+    monkeypatch.setattr("layerfuse.study.engine.train_arm", never)
     if changes.get("encoder") == "LLM":
         changes = {"encoder": str(tmp_path / "llm")}
     if damage:

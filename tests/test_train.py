@@ -210,6 +210,7 @@ def test_a_checkpoint_torn_by_a_kill_is_not_continued(recipe: Recipe, tmp_path: 
     torn = tmp_path / "run" / "stages" / "align" / "checkpoint-2"
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_bytes(b"half")
+    (torn / "trainer_state.json").write_text('{"epoch": 1.0, "glob')
     _, losses = train(recipe, tmp_path / "run")
     assert [step for step, _ in losses["align"]] == [1, 2, 3]
 

@@ -1,23 +1,156 @@
-"""Where the runs of a study happen: one after another here, or many at once with Ray."""
+"""Do the runs of a study: in this process, in several that train together, or many at once by Ray.
 
+`python -m layerfuse.study.engine STUDY RUN [MODULE ...]` is one process of a run.
+"""
+
+import json
 import os
+import pickle
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.conversations import Samples
+from layerfuse.evaluate.metrics import scores
+from layerfuse.evaluate.run import predict
 from layerfuse.local_models import home
 from layerfuse.recipe import Recipe
-from layerfuse.study import worker
-from layerfuse.study.arms import Run
+from layerfuse.recipe_file import load_recipe
+from layerfuse.study.arms import Run, runs
 from layerfuse.study.live import LiveTable
+from layerfuse.study.prepare import remembered
+from layerfuse.train.run import Trained, train_arm
 
-POLL_SECONDS = 2.0
+Step = Callable[[str, int, int, str, str], None]
+"""(phase, done, in all, note, run's name)"""
 Finish = Callable[[Run, float], None]
 """(run, seconds that it took)"""
+FEATURES, PROGRESS, LOG = "features.pkl", "progress", "log.txt"
+POLL_SECONDS = 2.0
+
+
+def run_arm(
+    recipe: Recipe,
+    run: Run,
+    samples: dict[str, Samples],
+    store: FeatureStore | None,
+    study: Path,
+    step: Step,
+) -> None:
+    """Train and test one arm; the result is the last file that its folder gets. Of several
+    processes that train together, the first tests."""
+    folder = study / run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def report(stage: str, done: int, total: int, loss: float | None = None) -> None:
+        step(stage, done, total, "" if loss is None else f"loss {loss:.3f}", run.name)
+
+    train_samples = {name: samples[name] for name in recipe.stages}
+    trained = train_arm(recipe, run.arm, run.seed, train_samples, store, folder, report)
+    if not PartialState().is_main_process:
+        return
+    started = time.perf_counter()
+    rows = predict(
+        trained.model,
+        trained.processor,
+        samples["evaluate"],
+        store if recipe.reads_cache() else None,
+        batch_size=recipe.evaluate.batch_size,
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+        controls=recipe.evaluate.controls,
+        progress=lambda done, total: report("evaluate", done, total),
+    )
+    trained.seconds["evaluate"] = round(time.perf_counter() - started, 2)
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    if recipe.keep_models != "none":
+        trained.model.save_pretrained(folder / "model")
+        trained.processor.save_pretrained(folder / "model")
+    write_text(folder / "result.json", json.dumps(_result(run, trained, rows)))
+    shutil.rmtree(folder / "stages", ignore_errors=True)
+
+
+def _result(run: Run, trained: Trained, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    config = trained.model.config
+    return {
+        "arm": run.arm.label,
+        "seed": run.seed,
+        "layers": config.vision_layers,
+        "depth": config.vision_config.num_hidden_layers,
+        "fusion": config.fusion,
+        "kind": trained.model.fusion.kind,
+        "folder": run.folder,
+        "scores": scores(rows),
+        "losses": trained.losses,
+        "parameters": trained.parameters,
+        "seconds": trained.seconds,
+    }
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = file.with_name(file.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
+
+
+def run_one(study: str, folder: str, modules: list[str]) -> None:
+    """Do the run of a prepared study that has this folder. Raises RuntimeError if this process's
+    recipe, data or layerfuse differ from those of the study."""
+    sys.path.insert(0, str(Path.cwd()))
+    for module in modules:
+        import_module(module)
+    recipe = load_recipe(Path(study) / "recipe.yaml")
+    found = {run.folder: run for run in runs(recipe)}
+    if folder not in found:
+        raise RuntimeError(
+            f"{study} has no run {folder}: this process has other data files or another layerfuse"
+        )
+    features = Path(study) / FEATURES
+    store = pickle.loads(features.read_bytes()) if features.exists() else None
+    last = 0.0
+
+    def step(phase: str, done: int, total: int, note: str, _: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1 and PartialState().is_main_process:
+            last = time.monotonic()
+            write_text(Path(study) / folder / PROGRESS, f"{phase} {done}/{total} {note}")
+
+    run_arm(recipe, found[folder], remembered(recipe, Path(study)), store, Path(study), step)
+
+
+def launch(recipe: Recipe, study: str, folder: str, modules: list[str]) -> None:
+    """Do a run in several processes, as the recipe's `resources` say.
+
+    Raises RuntimeError with the end of the log if one of them fails.
+    """
+    wanted = recipe.resources
+    if wanted.accelerate is None and not torch.cuda.is_available():
+        command = ["torch.distributed.run", f"--nproc-per-node={wanted.processes}"]
+        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    else:
+        command = ["accelerate.commands.launch", f"--num_processes={wanted.processes}"]
+        shipped = Path(__file__).parent / "accelerate" / f"{wanted.accelerate}.yaml"
+        config = str(shipped) if shipped.exists() else wanted.accelerate
+        command += ["--main_process_port=0", f"--config_file={config}" if config else "--multi_gpu"]
+    command += ["-m", "layerfuse.study.engine", study, folder, *modules]
+    log = Path(study) / folder / LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as out:
+        done = subprocess.run([sys.executable, "-m", *command], stdout=out, stderr=out)
+    if done.returncode:
+        said = log.read_text("utf-8", errors="replace").splitlines()
+        own = [line for line in said if line.startswith("[rank")]  # not the launcher's
+        tail = "\n".join((own or said)[-12:])
+        raise RuntimeError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
 
 
 def run_local(
@@ -25,7 +158,7 @@ def run_local(
     todo: list[Run],
     samples: dict[str, Samples],
     store: FeatureStore | None,
-    folder: Path,
+    study: Path,
     modules: list[str],
     table: LiveTable,
     finish: Finish,
@@ -33,22 +166,17 @@ def run_local(
     """One run after another, in this process, or in those that `resources.processes` asks for."""
     for run in todo:
         started = time.perf_counter()
-        table.start(run)
         if recipe.resources.processes == 1:
-            worker.run_arm(recipe, run, samples, store, folder, partial(_step, table, run))
+            run_arm(recipe, run, samples, store, study, table.step)
         else:
-            worker.launch(recipe, str(folder.resolve()), run.folder, modules)
+            launch(recipe, str(study.resolve()), run.folder, modules)
         finish(run, time.perf_counter() - started)
-
-
-def _step(table: LiveTable, run: Run, phase: str, done: int, total: int, note: str) -> None:
-    table.step(f"{run.name}: {phase}", done, total, note)
 
 
 def run_ray(
     recipe: Recipe,
     todo: list[Run],
-    folder: Path,
+    study: Path,
     modules: list[str],
     table: LiveTable,
     finish: Finish,
@@ -62,53 +190,45 @@ def run_ray(
     import ray
 
     wanted = recipe.resources
-    local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-    shared = {"LAYERFUSE_HOME": str(home().resolve()), "PYTHONPATH": os.pathsep.join(_path())}
-    ray.init(runtime_env={"env_vars": shared}, log_to_driver=False, **local)
+    path = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    shared = {"LAYERFUSE_HOME": str(home().resolve()), "PYTHONPATH": os.pathsep.join(path)}
+    ray.init(runtime_env={"env_vars": shared}, log_to_driver=False)
     gpus = wanted.gpus
     if gpus is None:
         gpus = float(wanted.processes) if ray.cluster_resources().get("GPU") else 0.0
     task = ray.remote(num_cpus=wanted.cpus, num_gpus=gpus, max_retries=wanted.retries)(_in_worker)
-    study = str(folder.resolve())
+    failed: list[str] = []
     try:
-        started = {task.remote(recipe, study, run.folder, modules): run for run in todo}
-        _collect(ray, started, folder, table, finish)
+        given = (recipe, str(study.resolve()))
+        waiting = {task.remote(*given, run.folder, modules): run for run in todo}
+        while waiting:
+            done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
+            for run in waiting.values():
+                progress = study / run.folder / PROGRESS
+                table.note(run, progress.read_text("utf-8") if progress.exists() else "waiting")
+            for finished in done:
+                run = waiting.pop(finished)
+                try:
+                    finish(run, ray.get(finished))
+                except ray.exceptions.RayError as error:
+                    failed.append(f"{run.name}: {error}")
     finally:
         ray.shutdown()
-
-
-def _path() -> list[str]:
-    """Where Python finds this layerfuse and the user's modules."""
-    own = str(Path(__file__).parents[2])
-    return [own, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed. {failed[0]}")
 
 
 def _in_worker(recipe: Recipe, study: str, folder: str, modules: list[str]) -> float:
     began = time.perf_counter()
     if recipe.resources.processes == 1:
-        worker.run_one(study, folder, modules, recipe.resources.cpus)
+        torch.set_num_threads(recipe.resources.cpus)
+        run_one(study, folder, modules)
     else:
-        worker.launch(recipe, study, folder, modules)
+        launch(recipe, study, folder, modules)
     return time.perf_counter() - began
 
 
-def _collect(
-    ray: Any, started: dict[Any, Run], folder: Path, table: LiveTable, finish: Finish
-) -> None:
-    failed: list[str] = []
-    waiting = dict(started)
-    while waiting:
-        done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
-        for run in waiting.values():
-            progress = folder / run.folder / worker.PROGRESS
-            if progress.exists():
-                table.note(run, progress.read_text("utf-8"))
-        for task in done:
-            run = waiting.pop(task)
-            try:
-                finish(run, ray.get(task))
-            except ray.exceptions.RayError as error:
-                failed.append(f"{run.name}: {error}")
-                table.note(run, "failed")
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(started)} runs failed. {failed[0]}")
+if __name__ == "__main__":
+    PartialState()  # joins the other processes and takes this one's GPU
+    run_one(sys.argv[1], sys.argv[2], sys.argv[3:])
+    PartialState().destroy_process_group()

@@ -1,99 +1,59 @@
-"""The live table of a running study."""
+"""The progress of a running study."""
 
 import time
-from types import TracebackType
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from layerfuse.study.arms import Run
 
 
-class LiveTable:
-    """One row per run with its state, and a progress bar of what goes on now.
+class LiveTable(Progress):
+    """One row per run with what it is doing, and one for the preparation.
 
     On a terminal it redraws in place; elsewhere (a log file) it prints a line per event.
     """
 
     def __init__(self, runs: list[Run], console: Console) -> None:
-        self.console = console
-        self.states: dict[str, str] = {run.name: "waiting" for run in runs}
-        self.scores: dict[str, float] = {}
+        name, note = (TextColumn(f"{{task.{field}}}") for field in ("description", "fields[note]"))
+        columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+        self.rows: dict[str, TaskID] = {}
+        for row in ("preparing", *(run.name for run in runs)):
+            self.rows[row] = self.add_task(row, start=False, total=None, note="")
+        self.phases: dict[str, str] = {}
         self.seconds: list[float] = []
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-        )
-        self.task = self.bar.add_task("preparing", total=None, note="")
-        self.phase = ""
-        self.live = Live(get_renderable=self._draw, console=console, refresh_per_second=4)
-        self.interactive = console.is_terminal
+        self.left = len(runs)
 
-    def __enter__(self) -> "LiveTable":
-        if self.interactive:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.interactive:
-            self.live.stop()
-
-    def step(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Progress of the current phase."""
-        if phase != self.phase:
-            self.phase = phase
-            self.bar.reset(self.task, description=phase, total=total, completed=done, note=note)
-            if not self.interactive:
-                self.console.print(
-                    f"{time.strftime('%H:%M:%S')}  {phase} ({total})", soft_wrap=True
-                )
-            return
-        self.bar.update(self.task, completed=done, total=total)
-        if note:
-            self.bar.update(self.task, note=note)
-
-    def start(self, run: Run) -> None:
-        self.states[run.name] = "running"
-        self.phase = ""
+    def step(self, phase: str, done: int, total: int, note: str = "", run: str = "") -> None:
+        """Progress of a phase of a run, or of the preparation."""
+        row = self.rows[run or "preparing"]
+        if self.phases.get(run) != phase:
+            self.phases[run] = phase
+            self.reset(row, total=total)
+            self._say(f"{run}: {phase} ({total})" if run else f"{phase} ({total})")
+        self.update(row, completed=done, total=total, note=f"{phase} {note}")
 
     def note(self, run: Run, text: str) -> None:
         """What a run elsewhere is doing."""
-        self.states[run.name] = text
+        self.update(self.rows[run.name], note=text)
 
     def finish(self, run: Run, score: float, seconds: float | None) -> None:
         """Show a run's score; `seconds` is None for a run that was finished before."""
-        self.states[run.name] = "done" if seconds is not None else "done before"
-        self.scores[run.name] = score
-        if seconds is not None:
-            self.seconds.append(seconds)
-        if not self.interactive:
-            line = f"{time.strftime('%H:%M:%S')}  {run.name}: accuracy {score:.3f}"
-            left = self._time_left()
-            self.console.print(line + (f", {left}" if left else ""), soft_wrap=True)
+        self.left -= 1
+        self.seconds += [] if seconds is None else [seconds]
+        self.update(self.rows[run.name], completed=1, total=1, note=f"accuracy {score:.3f}")
+        mean = sum(self.seconds) / max(len(self.seconds), 1)
+        rest = f", about {self.left * mean / 60:.0f} min left" if self.left and mean else ""
+        self._say(f"{run.name}: accuracy {score:.3f}{rest}")
 
-    def _time_left(self) -> str:
-        left = sum(not state.startswith("done") for state in self.states.values())
-        if not left or not self.seconds:
-            return ""
-        return f"about {left * sum(self.seconds) / len(self.seconds) / 60:.0f} min left"
-
-    def _draw(self) -> Group:
-        table = Table(box=None, padding=(0, 2))
-        for column in ("arm", "state", "mean accuracy"):
-            table.add_column(column)
-        for name, state in self.states.items():
-            score = f"{self.scores[name]:.3f}" if name in self.scores else ""
-            table.add_row(name, state, score, style="dim" if state == "waiting" else None)
-        return Group(table, self.bar, Text(self._time_left(), style="dim"))
+    def _say(self, text: str) -> None:
+        if self.disable:
+            self.console.print(f"{time.strftime('%H:%M:%S')}  {text}", soft_wrap=True)

@@ -1,6 +1,8 @@
 """A thin `transformers.Trainer`: learning rates per part, progress, loss curve."""
 
+import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ class FusionTrainer(Trainer):
         self.stage = stage
         state: Any = self.accelerator.state
         self.fsdp = state.fsdp_plugin if self.is_fsdp_enabled else None
+        if self.fsdp is None and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            raise ValueError("FSDP needs GPUs: on CPU accelerate would train without sharding")
         model: Any = self.model
         if self.fsdp is not None and "vision" not in stage.learning_rates:
             self.fsdp.ignored_modules = [model.vision_tower]
@@ -116,8 +120,17 @@ def fit(
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a stage, oldest first; the trainer's state is written last."""
-    complete = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    complete = [state.parent for state in states if _is_whole(state)]
     return sorted(complete, key=lambda p: int(p.name.split("-")[1]))
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _arguments(
