@@ -77,7 +77,7 @@ if __name__ == "__main__":
     step = hours(STAGES[1], {"llm": 8.67e12, "fusion": 0, "vision": 0}, 0, True)
     step *= 3600 * STAGES[1].batch / STAGES[1].samples
     print(
-        f"FSDP2, finetune: {16 * weights / GPUS / 1e9:.1f} GB a GPU for weights, gradients and Adam;"
-        f" {moved / 1e9:.0f} GB over the links a step ({moved / LINK:.2f} s) against {step:.1f} s of"
-        " arithmetic"
+        f"FSDP2, finetune: {16 * weights / GPUS / 1e9:.1f} GB a GPU for weights, gradients and "
+        f"Adam; {moved / 1e9:.0f} GB over the links a step ({moved / LINK:.2f} s) against "
+        f"{step:.1f} s of arithmetic"
     )
