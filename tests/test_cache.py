@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
-from layerfuse.data import cache, cache_folders, shards
+from layerfuse.data import cache, shards
 from layerfuse.data.cache import FeatureStore, cached_features
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import Encoder, Features
@@ -72,7 +72,7 @@ def same(one: Features, other: Features) -> bool:
 def counted() -> list[int]:
     """Distinct pictures per layer, as `cache list` says."""
     said: list[str] = []
-    cache_folders.show(said.append)
+    shards.show(said.append)
     return [int(line.split(" pictures")[0].rsplit(" ", 1)[1]) for line in said[:-1]]
 
 
@@ -273,7 +273,7 @@ def test_list_verify_and_clear(tmp_path: Path, home: Path) -> None:
     encode(given)
     assert CountingEncoder.seen == 2
     assert run(app, ["cache", "clear", "nonsense"]).exit_code == 2
-    name = next(iter(cache_folders.layer_folders()))
+    name = next(iter(shards.layer_folders()))
     assert run(app, ["cache", "clear", name]).exit_code == 0
     assert len(counted()) == 1
     assert run(app, ["cache", "clear"]).exit_code == 0

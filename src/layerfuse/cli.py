@@ -221,7 +221,7 @@ def ask(
 def cache_list() -> None:
     """What the cache holds, by encoder, preprocessing and layer."""
     with _errors():
-        from layerfuse.data.cache_folders import show
+        from layerfuse.data.shards import show
 
         show(typer.echo)
 
@@ -230,7 +230,7 @@ def cache_list() -> None:
 def cache_verify() -> None:
     """Read everything; drop what is damaged, so that it is encoded again when it is needed."""
     with _errors():
-        from layerfuse.data.cache_folders import verify
+        from layerfuse.data.shards import verify
 
         mended = verify(typer.echo)
     if mended:
@@ -246,7 +246,7 @@ def cache_clear(
 ) -> None:
     """Remove cached features."""
     with _errors():
-        from layerfuse.data.cache_folders import clear
+        from layerfuse.data.shards import clear
 
         typer.echo(f"{clear(name) / 1e9:.2f} GB freed")
 

@@ -26,9 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from layerfuse.data.samples import Picture
-from layerfuse.data.shards import Entry, Pair, read_header, shards_of, write_shard
+from layerfuse.data.shards import Entry, Pair, features_home, read_header, shards_of, write_shard
 from layerfuse.encoder import Encoder, Features
-from layerfuse.local_models import home
 
 Progress = Callable[[int, int], None]
 """(pictures done, pictures in all)"""
@@ -165,11 +164,6 @@ def cached_features(
         _encode(store, encoder, skip, progress)
     _index(store)
     return store
-
-
-def features_home() -> Path:
-    """Where the cache is."""
-    return home() / "features"
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,5 @@
-"""Shards of the feature cache: a safetensors file with one layer's features of many pictures.
+"""The feature cache on disk: shards, each a safetensors file with one layer's features of many
+pictures, and what can be said of all of them.
 
 A shard is written whole or not at all and never changed. Its header names the pictures by digest
 and holds a checksum of each one's features and of itself.
@@ -6,19 +7,24 @@ and holds a checksum of each one's features and of itself.
 
 import json
 import os
+import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from layerfuse.local_models import home
+
+Say = Callable[[str], None]
 Pair = tuple[Tensor, Tensor]
 """Patch tokens (N, D) and summary (D,) of one picture in one layer."""
 
@@ -108,3 +114,87 @@ def read_header(file: Path) -> Header:
 def shards_of(folder: Path) -> list[Path]:
     """The shards of a layer's folder, oldest first."""
     return sorted(folder.glob("*.safetensors"))
+
+
+def features_home() -> Path:
+    """Where the cache is."""
+    return home() / "features"
+
+
+def layer_folders(name: str = "") -> dict[str, Path]:
+    """Every layer's folder by its name, <encoder and preprocessing>/<layer>, that begins so."""
+    root = features_home()
+    found = sorted({shard.parent for shard in root.glob("*/*/*.safetensors")})
+    named = {str(folder.relative_to(root)): folder for folder in found}
+    return {own: folder for own, folder in named.items() if own.startswith(name)}
+
+
+def show(say: Say) -> None:
+    """One line per layer: encoder, layer, token grid, dtype, distinct pictures, size; the sum."""
+    total = 0
+    for name, folder in layer_folders().items():
+        pictures: set[str] = set()
+        what = "damaged; see `layerfuse cache verify`"
+        for file in shards_of(folder):
+            try:
+                entries, grid, about = read_header(file)
+            except OSError:
+                continue  # `verify` names and removes it
+            pictures |= set(entries)
+            what = f"{about['encoder']}, layer {about['layer']}, {grid}, {about['dtype']}"
+        size = _size(folder)
+        total += size
+        say(f"{name}  {what}: {len(pictures):,} pictures, {size / 1e9:.2f} GB")
+    say(f"{total / 1e9:.2f} GB in {features_home()}" if total else f"{features_home()} is empty")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in shards_of(folder))
+
+
+def verify(say: Say) -> int:
+    """Read every entry; drop the damaged ones, and what killed writers left. Returns the number of
+    files that were mended; what is dropped is encoded again when it is needed."""
+    mended = 0
+    for folder in layer_folders().values():
+        with FileLock(folder.parent / ".lock"):
+            for stale in folder.glob("*.tmp"):
+                stale.unlink()
+            for file in shards_of(folder):
+                kept, damaged = _intact(file)
+                if damaged == 0:
+                    continue
+                mended += 1
+                say(f"{file}: {damaged or 'all'} damaged, {len(kept)} kept")
+                if kept:
+                    header = read_header(file)
+                    pairs = {digest: entry.read() for digest, entry in kept.items()}
+                    write_shard(folder, pairs, header.grid, header.about)
+                file.unlink()
+    return mended
+
+
+def _intact(file: Path) -> tuple[dict[str, Entry], int | None]:
+    """The intact entries and the number of damaged ones; None if the file cannot be read."""
+    try:
+        entries = read_header(file).entries
+        kept = {k: entry for k, entry in entries.items() if entry.is_intact(entry.read())}
+    except OSError:
+        return {}, None
+    return kept, len(entries) - len(kept)
+
+
+def clear(name: str | None) -> int:
+    """Remove everything, or the folders whose name in `show` begins with `name`; the bytes freed.
+
+    Raises ValueError if nothing has that name.
+    """
+    chosen = layer_folders(name or "")
+    if name and not chosen:
+        raise ValueError(f"nothing in the cache is called {name!r}; see `layerfuse cache list`")
+    freed = 0
+    for folder in chosen.values():
+        with FileLock(folder.parent / ".lock"):
+            freed += _size(folder)
+            shutil.rmtree(folder)
+    return freed
