@@ -23,7 +23,7 @@ PREDICTION = (
     "interval of Bonett and Wright. Criteria of single layers are averaged over a selection."
 )
 MODELS = ("Recipe", "Source", "Data", "Scenes", "Arm", "Grid", "Stage", "Lora", "Evaluation")
-MODELS += ("Statistics",)
+MODELS += ("Statistics", "Resources")
 
 
 def _text(text: str | None) -> str:
@@ -42,7 +42,13 @@ def _default(field: Any) -> str:
 def _type(field: Any) -> str:
     shown = inspect.formatannotation(field.annotation).replace("typing.", "")
     shown = re.sub(r"Annotated\[([^,]+), [^()]*\([^()]*\)\]", r"\1", shown)
-    return "`" + shown.replace("layerfuse.recipe.", "").replace("|", "\\|") + "`"
+    return (
+        "`"
+        + shown.replace("layerfuse.recipe.", "")
+        .replace("layerfuse.recipe_sources.", "")
+        .replace("|", "\\|")
+        + "`"
+    )
 
 
 def _table(fields: dict[str, Any], texts: dict[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from layerfuse.recipe_sources import Data, Scenes, Source, Strict
+from layerfuse.recipe_sources import Data, Resources, Scenes, Source, Strict
 
 __all__ = [
     "Arm",
@@ -178,24 +178,6 @@ class Statistics(Strict):
     """Bootstrap resamples (over pictures)."""
     seed: int = 0
     """Seed of the resampling."""
-
-
-class Resources(Strict):
-    """What one arm runs on; results do not depend on it."""
-
-    processes: int = Field(default=1, gt=0)
-    """Processes that train an arm together, one per GPU, started by `accelerate launch`."""
-    accelerate: str | None = None
-    """How they share the model: `fsdp2`, `zero2`, `zero3`, or an accelerate config file. Default:
-    each holds it whole (DDP)."""
-    loaders: int = Field(default=0, ge=0)
-    """Processes that read and prepare the next batches meanwhile, for each training process."""
-    cpus: int = Field(default=1, gt=0)
-    """CPU cores of an arm, with `--engine ray`."""
-    gpus: float | None = Field(default=None, ge=0)
-    """GPUs of an arm, with `--engine ray`. Default: one per process where there are GPUs."""
-    retries: int = Field(default=3, ge=0)
-    """How often Ray starts an arm again, from its last checkpoint, when its worker died."""
 
 
 class Recipe(Strict):

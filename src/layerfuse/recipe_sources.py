@@ -1,4 +1,4 @@
-"""Where a recipe's models and samples come from.
+"""Where a recipe's models and samples come from, and what it runs on.
 
 The text under each field is its only description; the recipe reference is made from it.
 """
@@ -74,3 +74,21 @@ class Data(Strict):
         if len(given) != 1:
             raise ValueError(f"give exactly one of scenes, path, dataset (got {given or 'none'})")
         return self
+
+
+class Resources(Strict):
+    """What one arm runs on; results do not depend on it."""
+
+    processes: int = Field(default=1, gt=0)
+    """Processes that train an arm together, one per GPU, started by `accelerate launch`."""
+    accelerate: str | None = None
+    """How they share the model: `fsdp2`, `zero2`, `zero3`, or an accelerate config file. Default:
+    each holds it whole (DDP)."""
+    loaders: int = Field(default=0, ge=0)
+    """Processes that read and prepare the next batches meanwhile, for each training process."""
+    cpus: int = Field(default=1, gt=0)
+    """CPU cores of an arm, with `--engine ray`."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs of an arm, with `--engine ray`. Default: one per process where there are GPUs."""
+    retries: int = Field(default=3, ge=0)
+    """How often Ray starts an arm again, from its last checkpoint, when its worker died."""
