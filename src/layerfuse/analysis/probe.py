@@ -10,12 +10,10 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from layerfuse.analysis.figures import draw_probe
+from layerfuse.analysis.output import draw_probe, probe_table, progress_bar, write_json
 from layerfuse.analysis.similarity import FILE, look_folder
-from layerfuse.analysis.stream import batches, progress_bar, write_json
-from layerfuse.analysis.tables import probe_table
 from layerfuse.analysis.tasks import Problem, Task, find_tasks, task_names
-from layerfuse.data.pictures import require_look
+from layerfuse.data.pictures import batches, require_look
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor

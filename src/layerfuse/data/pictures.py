@@ -1,8 +1,12 @@
 """Pictures without questions, to look at an encoder with."""
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from layerfuse.data import conversations
 from layerfuse.data.samples import Picture, picture_of
@@ -64,3 +68,28 @@ def _of(data: Data) -> list[Picture]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in conversations.IMAGE_SUFFIXES and path.is_file()
+
+
+def batches(
+    pictures: Sequence[Picture], processors: Sequence[Any], batch_size: int, start: int = 0
+) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """(names, pixel values of each processor) of the pictures from `start` on, prepared in
+    a second thread while the encoder runs.
+
+    Raises ValueError naming a picture that cannot be used.
+    """
+
+    def prepare(begin: int) -> tuple[list[str], list[Tensor]]:
+        chosen = [pictures[i] for i in range(begin, min(begin + batch_size, len(pictures)))]
+        images = [picture.open() for picture in chosen]
+        pixels = [p(images, return_tensors="pt")["pixel_values"] for p in processors]
+        return [picture.name for picture in chosen], pixels
+
+    starts = range(start, len(pictures), batch_size)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        ahead = None
+        for begin in [*starts, None]:
+            ready = ahead and ahead.result()
+            ahead = None if begin is None else thread.submit(prepare, begin)
+            if ready:
+                yield ready

@@ -1,0 +1,183 @@
+"""What a look at an encoder leaves: figures as PNG and SVG, printed tables, and JSON files that are
+written whole or not at all."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+
+from layerfuse import plots
+
+TITLES = {
+    "cosine": "cosine of patch tokens",
+    "cosine_centred": "cosine without the layer's mean token",
+    "cka_tokens": "linear CKA over tokens",
+    "cka_images": "linear CKA over pictures",
+}
+
+
+@contextmanager
+def figure(stem: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure in the project's style, saved as `stem`.png and `stem`.svg."""
+    with plots.style():
+        made = Figure(figsize=(width, height), layout="constrained")
+        yield made
+        made.savefig(stem.with_suffix(".png"), dpi=150)
+        made.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+
+
+def draw_similarity(report: dict[str, Any], folder: Path) -> None:
+    """The four matrices of an encoder, its groups framed in the one that they come from; in a
+    figure of its own, the linear CKA with the layers of another encoder if there is one."""
+    groups = report["groups"][str(report["chosen"])]["groups"]
+    with figure(folder / "similarity", 11, 9.6) as made:
+        for ax, (name, title) in zip(made.subplots(2, 2).flat, TITLES.items(), strict=True):
+            _matrix(ax, report[name], title, groups if name == report["by"] else [])
+    if report["other"]:
+        labels = f"layer of {report['other']}", f"layer of {report['encoder']}"
+        with figure(folder / "cross", 11, 4.9) as made:
+            for ax, kind in zip(made.subplots(1, 2), ("tokens", "images"), strict=True):
+                _matrix(ax, report[f"cross_{kind}"], TITLES[f"cka_{kind}"], [], *labels)
+
+
+def _matrix(
+    ax: Axes, matrix: list, title: str, groups: list, xlabel: str = "layer", ylabel: str = "layer"
+) -> None:
+    if all(value is None for row in matrix for value in row):
+        ax.set_title(f"{title}: undefined", fontsize=10, loc="left")
+        ax.set_axis_off()
+    else:
+        data = {"matrix": matrix, "title": title, "xlabel": xlabel, "ylabel": ylabel}
+        plots.plot_matrix({**data, "groups": groups}, ax)
+
+
+def draw_probe(report: dict[str, Any], stem: Path) -> None:
+    """Tasks by layers as a heat map above a line plot, with the combinations beside the layers."""
+    rows, tasks = report["rows"], list(report["tasks"])
+    data: dict[str, Any] = {"tasks": tasks, "columns": [row["name"] for row in rows]}
+    for key, value in (("scores", "accuracy"), ("relative", "relative")):
+        data[key] = [[row["tasks"][task][value] for row in rows] for task in tasks]
+    with figure(stem, max(9, 0.62 * len(rows) + 2), 3.6 + 0.42 * len(tasks)) as made:
+        top, bottom = made.subplots(2, 1, height_ratios=[0.42 * len(tasks), 3.2])
+        plots.plot_tasks(data, top)
+        title = f"accuracy of probes on {report['features']} features, %"
+        top.set_title(title, fontsize=10, loc="left")
+        singles = [row for row in rows if len(row["layers"]) == 1]
+        lines = []
+        for task in tasks:
+            cells = [row["tasks"][task] for row in singles]
+            best = max(cell["accuracy"] for cell in cells) or 1.0
+            low, high = ([cell["interval"][end] / best for cell in cells] for end in (0, 1))
+            relative = [cell["relative"] for cell in cells]
+            lines.append({"task": task, "relative": relative, "low": low, "high": high})
+        plots.plot_depth({"layers": [row["layers"][0] for row in singles], "tasks": lines}, bottom)
+        bottom.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _table(*columns: str) -> Any:
+    table: Any = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def similarity_table(report: dict[str, Any], console: Console) -> None:
+    """One row per layer, then the groups with their representatives."""
+    table = _table("layer", "cosine next", "last", "CKA next", "last", "norm", "entropy", "dim.")
+    last = report["depth"]
+    for k in report["layers"]:
+        row = [report[m][k][j] for m in ("cosine", "cka_tokens") for j in (min(k + 1, last), last)]
+        scores = [report[name][k] for name in ("norm", "entropy", "dimension")]
+        table.add_row(str(k), *map(_number, [*row, *scores]))
+    console.print(table)
+    found = report["groups"][str(report["chosen"])]
+    for group, layer in zip(found["groups"], found["representatives"], strict=True):
+        console.print(f"group {group[0]}-{group[-1]}: representative {layer}")
+    console.print(
+        f"{report['images']} pictures; groups by {report['by']}, mean silhouette "
+        f"{_number(found['silhouette'])}; standard error of the centred cosine "
+        f"{_number(report['cosine_centred_error'], 3)} at most",
+        soft_wrap=True,
+    )
+
+
+def probe_table(report: dict[str, Any], console: Console) -> None:
+    """Tasks by layers and combinations, accuracy in %, the best of each task marked."""
+    table = _table("layers", *report["tasks"], "mean")
+    best = {t: max(r["tasks"][t]["accuracy"] for r in report["rows"]) for t in report["tasks"]}
+    for row in report["rows"]:
+        cells = []
+        for task, cell in row["tasks"].items():
+            low, high = cell["interval"]
+            mark = "*" if cell["accuracy"] == best[task] else " "
+            cells.append(f"{100 * cell['accuracy']:.0f}±{50 * (high - low):.0f}{mark}")
+        table.add_row(row["name"], *cells, f"{100 * row['mean']:.0f}")
+    chances = [f"{100 * t['chance']:.0f}  " for t in report["tasks"].values()]
+    table.add_row("chance", *chances, "", style="dim")
+    console.print(table)
+    console.print(
+        f"accuracy in % on {report['test_pictures']} pictures ± half of a 95 % interval, "
+        f"* best; {report['features']} features, {report['train_pictures']} training pictures",
+        soft_wrap=True,
+    )
+
+
+def ranking_words(ranking: list[dict[str, Any]], console: Console) -> None:
+    """The first selections, each with its evidence in a sentence."""
+    for place, row in enumerate(ranking, start=1):
+        low, high = (100 * v for v in row["behind"])
+        covered = " and ".join(f"{g[0]}-{g[-1]}" for g in row["groups"])
+        words = f"{place}. layers {', '.join(map(str, row['layers']))}: probes read "
+        words += f"{100 * row['accuracy']:.1f} % right, {100 * row['score']:.1f} % of the best"
+        words += f" ({low:+.1f} to {high:+.1f} points to the first)" if place > 1 else ""
+        words += f"; best on {', '.join(row['best_on'])}" if row["best_on"] else ""
+        words += f"; from groups {covered}"
+        for name in ("entropy", "dimension"):
+            words += f"; {name} {', '.join(map(_number, row[name]))}"
+        console.print(words, soft_wrap=True, highlight=False)
+    simple = min((r for r in ranking if r["tie"]), key=lambda r: len(r["layers"]))["layers"]
+    console.print(f"fewest of these that probes cannot tell from the first: {simple}")
+
+
+def validation_words(found: dict[str, Any], console: Console) -> None:
+    """The rank correlations of every criterion, a line each."""
+    families = ", ".join(found["families"])
+    console.print(f"rank correlation with accuracy after training ({families}):", soft_wrap=True)
+    for scope in ("selections", "single layers"):
+        for name, cell in found["correlations"][scope].items():
+            if cell:
+                low, high = cell["interval"]
+                words = f"  {name}, {cell['n']} {scope}: {cell['rho']:+.2f}"
+                console.print(f"{words} ({low:+.2f} to {high:+.2f})", highlight=False)
+    console.print(f"  one seed with another: {_number(found['between_seeds'])}", highlight=False)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar with a count and the time left."""
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+
+
+def write_json(file: Path, report: dict[str, Any]) -> Path:
+    """Replace `file` by a report."""
+    partial = file.with_suffix(".tmp")
+    partial.write_text(json.dumps(report) + "\n", "utf-8")
+    return partial.replace(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A report. Raises ValueError naming a file that holds none."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it to measure again") from error
