@@ -8,7 +8,7 @@ import numpy as np
 
 from layerfuse.data.conversations import Samples, load
 from layerfuse.data.samples import Picture, by_turn
-from layerfuse.evaluate.metrics import normalize
+from layerfuse.evaluate.run import normalize
 from layerfuse.processor import IMAGE_TOKEN
 from layerfuse.recipe import Data, Scenes
 

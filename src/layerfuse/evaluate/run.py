@@ -1,7 +1,7 @@
-"""Ask a model every held-out question: greedy, in batches, predictions kept per question."""
+"""Ask a model every held-out question, greedily and in batches, and score its answers."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,6 @@ from layerfuse.evaluate.guidance import (
     instructions,
     layer_weights,
 )
-from layerfuse.evaluate.metrics import exact_match
 from layerfuse.model import FusionVLM
 from layerfuse.processor import IMAGE_TOKEN, Message, Processor
 
@@ -158,4 +157,39 @@ def _row(question: Question, prediction: str) -> dict[str, Any]:
         "family": question.family,
         "category": question.category,
         "novel": question.sample.novel,
+    }
+
+
+def normalize(text: str) -> str:
+    """Lower case, single spaces, no full stop, comma or quotes at the ends."""
+    return " ".join(text.lower().split()).strip(" .,!'\"")
+
+
+def exact_match(prediction: str, answer: str) -> bool:
+    """Whether the two are the same after `normalize`."""
+    return normalize(prediction) == normalize(answer)
+
+
+def scores(predictions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Exact-match accuracy per family and category, of seen and novel samples, and `mean`, the
+    average over families (each counts the same)."""
+    by: dict[str, dict[str, list[bool]]] = {
+        "families": defaultdict(list),
+        "categories": defaultdict(list),
+        "novelty": defaultdict(list),
+    }
+    for row in predictions:
+        by["families"][row["family"]].append(row["correct"])
+        by["categories"][row["category"]].append(row["correct"])
+        by["novelty"]["novel" if row["novel"] else "seen"].append(row["correct"])
+    means = {
+        kind: {name: sum(hits) / len(hits) for name, hits in groups.items()}
+        for kind, groups in by.items()
+    }
+    families = means["families"]
+    return {
+        "mean": sum(families.values()) / len(families),
+        "families": families,
+        "categories": means["categories"],
+        **means["novelty"],
     }

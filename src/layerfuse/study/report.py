@@ -3,17 +3,18 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from layerfuse.study.controls import guidance_rows
 from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
 from layerfuse.study.results import Run, read_runs
-from layerfuse.study.statistics import summarize
+from layerfuse.study.statistics import Table, contrast, entry, judge, summarize
 
 PICTURES, PIXELS = 8, 224
 
@@ -129,6 +130,53 @@ def choose(runs: list[Run]) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
                 shown.add(item["sample"])
                 break
     return chosen
+
+
+def guidance_rows(runs: list[Run], draws: tuple[int, int]) -> list[dict]:
+    """One row per guided arm and control: scores, the paired difference guided − control with its
+    verdict (Holm over all rows), and the spread of the weights; `weights` per family of questions.
+    The same trained models answer the same questions, so that the difference holds no noise of
+    seeds beyond what the intervals over pictures show.
+
+    `draws`: number and seed of the bootstrap resamples.
+    """
+    rows, tests = [], []
+    for arm in dict.fromkeys(r.record["arm"] for r in runs if "controls" in r.items[0]):
+        own = [r for r in runs if r.record["arm"] == arm]
+        names = list(own[0].items[0]["controls"])
+        variants = [_under(r, name) for name in names for r in own]
+        table = Table([*own, *variants], draws, lambda item: item["family"])
+        scores = replace(table.mean, noise=None)
+        weights = {"weights": _by_family(own), "spread": _spread(own)}
+        for column, name in enumerate(names, 1):
+            tests.append(contrast(scores, 0, column))
+            found = {"guided": entry(scores, 0), "controlled": entry(scores, column)}
+            rows.append({"arm": arm, "control": name, **found, **weights})
+    for row, test in zip(rows, judge(tests), strict=True):
+        row["difference"] = test
+    return rows
+
+
+def _under(run: Run, control: str) -> Run:
+    """The run as if its answers under a control were its answers."""
+    items = [{**item, "correct": item["controls"][control]["correct"]} for item in run.items]
+    return Run({**run.record, "arm": f"{run.record['arm']} ({control})"}, items)
+
+
+def _by_family(runs: list[Run]) -> dict[str, list[float]]:
+    """The mean weights over layers or groups for each family of questions, over all seeds."""
+    found: dict[str, list[list[float]]] = {}
+    for item in (item for run in runs for item in run.items if item.get("weights")):
+        found.setdefault(item["family"], []).append(item["weights"])
+    return {name: np.mean(rows, axis=0).round(5).tolist() for name, rows in sorted(found.items())}
+
+
+def _spread(runs: list[Run]) -> float:
+    """How far the weights of one question lie from the run's mean weights: the standard deviation
+    over questions, averaged over layers and runs. Zero: the instruction changes nothing."""
+    weights = [[i["weights"] for i in run.items if i.get("weights")] for run in runs]
+    each = [float(np.std(known, axis=0).mean()) for known in weights if known]
+    return float(np.mean(each)) if each else 0.0
 
 
 def planned(recipe: dict, summary: dict) -> list[str]:

@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from layerfuse.study.results import Run, read_runs
-from layerfuse.study.significance import LEVEL, holm, t_quantile, t_two_sided
+
+LEVEL = 0.95
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(120)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,35 @@ def seed_noise(values: dict[str, list[float]]) -> dict | None:
     squares = sum(len(v) * float(np.var(v)) for v in several.values())
     spread, arm = max((float(max(v) - min(v)), name) for name, v in several.items())
     return {"sd": math.sqrt(squares / df), "df": df, "spread": spread, "spread_arm": arm}
+
+
+def t_two_sided(t: float, df: float) -> float:
+    """P(|T| > |t|) of Student's t: with t = sqrt(df) tan(a) the density is cos(a)^(df - 1)."""
+    if df > 1000:
+        return math.erfc(abs(t) / math.sqrt(2))
+    start = math.atan(abs(t) / math.sqrt(df))
+    half = (math.pi / 2 - start) / 2
+    area = half * np.sum(WEIGHTS * np.cos(start + half * (NODES + 1)) ** (df - 1))
+    log_whole = 0.5 * math.log(math.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
+    return float(min(1.0, 2 * area / math.exp(log_whole)))
+
+
+def t_quantile(df: float) -> float:
+    """The t that leaves 5 % outside ±t, by bisection."""
+    low, high = 0.0, 100.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_two_sided(middle, df) > 1 - LEVEL else (low, middle)
+    return high
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's adjusted p values, in the order given."""
+    adjusted, running = [1.0] * len(p), 0.0
+    for rank, index in enumerate(np.argsort(p, kind="stable").tolist()):
+        running = max(running, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = running
+    return adjusted
 
 
 def contrast(scores: Scores, a: int, b: int) -> dict:

@@ -17,8 +17,7 @@ from accelerate import PartialState
 
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.conversations import Samples
-from layerfuse.evaluate.metrics import scores
-from layerfuse.evaluate.run import predict
+from layerfuse.evaluate.run import predict, scores
 from layerfuse.recipe import Recipe
 from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, runs
