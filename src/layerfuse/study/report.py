@@ -15,50 +15,37 @@ from jinja2 import Environment, StrictUndefined
 from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
 from layerfuse.study.results import Run, read_runs
 from layerfuse.study.statistics import Table, contrast, entry, judge, summarize
+from layerfuse.study.worker import write_text
 
 PICTURES, PIXELS = 8, 224
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-def draw(summary: dict, runs: list[Run]) -> dict[str, dict[str, bytes]]:
-    """The figures as {name: {"png": bytes, "svg": bytes}}."""
-    from matplotlib.figure import Figure
-
+def draw(summary: dict, runs: list[Run], folder: Path) -> list[str]:
+    """Write the figures into a folder, as PNG and SVG; their names."""
     from layerfuse import plots
 
     order = {name: i for i, name in enumerate(dict.fromkeys(r.record["arm"] for r in runs))}
     arms = [{**a, **a["mean"], "index": order[a["arm"]]} for a in summary["arms"]]
     stages = list(dict.fromkeys(stage for r in runs for stage in r.record.get("losses", {})))
-    legend, chance, made = 0.26 * -(-len(arms) // 4), summary["chance"], {}
-    with plots.style():
-        figure = Figure(figsize=(9.2, 1.1 + 0.42 * len(arms)), layout="constrained")
+    legend, chance = 0.26 * -(-len(arms) // 4), summary["chance"]
+    with plots.figure(folder / "scores", 9.2, 1.1 + 0.42 * len(arms)) as figure:
         data = {"arms": arms, "baseline": summary["baseline"], "chance": chance["mean"]}
         plots.plot_scores(data, figure.subplots())
-        made["scores"] = export(figure)
-        figure = Figure(figsize=(9.2, 4 + legend), layout="constrained")
+    with plots.figure(folder / "families", 9.2, 4 + legend) as figure:
         data = {"arms": arms, "families": summary["families"], "chance": chance["families"]}
         add_legend(figure, [plots.plot_families(data, figure.subplots())])
-        made["families"] = export(figure)
-        if stages:
-            figure = Figure(figsize=(9.2, 3.4 + legend), layout="constrained")
-            axes = figure.subplots(1, len(stages), squeeze=False)[0]
-            for stage, axis in zip(stages, axes, strict=True):
-                curves = []
-                for record in (r.record for r in runs):
-                    points = record.get("losses", {}).get(stage, [])
-                    arm = record["arm"]
-                    curves.append({"arm": arm, "index": order[arm], "points": points})
-                plots.plot_losses({"stage": stage, "curves": curves}, axis)
-            add_legend(figure, axes)
-            made["losses"] = export(figure)
-    return made
+    if not stages:
+        return ["scores", "families"]
+    with plots.figure(folder / "losses", 9.2, 3.4 + legend) as figure:
+        axes = figure.subplots(1, len(stages), squeeze=False)[0]
+        for stage, axis in zip(stages, axes, strict=True):
+            curves = []
+            for record in (r.record for r in runs):
+                points, arm = record.get("losses", {}).get(stage, []), record["arm"]
+                curves.append({"arm": arm, "index": order[arm], "points": points})
+            plots.plot_losses({"stage": stage, "curves": curves}, axis)
+        add_legend(figure, axes)
+    return ["scores", "families", "losses"]
 
 
 def add_legend(figure, axes) -> None:
@@ -68,21 +55,11 @@ def add_legend(figure, axes) -> None:
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
 
 
-def export(figure) -> dict[str, bytes]:
-    """PNG and SVG without date or version, so that equal data give equal files."""
-    made = {}
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        stream = io.BytesIO()
-        figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
-        made[kind] = stream.getvalue()
-    return made
-
-
-def inline(name: str, svg: bytes) -> str:
+def inline(file: Path) -> str:
     """The SVG element alone, with ids of its own, grey as the page's text, scaling to its box."""
     from layerfuse.plots import INK
 
-    text = svg.decode()
+    name, text = file.stem, file.read_text("utf-8")
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     for before in ('id="', 'href="#', "url(#"):
         text = text.replace(before, f"{before}{name}-")
@@ -200,7 +177,7 @@ def write_report(study_dir: Path) -> Path:
     guidance = guidance_sentence(summary["guidance"])
     summary["findings"] = {**findings(summary), "guidance": guidance}
     environment = study_dir / "environment.json"
-    figures = draw(summary, runs)
+    names = draw(summary, runs, study_dir / "figures")
     page = Environment(autoescape=True, undefined=StrictUndefined)
     page.trim_blocks = page.lstrip_blocks = True
     page.filters |= {"percent": percent, "signed": signed, "span": span}
@@ -214,12 +191,9 @@ def write_report(study_dir: Path) -> Path:
         waiting=planned(recipe, summary),
         unmeasured=UNMEASURED,
         environment=json.loads(environment.read_text()) if environment.is_file() else {},
-        figures={name: inline(name, made["svg"]) for name, made in figures.items()},
+        figures={name: inline(study_dir / "figures" / f"{name}.svg") for name in names},
         examples=[(*found, thumbnail(study_dir, found[1].get("image"))) for found in chosen],
     )
-    write(study_dir / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    for name, made in figures.items():
-        for kind, data in made.items():
-            write(study_dir / "figures" / f"{name}.{kind}", data)
-    write(study_dir / "report.html", html.encode())
+    write_text(study_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_text(study_dir / "report.html", html)
     return study_dir / "report.html"
