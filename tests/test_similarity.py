@@ -386,7 +386,7 @@ def test_what_cannot_be_measured_writes_nothing(
 
 
 def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
-    from layerfuse.analysis.output import read_json
+    from layerfuse.analysis.reports import read_json
 
     (folder / "out").mkdir()
     (folder / "out" / "similarity.unfinished").write_bytes(b"cut")

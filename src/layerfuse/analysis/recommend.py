@@ -14,10 +14,9 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from layerfuse.analysis.output import ranking_words, read_json, validation_words, write_json
-from layerfuse.analysis.probe import bootstrap, probe
+from layerfuse.analysis.probe import bootstrap, probe, task_names
+from layerfuse.analysis.reports import ranking_words, read_json, validation_words, write_json
 from layerfuse.analysis.similarity import FILE, look_folder, similarity
-from layerfuse.analysis.tasks import task_names
 from layerfuse.data.pictures import require_look
 from layerfuse.encoder import load_vision_config
 from layerfuse.recipe_file import load_recipe

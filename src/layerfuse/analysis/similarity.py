@@ -16,20 +16,14 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from layerfuse.analysis.output import (
-    TITLES,
-    draw_similarity,
-    progress_bar,
-    similarity_table,
-    write_json,
-)
+from layerfuse.analysis import reports
 from layerfuse.analysis.statistics import LayerStatistics
 from layerfuse.data.pictures import batches, find_pictures, require_look
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor
 
-MEASURES = tuple(TITLES)
+MEASURES = tuple(reports.TITLES)
 SAVE_SECONDS = 60
 FILE = "similarity.json"
 
@@ -121,7 +115,7 @@ def similarity(
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "similarity.unfinished"
     how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "unfinished": unfinished}
-    with progress_bar(console) as bar:
+    with reports.progress_bar(console) as bar:
         task = bar.add_task("looking at pictures", total=len(pictures))
         how["progress"] = lambda done: bar.update(task, completed=done)
         found = measure(towers, processors, pictures, **how)
@@ -129,10 +123,10 @@ def similarity(
     report["left_out"] = f"{prefix} prefix tokens (CLS, registers) of every picture"
     report |= {"source": images, "split": split, "limit": limit, "dtype": dtype, "seed": seed}
     report |= {"by": by, **describe(found, by, groups)}
-    draw_similarity(report, folder)
-    file = write_json(folder / FILE, report)
+    reports.draw_similarity(report, folder)
+    file = reports.write_json(folder / FILE, report)
     unfinished.unlink(missing_ok=True)
-    similarity_table(report, console)
+    reports.similarity_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)
     return file
 

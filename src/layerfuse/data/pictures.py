@@ -28,7 +28,8 @@ def find_pictures(source: str | None, split: str = "train", limit: int | None = 
     elif path.suffix in (".json", ".jsonl"):
         found = _of(Data(path=source))
     elif path.is_dir() and not conversations.is_saved_dataset(path):
-        found = [Picture(str(p)) for p in sorted(path.rglob("*")) if _is_image(p)]
+        images = (p for p in path.rglob("*") if p.suffix.lower() in conversations.IMAGE_SUFFIXES)
+        found = [Picture(str(p)) for p in sorted(images) if p.is_file()]
     elif path.is_dir() or (not path.exists() and source[0] not in "./" and source.count("/") < 2):
         found = conversations.Records(conversations.open_dataset(source, split).records, _first)
     else:
@@ -64,10 +65,6 @@ def _first(index: int, row: dict[str, Any]) -> Picture:
 def _of(data: Data) -> list[Picture]:
     samples = conversations.load(data)
     return list({p.name: p for sample in samples for p in sample.pictures}.values())
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in conversations.IMAGE_SUFFIXES and path.is_file()
 
 
 def batches(

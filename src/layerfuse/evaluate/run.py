@@ -43,15 +43,12 @@ def questions(samples: Sequence[Sample]) -> Iterator[Question]:
     for sample in samples:
         system = tuple(m for m in sample.messages if m["role"] == "system")
         turns = [m for m in sample.messages if m["role"] != "system"]
-        pairs = [
-            (a, b) for a, b in pairwise(turns) if a["role"] == "user" and b["role"] == "assistant"
-        ]
+        both = ("user", "assistant")
+        pairs = [(a, b) for a, b in pairwise(turns) if (a["role"], b["role"]) == both]
         for k, (asked, answered) in enumerate(pairs):
             text = asked["content"]
-            if IMAGE_TOKEN not in text and sample.pictures:
-                text = IMAGE_TOKEN * len(sample.pictures) + "\n" + text
-            elif text.count(IMAGE_TOKEN) != len(sample.pictures):
-                bare = text.replace(IMAGE_TOKEN, "").strip()
+            if text.count(IMAGE_TOKEN) != len(sample.pictures):
+                bare = text.replace(IMAGE_TOKEN, "").strip() if IMAGE_TOKEN in text else text
                 text = IMAGE_TOKEN * len(sample.pictures) + "\n" + bare
             yield Question(
                 f"{sample.id}/{asked_of[sample.id]}",
@@ -140,9 +137,8 @@ def _answer(
         do_sample=False,
     )
     new = output[:, tokens["input_ids"].shape[1] :]
-    return [
-        text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-    ]
+    said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [text.strip() for text in said]
 
 
 def _row(question: Question, prediction: str) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """The live table of a running study."""
 
 import time
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -23,42 +22,26 @@ class LiveTable:
         self.states: dict[str, str] = {run.name: "waiting" for run in runs}
         self.scores: dict[str, float] = {}
         self.seconds: list[float] = []
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-        )
+        count = ("{task.completed}/{task.total}", TimeRemainingColumn(), "{task.fields[note]}")
+        self.bar = Progress("{task.description}", BarColumn(), *count, console=console)
         self.task = self.bar.add_task("preparing", total=None, note="")
         self.phase = ""
         self.live = Live(get_renderable=self._draw, console=console, refresh_per_second=4)
-        self.interactive = console.is_terminal
 
     def __enter__(self) -> "LiveTable":
-        if self.interactive:
+        if self.console.is_terminal:
             self.live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.interactive:
-            self.live.stop()
+    def __exit__(self, *error: object) -> None:
+        self.live.stop()
 
     def step(self, phase: str, done: int, total: int, note: str = "") -> None:
         """Progress of the current phase."""
         if phase != self.phase:
             self.phase = phase
             self.bar.reset(self.task, description=phase, total=total, completed=done, note=note)
-            if not self.interactive:
-                self.console.print(
-                    f"{time.strftime('%H:%M:%S')}  {phase} ({total})", soft_wrap=True
-                )
+            self._log(f"{phase} ({total})")
             return
         self.bar.update(self.task, completed=done, total=total)
         if note:
@@ -78,10 +61,12 @@ class LiveTable:
         self.scores[run.name] = score
         if seconds is not None:
             self.seconds.append(seconds)
-        if not self.interactive:
-            line = f"{time.strftime('%H:%M:%S')}  {run.name}: accuracy {score:.3f}"
-            left = self._time_left()
-            self.console.print(line + (f", {left}" if left else ""), soft_wrap=True)
+        left = self._time_left()
+        self._log(f"{run.name}: accuracy {score:.3f}" + (f", {left}" if left else ""))
+
+    def _log(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(f"{time.strftime('%H:%M:%S')}  {text}", soft_wrap=True)
 
     def _time_left(self) -> str:
         left = sum(not state.startswith("done") for state in self.states.values())
@@ -90,9 +75,7 @@ class LiveTable:
         return f"about {left * sum(self.seconds) / len(self.seconds) / 60:.0f} min left"
 
     def _draw(self) -> Group:
-        table = Table(box=None, padding=(0, 2))
-        for column in ("arm", "state", "mean accuracy"):
-            table.add_column(column)
+        table = Table("arm", "state", "mean accuracy", box=None, padding=(0, 2))
         for name, state in self.states.items():
             score = f"{self.scores[name]:.3f}" if name in self.scores else ""
             table.add_row(name, state, score, style="dim" if state == "waiting" else None)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from layerfuse import plots
 
@@ -48,11 +48,9 @@ def draw_probe(report: dict[str, Any], stem: Path) -> None:
         bottom.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _table(*columns: str) -> Any:
-    table: Any = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+def _table(*columns: str) -> Table:
+    right = [Column(column, justify="right", no_wrap=True) for column in columns]
+    return Table(*right, box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
 
 
 def _number(value: float | None, digits: int = 2) -> str:
