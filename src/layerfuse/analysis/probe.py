@@ -22,7 +22,7 @@ from layerfuse.data.pictures import batches, require_look
 from layerfuse.data.samples import Picture, by_turn
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.evaluate.run import normalize
-from layerfuse.processor import IMAGE_TOKEN, load_image_processor
+from layerfuse.processor import load_image_processor, question_of
 from layerfuse.recipe import Data, Scenes
 from layerfuse.selection import LayerSpec, select
 
@@ -122,8 +122,7 @@ def _answers(samples: Samples) -> tuple[Answers, dict[str, set[str]]]:
         picture = sample.pictures[0]
         found = answers.setdefault(picture.name, (picture, {}))[1]
         for turn in by_turn(sample):
-            asked = [m["content"] for m in turn.messages if m["role"] == "user"]
-            question = normalize(asked[-1].replace(IMAGE_TOKEN, "")) if asked else ""
+            question = normalize(question_of(turn.messages))
             task = turn.families[0] if turn.families else question
             wordings.setdefault(task, set()).add(question)
             found.setdefault(task, normalize(turn.messages[-1]["content"]))

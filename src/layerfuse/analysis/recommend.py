@@ -201,7 +201,10 @@ def _summary(table: list[dict[str, Any]]) -> dict[str, Any]:
     scopes = {"selections": table, "single layers": [r for r in table if len(r["layers"]) == 1]}
     return {
         "correlations": {
-            scope: {name: _correlation(part, name) for name in list(table[0])[4:]}
+            scope: {
+                name: rank_correlation([r[name] for r in part], [r["trained"] for r in part])
+                for name in list(table[0])[4:]
+            }
             for scope, part in scopes.items()
         },
         "within_families": {
@@ -210,10 +213,6 @@ def _summary(table: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "between_seeds": _between_seeds(table),
     }
-
-
-def _correlation(table: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    return rank_correlation([row[name] for row in table], [row["trained"] for row in table])
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any] | None:

@@ -101,9 +101,8 @@ def predict(
         for row, w in zip(rows, weights, strict=True):
             row["weights"] = w and [round(x, 5) for x in w]
             row["controls"] = {}
-        same = bool((guide == guide[:1]).all())
         for control in controls:
-            if control == "shuffled" and same:
+            if control == "shuffled" and (guide == guide[:1]).all():
                 continue  # one question for all pictures: there is no other instruction
             answers = control_answers(model, control, guide, weights, answer)
             for row, text in zip(rows, answers, strict=True):
@@ -128,14 +127,9 @@ def _answer(
     ).to(model.device)
     if visual and instruction is not None:
         visual["instruction"] = instruction
-    visual = {name: value.to(model.device) for name, value in visual.items()}
-    output = model.generate(
-        input_ids=tokens["input_ids"],
-        attention_mask=tokens["attention_mask"],
-        **visual,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-    )
+    given = {name: value.to(model.device) for name, value in visual.items()}
+    given |= {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    output = model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
     new = output[:, tokens["input_ids"].shape[1] :]
     said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
     return [text.strip() for text in said]

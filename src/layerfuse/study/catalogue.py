@@ -13,15 +13,9 @@ from layerfuse.recipe import Arm, Source
 from layerfuse.selection import Selection
 from layerfuse.study.show import Shown, measure, text_config, vision_config
 
-CLIP = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
+CLIP: dict[str, Any] = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+CLIP |= {"num_hidden_layers": 24, "num_attention_heads": 16}
+CLIP |= {"hidden_size": 1024, "intermediate_size": 4096}
 KNOWN = {
     "clip-l-336": Source(model="openai/clip-vit-large-patch14-336", config=CLIP),
     # transformers' defaults for this type are the shape of Llama 7B
