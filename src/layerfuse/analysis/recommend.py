@@ -115,8 +115,8 @@ def _rank(
         layers, behind = row["layers"], np.percentile(drawn - draws[0], [2.5, 97.5]).tolist()
         accuracy = {name: row["tasks"][name]["accuracy"] for name in names}
         place: dict[str, Any] = {"layers": layers, "score": float(score[row["name"]])}
-        place["accuracy"] = float(np.mean(list(accuracy.values())))
-        place |= {"behind": behind, "tie": bool(behind[1] >= 0)}
+        place |= {"accuracy": float(np.mean(list(accuracy.values()))), "behind": behind}
+        place["tie"] = bool(behind[1] >= 0)
         place["best_on"] = [name for name in names if accuracy[name] == best[name]]
         place["groups"] = [group for group in groups if set(group) & set(layers)]
         place |= {name: [look[name][k] for k in layers] for name in ("entropy", "dimension")}

@@ -15,7 +15,7 @@ from torch import Tensor
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.samples import Sample
-from layerfuse.fusion.base import Guidance
+from layerfuse.fusion.base import Fusion, Guidance
 from layerfuse.model import FusionVLM
 from layerfuse.processor import IMAGE_TOKEN, Message, Processor, question_of
 
@@ -104,7 +104,9 @@ def predict(
         for control in controls:
             if control == "shuffled" and (guide == guide[:1]).all():
                 continue  # one question for all pictures: there is no other instruction
-            answers = control_answers(model, control, guide, weights, answer)
+            instruction, guidance = controlled(model.fusion, control, guide, weights)
+            with guided_by(model, guidance):
+                answers = answer(instruction)
             for row, text in zip(rows, answers, strict=True):
                 correct = exact_match(text, row["answer"])
                 row["controls"][control] = {"prediction": text, "correct": correct}
@@ -137,18 +139,12 @@ def _answer(
 
 def _row(question: Question, prediction: str) -> dict[str, Any]:
     pictures = question.sample.pictures
-    return {
-        "id": question.id,
-        "sample": question.sample.id,
-        "image": pictures[0].name if pictures and pictures[0].data is None else None,
-        "question": question.messages[-1]["content"].replace(IMAGE_TOKEN, "").strip(),
-        "answer": question.answer,
-        "prediction": prediction,
-        "correct": exact_match(prediction, question.answer),
-        "family": question.family,
-        "category": question.category,
-        "novel": question.sample.novel,
-    }
+    row: dict[str, Any] = {"id": question.id, "sample": question.sample.id}
+    row["image"] = pictures[0].name if pictures and pictures[0].data is None else None
+    row |= {"question": question_of(question.messages), "answer": question.answer}
+    row |= {"prediction": prediction, "correct": exact_match(prediction, question.answer)}
+    row |= {"family": question.family, "category": question.category}
+    return {**row, "novel": question.sample.novel}
 
 
 @torch.inference_mode()
@@ -218,23 +214,15 @@ def guided_by(model: FusionVLM, guidance: Guidance) -> Iterator[None]:
         model.fusion.guidance = before
 
 
-def control_answers(
-    model: FusionVLM,
-    control: Control,
-    instruction: Tensor,
-    weights: list[list[float] | None],
-    answer: Callable[[Tensor], list[str]],
-) -> list[str]:
-    """The answers to all questions with the guidance of a control: `answer(instruction)` asks them.
-
-    `shuffled` gives each question the instruction of another; `mean` fixes the weights at their
-    mean over the test.
-    """
+def controlled(
+    fusion: Fusion, control: Control, instruction: Tensor, weights: list[list[float] | None]
+) -> tuple[Tensor, Guidance]:
+    """What guides all questions under a control: `shuffled` gives each the instruction of another,
+    `mean` fixes the weights at their mean over the test."""
     if control == "shuffled":
-        return answer(shuffled(instruction))
+        return shuffled(instruction), fusion.guidance
     known = torch.tensor([w for w in weights if w is not None])
-    with guided_by(model, known.mean(dim=0) if len(known) else "uniform"):
-        return answer(instruction)
+    return instruction, known.mean(dim=0) if len(known) else "uniform"
 
 
 def normalize(text: str) -> str:

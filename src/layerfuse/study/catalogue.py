@@ -45,11 +45,9 @@ class Misfit:
     why: str
 
 
-def rows(
-    vision: PreTrainedConfig, text: PreTrainedConfig, size: int | None = None
-) -> list[Row | Misfit]:
+def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> list[Row | Misfit]:
     """Every registered strategy with its default options and example layers, counted by building
-    it. `size`: pixels of the image, by default the encoder's own."""
+    it, with an image of the encoder's own size."""
     found: list[Row | Misfit] = []
     base: Shown | None = None
     for name in sorted(FUSIONS.names(), key=lambda n: n != "single"):
@@ -60,7 +58,7 @@ def rows(
         except ValueError as error:
             found.append(Misfit(name, str(error)))
             continue
-        shown = measure(arm, config, size or vision.image_size, {})
+        shown = measure(arm, config, vision.image_size, {})
         base = base or shown
         extra = shown.parameters["fusion"] - base.parameters["fusion"]
         cost = sum(shown.flops[part] - base.flops[part] for part in ("fusion", "llm"))

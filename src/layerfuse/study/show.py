@@ -46,9 +46,8 @@ class Shown:
 def show(
     recipe_path: str | Path, overrides: tuple[str, ...] = (), console: Console | None = None
 ) -> tuple[Recipe, list[Shown]]:
-    """Print the resolved recipe, its arms, and its stages. Returns the recipe and the arms.
-
-    Raises ValueError naming an arm that cannot be built."""
+    """Print the resolved recipe, its arms, and its stages. Returns the recipe and the arms. Raises
+    ValueError naming an arm that cannot be built."""
     recipe = load_recipe(recipe_path, overrides)
     console = console or Console()
     vision, text = vision_config(recipe.encoder), text_config(recipe.llm)
