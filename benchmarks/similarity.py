@@ -15,8 +15,7 @@ from cka import compute_cka
 from rich.console import Console
 from rich.table import Table
 
-from layerfuse.analysis.cka import alignment
-from layerfuse.analysis.statistics import LayerStatistics
+from layerfuse.analysis.statistics import LayerStatistics, alignment
 from layerfuse.data.pictures import find_pictures
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor

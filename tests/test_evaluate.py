@@ -5,8 +5,7 @@ import torch
 from PIL import Image
 
 from layerfuse.data.samples import Picture, Sample
-from layerfuse.evaluate.metrics import exact_match, scores
-from layerfuse.evaluate.run import predict, questions
+from layerfuse.evaluate.run import exact_match, predict, questions, scores
 from tests import tiny
 
 

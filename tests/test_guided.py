@@ -12,8 +12,7 @@ from transformers import BertConfig, BertModel
 from layerfuse import FusionVLM, Processor
 from layerfuse.data.collate import Collator
 from layerfuse.data.samples import Picture, Sample, by_turn
-from layerfuse.evaluate.guidance import guided_by, instructions, shuffled
-from layerfuse.evaluate.run import predict, questions
+from layerfuse.evaluate.run import guided_by, instructions, predict, questions, shuffled
 from layerfuse.fusion import FUSIONS
 from layerfuse.fusion.guided import entropy
 from layerfuse.recipe import Stage

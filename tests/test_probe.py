@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from layerfuse.analysis import probe as probing
 from layerfuse.analysis import recommend as recommending
-from layerfuse.analysis.tasks import SCENES, Problem, Task, find_tasks
-from layerfuse.analysis.validate import rank_correlation, validate
+from layerfuse.analysis.probe import SCENES, Problem, Task, find_tasks
+from layerfuse.analysis.recommend import rank_correlation, validate
 from layerfuse.cli import app
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import load_encoder

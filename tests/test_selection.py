@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layerfuse.analysis.groups import all_groups
+from layerfuse.analysis.similarity import all_groups
 from layerfuse.recipe_file import load_recipe
 from layerfuse.selection import resolve_layer, select
 from layerfuse.study.arms import runs

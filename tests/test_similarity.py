@@ -19,10 +19,13 @@ from transformers import AutoModel
 
 from layerfuse.analysis import similarity as verb
 from layerfuse.analysis import statistics
-from layerfuse.analysis.cka import grams
-from layerfuse.analysis.groups import all_groups, best_count, medoid, silhouette, split
-from layerfuse.analysis.scores import intrinsic_dimension, matrix_entropy
-from layerfuse.analysis.statistics import LayerStatistics
+from layerfuse.analysis.similarity import all_groups, best_count, medoid, silhouette, split
+from layerfuse.analysis.statistics import (
+    LayerStatistics,
+    grams,
+    intrinsic_dimension,
+    matrix_entropy,
+)
 from layerfuse.data.pictures import find_pictures
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import Features
@@ -383,7 +386,7 @@ def test_what_cannot_be_measured_writes_nothing(
 
 
 def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
-    from layerfuse.analysis.stream import read_json
+    from layerfuse.analysis.reports import read_json
 
     (folder / "out").mkdir()
     (folder / "out" / "similarity.unfinished").write_bytes(b"cut")

@@ -1,17 +1,19 @@
-"""Figures: `plot_x(data, ax) -> ax`, one style for all.
+"""Figures: `plot_x(data, ax) -> ax` inside `figure`, one style for all.
 
 Colours: Okabe and Ito's palette (2008), told apart with any common colour blindness; beyond its
 eight, markers and line styles change, so that no two arms look alike up to 24 arms. Text and axes
 are a mid grey that is legible on white and on dark paper, and figures have no background.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 INK, FAINT = "#767b84", "#9aa0a8"
@@ -39,9 +41,15 @@ RC: dict[Any, Any] = {
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """Every figure is made inside this context."""
-    return mpl.rc_context(RC)
+@contextmanager
+def figure(stem: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure, in inches, saved as `stem`.png and `stem`.svg; equal data give equal files."""
+    with mpl.rc_context(RC):
+        made = Figure(figsize=(width, height), layout="constrained")
+        yield made
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        made.savefig(stem.with_suffix(".png"), dpi=160, metadata={"Software": None})
+        made.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
 
 
 def look(index: int) -> dict[str, str]:
@@ -136,6 +144,10 @@ def plot_matrix(data: dict, ax: Axes) -> Axes:
     ...], ...]}; rows and columns are layers 0, 1, ...
     """
     matrix = np.array(data["matrix"], dtype=float)
+    if np.isnan(matrix).all():
+        ax.set_title(f"{data['title']}: undefined", fontsize=10, loc="left")
+        ax.set_axis_off()
+        return ax
     image = ax.imshow(matrix, cmap="magma", vmin=min(0.0, float(np.nanmin(matrix))), vmax=1)
     for group in data["groups"]:
         corner, side = (group[0] - 0.5,) * 2, len(group)
@@ -154,9 +166,11 @@ def plot_matrix(data: dict, ax: Axes) -> Axes:
 def plot_tasks(data: dict, ax: Axes) -> Axes:
     """Tasks by layers (or selections), score / best of the task, the best cell of a task framed.
 
-    data: {"tasks": [...], "columns": [...], "scores": [[...]] as shares, "relative": [[...]]}
+    data: {"tasks": [...], "rows": [{"name", "tasks": {t: {"accuracy" as share, "relative"}}}, ...]}
     """
-    relative, scores = np.array(data["relative"]), 100 * np.array(data["scores"])
+    cells = [[row["tasks"][task] for row in data["rows"]] for task in data["tasks"]]
+    relative = np.array([[cell["relative"] for cell in row] for row in cells])
+    scores = np.array([[100 * cell["accuracy"] for cell in row] for row in cells])
     ax.imshow(relative, cmap="magma", vmin=0.0, vmax=1.1, aspect="auto")
     for row, column in np.ndindex(*scores.shape):
         ink = "black" if relative[row, column] > 0.65 else "white"
@@ -164,7 +178,7 @@ def plot_tasks(data: dict, ax: Axes) -> Axes:
         ax.text(column, row, number, ha="center", va="center", fontsize=8, color=ink)
     for row, best in enumerate(scores.argmax(axis=1)):
         ax.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, ec=PALETTE[0], lw=2))
-    ax.set_xticks(range(len(data["columns"])), data["columns"], rotation=25)
+    ax.set_xticks(range(len(data["rows"])), [row["name"] for row in data["rows"]], rotation=25)
     ax.set_yticks(range(len(data["tasks"])), data["tasks"])
     ax.grid(visible=False)
     return ax
@@ -173,13 +187,18 @@ def plot_tasks(data: dict, ax: Axes) -> Axes:
 def plot_depth(data: dict, ax: Axes) -> Axes:
     """Score / best against depth, one line a task, with intervals and a ring at the best layer.
 
-    data: {"layers": [...], "tasks": [{"task", "relative", "low", "high"}, ...]}
+    data: as for `plot_tasks`, with "layers" and "interval" of the accuracy; one layer a row
     """
+    singles = [row for row in data["rows"] if len(row["layers"]) == 1]
+    layers = [row["layers"][0] for row in singles]
     for index, task in enumerate(data["tasks"]):
-        relative, looks = np.array(task["relative"]), look(index)
-        ax.fill_between(data["layers"], task["low"], task["high"], color=looks["color"], alpha=0.12)
-        ax.plot(data["layers"], relative, label=task["task"], ms=4, lw=1.6)[0].set(**looks)
+        cells, looks = [row["tasks"][task] for row in singles], look(index)
+        relative = np.array([cell["relative"] for cell in cells])
+        top = max(cell["accuracy"] for cell in cells) or 1.0
+        low, high = np.transpose([cell["interval"] for cell in cells]) / top
+        ax.fill_between(layers, low, high, color=looks["color"], alpha=0.12)
+        ax.plot(layers, relative, label=task, ms=4, lw=1.6)[0].set(**looks)
         best = int(relative.argmax())
-        ax.plot(data["layers"][best], relative[best], "o", ms=10, mfc="none", mec=looks["color"])
-    ax.set(xticks=data["layers"], xlabel="layer", ylabel="score / best layer's score")
+        ax.plot(layers[best], relative[best], "o", ms=10, mfc="none", mec=looks["color"])
+    ax.set(xticks=layers, xlabel="layer", ylabel="score / best layer's score")
     return ax

@@ -1,10 +1,12 @@
-"""How alike the layers of an encoder are: one pass over pictures, groups, a file and a figure."""
+"""How alike the layers of an encoder are: one pass over pictures, groups of layers with their
+representatives, a file and a figure."""
 
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,14 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from layerfuse.analysis.figures import TITLES, draw_similarity
-from layerfuse.analysis.groups import all_groups, best_count
+from layerfuse.analysis import reports
 from layerfuse.analysis.statistics import LayerStatistics
-from layerfuse.analysis.stream import batches, progress_bar, write_json
-from layerfuse.analysis.tables import similarity_table
-from layerfuse.data.pictures import find_pictures, require_look
+from layerfuse.data.pictures import batches, find_pictures, require_look
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.processor import load_image_processor
 
-MEASURES = tuple(TITLES)
+MEASURES = tuple(reports.TITLES)
 SAVE_SECONDS = 60
 FILE = "similarity.json"
 
@@ -116,7 +115,7 @@ def similarity(
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "similarity.unfinished"
     how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "unfinished": unfinished}
-    with progress_bar(console) as bar:
+    with reports.progress_bar(console) as bar:
         task = bar.add_task("looking at pictures", total=len(pictures))
         how["progress"] = lambda done: bar.update(task, completed=done)
         found = measure(towers, processors, pictures, **how)
@@ -124,10 +123,10 @@ def similarity(
     report["left_out"] = f"{prefix} prefix tokens (CLS, registers) of every picture"
     report |= {"source": images, "split": split, "limit": limit, "dtype": dtype, "seed": seed}
     report |= {"by": by, **describe(found, by, groups)}
-    draw_similarity(report, folder)
-    file = write_json(folder / FILE, report)
+    reports.draw_similarity(report, folder)
+    file = reports.write_json(folder / FILE, report)
     unfinished.unlink(missing_ok=True)
-    similarity_table(report, console)
+    reports.similarity_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)
     return file
 
@@ -169,3 +168,70 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return round(float(value), 6) if np.isfinite(value) else None
     return value
+
+
+def split(similarity: np.ndarray, count: int) -> list[list[int]]:
+    """The best partition of n layers into `count` contiguous groups, as positions 0..n-1.
+
+    Exact dynamic programming over all partitions. The objective is the within-group scatter of
+    kernel change-point detection (Harchaoui & Cappé 2007), to be least: a group g costs
+    sum_i S_ii - (1/|g|) sum_ij S_ij, which is k-means' objective in the space where the inner
+    products are S. Raises ValueError if S has undefined entries or there are too few layers.
+    """
+    n = len(similarity)
+    if not 1 <= count <= n:
+        raise ValueError(f"{n} layers cannot be split into {count} groups; valid: 1..{n}")
+    if not np.isfinite(similarity).all():
+        raise ValueError("a layer is constant over the pictures: its similarity is undefined")
+    cost = {}
+    for a, b in combinations(range(n + 1), 2):
+        inside = similarity[a:b, a:b]
+        cost[a, b] = float(np.trace(inside) - inside.sum() / (b - a))
+    best = {0: (0.0, [0])}  # for each end of the last group: the least cost, and all ends back to 0
+    for groups in range(1, count + 1):
+        best = {
+            b: min((total + cost[a, b], [b, *ends]) for a, (total, ends) in best.items() if a < b)
+            for b in range(groups, n + 1)
+        }
+    ends = best[n][1][::-1]
+    return [list(range(a, b)) for a, b in pairwise(ends)]
+
+
+def medoid(similarity: np.ndarray, group: list[int]) -> int:
+    """The layer of a group that is most similar to the group; of equals, the shallowest."""
+    inside = similarity[np.ix_(group, group)].sum(axis=1)
+    return group[int(np.argmax(inside > inside.max() - 1e-9))]
+
+
+def silhouette(similarity: np.ndarray, groups: list[list[int]]) -> float:
+    """Mean silhouette width (Rousseeuw 1987) with the dissimilarity 1 - S, in -1..1.
+
+    `groups` are those of `split`: contiguous, in order, at least two, fewer than layers.
+    """
+    from sklearn.metrics import silhouette_score
+
+    distance = 1 - similarity
+    np.fill_diagonal(distance, 0)  # but for rounding it is
+    labels = [place for place, group in enumerate(groups) for _ in group]
+    return float(silhouette_score(distance, labels, metric="precomputed"))
+
+
+def all_groups(similarity: np.ndarray, layers: list[int]) -> dict[str, Any]:
+    """The best groups of `layers` (ascending) for each count: {"3": {"groups", "representatives",
+    "silhouette"}, ...}. The silhouette is None for a single group."""
+    found = {}
+    for count in range(1, len(layers) + 1):
+        parts = split(similarity, count)
+        several = 1 < count < len(layers)
+        found[str(count)] = {
+            "groups": [[layers[k] for k in part] for part in parts],
+            "representatives": [layers[medoid(similarity, part)] for part in parts],
+            "silhouette": silhouette(similarity, parts) if several else None,
+        }
+    return found
+
+
+def best_count(groups: dict[str, Any]) -> int:
+    """The number of groups with the widest mean silhouette (the smaller of equals)."""
+    widths = {int(k): g["silhouette"] for k, g in groups.items() if g["silhouette"] is not None}
+    return min(widths, key=lambda k: (-widths[k], k)) if widths else 1

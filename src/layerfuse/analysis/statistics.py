@@ -2,8 +2,15 @@
 
 Patch tokens only: prefix tokens (CLS, registers) never reach it. Memory does not grow with the
 number of pictures. Every result is independent of the batches in which pictures arrive.
+
+Linear centred kernel alignment (CKA) comes from Gram matrices. Kornblith et al. 2019 define it by
+HSIC; Song et al. 2012 (eq. 5) give the unbiased HSIC, and Nguyen et al. 2021 average it over
+blocks, so that its expectation does not depend on their size where examples are independent; tokens
+of one picture are not, and fewer pictures raise token CKA. The biased HSIC (Gretton et al. 2005)
+grows towards 1 as a block has fewer examples than dimensions.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerfuse.analysis.cka import MINIMUM, alignment, grams, hsic
-from layerfuse.analysis.scores import intrinsic_dimension, matrix_entropy
 from layerfuse.encoder import Features
 
 BLOCK_IMAGES, BLOCK_TOKENS = 64, 512
@@ -21,6 +26,8 @@ BLOCK_IMAGES, BLOCK_TOKENS = 64, 512
 KEPT_IMAGES, KEPT_TOKENS = 256, 2048
 """The seeded sample of tokens that is kept: for what needs the mean token first, and for scores."""
 KINDS = {"": True, "_biased": False}
+MINIMUM = 4
+"""Examples that the unbiased estimator needs."""
 
 
 class LayerStatistics:
@@ -186,3 +193,66 @@ def _resample(features: Features, grid: tuple[int, int]) -> tuple[Tensor, ...]:
     maps = [x.float().transpose(1, 2).unflatten(2, features.grid) for x in features.patches]
     resized = [F.interpolate(x, size=grid, mode="bilinear", antialias=True) for x in maps]
     return tuple(x.flatten(2).transpose(1, 2) for x in resized)
+
+
+def grams(features: list[Tensor]) -> Tensor:
+    """Linear Gram matrices (M, n, n) of M layers' features, each (n, width), in float32."""
+    centred = [x.float() - x.float().mean(dim=0) for x in features]
+    return torch.stack([x @ x.T for x in centred])
+
+
+def hsic(kernels: Tensor, debiased: bool) -> Tensor:
+    """HSIC between all pairs of M layers, (M, n, n) -> (M, M). Unbiased, it needs n >= 4."""
+    n = kernels.shape[-1]
+    if debiased:
+        from cka.hsic import hsic_cross  # imports matplotlib, which takes a second
+
+        return hsic_cross(kernels, kernels)
+    rows = kernels.mean(dim=-1, keepdim=True)
+    centred = kernels - rows - rows.mT + rows.mean(dim=-2, keepdim=True)
+    flat = centred.flatten(1)
+    return flat @ flat.T / (n - 1) ** 2
+
+
+def alignment(hsics: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """CKA (M, M) from accumulated HSICs; NaN where a layer does not vary over the examples.
+
+    `energy` (M) is each layer's mean squared norm: what varies less than its rounding is constant.
+    """
+    own = np.diag(hsics)
+    varies = own > 1e-20 * energy**2
+    scale = np.sqrt(np.where(varies, own, np.nan))
+    return hsics / np.outer(scale, scale)
+
+
+def matrix_entropy(tokens: Tensor) -> float:
+    """Von Neumann entropy of the tokens' normalised Gram matrix, in 0..1.
+
+    With unit tokens Z (n, D) and the eigenvalues λ of Z Zᵀ / n: -Σ λ ln λ / ln min(n, D). 0: all
+    tokens point one way, 1: all directions alike (Giraldo et al. 2014; Skean et al. 2025 compare
+    layers by it, and VDE chooses a visual layer by it). NaN for tokens that are all zero.
+    """
+    unit = F.normalize(tokens.double(), dim=-1)
+    n, width = unit.shape
+    small = unit @ unit.T if n < width else unit.T @ unit
+    values = torch.linalg.eigvalsh(small / n).clamp_min(0)
+    if values.sum() == 0:
+        return math.nan
+    values = values / values.sum()
+    return float(torch.special.entr(values).sum() / math.log(max(2, min(n, width))))
+
+
+def intrinsic_dimension(tokens: Tensor) -> float:
+    """TwoNN intrinsic dimension (Facco et al. 2017) by maximum likelihood: (n - 1) / Σ ln(r2 / r1).
+
+    r1 and r2 are the distances of each token (n, D) to its two nearest others. Ansuini et al. 2019
+    find that it rises and then falls with depth. Repeated tokens are left out; NaN with fewer than
+    three different ones.
+    """
+    different = torch.unique(tokens.double(), dim=0)
+    if len(different) < 3:
+        return math.nan
+    distances = torch.cdist(different, different)
+    nearest = distances.topk(3, largest=False).values[:, 1:]
+    ratios = (nearest[:, 1] / nearest[:, 0].clamp_min(1e-300)).log().sum()
+    return float((len(different) - 1) / ratios) if ratios > 0 else math.nan

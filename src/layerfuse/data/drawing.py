@@ -16,8 +16,6 @@ PAINT = {
 }
 # Half widths and heights of the strokes, in doubled pixels.
 MARKS = {"none": (), "dot": ((10, 10),), "line": ((14, 4),), "cross": ((14, 4), (4, 14))}
-
-
 Triple = tuple[float, float, float]
 
 

@@ -1,8 +1,12 @@
 """Pictures without questions, to look at an encoder with."""
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from layerfuse.data import conversations
 from layerfuse.data.samples import Picture, picture_of
@@ -24,7 +28,8 @@ def find_pictures(source: str | None, split: str = "train", limit: int | None = 
     elif path.suffix in (".json", ".jsonl"):
         found = _of(Data(path=source))
     elif path.is_dir() and not conversations.is_saved_dataset(path):
-        found = [Picture(str(p)) for p in sorted(path.rglob("*")) if _is_image(p)]
+        images = (p for p in path.rglob("*") if p.suffix.lower() in conversations.IMAGE_SUFFIXES)
+        found = [Picture(str(p)) for p in sorted(images) if p.is_file()]
     elif path.is_dir() or (not path.exists() and source[0] not in "./" and source.count("/") < 2):
         found = conversations.Records(conversations.open_dataset(source, split).records, _first)
     else:
@@ -62,5 +67,26 @@ def _of(data: Data) -> list[Picture]:
     return list({p.name: p for sample in samples for p in sample.pictures}.values())
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in conversations.IMAGE_SUFFIXES and path.is_file()
+def batches(
+    pictures: Sequence[Picture], processors: Sequence[Any], batch_size: int, start: int = 0
+) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """(names, pixel values of each processor) of the pictures from `start` on, prepared in
+    a second thread while the encoder runs.
+
+    Raises ValueError naming a picture that cannot be used.
+    """
+
+    def prepare(begin: int) -> tuple[list[str], list[Tensor]]:
+        chosen = [pictures[i] for i in range(begin, min(begin + batch_size, len(pictures)))]
+        images = [picture.open() for picture in chosen]
+        pixels = [p(images, return_tensors="pt")["pixel_values"] for p in processors]
+        return [picture.name for picture in chosen], pixels
+
+    starts = range(start, len(pictures), batch_size)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        ahead = None
+        for begin in [*starts, None]:
+            ready = ahead and ahead.result()
+            ahead = None if begin is None else thread.submit(prepare, begin)
+            if ready:
+                yield ready

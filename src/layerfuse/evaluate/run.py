@@ -1,28 +1,28 @@
-"""Ask a model every held-out question: greedy, in batches, predictions kept per question."""
+"""Ask a model every held-out question, greedily and in batches, and score its answers; guided
+strategies also without their guidance: does the instruction matter?"""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.samples import Sample
-from layerfuse.evaluate.guidance import (
-    Control,
-    control_answers,
-    instructions,
-    layer_weights,
-)
-from layerfuse.evaluate.metrics import exact_match
+from layerfuse.fusion.base import Fusion, Guidance
 from layerfuse.model import FusionVLM
-from layerfuse.processor import IMAGE_TOKEN, Message, Processor
+from layerfuse.processor import IMAGE_TOKEN, Message, Processor, question_of
 
 Progress = Callable[[int, int], None]
+Control = Literal["shuffled", "mean"]
+Asked = Sequence[tuple[Sample, Sequence[Message]]]
+"""the sample and the conversation of each question"""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,12 @@ def questions(samples: Sequence[Sample]) -> Iterator[Question]:
     for sample in samples:
         system = tuple(m for m in sample.messages if m["role"] == "system")
         turns = [m for m in sample.messages if m["role"] != "system"]
-        pairs = [
-            (a, b) for a, b in pairwise(turns) if a["role"] == "user" and b["role"] == "assistant"
-        ]
+        both = ("user", "assistant")
+        pairs = [(a, b) for a, b in pairwise(turns) if (a["role"], b["role"]) == both]
         for k, (asked, answered) in enumerate(pairs):
             text = asked["content"]
-            if IMAGE_TOKEN not in text and sample.pictures:
-                text = IMAGE_TOKEN * len(sample.pictures) + "\n" + text
-            elif text.count(IMAGE_TOKEN) != len(sample.pictures):
-                bare = text.replace(IMAGE_TOKEN, "").strip()
+            if text.count(IMAGE_TOKEN) != len(sample.pictures):
+                bare = text.replace(IMAGE_TOKEN, "").strip() if IMAGE_TOKEN in text else text
                 text = IMAGE_TOKEN * len(sample.pictures) + "\n" + bare
             yield Question(
                 f"{sample.id}/{asked_of[sample.id]}",
@@ -104,11 +101,12 @@ def predict(
         for row, w in zip(rows, weights, strict=True):
             row["weights"] = w and [round(x, 5) for x in w]
             row["controls"] = {}
-        same = bool((guide == guide[:1]).all())
         for control in controls:
-            if control == "shuffled" and same:
+            if control == "shuffled" and (guide == guide[:1]).all():
                 continue  # one question for all pictures: there is no other instruction
-            answers = control_answers(model, control, guide, weights, answer)
+            instruction, guidance = controlled(model.fusion, control, guide, weights)
+            with guided_by(model, guidance):
+                answers = answer(instruction)
             for row, text in zip(rows, answers, strict=True):
                 correct = exact_match(text, row["answer"])
                 row["controls"][control] = {"prediction": text, "correct": correct}
@@ -131,31 +129,124 @@ def _answer(
     ).to(model.device)
     if visual and instruction is not None:
         visual["instruction"] = instruction
-    visual = {name: value.to(model.device) for name, value in visual.items()}
-    output = model.generate(
-        input_ids=tokens["input_ids"],
-        attention_mask=tokens["attention_mask"],
-        **visual,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-    )
+    given = {name: value.to(model.device) for name, value in visual.items()}
+    given |= {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    output = model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
     new = output[:, tokens["input_ids"].shape[1] :]
-    return [
-        text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-    ]
+    said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [text.strip() for text in said]
 
 
 def _row(question: Question, prediction: str) -> dict[str, Any]:
     pictures = question.sample.pictures
-    return {
-        "id": question.id,
-        "sample": question.sample.id,
-        "image": pictures[0].name if pictures and pictures[0].data is None else None,
-        "question": question.messages[-1]["content"].replace(IMAGE_TOKEN, "").strip(),
-        "answer": question.answer,
-        "prediction": prediction,
-        "correct": exact_match(prediction, question.answer),
-        "family": question.family,
-        "category": question.category,
-        "novel": question.sample.novel,
-    }
+    row: dict[str, Any] = {"id": question.id, "sample": question.sample.id}
+    row["image"] = pictures[0].name if pictures and pictures[0].data is None else None
+    row |= {"question": question_of(question.messages), "answer": question.answer}
+    row |= {"prediction": prediction, "correct": exact_match(prediction, question.answer)}
+    row |= {"family": question.family, "category": question.category}
+    return {**row, "novel": question.sample.novel}
+
+
+@torch.inference_mode()
+def instructions(model: FusionVLM, processor: Processor, asked: Asked) -> Tensor | None:
+    """(questions, E): what guides each question, or None if the strategy reads nothing."""
+    if model.fusion.reads == "sentence":
+        return processor.sentences([question_of(messages) for _, messages in asked])
+    if model.fusion.reads == "nothing":
+        return None
+    found = []
+    for _, messages in asked:  # one by one: no padding, and an embedding look-up costs nothing
+        text = processor.prompt(list(messages)).replace(IMAGE_TOKEN, processor.image_token)
+        tokens = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        found.append(model.prompt_embedding(tokens["input_ids"].to(model.device)).cpu())
+    return torch.cat(found)
+
+
+def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
+    """Each row's instruction replaced by that of a random row with another instruction.
+
+    Raises ValueError if all rows have the same.
+    """
+    kind = torch.unique(instruction, dim=0, return_inverse=True)[1].numpy()
+    if len(set(kind)) < 2:
+        raise ValueError("all questions have the same instruction: there is nothing to shuffle")
+    rng = np.random.default_rng(seed)
+    others = {k: np.flatnonzero(kind != k) for k in set(kind)}
+    return instruction[torch.tensor([int(rng.choice(others[k])) for k in kind])]
+
+
+@torch.inference_mode()
+def layer_weights(
+    model: FusionVLM,
+    processor: Processor,
+    asked: Asked,
+    instruction: Tensor,
+    store: FeatureStore | None,
+    batch_size: int,
+) -> list[list[float] | None]:
+    """The weights over layers or groups of each question (the mean over its pictures), or None for
+    a question without a picture."""
+    found: list[list[float] | None] = []
+    for start in range(0, len(asked), batch_size):
+        batch = [sample for sample, _ in asked[start : start + batch_size]]
+        pictures = [len(sample.pictures) for sample in batch]
+        visual = visual_inputs(processor, batch, store)
+        if not visual:
+            found += [None] * len(batch)
+            continue
+        features = visual.get("features")
+        if features is None:
+            features = model.encode_images(visual["pixel_values"].to(model.device))
+        rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(pictures))
+        notes = model.fuse(features, instruction[start + rows]).notes
+        for weights in notes["weights"].float().cpu().split(pictures):
+            found.append(weights.mean(dim=0).tolist() if len(weights) else None)
+    return found
+
+
+@contextmanager
+def guided_by(model: FusionVLM, guidance: Guidance) -> Iterator[None]:
+    """Inside, the strategy's weights come from `guidance`."""
+    before, model.fusion.guidance = model.fusion.guidance, guidance
+    try:
+        yield
+    finally:
+        model.fusion.guidance = before
+
+
+def controlled(
+    fusion: Fusion, control: Control, instruction: Tensor, weights: list[list[float] | None]
+) -> tuple[Tensor, Guidance]:
+    """What guides all questions under a control: `shuffled` gives each the instruction of another,
+    `mean` fixes the weights at their mean over the test."""
+    if control == "shuffled":
+        return shuffled(instruction), fusion.guidance
+    known = torch.tensor([w for w in weights if w is not None])
+    return instruction, known.mean(dim=0) if len(known) else "uniform"
+
+
+def normalize(text: str) -> str:
+    """Lower case, single spaces, no full stop, comma or quotes at the ends."""
+    return " ".join(text.lower().split()).strip(" .,!'\"")
+
+
+def exact_match(prediction: str, answer: str) -> bool:
+    """Whether the two are the same after `normalize`."""
+    return normalize(prediction) == normalize(answer)
+
+
+def scores(predictions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Exact-match accuracy per family and category, of seen and novel samples, and `mean`, the
+    average over families (each counts the same)."""
+    rows = list(predictions)
+
+    def means(kind: str) -> dict[Any, float]:
+        hits: dict[Any, list[bool]] = defaultdict(list)
+        for row in rows:
+            hits[row[kind]].append(row["correct"])
+        return {name: sum(found) / len(found) for name, found in hits.items()}
+
+    families, novelty = means("family"), means("novel")
+    found = {"mean": sum(families.values()) / len(families), "families": families}
+    found |= {"categories": means("category")}
+    return {**found, **{"novel" if novel else "seen": share for novel, share in novelty.items()}}

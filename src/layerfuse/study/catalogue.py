@@ -1,6 +1,7 @@
 """The table of fusion strategies, counted for one encoder and one LLM on the meta device."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -8,19 +9,13 @@ from transformers import PreTrainedConfig
 
 from layerfuse.config import configure
 from layerfuse.fusion import FUSIONS
-from layerfuse.recipe import Source
+from layerfuse.recipe import Arm, Source
 from layerfuse.selection import Selection
-from layerfuse.study.show import count, flops, text_config, vision_config
+from layerfuse.study.show import Shown, measure, text_config, vision_config
 
-CLIP = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
+CLIP: dict[str, Any] = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+CLIP |= {"num_hidden_layers": 24, "num_attention_heads": 16}
+CLIP |= {"hidden_size": 1024, "intermediate_size": 4096}
 KNOWN = {
     "clip-l-336": Source(model="openai/clip-vit-large-patch14-336", config=CLIP),
     # transformers' defaults for this type are the shape of Llama 7B
@@ -34,8 +29,6 @@ class Row:
     """One strategy with its example layers, against `single`."""
 
     name: str
-    kind: str
-    paper: str
     layers: str
     tokens: int
     parameters: int
@@ -52,30 +45,24 @@ class Misfit:
     why: str
 
 
-def rows(
-    vision: PreTrainedConfig, text: PreTrainedConfig, size: int | None = None
-) -> list[Row | Misfit]:
+def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> list[Row | Misfit]:
     """Every registered strategy with its default options and example layers, counted by building
-    it. `size`: pixels of the image, by default the encoder's own."""
-    pixels: int = size or vision.image_size
+    it, with an image of the encoder's own size."""
     found: list[Row | Misfit] = []
-    base: tuple[int, float] | None = None
+    base: Shown | None = None
     for name in sorted(FUSIONS.names(), key=lambda n: n != "single"):
-        module = FUSIONS[name][1]
-        layers = module.example(vision.num_hidden_layers)
+        layers: Any = FUSIONS[name][1].example(vision.num_hidden_layers)
+        arm = Arm(layers=layers, fusion={"name": name})
         try:
-            config = configure(vision, text, layers, {"name": name})
+            config = configure(vision, text, layers, arm.fusion)
         except ValueError as error:
             found.append(Misfit(name, str(error)))
             continue
-        model, parameters = count(config)
-        cost = flops(model, pixels)
-        extra, total = parameters["fusion"], cost["fusion"] + cost["llm"]
-        base = base or (extra, total)
-        grid = model.vision_tower.grid(pixels, pixels)
-        tokens = module.num_tokens(model.fusion.config, grid, len(config.vision_layers))
-        shown = (module.kind, module.paper, _text(config.selection), tokens)
-        found.append(Row(name, *shown, extra - base[0], total - base[1]))
+        shown = measure(arm, config, vision.image_size, {})
+        base = base or shown
+        extra = shown.parameters["fusion"] - base.parameters["fusion"]
+        cost = sum(shown.flops[part] - base.flops[part] for part in ("fusion", "llm"))
+        found.append(Row(name, _text(config.selection), shown.visual_tokens, extra, cost))
     return found
 
 
@@ -115,10 +102,11 @@ def show(found: list[Row | Misfit], console: Console) -> None:
     right = [Column(name, justify="right", no_wrap=name != "tokens") for name in numbers]
     table = Table(*texts, *right, box=None, padding=(0, 1))
     for r in (r for r in found if isinstance(r, Row)):
+        module = FUSIONS[r.name][1]
         few = abs(r.parameters) < 1e5
         parameters = f"{r.parameters:+,}" if few else f"{r.parameters / 1e6:+,.2f} M"
-        cost = f"{r.flops / 1e9:+,.1f}"
-        table.add_row(r.name, r.kind, r.paper, r.layers, str(r.tokens), parameters, cost)
+        cells = (r.layers, str(r.tokens), parameters, f"{r.flops / 1e9:+,.1f}")
+        table.add_row(r.name, module.kind, module.paper, *cells)
     console.print(table)
     for r in (r for r in found if isinstance(r, Misfit)):
         console.print(f"{r.name}: not for this pair by default: {r.why}", soft_wrap=True)

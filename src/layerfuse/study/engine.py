@@ -20,14 +20,14 @@ from accelerate import PartialState
 
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.conversations import Samples
-from layerfuse.evaluate.metrics import scores
-from layerfuse.evaluate.run import predict
+from layerfuse.evaluate.run import predict, scores
 from layerfuse.local_models import home
 from layerfuse.recipe import Recipe
 from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, runs
 from layerfuse.study.live import LiveTable
 from layerfuse.study.prepare import remembered
+from layerfuse.study.results import write_text
 from layerfuse.train.run import Trained, train_arm
 
 Step = Callable[[str, int, int, str, str], None]
@@ -93,13 +93,6 @@ def _result(run: Run, trained: Trained, rows: list[dict[str, Any]]) -> dict[str,
         "parameters": trained.parameters,
         "seconds": trained.seconds,
     }
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
 
 
 def run_one(study: str, folder: str, modules: list[str]) -> None:

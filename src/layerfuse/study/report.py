@@ -3,61 +3,48 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from layerfuse.study.controls import guidance_rows
 from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
-from layerfuse.study.results import Run, read_runs
-from layerfuse.study.statistics import summarize
+from layerfuse.study.results import Run, read_runs, write_text
+from layerfuse.study.statistics import Table, contrast, entry, judge, summarize
 
 PICTURES, PIXELS = 8, 224
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-def draw(summary: dict, runs: list[Run]) -> dict[str, dict[str, bytes]]:
-    """The figures as {name: {"png": bytes, "svg": bytes}}."""
-    from matplotlib.figure import Figure
-
+def draw(summary: dict, runs: list[Run], folder: Path) -> list[str]:
+    """Write the figures into a folder, as PNG and SVG; their names."""
     from layerfuse import plots
 
     order = {name: i for i, name in enumerate(dict.fromkeys(r.record["arm"] for r in runs))}
     arms = [{**a, **a["mean"], "index": order[a["arm"]]} for a in summary["arms"]]
     stages = list(dict.fromkeys(stage for r in runs for stage in r.record.get("losses", {})))
-    legend, chance, made = 0.26 * -(-len(arms) // 4), summary["chance"], {}
-    with plots.style():
-        figure = Figure(figsize=(9.2, 1.1 + 0.42 * len(arms)), layout="constrained")
+    legend, chance = 0.26 * -(-len(arms) // 4), summary["chance"]
+    with plots.figure(folder / "scores", 9.2, 1.1 + 0.42 * len(arms)) as figure:
         data = {"arms": arms, "baseline": summary["baseline"], "chance": chance["mean"]}
         plots.plot_scores(data, figure.subplots())
-        made["scores"] = export(figure)
-        figure = Figure(figsize=(9.2, 4 + legend), layout="constrained")
+    with plots.figure(folder / "families", 9.2, 4 + legend) as figure:
         data = {"arms": arms, "families": summary["families"], "chance": chance["families"]}
         add_legend(figure, [plots.plot_families(data, figure.subplots())])
-        made["families"] = export(figure)
-        if stages:
-            figure = Figure(figsize=(9.2, 3.4 + legend), layout="constrained")
-            axes = figure.subplots(1, len(stages), squeeze=False)[0]
-            for stage, axis in zip(stages, axes, strict=True):
-                curves = []
-                for record in (r.record for r in runs):
-                    points = record.get("losses", {}).get(stage, [])
-                    arm = record["arm"]
-                    curves.append({"arm": arm, "index": order[arm], "points": points})
-                plots.plot_losses({"stage": stage, "curves": curves}, axis)
-            add_legend(figure, axes)
-            made["losses"] = export(figure)
-    return made
+    if not stages:
+        return ["scores", "families"]
+    with plots.figure(folder / "losses", 9.2, 3.4 + legend) as figure:
+        axes = figure.subplots(1, len(stages), squeeze=False)[0]
+        for stage, axis in zip(stages, axes, strict=True):
+            curves = []
+            for record in (r.record for r in runs):
+                points, arm = record.get("losses", {}).get(stage, []), record["arm"]
+                curves.append({"arm": arm, "index": order[arm], "points": points})
+            plots.plot_losses({"stage": stage, "curves": curves}, axis)
+        add_legend(figure, axes)
+    return ["scores", "families", "losses"]
 
 
 def add_legend(figure, axes) -> None:
@@ -67,21 +54,11 @@ def add_legend(figure, axes) -> None:
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
 
 
-def export(figure) -> dict[str, bytes]:
-    """PNG and SVG without date or version, so that equal data give equal files."""
-    made = {}
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        stream = io.BytesIO()
-        figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
-        made[kind] = stream.getvalue()
-    return made
-
-
-def inline(name: str, svg: bytes) -> str:
+def inline(file: Path) -> str:
     """The SVG element alone, with ids of its own, grey as the page's text, scaling to its box."""
     from layerfuse.plots import INK
 
-    text = svg.decode()
+    name, text = file.stem, file.read_text("utf-8")
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     for before in ('id="', 'href="#', "url(#"):
         text = text.replace(before, f"{before}{name}-")
@@ -131,6 +108,53 @@ def choose(runs: list[Run]) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
     return chosen
 
 
+def guidance_rows(runs: list[Run], draws: tuple[int, int]) -> list[dict]:
+    """One row per guided arm and control: scores, the paired difference guided − control with its
+    verdict (Holm over all rows), and the spread of the weights; `weights` per family of questions.
+    The same trained models answer the same questions, so that the difference holds no noise of
+    seeds beyond what the intervals over pictures show.
+
+    `draws`: number and seed of the bootstrap resamples.
+    """
+    rows, tests = [], []
+    for arm in dict.fromkeys(r.record["arm"] for r in runs if "controls" in r.items[0]):
+        own = [r for r in runs if r.record["arm"] == arm]
+        names = list(own[0].items[0]["controls"])
+        variants = [_under(r, name) for name in names for r in own]
+        table = Table([*own, *variants], draws, lambda item: item["family"])
+        scores = replace(table.mean, noise=None)
+        weights = {"weights": _by_family(own), "spread": _spread(own)}
+        for column, name in enumerate(names, 1):
+            tests.append(contrast(scores, 0, column))
+            found = {"guided": entry(scores, 0), "controlled": entry(scores, column)}
+            rows.append({"arm": arm, "control": name, **found, **weights})
+    for row, test in zip(rows, judge(tests), strict=True):
+        row["difference"] = test
+    return rows
+
+
+def _under(run: Run, control: str) -> Run:
+    """The run as if its answers under a control were its answers."""
+    items = [{**item, "correct": item["controls"][control]["correct"]} for item in run.items]
+    return Run({**run.record, "arm": f"{run.record['arm']} ({control})"}, items)
+
+
+def _by_family(runs: list[Run]) -> dict[str, list[float]]:
+    """The mean weights over layers or groups for each family of questions, over all seeds."""
+    found: dict[str, list[list[float]]] = {}
+    for item in (item for run in runs for item in run.items if item.get("weights")):
+        found.setdefault(item["family"], []).append(item["weights"])
+    return {name: np.mean(rows, axis=0).round(5).tolist() for name, rows in sorted(found.items())}
+
+
+def _spread(runs: list[Run]) -> float:
+    """How far the weights of one question lie from the run's mean weights: the standard deviation
+    over questions, averaged over layers and runs. Zero: the instruction changes nothing."""
+    weights = [[i["weights"] for i in run.items if i.get("weights")] for run in runs]
+    each = [float(np.std(known, axis=0).mean()) for known in weights if known]
+    return float(np.mean(each)) if each else 0.0
+
+
 def planned(recipe: dict, summary: dict) -> list[str]:
     """Arms that the recipe names and that have no finished run."""
     names = [a if isinstance(a, str) else a.get("name") for a in recipe.get("arms") or []]
@@ -152,7 +176,7 @@ def write_report(study_dir: Path) -> Path:
     guidance = guidance_sentence(summary["guidance"])
     summary["findings"] = {**findings(summary), "guidance": guidance}
     environment = study_dir / "environment.json"
-    figures = draw(summary, runs)
+    names = draw(summary, runs, study_dir / "figures")
     page = Environment(autoescape=True, undefined=StrictUndefined)
     page.trim_blocks = page.lstrip_blocks = True
     page.filters |= {"percent": percent, "signed": signed, "span": span}
@@ -166,12 +190,9 @@ def write_report(study_dir: Path) -> Path:
         waiting=planned(recipe, summary),
         unmeasured=UNMEASURED,
         environment=json.loads(environment.read_text()) if environment.is_file() else {},
-        figures={name: inline(name, made["svg"]) for name, made in figures.items()},
+        figures={name: inline(study_dir / "figures" / f"{name}.svg") for name in names},
         examples=[(*found, thumbnail(study_dir, found[1].get("image"))) for found in chosen],
     )
-    write(study_dir / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    for name, made in figures.items():
-        for kind, data in made.items():
-            write(study_dir / "figures" / f"{name}.{kind}", data)
-    write(study_dir / "report.html", html.encode())
+    write_text(study_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_text(study_dir / "report.html", html)
     return study_dir / "report.html"

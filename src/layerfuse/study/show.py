@@ -1,7 +1,9 @@
 """What a recipe amounts to, computed on the meta device: no weights, no network."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from layerfuse.recipe_file import load_recipe
 TEXT_TOKENS = 64
 """text tokens per sample in the FLOP estimate, beside the visual ones"""
 PARTS = ("vision", "fusion", "llm")
+_COUNTED: dict[tuple[str, int], float] = {}
 LAYOUT: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2)}
 
 
@@ -43,15 +46,22 @@ class Shown:
 def show(
     recipe_path: str | Path, overrides: tuple[str, ...] = (), console: Console | None = None
 ) -> tuple[Recipe, list[Shown]]:
-    """Print the resolved recipe, its arms, and its stages. Returns the recipe and the arms."""
+    """Print the resolved recipe, its arms, and its stages. Returns the recipe and the arms. Raises
+    ValueError naming an arm that cannot be built."""
     recipe = load_recipe(recipe_path, overrides)
     console = console or Console()
     vision, text = vision_config(recipe.encoder), text_config(recipe.llm)
-    arms = [measure(recipe, arm, vision, text) for arm in recipe.all_arms()]
+    size, arms = _image_size(recipe.encoder, vision), []
+    for arm in recipe.all_arms():
+        try:
+            config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
+        except ValueError as error:
+            raise ValueError(f"arm {arm.label!r}: {error}") from error
+        arms.append(measure(arm, config, size, recipe.stages))
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
     console.print(
         f"encoder {recipe.encoder.model}: {vision.num_hidden_layers} blocks of width "
-        f"{vision.hidden_size}, {_image_size(recipe, vision)} px\n"
+        f"{vision.hidden_size}, {size} px\n"
         f"LLM {recipe.llm.model}: {text.num_hidden_layers} blocks of width {text.hidden_size}\n"
     )
     console.print(_arm_table(recipe, arms), _stage_table(recipe, arms))
@@ -63,18 +73,12 @@ def show(
     return recipe, arms
 
 
-def measure(recipe: Recipe, arm: Arm, vision: PreTrainedConfig, text: PreTrainedConfig) -> Shown:
-    """Build one arm on the meta device and count. Raises ValueError naming the arm."""
-    try:
-        config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
-    except ValueError as error:
-        raise ValueError(f"arm {arm.label!r}: {error}") from error
+def measure(arm: Arm, config: FusionConfig, size: int, stages: dict[str, Stage]) -> Shown:
+    """Build an arm on the meta device and count, with pictures of `size` pixels."""
     model, counts = count(config)
-    size = _image_size(recipe, vision)
-    grid = model.vision_tower.grid(size, size)
-    layers = config.vision_layers
+    grid, layers = model.vision_tower.grid(size, size), config.vision_layers
     tokens = model.fusion.num_tokens(model.fusion.config, grid, len(layers))
-    trained = {name: _trained(model, stage, counts) for name, stage in recipe.stages.items()}
+    trained = {stage: _trained(model, how, counts) for stage, how in stages.items()}
     return Shown(arm, layers, tokens, counts, trained, flops(model, size))
 
 
@@ -102,12 +106,13 @@ def _trained(model: FusionVLM, stage: Stage, counts: dict[str, int]) -> int:
 def flops(model: FusionVLM, size: int) -> dict[str, float]:
     """Forward FLOPs of one image of `size` pixels and TEXT_TOKENS tokens of text, per part, counted
     by torch from the operations on meta tensors; what is injected counts with the LLM."""
-    fusion = model.fusion
-    width = model.config.text_config.hidden_size
+    fusion, tower = model.fusion, model.vision_tower
+    width, wide = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
     sentence = fusion.config.sentence_width if fusion.reads == "sentence" else width
     with torch.device("meta"):
-        with FlopCounterMode(display=False) as vision:
-            features: Features = model.vision_tower(torch.empty(1, 3, size, size))
+        grid, taken = tower.grid(size, size), len(tower.layers)
+        patches = (torch.empty(1, grid[0] * grid[1], wide),) * taken
+        features = Features(tower.layers, patches, (torch.empty(1, wide),) * taken, grid)
         with FlopCounterMode(display=False) as fused:
             visual = fusion(features, torch.empty(1, sentence))
         each = visual.tokens.shape[1]
@@ -118,10 +123,22 @@ def flops(model: FusionVLM, size: int) -> dict[str, float]:
         texts = torch.empty(1, length, width)
         mask = torch.zeros(1, 1, length, length)  # a finished one: none is made from values
         given: dict[str, Any] = {"attention_mask": mask, "visual": visual, "use_cache": False}
-        with FlopCounterMode(display=False) as llm:
-            model.language_model(inputs_embeds=texts, **given)
-    counters = {"vision": vision, "fusion": fused, "llm": llm}
-    return {name: counter.get_total_flops() for name, counter in counters.items()}
+        encode = partial(tower, torch.empty(1, 3, size, size))
+        write = partial(model.language_model, inputs_embeds=texts, **given)
+        decides = model.config if visual.memory else model.config.text_config
+        vision = _counted(encode, tower.tower.config, size)
+        llm = _counted(write, decides, length)
+    return {"vision": vision, "fusion": fused.get_total_flops(), "llm": llm}
+
+
+def _counted(call: Callable[[], Any], config: PreTrainedConfig, size: int) -> float:
+    """The FLOPs of a call, counted once for each configuration and size."""
+    key = (config.to_json_string(), size)
+    if key not in _COUNTED:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        _COUNTED[key] = counter.get_total_flops()
+    return _COUNTED[key]
 
 
 def vision_config(source: Source) -> PreTrainedConfig:
@@ -149,8 +166,7 @@ def _config(source: Source) -> PreTrainedConfig:
         ) from error
 
 
-def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
-    source = recipe.encoder
+def _image_size(source: Source, vision: PreTrainedConfig) -> int:
     if source.image_size is not None:
         return source.image_size
     if source.config is None and Path(resolve(source.model)).is_dir():

@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from layerfuse.study.results import Run, read_runs
-from layerfuse.study.significance import LEVEL, holm, t_quantile, t_two_sided
+
+LEVEL = 0.95
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(120)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,35 @@ def seed_noise(values: dict[str, list[float]]) -> dict | None:
     return {"sd": math.sqrt(squares / df), "df": df, "spread": spread, "spread_arm": arm}
 
 
+def t_two_sided(t: float, df: float) -> float:
+    """P(|T| > |t|) of Student's t: with t = sqrt(df) tan(a) the density is cos(a)^(df - 1)."""
+    if df > 1000:
+        return math.erfc(abs(t) / math.sqrt(2))
+    start = math.atan(abs(t) / math.sqrt(df))
+    half = (math.pi / 2 - start) / 2
+    area = half * np.sum(WEIGHTS * np.cos(start + half * (NODES + 1)) ** (df - 1))
+    log_whole = 0.5 * math.log(math.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
+    return float(min(1.0, 2 * area / math.exp(log_whole)))
+
+
+def t_quantile(df: float) -> float:
+    """The t that leaves 5 % outside ±t, by bisection."""
+    low, high = 0.0, 100.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_two_sided(middle, df) > 1 - LEVEL else (low, middle)
+    return high
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's adjusted p values, in the order given."""
+    adjusted, running = [1.0] * len(p), 0.0
+    for rank, index in enumerate(np.argsort(p, kind="stable").tolist()):
+        running = max(running, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = running
+    return adjusted
+
+
 def contrast(scores: Scores, a: int, b: int) -> dict:
     """Arm a minus arm b: the item interval, the interval of items and seeds, their p values."""
     difference = float(scores.value[a] - scores.value[b])
@@ -91,7 +122,6 @@ def contrast(scores: Scores, a: int, b: int) -> dict:
     seeds = known["sd"] ** 2 * float(1 / scores.runs[a] + 1 / scores.runs[b])
     error = math.sqrt(item + seeds)
     df = error**4 / (item**2 / item_df + seeds**2 / known["df"]) if error else item_df
-
     half = t_quantile(df) * error
     p, item_p = (
         t_two_sided(difference / se, n) if se else float(difference == 0)
@@ -164,10 +194,8 @@ def layer_leaders(table: Table, single: list[int]) -> list[dict]:
 def make_tables(runs: list[Run], draws: tuple[int, int]) -> dict[str, Table]:
     """By family and category; seen and held-out combinations over the families that have both."""
 
-    def families(novel: bool) -> set[str]:
-        return {i["family"] for i in runs[0].items if bool(i.get("novel")) == novel}
-
-    both = families(False) & families(True)
+    kinds = {(item["family"], bool(item.get("novel"))) for item in runs[0].items}
+    both = {family for family, novel in kinds if novel and (family, False) in kinds}
 
     def part(item: dict, novel: bool) -> str | None:
         wanted = item["family"] in both and bool(item.get("novel")) == novel
@@ -184,9 +212,8 @@ def arm_row(runs: list[Run], arm: int, tables: dict[str, Table]) -> dict:
     table = tables["families"]
     mine = [runs[i].record for i in table.columns[arm]]
     row = {key: mine[0].get(key) for key in ("arm", "layers", "depth", "fusion", "kind")}
-    row["seeds"] = [r["seed"] for r in mine]
+    row |= {"seeds": [r["seed"] for r in mine], "parameters": mine[0].get("parameters", {})}
     row["seconds"] = [r.get("seconds", {}) for r in mine]
-    row["parameters"] = mine[0].get("parameters", {})
     row["mean"] = entry(table.mean, arm)
     row["seed_means"] = np.nanmean(table.rates[0], axis=0)[table.columns[arm]].tolist()
     for name, t in tables.items():
@@ -220,17 +247,9 @@ def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int =
         rows[base]["first"] = False
     single = [a for a, row in enumerate(rows) if row["fusion"]["name"] == "single"]
     blind = dict(zip(table.groups, table.rates[0, :, -1].tolist(), strict=True))
-    return {
-        "baseline": baseline,
-        "level": LEVEL,
-        "resamples": resamples,
-        "runs": len(runs),
-        "items": len(runs[0].items),
-        "images": table.images,
-        "families": table.groups,
-        "chance": {"mean": float(mean.value[-1]), "families": blind},
-        "noise": mean.noise,
-        "arms": sorted(rows, key=lambda row: -row["mean"]["score"]),
-        "single_layer": [names[a] for a in single],
-        "leaders": layer_leaders(table, single),
-    }
+    found = {"baseline": baseline, "resamples": resamples, "runs": len(runs)}
+    found |= {"items": len(runs[0].items), "images": table.images, "families": table.groups}
+    found["chance"] = {"mean": float(mean.value[-1]), "families": blind}
+    found |= {"noise": mean.noise, "single_layer": [names[a] for a in single]}
+    found["leaders"] = layer_leaders(table, single)
+    return {**found, "arms": sorted(rows, key=lambda row: -row["mean"]["score"])}

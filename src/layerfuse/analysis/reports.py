@@ -1,16 +1,56 @@
-"""Printed tables of a look at an encoder."""
+"""What a look at an encoder leaves: figures as PNG and SVG, printed tables, and JSON files that are
+written whole or not at all."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Column, Table
+
+from layerfuse import plots
+
+TITLES = {
+    "cosine": "cosine of patch tokens",
+    "cosine_centred": "cosine without the layer's mean token",
+    "cka_tokens": "linear CKA over tokens",
+    "cka_images": "linear CKA over pictures",
+}
 
 
-def _table(*columns: str) -> Any:
-    table: Any = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+def draw_similarity(report: dict[str, Any], folder: Path) -> None:
+    """The four matrices of an encoder, its groups framed in the one that they come from; in a
+    figure of its own, the linear CKA with the layers of another encoder if there is one."""
+    groups = report["groups"][str(report["chosen"])]["groups"]
+    data: dict[str, Any] = {"xlabel": "layer", "ylabel": "layer"}
+    with plots.figure(folder / "similarity", 11, 9.6) as made:
+        for ax, (name, title) in zip(made.subplots(2, 2).flat, TITLES.items(), strict=True):
+            data |= {"matrix": report[name], "title": title}
+            plots.plot_matrix({**data, "groups": groups if name == report["by"] else []}, ax)
+    if report["other"]:
+        data["xlabel"], data["ylabel"] = (f"layer of {report[of]}" for of in ("other", "encoder"))
+        with plots.figure(folder / "cross", 11, 4.9) as made:
+            for ax, kind in zip(made.subplots(1, 2), ("tokens", "images"), strict=True):
+                data |= {"matrix": report[f"cross_{kind}"], "title": TITLES[f"cka_{kind}"]}
+                plots.plot_matrix({**data, "groups": []}, ax)
+
+
+def draw_probe(report: dict[str, Any], stem: Path) -> None:
+    """Tasks by layers as a heat map above a line plot, with the combinations beside the layers."""
+    columns, lines = len(report["rows"]), 0.42 * len(report["tasks"])
+    with plots.figure(stem, max(9, 0.62 * columns + 2), 3.6 + lines) as made:
+        top, bottom = made.subplots(2, 1, height_ratios=[lines, 3.2])
+        plots.plot_tasks(report, top)
+        title = f"accuracy of probes on {report['features']} features, %"
+        top.set_title(title, fontsize=10, loc="left")
+        plots.plot_depth(report, bottom)
+        bottom.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _table(*columns: str) -> Table:
+    right = [Column(column, justify="right", no_wrap=True) for column in columns]
+    return Table(*right, box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -86,3 +126,23 @@ def validation_words(found: dict[str, Any], console: Console) -> None:
                 words = f"  {name}, {cell['n']} {scope}: {cell['rho']:+.2f}"
                 console.print(f"{words} ({low:+.2f} to {high:+.2f})", highlight=False)
     console.print(f"  one seed with another: {_number(found['between_seeds'])}", highlight=False)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar with a count and the time left."""
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+
+
+def write_json(file: Path, report: dict[str, Any]) -> Path:
+    """Replace `file` by a report."""
+    partial = file.with_suffix(".tmp")
+    partial.write_text(json.dumps(report) + "\n", "utf-8")
+    return partial.replace(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A report. Raises ValueError naming a file that holds none."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it to measure again") from error
