@@ -296,6 +296,14 @@ def test_equal_arms_are_tied_for_first_and_lead_nowhere(tmp_path: Path):
     assert not any(row["beyond_noise"] for row in summary["leaders"])
 
 
+def test_one_picture_decides_nothing(tmp_path: Path):
+    runs = [run(arm, 0, [item(0, 0, "a", "x", arm == "a")]) for arm in ("a", "b")]
+    summary = st.summarize(save(tmp_path, runs), "b")
+    rows = {row["arm"]: row for row in summary["arms"]}
+    assert rows["a"]["versus_baseline"]["verdict"] == "tie"
+    assert not any(row["beyond_noise"] for row in summary["leaders"])
+
+
 def test_seen_and_novel_use_the_families_that_have_both(tmp_path: Path):
     items = [item(p, 0, "a", "x", p < 10, novel=p >= 15) for p in range(20)]
     items += [item(p, 1, "b", "x", False) for p in range(20)]  # never novel: left out of both

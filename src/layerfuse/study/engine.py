@@ -107,8 +107,7 @@ def run_one(study: str, folder: str, modules: list[str]) -> None:
         raise RuntimeError(
             f"{study} has no run {folder}: this process has other data files or another layerfuse"
         )
-    features = Path(study) / FEATURES
-    store = pickle.loads(features.read_bytes()) if features.exists() else None
+    store = pickle.loads((Path(study) / FEATURES).read_bytes())
     last = 0.0
 
     def step(phase: str, done: int, total: int, note: str, _: str) -> None:

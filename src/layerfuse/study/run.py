@@ -6,7 +6,7 @@ import pickle
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,8 +44,8 @@ def study(
 
     Everything goes to `output` (default `runs/<name>`). A run that is finished there is not run
     again; a killed study continues. `modules` are what processes of their own must import for user
-    strategies. Raises ValueError or FileNotFoundError, before any training,
-    for anything in the recipe, the data or the models that does not fit.
+    strategies. Raises ValueError or FileNotFoundError, before any training, for anything in the
+    recipe, the data or the models that does not fit.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -69,22 +69,21 @@ def study(
         for run in all_runs:
             if run not in todo:
                 table.finish(run, _mean(folder, run), None)
-        if todo:
-            store, unreadable = encode_pictures(recipe, samples, table.step)
-            samples = leave_out(recipe, samples, unreadable)
-            _remember(folder, bad, unreadable, store, console)
-            for note in _uncached(recipe):
-                console.print(note)
 
         def finish(run: Run, seconds: float) -> None:
             (folder / run.folder / PROGRESS).unlink(missing_ok=True)
             table.finish(run, _mean(folder, run), seconds)
             _collect(folder, all_runs)
 
-        if todo and engine == "ray":
-            run_ray(recipe, todo, folder, list(modules), table, finish)
-        elif todo:
-            run_local(recipe, todo, samples, store, folder, list(modules), table, finish)
+        if todo:
+            store, unreadable = encode_pictures(recipe, samples, table.step)
+            samples = leave_out(recipe, samples, unreadable)
+            _remember(recipe, folder, bad, unreadable, store, console)
+            shared = (folder, list(modules), table, finish)
+            if engine == "ray":
+                run_ray(recipe, todo, *shared)
+            else:
+                run_local(recipe, todo, samples, store, *shared)
         _collect(folder, all_runs)
     report = write_report(folder)
     _keep_models(recipe, folder, all_runs)
@@ -99,33 +98,29 @@ def _mean(folder: Path, run: Run) -> float:
 
 
 def _remember(
-    folder: Path, bad: Faults, unreadable: Faults, store: FeatureStore | None, console: Console
+    recipe: Recipe,
+    folder: Path,
+    bad: Faults,
+    unreadable: Faults,
+    store: FeatureStore | None,
+    console: Console,
 ) -> None:
-    """Name the samples that are left out, and keep for other processes which they are."""
+    """Keep for other processes which samples are left out and where features are; say which, and
+    who does not read the cache."""
     left_out = {name: {**bad[name], **unreadable[name]} for name in bad}
     write_text(folder / LEFT_OUT, json.dumps(left_out, indent=1))
+    (folder / FEATURES).write_bytes(pickle.dumps(store))
     for name, found in left_out.items():
-        ids = ", ".join(sample for sample, _ in list(found.values())[:5])
+        ids = ", ".join([sample for sample, _ in found.values()][:5])
+        count = f"{name}: {len(found)} bad samples are left out: {ids}"
         if found:
-            console.print(
-                f"{name}: {len(found)} bad samples are left out: {ids}"
-                f"{', ...' if len(found) > 5 else ''} (reasons in {folder / LEFT_OUT})",
-                soft_wrap=True,
-            )
-    file = folder / FEATURES
-    if store is None:
-        file.unlink(missing_ok=True)
-    else:
-        file.write_bytes(pickle.dumps(store))
-
-
-def _uncached(recipe: Recipe) -> Iterator[str]:
-    """Why the cache is not used, where one would expect it."""
-    for name in (*recipe.stages, "evaluate") if recipe.cache_features else ():
-        if not recipe.reads_cache(name):
+            more = ", ..." if len(found) > 5 else ""
+            console.print(f"{count}{more} (reasons in {folder / LEFT_OUT})", soft_wrap=True)
+        if recipe.cache_features and not recipe.reads_cache(name):
             crops = name in recipe.stages and recipe.stages[name].random_crop is not None
             why = "crops pictures at random" if crops else "has a trained encoder"
-            yield f"{name} {why}: its pictures are encoded as they come, not from the cache"
+            note = "its pictures are encoded as they come, not from the cache"
+            console.print(f"{name} {why}: {note}", soft_wrap=True)
 
 
 def _collect(folder: Path, todo: list[Run]) -> None:

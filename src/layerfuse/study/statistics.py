@@ -117,7 +117,9 @@ def contrast(scores: Scores, a: int, b: int) -> dict:
     """Arm a minus arm b: the item interval, the interval of items and seeds, their p values."""
     difference = float(scores.value[a] - scores.value[b])
     samples = scores.samples[:, a] - scores.samples[:, b]
-    item, item_df = float(np.nanvar(samples, ddof=1)), scores.images - 1
+    # one picture says nothing of others: the largest variance that a share can have
+    item = float(np.nanvar(samples, ddof=1)) if scores.images > 1 else 1.0
+    item_df = max(scores.images - 1, 1)
     known = scores.noise or {"sd": 0.0, "df": 1}
     seeds = known["sd"] ** 2 * float(1 / scores.runs[a] + 1 / scores.runs[b])
     error = math.sqrt(item + seeds)
