@@ -1,8 +1,6 @@
 """The command line: verbs only, everything heavy is imported when a verb runs."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,8 +28,6 @@ Imports = Annotated[
     list[str] | None,
     typer.Option("--import", help="A Python module that registers fusion strategies; repeatable."),
 ]
-
-
 Encoder = Annotated[str, typer.Argument(help="A local model, hub id or folder with an encoder.")]
 Pictures = Annotated[
     str | None,
@@ -53,29 +49,23 @@ ProbeTest = Annotated[
 ]
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn what the user can mend into one message; anything else keeps its traceback."""
+def _run(module: str, verb: str, imports: list[str] | None = None, **options: Any) -> Any:
+    """Call a verb of layerfuse, imported only now and after the user's modules.
+
+    What the user can mend becomes one message; any other error keeps its traceback.
+    """
     try:
-        yield
+        if imports:
+            sys.path.insert(0, str(Path.cwd()))
+        for name in imports or []:
+            import_module(name)
+        return getattr(import_module(f"layerfuse.{module}"), verb)(**options)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if "--debug" in sys.argv:
             raise
         typer.secho(f"error: {error}", fg="red", err=True)
         typer.secho("(layerfuse --debug VERB ... shows the traceback)", dim=True, err=True)
         raise typer.Exit(2) from error
-
-
-def _run(module: str, verb: str, **options: Any) -> Any:
-    """Call a verb of layerfuse, imported only now."""
-    with _errors():
-        return getattr(import_module(f"layerfuse.{module}"), verb)(**options)
-
-
-def _import(modules: list[str] | None) -> None:
-    sys.path.insert(0, str(Path.cwd()))
-    for module in modules or []:
-        import_module(module)
 
 
 @app.callback()
@@ -97,23 +87,16 @@ def study(
     imports: Imports = None,
 ) -> None:
     """Train and compare every arm of a recipe, and write report.html. Continues what was begun."""
-    with _errors():
-        _import(imports)
-        from layerfuse.study.run import study as run
-
-        own = {"engine": engine, "modules": tuple(imports or ())}
-        report = run(recipe, tuple(overrides or ()), output=output, **own)
-        typer.echo(f"report: {report}")
+    given = {"recipe_path": recipe, "overrides": tuple(overrides or ()), "output": output}
+    modules = tuple(imports or ())
+    report = _run("study.run", "study", imports, engine=engine, modules=modules, **given)
+    typer.echo(f"report: {report}")
 
 
 @app.command()
 def show(recipe: RecipeFile, overrides: Overrides = None, imports: Imports = None) -> None:
     """Resolve a recipe and print its parameters, tokens, steps and FLOPs, without any weights."""
-    with _errors():
-        _import(imports)
-        from layerfuse.study.show import show as run
-
-        run(recipe, tuple(overrides or ()))
+    _run("study.show", "show", imports, recipe_path=recipe, overrides=tuple(overrides or ()))
 
 
 @app.command()
@@ -187,11 +170,7 @@ def list_fusions(
     imports: Imports = None,
 ) -> None:
     """Every fusion strategy with what it costs beyond `single`, counted without any weights."""
-    with _errors():
-        _import(imports)
-        from layerfuse.study.catalogue import list_fusions as run
-
-        run(encoder, llm)
+    _run("study.catalogue", "list_fusions", **locals())
 
 
 @app.command()
@@ -203,37 +182,19 @@ def ask(
     imports: Imports = None,
 ) -> None:
     """Ask a trained model one question about one picture."""
-    with _errors():
-        _import(imports)
-        from layerfuse.encoder import device
-        from layerfuse.model import FusionVLM
-        from layerfuse.processor import Processor
-
-        if not (model / "config.json").is_file():
-            raise FileNotFoundError(f"no model in {model}")
-        vlm: Any = FusionVLM.from_pretrained(model).eval()
-        vlm.to(device())
-        processor = Processor.from_pretrained(model)
-        typer.echo(vlm.ask(processor, image, question, max_new_tokens=max_new_tokens))
+    typer.echo(_run("model", "ask", **locals()))
 
 
 @cache.command("list")
 def cache_list() -> None:
     """What the cache holds, by encoder, preprocessing and layer."""
-    with _errors():
-        from layerfuse.data.cache_folders import show
-
-        show(typer.echo)
+    _run("data.cache_folders", "show", say=typer.echo)
 
 
 @cache.command("verify")
 def cache_verify() -> None:
     """Read everything; drop what is damaged, so that it is encoded again when it is needed."""
-    with _errors():
-        from layerfuse.data.cache_folders import verify
-
-        mended = verify(typer.echo)
-    if mended:
+    if _run("data.cache_folders", "verify", say=typer.echo):
         raise typer.Exit(1)
     typer.echo("nothing is damaged")
 
@@ -245,10 +206,8 @@ def cache_clear(
     ] = None,
 ) -> None:
     """Remove cached features."""
-    with _errors():
-        from layerfuse.data.cache_folders import clear
-
-        typer.echo(f"{clear(name) / 1e9:.2f} GB freed")
+    freed = _run("data.cache_folders", "clear", name=name)
+    typer.echo(f"{freed / 1e9:.2f} GB freed")
 
 
 @models.command("list")
@@ -274,15 +233,14 @@ def pull(
     force: Annotated[bool, typer.Option(help="Convert again what is there.")] = False,
 ) -> None:
     """Download and convert local models into ordinary Hugging Face folders."""
-    with _errors():
-        from layerfuse.local_models import MODELS, folder
-        from layerfuse.local_models import pull as run
+    from layerfuse.local_models import MODELS
 
-        chosen = names or list(MODELS)
-        for name in chosen:
-            folder(name)  # all names are checked before the first download
-        for name in chosen:
-            typer.echo(f"{name}: {run(name, force=force, say=typer.echo)}")
+    chosen = names or list(MODELS)
+    for name in chosen:
+        _run("local_models", "folder", name=name)  # checks all names before the first download
+    for name in chosen:
+        where = _run("local_models", "pull", name=name, force=force, say=typer.echo)
+        typer.echo(f"{name}: {where}")
 
 
 if __name__ == "__main__":

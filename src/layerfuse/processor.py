@@ -8,10 +8,8 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken
 from transformers import (
     AutoImageProcessor,
-    AutoProcessor,
     AutoTokenizer,
     BatchFeature,
-    PreTrainedConfig,
     ProcessorMixin,
 )
 
@@ -255,8 +253,3 @@ def load_tokenizer(name: str, image_token: str | None = None) -> Any:
 def load_image_processor(name: str) -> Any:
     """The PIL image processor of an encoder (hub id, folder or local-model name)."""
     return AutoImageProcessor.from_pretrained(resolve(name), backend="pil")
-
-
-def register_processor(config: type[PreTrainedConfig]) -> None:
-    """Let `AutoProcessor` find `Processor` for models with that config class."""
-    AutoProcessor.register(config, Processor, exist_ok=True)
