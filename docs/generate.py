@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from layerfuse import recipe
-from layerfuse.fusion import FUSIONS, descriptions
+from layerfuse.fusion import FUSIONS
+from layerfuse.fusion.base import descriptions
 from layerfuse.selection import SYNTAX
 
 DOCS = Path(__file__).parent

@@ -84,7 +84,7 @@ def test_the_strategy_of_the_concepts_page_works() -> None:
         model = tiny.model("plain_sum", layers=[1, 3])
         assert model(**prompts(model, [1, 2])).logits.shape[0] == 2
     finally:
-        FUSIONS._pairs.pop("plain_sum", None)
+        FUSIONS.pop("plain_sum", None)
 
 
 def test_shell_snippets_name_verbs_recipes_and_targets_that_exist() -> None:

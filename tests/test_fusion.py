@@ -22,13 +22,13 @@ from layerfuse.fusion import (
     Shapes,
     StrategyConfig,
     Visual,
-    descriptions,
     parse,
     register,
     seen_images,
 )
+from layerfuse.fusion.base import descriptions
+from layerfuse.fusion.injector import llm_blocks
 from layerfuse.fusion.layout import place
-from layerfuse.fusion.placement import llm_blocks
 from layerfuse.layers import GatedMLP, Projector
 from layerfuse.selection import select
 from tests import naive, tiny
@@ -772,4 +772,4 @@ def test_a_users_strategy_is_one_class() -> None:
         with pytest.raises(ValueError, match="already registered"):
             register("single", StrategyConfig)(Sum)
     finally:
-        FUSIONS._pairs.pop("test_last_two_sum")
+        FUSIONS.pop("test_last_two_sum")

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerfuse.layers import OwnInit
+
 Sizes = tuple[tuple[int, int], ...]
 """(rows, columns) of each level"""
 
@@ -113,7 +115,7 @@ class _TableGradient(torch.autograd.Function):
         return grad, of_table, None, None
 
 
-class DeformableAttention(nn.Module):
+class DeformableAttention(OwnInit):
     """Multi-scale deformable attention (2010.04159): points and weights come from the query alone.
 
     `width` must be a multiple of `heads`. Offsets are in cells of each level.

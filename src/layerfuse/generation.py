@@ -59,32 +59,25 @@ class ImageGeneration(GenerationMixin):
         input_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat rows for beams; the images of a row are repeated as a whole. This is the last
-        place where `input_ids` is the prompt and nothing else, which a router reads."""
-        pixels: Any = kwargs.pop("pixel_values", None)
-        features: Any = kwargs.pop("features", None)
+        """Encode the images, once for all beams, and repeat rows with all their images. This is the
+        last place where `input_ids` is the prompt and nothing else, which a router reads."""
         model: Any = self
-        shown = pixels is not None or features is not None
-        if (
-            input_ids is not None
-            and shown
-            and kwargs.get("instruction") is None
-            and model.fusion.reads == "prompt"
-        ):
-            mask = kwargs.get("attention_mask")
-            kwargs["instruction"] = model.prompt_embedding(input_ids, mask)
-        if expand_size > 1 and input_ids is not None and (pixels is not None or features):
-            images: Any = pixels if features is None else features.patches[0]
-            count = len(images)
-            order = self._repeat_images(input_ids, count, expand_size)
-            pixels = pixels[order] if pixels is not None else None
-            features = features.take(order) if features else None
+        features: Any = kwargs.pop("features", None)
+        pixels: Any = kwargs.pop("pixel_values", None)
+        if features is None and pixels is not None:
+            features = model.encode_images(pixels)
+        if features is not None and input_ids is not None:
+            if kwargs.get("instruction") is None and model.fusion.reads == "prompt":
+                mask = kwargs.get("attention_mask")
+                kwargs["instruction"] = model.prompt_embedding(input_ids, mask)
+            if expand_size > 1:
+                order = self._repeat_images(input_ids, len(features.patches[0]), expand_size)
+                features = features.take(order)
         parent: Any = super()
         ids, kwargs = parent._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **kwargs
         )
-        given = {"pixel_values": pixels, "features": features}
-        return ids, kwargs | {k: v for k, v in given.items() if v is not None}
+        return ids, kwargs if features is None else {**kwargs, "features": features}
 
     def _repeat_images(self, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
         tokens = (input_ids == self.config.image_token_id).sum(dim=1)

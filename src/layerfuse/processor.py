@@ -1,5 +1,6 @@
 """Text and pictures in, model inputs out: chat template, image tokens, answer labels."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -148,8 +149,8 @@ class Processor(ProcessorMixin):
         images does not fit the text or when `max_length` would cut image tokens away, and
         NoLabelError when no token is labelled.
         """
+        messages = self._expand(messages, image_tokens)
         text, spans = self._plain(messages) if prompt == "plain" else self._chat(messages)
-        text, spans = self._expand(text, spans, image_tokens)
         spans = spans[-1:] if answers == "last" else spans
         encoded = self.tokenizer(
             text, add_special_tokens=prompt == "plain", return_offsets_mapping=True
@@ -212,28 +213,25 @@ class Processor(ProcessorMixin):
         return text + rest, spans
 
     def _plain(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-        count = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
-        text, spans = IMAGE_TOKEN * count, []
+        count = sum(m["content"].count(self.image_token) for m in messages)
+        text, spans = self.image_token * count, []
         for answer in (m["content"].strip() for m in messages if m["role"] == "assistant"):
             spans.append((len(text), len(text) + len(answer)))
             text += answer + self.tokenizer.eos_token
         return text, spans
 
-    def _expand(
-        self, text: str, spans: list[tuple[int, int]], image_tokens: list[int]
-    ) -> tuple[str, list[tuple[int, int]]]:
-        parts = text.split(IMAGE_TOKEN)
-        if len(parts) - 1 != len(image_tokens):
+    def _expand(self, messages: list[Message], image_tokens: list[int]) -> list[Message]:
+        """The messages with as many image tokens in place of each marker as its image becomes."""
+        markers = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
+        if markers != len(image_tokens):
             raise ValueError(
-                f"{len(parts) - 1} {IMAGE_TOKEN} markers in the text, {len(image_tokens)} images"
+                f"{markers} {IMAGE_TOKEN} markers in the text, {len(image_tokens)} images"
             )
-        expanded, moved = parts[0], list(spans)
-        for count, part in zip(image_tokens, parts[1:], strict=True):
-            shift = count * len(self.image_token) - len(IMAGE_TOKEN)
-            here = len(expanded)
-            moved = [(a + shift * (a >= here), b + shift * (b > here)) for a, b in moved]
-            expanded += self.image_token * count + part
-        return expanded, moved
+        runs = (self.image_token * count for count in image_tokens)
+        return [
+            {**m, "content": re.sub(IMAGE_TOKEN, lambda _: next(runs), m["content"])}
+            for m in messages
+        ]
 
 
 def load_tokenizer(name: str, image_token: str | None = None) -> Any:

@@ -7,19 +7,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from layerfuse.recipe import (
-    Arm,
-    Data,
-    Evaluation,
-    Grid,
-    Lora,
-    Recipe,
-    Resources,
-    Scenes,
-    Source,
-    Stage,
-    Statistics,
-)
+from layerfuse import recipe as parts
+from layerfuse.recipe import Recipe
 
 _PATHS = ("path", "images", "chat_template", "similarity")
 _NAMES = ("encoder", "llm", "model", "dataset")
@@ -48,9 +37,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _plain(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return error["msg"]
-    parents: dict[str, Any] = {"stages": Stage, "arms": Arm, "evaluate": Evaluation}
-    parents |= {"statistics": Statistics, "resources": Resources, "grid": Grid, "lora": Lora}
-    parents |= {"encoder": Source, "llm": Source, "data": Data, "scenes": Scenes}
+    parents: dict[str, Any] = {"stages": parts.Stage, "arms": parts.Arm, "grid": parts.Grid}
+    parents |= {"evaluate": parts.Evaluation, "statistics": parts.Statistics, "lora": parts.Lora}
+    parents |= {"resources": parts.Resources, "data": parts.Data, "scenes": parts.Scenes}
+    parents |= {"encoder": parts.Source, "llm": parts.Source}
     holder = next((parents[p] for p in reversed(error["loc"][:-1]) if p in parents), Recipe)
     return f"unknown key; valid: {', '.join(holder.model_fields)}"
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from layerfuse.encoder import Features
 from layerfuse.fusion.layout import Layout
 from layerfuse.layers import Normalization, OwnInit, Projector, Standardize, normalization
-from layerfuse.registry import Registry
 from layerfuse.selection import LayerSpec, Selection, resolve_layer
 
 OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -140,8 +139,11 @@ class Fusion(nn.Module):
 
     @classmethod
     def example(cls, depth: int) -> LayerSpec:
-        """The published layers for an encoder of 24 blocks, and their like for another depth."""
-        return cls.published if isinstance(cls.published, str) else scaled(cls.published, depth)
+        """The published layers for an encoder of 24 blocks; for another those at the same relative
+        depths, fewer where several fall together."""
+        if isinstance(cls.published, str):
+            return cls.published
+        return list(dict.fromkeys(max(1, round(k * depth / 24)) for k in cls.published))
 
     @classmethod
     def num_tokens(cls, config: Any, grid: tuple[int, int], layers: int) -> int:
@@ -213,12 +215,6 @@ def _rescale_to(target: float) -> Callable[[nn.Module, Any, Tensor], None]:
     return hook
 
 
-def scaled(layers: Iterable[int], depth: int, full: int = 24) -> list[int]:
-    """The layers of an encoder of `depth` blocks at the relative depths of `layers` among `full`;
-    fewer where several fall together."""
-    return list(dict.fromkeys(max(1, round(k * depth / full)) for k in layers))
-
-
 def descriptions(config: type[StrategyConfig]) -> dict[str, str]:
     """{option: its description}, own and inherited, as written where each is declared."""
     return {
@@ -229,5 +225,32 @@ def descriptions(config: type[StrategyConfig]) -> dict[str, str]:
     }
 
 
-FUSIONS: Registry[StrategyConfig, Fusion] = Registry("fusion strategy")
+class Registry(dict[str, tuple[type[StrategyConfig], type[Fusion]]]):
+    """From the name of a strategy to its config class and its module class, as registered."""
+
+    def register(
+        self, name: str, config: type[StrategyConfig]
+    ) -> Callable[[type[Fusion]], type[Fusion]]:
+        """Class decorator: register the decorated module under `name` with its config class.
+
+        Raises ValueError if the name is taken by another class.
+        """
+
+        def add(module: type[Fusion]) -> type[Fusion]:
+            if name in self and self[name][1].__qualname__ != module.__qualname__:
+                raise ValueError(f"fusion strategy {name!r} is already registered: {self[name][1]}")
+            self[name] = (config, module)
+            return module
+
+        return add
+
+    def names(self) -> list[str]:
+        """The registered names, in order of registration."""
+        return list(self)
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"unknown fusion strategy {name!r}; valid: {', '.join(self)}")
+
+
+FUSIONS = Registry()
 register = FUSIONS.register

@@ -55,11 +55,6 @@ class Deformable(Fusion):
         self.gamma_2 = nn.Parameter(torch.zeros(width))
         self.projector = Projector(width, shapes.llm_width)
 
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        self.cross.reset_parameters()
-        self.self_attention.reset_parameters()
-
     def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
         base = self.normalized(features, [self.config.base])[0]
         layers = self.normalized(features, self.shapes.selection.layers)

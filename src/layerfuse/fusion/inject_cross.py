@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
-from layerfuse.fusion.injector import check_position
+from layerfuse.fusion.injector import Placement, check_position, llm_blocks
 from layerfuse.fusion.layout import Layout
-from layerfuse.fusion.placement import Placement, llm_blocks
 from layerfuse.layers import GatedCrossAttention, GatedMLP, Projector
 
 
