@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from docs.generate import descriptions
 from layerfuse.config import configure
 from layerfuse.encoder import Features
 from layerfuse.fusion import (
@@ -26,7 +27,6 @@ from layerfuse.fusion import (
     register,
     seen_images,
 )
-from layerfuse.fusion.base import descriptions
 from layerfuse.fusion.injector import llm_blocks
 from layerfuse.fusion.layout import place
 from layerfuse.layers import GatedMLP, Projector

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,32 +21,30 @@ app.add_typer(cache, name="cache")
 listing = typer.Typer(no_args_is_help=True, help="Tables of what there is.")
 app.add_typer(listing, name="list")
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe, for example recipes/quickstart.yaml")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes to the recipe: key.sub=value ...")
-]
+RecipeFile = Annotated[Path, Argument(help="A recipe, for example recipes/quickstart.yaml")]
+Overrides = Annotated[list[str] | None, Argument(help="Changes to the recipe: key.sub=value ...")]
 Imports = Annotated[
     list[str] | None,
-    typer.Option("--import", help="A Python module that registers fusion strategies; repeatable."),
+    Option("--import", help="A Python module that registers fusion strategies; repeatable."),
 ]
-Encoder = Annotated[str, typer.Argument(help="A local model, hub id or folder with an encoder.")]
+Encoder = Annotated[str, Argument(help="A local model, hub id or folder with an encoder.")]
 Pictures = Annotated[
     str | None,
-    typer.Argument(
+    Argument(
         help="A folder of images, a LLaVA JSON or a dataset. Default: generated and scikit-image's"
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option(help="Folder of the results.", show_default="runs/look-<encoder>")
+    Path | None, Option(help="Folder of the results.", show_default="runs/look-<encoder>")
 ]
-Number = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Arithmetic of the encoder.")]
-Batch = Annotated[int, typer.Option(help="Pictures encoded at once.", min=1)]
-Tasks = Annotated[str | None, typer.Option(help="Tasks, as count,shape. Default: all")]
+Number = Annotated[Literal["float32", "bfloat16"], Option(help="Arithmetic of the encoder.")]
+Batch = Annotated[int, Option(help="Pictures encoded at once.", min=1)]
+Tasks = Annotated[str | None, Option(help="Tasks, as count,shape. Default: all")]
 ProbeData = Annotated[
-    str | None, typer.Option(help="LLaVA JSON with short answers. Default: generated scenes")
+    str | None, Option(help="LLaVA JSON with short answers. Default: generated scenes")
 ]
 ProbeTest = Annotated[
-    str | None, typer.Option(help="The same to test on. Default: three tenths of the data")
+    str | None, Option(help="The same to test on. Default: three tenths of the data")
 ]
 
 
@@ -70,7 +69,7 @@ def _run(module: str, verb: str, imports: list[str] | None = None, **options: An
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show tracebacks of all errors.")] = False,
 ) -> None: ...
 
 
@@ -79,10 +78,10 @@ def study(
     recipe: RecipeFile,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the study.", show_default="runs/<name>")
+        Path | None, Option(help="Folder of the study.", show_default="runs/<name>")
     ] = None,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="One arm after another, or many at once by Ray.")
+        Literal["local", "ray"], Option(help="One arm after another, or many at once by Ray.")
     ] = "local",
     imports: Imports = None,
 ) -> None:
@@ -103,18 +102,18 @@ def show(recipe: RecipeFile, overrides: Overrides = None, imports: Imports = Non
 def similarity(
     encoder: Encoder,
     images: Pictures = None,
-    other: Annotated[str | None, typer.Option(help="A second encoder to compare with.")] = None,
+    other: Annotated[str | None, Option(help="A second encoder to compare with.")] = None,
     by: Annotated[
-        str, typer.Option(help="What makes the groups: cosine[_centred], cka_tokens or cka_images.")
+        str, Option(help="What makes the groups: cosine[_centred], cka_tokens or cka_images.")
     ] = "cosine",
     groups: Annotated[
-        int, typer.Option(help="Number of groups; 0: the widest mean silhouette.", min=0)
+        int, Option(help="Number of groups; 0: the widest mean silhouette.", min=0)
     ] = 3,
-    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Use only the first pictures.", min=1)] = None,
+    split: Annotated[str, Option(help="Split of a dataset.")] = "train",
+    limit: Annotated[int | None, Option(help="Use only the first pictures.", min=1)] = None,
     batch_size: Batch = 16,
     dtype: Number = "float32",
-    seed: Annotated[int, typer.Option(help="Seed of the sample of tokens.", min=0)] = 0,
+    seed: Annotated[int, Option(help="Seed of the sample of tokens.", min=0)] = 0,
     output: Output = None,
 ) -> None:
     """How alike the layers of an encoder are: cosine, CKA, groups, scores. Continues if killed."""
@@ -129,12 +128,12 @@ def probe(
     tasks: Tasks = None,
     layers: Annotated[
         list[str] | None,
-        typer.Option(help="A combination of layers to probe too; repeatable. Default: two triples"),
+        Option(help="A combination of layers to probe too; repeatable. Default: two triples"),
     ] = None,
-    grid: Annotated[int, typer.Option(help="Side of the grid of pooled tokens.", min=1)] = 4,
+    grid: Annotated[int, Option(help="Side of the grid of pooled tokens.", min=1)] = 4,
     batch_size: Batch = 16,
     dtype: Number = "float32",
-    seed: Annotated[int, typer.Option(help="Seed of splits and resamples.", min=0)] = 0,
+    seed: Annotated[int, Option(help="Seed of splits and resamples.", min=0)] = 0,
     output: Output = None,
 ) -> None:
     """What each layer knows: linear probes per layer and task, with intervals and figures."""
@@ -148,9 +147,9 @@ def recommend(
     data: ProbeData = None,
     test: ProbeTest = None,
     tasks: Tasks = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe that the arms are for.")] = None,
+    recipe: Annotated[Path | None, Option(help="A recipe that the arms are for.")] = None,
     against: Annotated[
-        Path | None, typer.Option(help="A finished study: how well do the criteria rank its arms?")
+        Path | None, Option(help="A finished study: how well do the criteria rank its arms?")
     ] = None,
     dtype: Number = "float32",
     output: Output = None,
@@ -162,10 +161,10 @@ def recommend(
 @listing.command("fusions")
 def list_fusions(
     encoder: Annotated[
-        str, typer.Option(help="Encoder: a local model, hub id, folder, or clip-l-336.")
+        str, Option(help="Encoder: a local model, hub id, folder, or clip-l-336.")
     ] = "clip-l-336",
     llm: Annotated[
-        str, typer.Option(help="LLM: a local model, hub id, folder, or vicuna-7b.")
+        str, Option(help="LLM: a local model, hub id, folder, or vicuna-7b.")
     ] = "vicuna-7b",
     imports: Imports = None,
 ) -> None:
@@ -175,10 +174,10 @@ def list_fusions(
 
 @app.command()
 def ask(
-    model: Annotated[Path, typer.Argument(help="A model folder, e.g. runs/<study>/arms/*/model")],
-    image: Annotated[Path, typer.Argument(help="A picture.")],
-    question: Annotated[str, typer.Argument(help="The question.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    model: Annotated[Path, Argument(help="A model folder, e.g. runs/<study>/arms/*/model")],
+    image: Annotated[Path, Argument(help="A picture.")],
+    question: Annotated[str, Argument(help="The question.")],
+    max_new_tokens: Annotated[int, Option(help="Longest answer.")] = 64,
     imports: Imports = None,
 ) -> None:
     """Ask a trained model one question about one picture."""
@@ -202,7 +201,7 @@ def cache_verify() -> None:
 @cache.command("clear")
 def cache_clear(
     name: Annotated[
-        str | None, typer.Argument(help="The beginning of a name in `cache list`. Default: all")
+        str | None, Argument(help="The beginning of a name in `cache list`. Default: all")
     ] = None,
 ) -> None:
     """Remove cached features."""
@@ -228,9 +227,9 @@ def list_models() -> None:
 @models.command()
 def pull(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names of local models.", show_default="all")
+        list[str] | None, Argument(help="Names of local models.", show_default="all")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Convert again what is there.")] = False,
+    force: Annotated[bool, Option(help="Convert again what is there.")] = False,
 ) -> None:
     """Download and convert local models into ordinary Hugging Face folders."""
     from layerfuse.local_models import MODELS

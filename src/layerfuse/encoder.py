@@ -125,8 +125,7 @@ class Encoder(nn.Module):
         blocks = self.family.blocks(tower)
         del blocks[self.layers[-1] :]
         for name in self.family.unused:
-            if name in tower._modules:
-                setattr(tower, name, nn.Identity())
+            setattr(tower, name, nn.Identity())
 
     @classmethod
     def from_config(

@@ -7,12 +7,7 @@ from typing import Any, Literal
 import torch
 from jinja2 import TemplateError
 from tokenizers import AddedToken
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    BatchFeature,
-    ProcessorMixin,
-)
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from layerfuse.fusion import parse
 from layerfuse.local_models import resolve
@@ -22,6 +17,9 @@ IMAGE_TOKEN = "<image>"
 IGNORED = -100
 Message = dict[str, str]
 """{"role": "user" | "assistant" | "system", "content": text, `<image>` where a picture belongs}"""
+
+Spans = list[tuple[int, int]]
+"""first and last + 1 characters of the answers in a text"""
 
 # Answers are rendered as these private-use characters first, so that their place in the text is
 # known exactly, whatever the chat template puts around them.
@@ -156,7 +154,7 @@ class Processor(ProcessorMixin):
             text, add_special_tokens=prompt == "plain", return_offsets_mapping=True
         )
         ids, labels = encoded["input_ids"], [IGNORED] * len(encoded["input_ids"])
-        for first, last in self._labelled(text, encoded["offset_mapping"], ids, spans):
+        for first, last in self._labelled(text, encoded, spans):
             own = ids[first:last]
             labels[first:last] = [IGNORED if k == self.image_token_id else k for k in own]
         kept = torch.tensor(ids)[:max_length], torch.tensor(labels)[:max_length]
@@ -166,14 +164,9 @@ class Processor(ProcessorMixin):
             raise NoLabelError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
         return {"input_ids": kept[0], "labels": kept[1]}
 
-    def _labelled(
-        self,
-        text: str,
-        offsets: list[tuple[int, int]],
-        ids: list[int],
-        spans: list[tuple[int, int]],
-    ) -> Iterator[tuple[int, int]]:
+    def _labelled(self, text: str, encoded: Any, spans: Spans) -> Iterator[tuple[int, int]]:
         """Token ranges of the answers, each with the special token that ends its turn, if any."""
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         added = self.tokenizer.added_tokens_decoder
         special = {k for k, token in added.items() if token.special} - {self.image_token_id}
         for start, end in spans:
@@ -196,7 +189,7 @@ class Processor(ProcessorMixin):
             roles = [m["role"] for m in messages]
             raise ValueError(f"the chat template refuses the roles {roles}: {error}") from error
 
-    def _chat(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def _chat(self, messages: list[Message]) -> tuple[str, Spans]:
         answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
         marks = iter(f"{_OPEN}{i}{_CLOSE}" for i in range(len(answers)))
         masked = [
@@ -212,7 +205,7 @@ class Processor(ProcessorMixin):
             text += answer
         return text + rest, spans
 
-    def _plain(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def _plain(self, messages: list[Message]) -> tuple[str, Spans]:
         count = sum(m["content"].count(self.image_token) for m in messages)
         text, spans = self.image_token * count, []
         for answer in (m["content"].strip() for m in messages if m["role"] == "assistant"):

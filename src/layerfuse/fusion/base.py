@@ -201,28 +201,17 @@ class Fusion(nn.Module):
         if self.config.token_scale is None:
             return
         target = self.config.token_scale * embedding_std
+
+        def rescale(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            module.get_buffer("scale").mul_(target / output.std().clamp_min(1e-12))
+
         projectors = [m for m in self.modules() if isinstance(m, Projector)]
-        handles = [m.register_forward_hook(_rescale_to(target)) for m in projectors]
+        handles = [m.register_forward_hook(rescale) for m in projectors]
+        guidance, self.guidance = self.guidance, "uniform"  # pictures are measured without text
         self(features)
+        self.guidance = guidance
         for handle in handles:
             handle.remove()
-
-
-def _rescale_to(target: float) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        module.get_buffer("scale").mul_(target / output.std().clamp_min(1e-12))
-
-    return hook
-
-
-def descriptions(config: type[StrategyConfig]) -> dict[str, str]:
-    """{option: its description}, own and inherited, as written where each is declared."""
-    return {
-        name: field.description or ""
-        for base in reversed(config.__mro__)
-        for name, field in vars(base).get("__pydantic_fields__", {}).items()
-        if field.description
-    }
 
 
 class Registry(dict[str, tuple[type[StrategyConfig], type[Fusion]]]):

@@ -22,8 +22,8 @@ class ConcatConfig(StrategyConfig):
     """Options of `concat`."""
 
     projector: Literal["mlp", "linear"] = "mlp"
-    """`mlp` is Linear, GELU, Linear; `linear` is one Linear, which equals the sum of one Linear
-    per layer."""
+    """`mlp` is Linear, GELU, Linear (LLaVA-1.5); `linear` is one Linear, which equals the sum of
+    one Linear per layer."""
 
 
 @register("concat", ConcatConfig)

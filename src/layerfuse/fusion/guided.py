@@ -49,9 +49,3 @@ class GuidedFusion(Fusion):
                 "`model.fusion.guidance = 'uniform'`"
             )
         return self.allocate(features, instruction)
-
-    @torch.no_grad()
-    def calibrate(self, features: Features, embedding_std: float) -> None:
-        guidance, self.guidance = self.guidance, "uniform"  # pictures are measured without text
-        super().calibrate(features, embedding_std)
-        self.guidance = guidance

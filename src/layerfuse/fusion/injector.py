@@ -154,16 +154,6 @@ def llm_blocks(placement: Placement, shapes: Shapes) -> tuple[int, ...]:
     return blocks
 
 
-def check_position(position: str, family: str) -> None:
-    """Raises ValueError if an addition at `position` is not defined for that family of LLM."""
-    known = (*PLAIN, *SANDWICH) if position in ("post", "parallel") else PLAIN
-    if position != "pre" and family not in known:
-        raise ValueError(
-            f"position {position!r} is defined for LLMs of the types {', '.join(known)}, not "
-            f"{family!r}; position 'pre' works with every LLM"
-        )
-
-
 def attach(fusion: Fusion, blocks: nn.ModuleList) -> None:
     """Let `fusion` reach every decoder block. Call once, when the model is built."""
     for index, block in enumerate(blocks):
