@@ -45,7 +45,7 @@ def test_python_snippets_of_the_readme_run(tmp_path: Path) -> None:
     """The second snippet loads the model that the first one made."""
     from PIL import Image
 
-    from layerfuse.compose import compose_processor
+    from layerfuse.config import compose_processor
     from layerfuse.model import FusionVLM
 
     compose, load = snippets(ROOT / "README.md", "python")

@@ -28,8 +28,7 @@ from layerfuse.fusion import (
     seen_images,
 )
 from layerfuse.fusion.injector import llm_blocks
-from layerfuse.fusion.layout import place
-from layerfuse.layers import GatedMLP, Projector
+from layerfuse.layers import GatedMLP, Projector, place
 from layerfuse.selection import select
 from tests import naive, tiny
 

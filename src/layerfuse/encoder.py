@@ -92,9 +92,8 @@ def vision_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
 
     Raises ValueError if it is no vision encoder with patch tokens that layerfuse knows.
     """
-    parts = config.sub_configs
-    vision = config.to_dict().get("vision_config") and vars(config)["vision_config"]
-    found = vision if "vision_config" in parts and vision else config
+    vision = vars(config).get("vision_config")
+    found = vision if isinstance(vision, PreTrainedConfig) else config
     if found.model_type not in FAMILIES:
         raise ValueError(
             f"{config.model_type!r} is not an encoder with patch tokens that layerfuse knows; "

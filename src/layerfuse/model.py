@@ -17,15 +17,16 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from layerfuse.compose import (
+from layerfuse.config import (
+    FusionConfig,
     Source,
+    configure,
     decoder_blocks,
-    ensure_row,
     image_token_id_of,
     load_llm,
+    shapes,
     text_config_of,
 )
-from layerfuse.config import FusionConfig, configure, shapes
 from layerfuse.encoder import Encoder, Features, device, load_tower, load_vision_config
 from layerfuse.fusion import Layout, Visual, attach, parse, seen_images
 from layerfuse.generation import FusionOutput, ImageGeneration
@@ -93,20 +94,16 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         weights). With a config as `llm`, give `image_token_id`. Raises ValueError for anything that
         does not fit, before weights load.
         """
-        encoder = str(encoder) if isinstance(encoder, Path) else encoder
-        llm = str(llm) if isinstance(llm, Path) else llm
+        encoder, llm = (str(x) if isinstance(x, Path) else x for x in (encoder, llm))
         vision, text = load_vision_config(encoder), text_config_of(llm)
         token_id = image_token_id_of(llm, image_token) if image_token_id is None else image_token_id
         config = configure(vision, text, layers, fusion, token_grid, token_id)
-        options, _ = parse(config.fusion or {})
-        taps = options.taps(config.selection)
+        taps = parse(config.fusion or {})[0].taps(config.selection)
         if isinstance(encoder, str):
             tower = Encoder(load_tower(encoder, vision, dtype), taps, token_grid)
         else:
             tower = Encoder.from_config(vision, taps, token_grid).to(dtype)
-        language_model = load_llm(llm, dtype, attn_implementation)
-        ensure_row(language_model, token_id)
-        language_model.generation_config.suppress_tokens = [token_id]  # an answer holds no image
+        language_model = load_llm(llm, dtype, attn_implementation, token_id)
         config.text_config = language_model.config
         return cls(config, tower, language_model)
 
@@ -212,19 +209,13 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         )
 
     def _embed(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        visual: Visual | None,
-        fresh: bool,
+        self, input_ids: Tensor | None, given: Tensor | None, visual: Visual | None, fresh: bool
     ) -> tuple[Tensor, Visual | None]:
         """The LLM's input: text embeddings with the visual tokens written over image tokens.
         `fresh`: the batch has images of its own."""
-        embeds = inputs_embeds
-        if embeds is None:
-            if input_ids is None:
-                raise ValueError("give input_ids or inputs_embeds")
-            embeds = self.get_input_embeddings()(input_ids)
+        if given is None and input_ids is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        embeds: Tensor = self.get_input_embeddings()(input_ids) if given is None else given
         unguided = self.fusion.reads != "nothing" and self.fusion.guidance == "uniform"
         if self.training and (unguided or not fresh):
             # what the batch does not use takes part with zero gradient, the same on every rank

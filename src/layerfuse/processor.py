@@ -118,14 +118,9 @@ class Processor(ProcessorMixin):
         With a strategy that reads sentences, `instruction` holds the embedding of each
         conversation's last question.
         """
-        call: Any = self.__call__
-        found = call(
-            text=[self.prompt(m).replace(IMAGE_TOKEN, self.image_token) for m in conversations],
-            images=images or None,
-            add_special_tokens=False,
-            padding=True,
-            return_tensors="pt",
-        )
+        options: Any = {"add_special_tokens": False, "padding": True, "return_tensors": "pt"}
+        text = [self.prompt(m).replace(IMAGE_TOKEN, self.image_token) for m in conversations]
+        found = self(text=text, images=images or None, **options)
         if self.reads == "sentence":
             asked = [question_of(m).replace(self.image_token, "").strip() for m in conversations]
             found["instruction"] = self.sentences(asked)

@@ -13,11 +13,11 @@ from layerfuse.fusion.inject_add import InjectAdd
 from layerfuse.fusion.inject_cross import InjectCross
 from layerfuse.fusion.injector import attach
 from layerfuse.fusion.instruction_weighted import InstructionWeighted
-from layerfuse.fusion.layout import Layout, seen_images
 from layerfuse.fusion.single import Single
 from layerfuse.fusion.text_routed import TextRouted
 from layerfuse.fusion.token_concat import TokenConcat
 from layerfuse.fusion.weighted_sum import WeightedSum
+from layerfuse.layers import Layout, seen_images
 
 
 def parse(spec: dict[str, Any]) -> tuple[StrategyConfig, type[Fusion]]:

@@ -1,6 +1,6 @@
 """The small interface behind every fusion strategy."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
@@ -10,8 +10,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.layout import Layout
-from layerfuse.layers import Normalization, OwnInit, Projector, Standardize, normalization
+from layerfuse.layers import Layout, Normalization, OwnInit, Projector, Standardize, normalization
 from layerfuse.selection import LayerSpec, Selection, resolve_layer
 
 OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -139,8 +138,7 @@ class Fusion(nn.Module):
 
     @classmethod
     def example(cls, depth: int) -> LayerSpec:
-        """The published layers for an encoder of 24 blocks; for another those at the same relative
-        depths, fewer where several fall together."""
+        """The published layers, or as many as there are at their relative depths in `depth`."""
         if isinstance(cls.published, str):
             return cls.published
         return list(dict.fromkeys(max(1, round(k * depth / 24)) for k in cls.published))
@@ -166,9 +164,8 @@ class Fusion(nn.Module):
         """A term of the training loss, if the strategy has one."""
         return None
 
-    def normalized(self, features: Features, layers: Iterable[int]) -> list[Tensor]:
+    def normalized(self, features: Features, layers: Sequence[int]) -> list[Tensor]:
         """The normalised patch tokens of `layers`: one (B, N, Dv) each."""
-        layers = list(layers)
         return [self.norms[str(k)](x) for k, x in zip(layers, features.select(layers), strict=True)]
 
     def group_means(self, features: Features) -> list[Tensor]:

@@ -117,8 +117,7 @@ class Deformable(Fusion):
 
 
 def cell_centers(grid: tuple[int, int], like: Tensor) -> Tensor:
-    """(rows · columns, 2) centres (x, y) in [0, 1] of the cells of a grid in raster order, on the
-    device of `like`, in float32 or finer."""
+    """(rows · columns, 2) centres (x, y) in [0, 1] of a grid's cells in raster order."""
     rows, columns = grid
     dtype = torch.promote_types(like.dtype, torch.float32)
     y = (torch.arange(rows, dtype=dtype, device=like.device) + 0.5) / rows

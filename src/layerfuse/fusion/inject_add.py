@@ -12,8 +12,7 @@ from torch import Tensor, nn, zeros
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
 from layerfuse.fusion.injector import Placement, llm_blocks
-from layerfuse.fusion.layout import place
-from layerfuse.layers import Projector
+from layerfuse.layers import Projector, place
 
 
 @options

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
 from layerfuse.fusion.injector import PLAIN, SANDWICH, Placement, llm_blocks
-from layerfuse.fusion.layout import Layout
-from layerfuse.layers import GatedCrossAttention, GatedMLP, Projector
+from layerfuse.layers import GatedCrossAttention, GatedMLP, Layout, Projector
 
 
 @options
