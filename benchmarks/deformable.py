@@ -21,7 +21,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     MultiScaleDeformableAttention,
 )
 
-from layerfuse.deformable_attention import Sizes, deformable_attention
+from layerfuse.fusion.deformable import Sizes, deformable_attention
 
 ROUNDS = 9
 Core = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]

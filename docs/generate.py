@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from layerfuse import recipe
-from layerfuse.fusion import FUSIONS, descriptions
+from layerfuse.fusion import FUSIONS, StrategyConfig
 from layerfuse.selection import SYNTAX
 
 DOCS = Path(__file__).parent
@@ -57,6 +57,16 @@ def _table(fields: dict[str, Any], texts: dict[str, str]) -> list[str]:
         cells = (f"`{name}`", _type(field), _default(field), _text(texts[name]))
         rows.append("| " + " | ".join(cells) + " |")
     return rows
+
+
+def descriptions(config: type[StrategyConfig]) -> dict[str, str]:
+    """{option: its description}, own and inherited, as written where each is declared."""
+    return {
+        name: field.description or ""
+        for base in reversed(config.__mro__)
+        for name, field in vars(base).get("__pydantic_fields__", {}).items()
+        if field.description
+    }
 
 
 def recipe_reference() -> str:

@@ -13,10 +13,16 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     MultiScaleDeformableAttention,
 )
 
-from layerfuse.deformable_attention import DeformableAttention, Sizes, deformable_attention
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import Shapes
-from layerfuse.fusion.deformable import Deformable, DeformableConfig, cell_centers
+from layerfuse.fusion.deformable import (
+    Deformable,
+    DeformableAttention,
+    DeformableConfig,
+    Sizes,
+    cell_centers,
+    deformable_attention,
+)
 from layerfuse.selection import select
 
 CORES: list[tuple[Sizes, int, int]] = [  # sizes, heads, points

@@ -45,7 +45,7 @@ def test_python_snippets_of_the_readme_run(tmp_path: Path) -> None:
     """The second snippet loads the model that the first one made."""
     from PIL import Image
 
-    from layerfuse.compose import compose_processor
+    from layerfuse.config import compose_processor
     from layerfuse.model import FusionVLM
 
     compose, load = snippets(ROOT / "README.md", "python")
@@ -84,7 +84,7 @@ def test_the_strategy_of_the_concepts_page_works() -> None:
         model = tiny.model("plain_sum", layers=[1, 3])
         assert model(**prompts(model, [1, 2])).logits.shape[0] == 2
     finally:
-        FUSIONS._pairs.pop("plain_sum", None)
+        FUSIONS.pop("plain_sum", None)
 
 
 def test_shell_snippets_name_verbs_recipes_and_targets_that_exist() -> None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from layerfuse.compose import decoder_blocks
+from layerfuse.config import decoder_blocks
 from layerfuse.fusion import FUSIONS
 from tests import tiny
 from tests.test_model import prompts

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from docs.generate import descriptions
 from layerfuse.config import configure
 from layerfuse.encoder import Features
 from layerfuse.fusion import (
@@ -22,14 +23,12 @@ from layerfuse.fusion import (
     Shapes,
     StrategyConfig,
     Visual,
-    descriptions,
     parse,
     register,
     seen_images,
 )
-from layerfuse.fusion.layout import place
-from layerfuse.fusion.placement import llm_blocks
-from layerfuse.layers import GatedMLP, Projector
+from layerfuse.fusion.injector import llm_blocks
+from layerfuse.layers import GatedMLP, Projector, place
 from layerfuse.selection import select
 from tests import naive, tiny
 
@@ -772,4 +771,4 @@ def test_a_users_strategy_is_one_class() -> None:
         with pytest.raises(ValueError, match="already registered"):
             register("single", StrategyConfig)(Sum)
     finally:
-        FUSIONS._pairs.pop("test_last_two_sum")
+        FUSIONS.pop("test_last_two_sum")

@@ -446,7 +446,7 @@ def test_a_full_vocabulary_grows_by_a_row_that_is_never_likeliest(tmp_path: Path
 def test_ask_and_reload_with_auto_classes(tmp_path: Path) -> None:
     encoder, llm = saved_parts(tmp_path)
     model = FusionVLM.compose(encoder=encoder, llm=llm, layers=[2, 3], fusion={"name": "concat"})
-    from layerfuse.compose import compose_processor
+    from layerfuse.config import compose_processor
 
     processor = compose_processor(encoder, llm, model.config, None, None)
     from PIL import Image

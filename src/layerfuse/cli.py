@@ -1,13 +1,12 @@
 """The command line: verbs only, everything heavy is imported when a verb runs."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,42 +21,44 @@ app.add_typer(cache, name="cache")
 listing = typer.Typer(no_args_is_help=True, help="Tables of what there is.")
 app.add_typer(listing, name="list")
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe, for example recipes/quickstart.yaml")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes to the recipe: key.sub=value ...")
-]
+RecipeFile = Annotated[Path, Argument(help="A recipe, for example recipes/quickstart.yaml")]
+Overrides = Annotated[list[str] | None, Argument(help="Changes to the recipe: key.sub=value ...")]
 Imports = Annotated[
     list[str] | None,
-    typer.Option("--import", help="A Python module that registers fusion strategies; repeatable."),
+    Option("--import", help="A Python module that registers fusion strategies; repeatable."),
 ]
-
-
-Encoder = Annotated[str, typer.Argument(help="A local model, hub id or folder with an encoder.")]
+Encoder = Annotated[str, Argument(help="A local model, hub id or folder with an encoder.")]
 Pictures = Annotated[
     str | None,
-    typer.Argument(
+    Argument(
         help="A folder of images, a LLaVA JSON or a dataset. Default: generated and scikit-image's"
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option(help="Folder of the results.", show_default="runs/look-<encoder>")
+    Path | None, Option(help="Folder of the results.", show_default="runs/look-<encoder>")
 ]
-Number = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Arithmetic of the encoder.")]
-Batch = Annotated[int, typer.Option(help="Pictures encoded at once.", min=1)]
-Tasks = Annotated[str | None, typer.Option(help="Tasks, as count,shape. Default: all")]
+Number = Annotated[Literal["float32", "bfloat16"], Option(help="Arithmetic of the encoder.")]
+Batch = Annotated[int, Option(help="Pictures encoded at once.", min=1)]
+Tasks = Annotated[str | None, Option(help="Tasks, as count,shape. Default: all")]
 ProbeData = Annotated[
-    str | None, typer.Option(help="LLaVA JSON with short answers. Default: generated scenes")
+    str | None, Option(help="LLaVA JSON with short answers. Default: generated scenes")
 ]
 ProbeTest = Annotated[
-    str | None, typer.Option(help="The same to test on. Default: three tenths of the data")
+    str | None, Option(help="The same to test on. Default: three tenths of the data")
 ]
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn what the user can mend into one message; anything else keeps its traceback."""
+def _run(module: str, verb: str, imports: list[str] | None = None, **options: Any) -> Any:
+    """Call a verb of layerfuse, imported only now and after the user's modules.
+
+    What the user can mend becomes one message; any other error keeps its traceback.
+    """
     try:
-        yield
+        if imports:
+            sys.path.insert(0, str(Path.cwd()))
+        for name in imports or []:
+            import_module(name)
+        return getattr(import_module(f"layerfuse.{module}"), verb)(**options)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if "--debug" in sys.argv:
             raise
@@ -66,21 +67,9 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def _run(module: str, verb: str, **options: Any) -> Any:
-    """Call a verb of layerfuse, imported only now."""
-    with _errors():
-        return getattr(import_module(f"layerfuse.{module}"), verb)(**options)
-
-
-def _import(modules: list[str] | None) -> None:
-    sys.path.insert(0, str(Path.cwd()))
-    for module in modules or []:
-        import_module(module)
-
-
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show tracebacks of all errors.")] = False,
 ) -> None: ...
 
 
@@ -89,49 +78,42 @@ def study(
     recipe: RecipeFile,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the study.", show_default="runs/<name>")
+        Path | None, Option(help="Folder of the study.", show_default="runs/<name>")
     ] = None,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="One arm after another, or many at once by Ray.")
+        Literal["local", "ray"], Option(help="One arm after another, or many at once by Ray.")
     ] = "local",
     imports: Imports = None,
 ) -> None:
     """Train and compare every arm of a recipe, and write report.html. Continues what was begun."""
-    with _errors():
-        _import(imports)
-        from layerfuse.study.run import study as run
-
-        own = {"engine": engine, "modules": tuple(imports or ())}
-        report = run(recipe, tuple(overrides or ()), output=output, **own)
-        typer.echo(f"report: {report}")
+    given = {"recipe_path": recipe, "overrides": tuple(overrides or ()), "output": output}
+    modules = tuple(imports or ())
+    report = _run("study.run", "study", imports, engine=engine, modules=modules, **given)
+    typer.echo(f"report: {report}")
 
 
 @app.command()
 def show(recipe: RecipeFile, overrides: Overrides = None, imports: Imports = None) -> None:
     """Resolve a recipe and print its parameters, tokens, steps and FLOPs, without any weights."""
-    with _errors():
-        _import(imports)
-        from layerfuse.study.show import show as run
-
-        run(recipe, tuple(overrides or ()))
+    _run("study.show", "show", imports, recipe_path=recipe, overrides=tuple(overrides or ()))
 
 
 @app.command()
 def similarity(
     encoder: Encoder,
     images: Pictures = None,
-    other: Annotated[str | None, typer.Option(help="A second encoder to compare with.")] = None,
+    other: Annotated[str | None, Option(help="A second encoder to compare with.")] = None,
     by: Annotated[
-        str, typer.Option(help="What makes the groups: cosine[_centred], cka_tokens or cka_images.")
+        str, Option(help="What makes the groups: cosine[_centred], cka_tokens or cka_images.")
     ] = "cosine",
     groups: Annotated[
-        int, typer.Option(help="Number of groups; 0: the widest mean silhouette.", min=0)
+        int, Option(help="Number of groups; 0: the widest mean silhouette.", min=0)
     ] = 3,
-    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Use only the first pictures.", min=1)] = None,
+    split: Annotated[str, Option(help="Split of a dataset.")] = "train",
+    limit: Annotated[int | None, Option(help="Use only the first pictures.", min=1)] = None,
     batch_size: Batch = 16,
     dtype: Number = "float32",
-    seed: Annotated[int, typer.Option(help="Seed of the sample of tokens.", min=0)] = 0,
+    seed: Annotated[int, Option(help="Seed of the sample of tokens.", min=0)] = 0,
     output: Output = None,
 ) -> None:
     """How alike the layers of an encoder are: cosine, CKA, groups, scores. Continues if killed."""
@@ -146,12 +128,12 @@ def probe(
     tasks: Tasks = None,
     layers: Annotated[
         list[str] | None,
-        typer.Option(help="A combination of layers to probe too; repeatable. Default: two triples"),
+        Option(help="A combination of layers to probe too; repeatable. Default: two triples"),
     ] = None,
-    grid: Annotated[int, typer.Option(help="Side of the grid of pooled tokens.", min=1)] = 4,
+    grid: Annotated[int, Option(help="Side of the grid of pooled tokens.", min=1)] = 4,
     batch_size: Batch = 16,
     dtype: Number = "float32",
-    seed: Annotated[int, typer.Option(help="Seed of splits and resamples.", min=0)] = 0,
+    seed: Annotated[int, Option(help="Seed of splits and resamples.", min=0)] = 0,
     output: Output = None,
 ) -> None:
     """What each layer knows: linear probes per layer and task, with intervals and figures."""
@@ -165,9 +147,9 @@ def recommend(
     data: ProbeData = None,
     test: ProbeTest = None,
     tasks: Tasks = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe that the arms are for.")] = None,
+    recipe: Annotated[Path | None, Option(help="A recipe that the arms are for.")] = None,
     against: Annotated[
-        Path | None, typer.Option(help="A finished study: how well do the criteria rank its arms?")
+        Path | None, Option(help="A finished study: how well do the criteria rank its arms?")
     ] = None,
     dtype: Number = "float32",
     output: Output = None,
@@ -179,61 +161,39 @@ def recommend(
 @listing.command("fusions")
 def list_fusions(
     encoder: Annotated[
-        str, typer.Option(help="Encoder: a local model, hub id, folder, or clip-l-336.")
+        str, Option(help="Encoder: a local model, hub id, folder, or clip-l-336.")
     ] = "clip-l-336",
     llm: Annotated[
-        str, typer.Option(help="LLM: a local model, hub id, folder, or vicuna-7b.")
+        str, Option(help="LLM: a local model, hub id, folder, or vicuna-7b.")
     ] = "vicuna-7b",
     imports: Imports = None,
 ) -> None:
     """Every fusion strategy with what it costs beyond `single`, counted without any weights."""
-    with _errors():
-        _import(imports)
-        from layerfuse.study.catalogue import list_fusions as run
-
-        run(encoder, llm)
+    _run("study.catalogue", "list_fusions", **locals())
 
 
 @app.command()
 def ask(
-    model: Annotated[Path, typer.Argument(help="A model folder, e.g. runs/<study>/arms/*/model")],
-    image: Annotated[Path, typer.Argument(help="A picture.")],
-    question: Annotated[str, typer.Argument(help="The question.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    model: Annotated[Path, Argument(help="A model folder, e.g. runs/<study>/arms/*/model")],
+    image: Annotated[Path, Argument(help="A picture.")],
+    question: Annotated[str, Argument(help="The question.")],
+    max_new_tokens: Annotated[int, Option(help="Longest answer.")] = 64,
     imports: Imports = None,
 ) -> None:
     """Ask a trained model one question about one picture."""
-    with _errors():
-        _import(imports)
-        from layerfuse.encoder import device
-        from layerfuse.model import FusionVLM
-        from layerfuse.processor import Processor
-
-        if not (model / "config.json").is_file():
-            raise FileNotFoundError(f"no model in {model}")
-        vlm: Any = FusionVLM.from_pretrained(model).eval()
-        vlm.to(device())
-        processor = Processor.from_pretrained(model)
-        typer.echo(vlm.ask(processor, image, question, max_new_tokens=max_new_tokens))
+    typer.echo(_run("model", "ask", **locals()))
 
 
 @cache.command("list")
 def cache_list() -> None:
     """What the cache holds, by encoder, preprocessing and layer."""
-    with _errors():
-        from layerfuse.data.shards import show
-
-        show(typer.echo)
+    _run("data.shards", "show", say=typer.echo)
 
 
 @cache.command("verify")
 def cache_verify() -> None:
     """Read everything; drop what is damaged, so that it is encoded again when it is needed."""
-    with _errors():
-        from layerfuse.data.shards import verify
-
-        mended = verify(typer.echo)
-    if mended:
+    if _run("data.shards", "verify", say=typer.echo):
         raise typer.Exit(1)
     typer.echo("nothing is damaged")
 
@@ -241,14 +201,12 @@ def cache_verify() -> None:
 @cache.command("clear")
 def cache_clear(
     name: Annotated[
-        str | None, typer.Argument(help="The beginning of a name in `cache list`. Default: all")
+        str | None, Argument(help="The beginning of a name in `cache list`. Default: all")
     ] = None,
 ) -> None:
     """Remove cached features."""
-    with _errors():
-        from layerfuse.data.shards import clear
-
-        typer.echo(f"{clear(name) / 1e9:.2f} GB freed")
+    freed = _run("data.shards", "clear", name=name)
+    typer.echo(f"{freed / 1e9:.2f} GB freed")
 
 
 @models.command("list")
@@ -269,20 +227,19 @@ def list_models() -> None:
 @models.command()
 def pull(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names of local models.", show_default="all")
+        list[str] | None, Argument(help="Names of local models.", show_default="all")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Convert again what is there.")] = False,
+    force: Annotated[bool, Option(help="Convert again what is there.")] = False,
 ) -> None:
     """Download and convert local models into ordinary Hugging Face folders."""
-    with _errors():
-        from layerfuse.local_models import MODELS, folder
-        from layerfuse.local_models import pull as run
+    from layerfuse.local_models import MODELS
 
-        chosen = names or list(MODELS)
-        for name in chosen:
-            folder(name)  # all names are checked before the first download
-        for name in chosen:
-            typer.echo(f"{name}: {run(name, force=force, say=typer.echo)}")
+    chosen = names or list(MODELS)
+    for name in chosen:
+        _run("local_models", "folder", name=name)  # checks all names before the first download
+    for name in chosen:
+        where = _run("local_models", "pull", name=name, force=force, say=typer.echo)
+        typer.echo(f"{name}: {where}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""The configuration of a FusionVLM: every layer index in it is resolved."""
+"""From an encoder and an LLM to a FusionVLM: its configuration, its LLM, its processor."""
 
 from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
 from layerfuse.encoder import FAMILIES
 from layerfuse.fusion import Shapes, parse
+from layerfuse.local_models import resolve
+from layerfuse.processor import IMAGE_TOKEN, Processor, load_image_processor, load_tokenizer
 from layerfuse.selection import LayerSpec, Selection, select
+
+Source = str | PreTrainedConfig
+"""hub id, local folder, local-model name, or a config (random weights)"""
 
 
 class FusionConfig(PreTrainedConfig):
@@ -96,4 +102,72 @@ def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfi
         llm_ffn=inside.get("intermediate_size"),
         llm_family=text.model_type,
         has_cls=FAMILIES[vision.model_type].prefix(vision) > 0,
+    )
+
+
+def image_token_id_of(llm: Source, image_token: str | None) -> int:
+    """The id of an LLM's image token. Raises ValueError if `llm` is a config."""
+    if not isinstance(llm, str):
+        raise ValueError("`llm` is a config, so `image_token_id` must be given")
+    return load_tokenizer(llm, image_token).convert_tokens_to_ids(image_token or IMAGE_TOKEN)
+
+
+def text_config_of(llm: Source) -> PreTrainedConfig:
+    """The configuration of an LLM. Raises ValueError if it is more than a language model."""
+    config = llm if isinstance(llm, PreTrainedConfig) else AutoConfig.from_pretrained(resolve(llm))
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"{llm if isinstance(llm, str) else config.model_type} is a multimodal model "
+            f"({config.model_type}); give a language model alone"
+        )
+    return config
+
+
+def decoder_blocks(language_model: Any) -> nn.ModuleList:
+    """The decoder blocks, where internal fusion attaches. Raises ValueError if there are none."""
+    decoder = language_model.get_decoder()
+    if decoder is None or "layers" not in decoder._modules:
+        raise ValueError(
+            f"{type(language_model).__name__} keeps its blocks elsewhere than in `model.layers`; "
+            "valid are LLMs of the usual build: llama, qwen, mistral, gemma, phi, smollm, ..."
+        )
+    return decoder.layers
+
+
+def load_llm(
+    llm: Source, dtype: torch.dtype, attn_implementation: str | None, image_token_id: int
+) -> PreTrainedModel:
+    """A causal LM with its pretrained weights, or with random ones from a config, that knows the
+    image token and never answers with it. If the token is new, its row is the mean of the others,
+    so that it is never the likeliest next one."""
+    kernel = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if isinstance(llm, str):
+        model: Any = AutoModelForCausalLM.from_pretrained(resolve(llm), dtype=dtype, **kernel)
+        if not model.generation_config.do_sample:  # saving refuses what only sampling would read
+            model.generation_config.update(temperature=None, top_p=None, top_k=None)
+    else:
+        model = AutoModelForCausalLM.from_config(llm, dtype=dtype, **kernel)
+    model.generation_config.suppress_tokens = [image_token_id]
+    old = model.get_input_embeddings().weight.shape[0]
+    if image_token_id >= old:
+        model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            rows = table.weight.data
+            rows[old:] = rows[:old].float().mean(dim=0).to(rows.dtype)
+    return model
+
+
+def compose_processor(
+    encoder: str, llm: str, config: FusionConfig, chat_template: str | None, image_token: str | None
+) -> Processor:
+    """The processor that belongs to a model composed from the same encoder and LLM."""
+    return Processor(
+        load_image_processor(encoder),
+        load_tokenizer(llm, image_token),
+        patch_size=config.vision_config.patch_size,
+        token_grid=config.token_grid,
+        fusion=config.fusion,
+        layers=len(config.vision_layers),
+        image_token=image_token or IMAGE_TOKEN,
+        chat_template=chat_template,
     )

@@ -37,19 +37,15 @@ class Features:
 
     def take(self, rows: Tensor) -> "Features":
         """The features of the images at `rows`, in that order."""
-        return replace(
-            self,
-            patches=tuple(x[rows] for x in self.patches),
-            summary=tuple(x[rows] for x in self.summary),
-        )
+        return self._changed(lambda x: x[rows])
 
     def to(self, *args: Any, **kwargs: Any) -> "Features":
         """`Tensor.to` on every tensor."""
-        return replace(
-            self,
-            patches=tuple(x.to(*args, **kwargs) for x in self.patches),
-            summary=tuple(x.to(*args, **kwargs) for x in self.summary),
-        )
+        return self._changed(lambda x: x.to(*args, **kwargs))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        patches, summary = tuple(map(change, self.patches)), tuple(map(change, self.summary))
+        return replace(self, patches=patches, summary=summary)
 
 
 def concatenate(parts: Sequence[Features]) -> Features:
@@ -65,40 +61,29 @@ def concatenate(parts: Sequence[Features]) -> Features:
 class Family:
     """How a family of Hugging Face vision towers is put together."""
 
-    embed: Callable[[Any, Tensor, bool], Tensor]
-    """(tower, pixel values, resize positions) -> input of block 1, (B, prefix + N, D)"""
     blocks: Callable[[Any], nn.ModuleList]
     prefix: Callable[[Any], int]
     """number of tokens before the patches, read from the config"""
     unused: tuple[str, ...]
     """submodules after the last block, which layerfuse never runs"""
-
-
-def _embed_clip(tower: Any, pixels: Tensor, resize: bool) -> Tensor:
-    embedded = tower.embeddings(pixels, interpolate_pos_encoding=resize)
-    return tower.pre_layrnorm(embedded)
-
-
-def _embed_resizable(tower: Any, pixels: Tensor, resize: bool) -> Tensor:
-    return tower.embeddings(pixels, interpolate_pos_encoding=resize)
-
-
-def _embed(tower: Any, pixels: Tensor, resize: bool) -> Tensor:
-    return tower.embeddings(pixels)
+    resizes: bool = True
+    """whether the embeddings must be told of images that are not of the native size"""
+    norm: str | None = None
+    """submodule between the embeddings and block 1"""
 
 
 FAMILIES = {
     "clip_vision_model": Family(
-        _embed_clip, lambda t: t.encoder.layers, lambda c: 1, ("post_layernorm",)
+        lambda t: t.encoder.layers, lambda c: 1, ("post_layernorm",), norm="pre_layrnorm"
     ),
     "siglip_vision_model": Family(  # fixed-resolution SigLIP 2 checkpoints have this type too
-        _embed_resizable, lambda t: t.encoder.layers, lambda c: 0, ("post_layernorm", "head")
+        lambda t: t.encoder.layers, lambda c: 0, ("post_layernorm", "head")
     ),
-    "dinov2": Family(_embed, lambda t: t.encoder.layer, lambda c: 1, ("layernorm",)),
+    "dinov2": Family(lambda t: t.encoder.layer, lambda c: 1, ("layernorm",), resizes=False),
     "dinov2_with_registers": Family(
-        _embed, lambda t: t.encoder.layer, lambda c: 1 + c.num_register_tokens, ("layernorm",)
+        lambda t: t.encoder.layer, lambda c: 1 + c.num_register_tokens, ("layernorm",), False
     ),
-    "vit": Family(_embed_resizable, lambda t: t.layers, lambda c: 1, ("layernorm", "pooler")),
+    "vit": Family(lambda t: t.layers, lambda c: 1, ("layernorm", "pooler")),
 }
 
 
@@ -107,9 +92,8 @@ def vision_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
 
     Raises ValueError if it is no vision encoder with patch tokens that layerfuse knows.
     """
-    parts = config.sub_configs
-    vision = config.to_dict().get("vision_config") and vars(config)["vision_config"]
-    found = vision if "vision_config" in parts and vision else config
+    vision = vars(config).get("vision_config")
+    found = vision if isinstance(vision, PreTrainedConfig) else config
     if found.model_type not in FAMILIES:
         raise ValueError(
             f"{config.model_type!r} is not an encoder with patch tokens that layerfuse knows; "
@@ -140,8 +124,7 @@ class Encoder(nn.Module):
         blocks = self.family.blocks(tower)
         del blocks[self.layers[-1] :]
         for name in self.family.unused:
-            if name in tower._modules:
-                setattr(tower, name, nn.Identity())
+            setattr(tower, name, nn.Identity())
 
     @classmethod
     def from_config(
@@ -166,7 +149,10 @@ class Encoder(nn.Module):
         size, config = pixel_values.shape[-2:], self.tower.config
         native = config.image_size
         native = (native, native) if isinstance(native, int) else tuple(native)
-        h = self.family.embed(self.tower, pixel_values.to(self.dtype), tuple(size) != native)
+        told = {"interpolate_pos_encoding": tuple(size) != native} if self.family.resizes else {}
+        h: Tensor = self.tower.get_submodule("embeddings")(pixel_values.to(self.dtype), **told)
+        if self.family.norm is not None:
+            h = self.tower.get_submodule(self.family.norm)(h)
         taken = [h] if 0 in self.layers else []
         for index, block in enumerate(self.family.blocks(self.tower), start=1):
             h = block(h, None)

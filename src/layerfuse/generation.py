@@ -24,69 +24,56 @@ class FusionOutput(CausalLMOutputWithPast):
 class ImageGeneration(GenerationMixin):
     """`generate` with images: encoded and fused once, from the prompt alone."""
 
-    config: Any
-    device: Any
-
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
+        self: Any, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Images go in at prefill. Later steps get the prompt's `visual`: without a KV cache to
         write its tokens again, with one only if the strategy attends to its memory."""
-        model: Any = self
-        parent: Any = super()
         visual: Visual | None = kwargs.get("visual")
         if visual is not None and not is_first_iteration:
             for name in ("pixel_values", "features", "instruction"):
                 kwargs.pop(name, None)
             if kwargs.get("use_cache", True):
-                kwargs["visual"] = visual.decoding() if model.fusion.attends else None
+                kwargs["visual"] = visual.decoding() if self.fusion.attends else None
+        parent: Any = super()
         return parent.prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
 
     def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        self: Any, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         if model_kwargs.get("visual") is None and outputs.visual is not None:
             model_kwargs["visual"] = outputs.visual
-        parent: Any = super()
-        return parent._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def _expand_inputs_for_generation(
-        self,
+        self: Any,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
         input_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat rows for beams; the images of a row are repeated as a whole. This is the last
-        place where `input_ids` is the prompt and nothing else, which a router reads."""
-        pixels: Any = kwargs.pop("pixel_values", None)
+        """Encode the images, once for all beams, and repeat rows with all their images. This is the
+        last place where `input_ids` is the prompt and nothing else, which a router reads."""
         features: Any = kwargs.pop("features", None)
-        model: Any = self
-        shown = pixels is not None or features is not None
-        if (
-            input_ids is not None
-            and shown
-            and kwargs.get("instruction") is None
-            and model.fusion.reads == "prompt"
-        ):
-            mask = kwargs.get("attention_mask")
-            kwargs["instruction"] = model.prompt_embedding(input_ids, mask)
-        if expand_size > 1 and input_ids is not None and (pixels is not None or features):
-            images: Any = pixels if features is None else features.patches[0]
-            count = len(images)
-            order = self._repeat_images(input_ids, count, expand_size)
-            pixels = pixels[order] if pixels is not None else None
-            features = features.take(order) if features else None
+        pixels: Any = kwargs.pop("pixel_values", None)
+        if features is None and pixels is not None:
+            features = self.encode_images(pixels)
+        if features is not None and input_ids is not None:
+            if kwargs.get("instruction") is None and self.fusion.reads == "prompt":
+                mask = kwargs.get("attention_mask")
+                kwargs["instruction"] = self.prompt_embedding(input_ids, mask)
+            if expand_size > 1:
+                order = self._repeat_images(input_ids, len(features.patches[0]), expand_size)
+                features = features.take(order)
         parent: Any = super()
         ids, kwargs = parent._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **kwargs
         )
-        given = {"pixel_values": pixels, "features": features}
-        return ids, kwargs | {k: v for k, v in given.items() if v is not None}
+        return ids, kwargs if features is None else {**kwargs, "features": features}
 
-    def _repeat_images(self, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
+    def _repeat_images(self: Any, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
         tokens = (input_ids == self.config.image_token_id).sum(dim=1)
         if not tokens.any():
             raise ValueError(f"0 image tokens in the text, but {images} images")
@@ -96,7 +83,7 @@ class ImageGeneration(GenerationMixin):
 
     @torch.inference_mode()
     def ask(
-        self,
+        self: Any,
         processor: Processor,
         image: Any,
         question: str,
@@ -109,7 +96,6 @@ class ImageGeneration(GenerationMixin):
         content = processor.image_token * len(images) + ("\n" if images else "") + question
         inputs = processor.inputs([[{"role": "user", "content": content}]], images)
         options = {"do_sample": False, **generate}
-        model: Any = self
-        output = model.generate(**inputs.to(self.device), max_new_tokens=max_new_tokens, **options)
+        output = self.generate(**inputs.to(self.device), max_new_tokens=max_new_tokens, **options)
         new = output[0, inputs["input_ids"].shape[1] :]
         return processor.tokenizer.decode(new, skip_special_tokens=True).strip()

@@ -1,5 +1,6 @@
-"""Building blocks that several strategies share."""
+"""What several strategies share: building blocks, and where images stand in rows of text."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Normalization = Literal["none", "layernorm", "standardize"]
+ProjectorKind = Literal["mlp", "linear"]
 
 
 class OwnInit(nn.Module):
@@ -25,7 +27,7 @@ class Projector(nn.Module):
     folded into the last Linear.
     """
 
-    def __init__(self, width: int, llm_width: int, kind: Literal["mlp", "linear"] = "mlp") -> None:
+    def __init__(self, width: int, llm_width: int, kind: ProjectorKind = "mlp") -> None:
         super().__init__()
         self.linear_1 = nn.Linear(width, llm_width)
         self.act = nn.GELU() if kind == "mlp" else nn.Identity()
@@ -117,3 +119,57 @@ class GatedMLP(OwnInit):
         x = self.norm(hidden)
         inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
         return self.down_proj(inner) * self.gate.tanh()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Images of a batch, in reading order: row by row, left to right.
+
+    mask   (rows, T) positions of image tokens
+    row    (B,) the row of each image
+    place  (B,) its place among the images of that row
+    most   an upper bound of the images in one row
+    """
+
+    mask: Tensor
+    row: Tensor
+    place: Tensor
+    most: int
+
+    @classmethod
+    def of(cls, mask: Tensor, images: int, each: int) -> "Layout":
+        """The layout of `images` images of `each` tokens. Raises ValueError if they do not fit."""
+        counts = mask.sum(dim=1)
+        if torch.compiler.is_compiling() or mask.is_meta:  # values are unknown: bounded by shapes
+            most = max(1, min(images, mask.shape[1] // each))
+        else:
+            found = counts.tolist()
+            if sum(found) != images * each or any(n % each for n in found):
+                raise ValueError(
+                    f"{sum(found)} image tokens in the text, but {images} images of {each} tokens "
+                    f"(by row: {found})"
+                )
+            most = max(n // each for n in found)
+        counts = counts // each
+        rows = torch.arange(len(counts), device=mask.device)
+        row = torch.repeat_interleave(rows, counts, output_size=images)
+        first = counts.cumsum(dim=0) - counts
+        return cls(mask, row, torch.arange(images, device=mask.device) - first[row], most)
+
+
+def seen_images(mask: Tensor, each: int, most: int) -> Tensor:
+    """(rows, T, most): which images of its row each position sees.
+
+    An image's tokens see that image; text sees the images that stand before it.
+    """
+    tokens = mask.cumsum(dim=1)
+    own = (tokens - 1).div(each, rounding_mode="floor")
+    before = tokens // each
+    image = torch.arange(most, device=mask.device)
+    return torch.where(mask[..., None], image == own[..., None], image < before[..., None])
+
+
+def place(memory: Tensor, mask: Tensor) -> Tensor:
+    """(B, N, D) visual memory -> (rows, T, D), zero where `mask` (rows, T) is false."""
+    dense = memory.new_zeros(*mask.shape, memory.shape[-1])
+    return dense.masked_scatter(mask.unsqueeze(-1), memory)

@@ -11,24 +11,26 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoProcessor,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from layerfuse.compose import (
+from layerfuse.config import (
+    FusionConfig,
     Source,
+    configure,
     decoder_blocks,
-    ensure_row,
     image_token_id_of,
     load_llm,
+    shapes,
     text_config_of,
 )
-from layerfuse.config import FusionConfig, configure, shapes
-from layerfuse.encoder import Encoder, Features, load_tower, load_vision_config
+from layerfuse.encoder import Encoder, Features, device, load_tower, load_vision_config
 from layerfuse.fusion import Layout, Visual, attach, parse, seen_images
 from layerfuse.generation import FusionOutput, ImageGeneration
-from layerfuse.processor import IGNORED, register_processor
+from layerfuse.processor import IGNORED, Processor
 from layerfuse.selection import LayerSpec
 
 
@@ -92,28 +94,18 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         weights). With a config as `llm`, give `image_token_id`. Raises ValueError for anything that
         does not fit, before weights load.
         """
-        encoder = str(encoder) if isinstance(encoder, Path) else encoder
-        llm = str(llm) if isinstance(llm, Path) else llm
+        encoder, llm = (str(x) if isinstance(x, Path) else x for x in (encoder, llm))
         vision, text = load_vision_config(encoder), text_config_of(llm)
         token_id = image_token_id_of(llm, image_token) if image_token_id is None else image_token_id
         config = configure(vision, text, layers, fusion, token_grid, token_id)
-        options, _ = parse(config.fusion or {})
-        taps = options.taps(config.selection)
+        taps = parse(config.fusion or {})[0].taps(config.selection)
         if isinstance(encoder, str):
             tower = Encoder(load_tower(encoder, vision, dtype), taps, token_grid)
         else:
             tower = Encoder.from_config(vision, taps, token_grid).to(dtype)
-        language_model = load_llm(llm, dtype, attn_implementation)
-        ensure_row(language_model, token_id)
-        language_model.generation_config.suppress_tokens = [token_id]  # an answer holds no image
+        language_model = load_llm(llm, dtype, attn_implementation, token_id)
         config.text_config = language_model.config
         return cls(config, tower, language_model)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
@@ -193,11 +185,7 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         if features is None and pixel_values is not None and visual is None:
             features = self.encode_images(pixel_values)
         if features is not None:
-            if input_ids is None:
-                raise ValueError("give input_ids: the image tokens say where images belong")
-            if instruction is None and self.fusion.reads == "prompt":
-                instruction = self.prompt_embedding(input_ids, attention_mask, labels)
-            visual = self._visual(features, input_ids, instruction)
+            visual = self._visual(features, input_ids, instruction, attention_mask, labels)
         embeds, visual = self._embed(input_ids, inputs_embeds, visual, features is not None)
         targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         sparse = targets is not None and self.training
@@ -206,16 +194,9 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
             logits_to_keep, targets = targets != IGNORED, targets[targets != IGNORED]
         elif isinstance(logits_to_keep, int) and logits_to_keep:
             logits_to_keep = _last(logits_to_keep, embeds)
-        out = self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            logits_to_keep=logits_to_keep,
-            visual=visual,
-            **kwargs,
-        )
-        loss = None
-        if targets is not None:
-            loss = self._loss(out.logits, targets, num_items_in_batch, visual)
+        kwargs |= {"attention_mask": attention_mask, "visual": visual}
+        out = self.language_model(inputs_embeds=embeds, logits_to_keep=logits_to_keep, **kwargs)
+        loss = None if targets is None else self._loss(out, targets, num_items_in_batch, visual)
         if sparse and visual is not None:
             visual = replace(visual, memory={}, seen=None)  # nothing is decoded after a loss
         return FusionOutput(
@@ -228,19 +209,13 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         )
 
     def _embed(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        visual: Visual | None,
-        fresh: bool,
+        self, input_ids: Tensor | None, given: Tensor | None, visual: Visual | None, fresh: bool
     ) -> tuple[Tensor, Visual | None]:
         """The LLM's input: text embeddings with the visual tokens written over image tokens.
         `fresh`: the batch has images of its own."""
-        embeds = inputs_embeds
-        if embeds is None:
-            if input_ids is None:
-                raise ValueError("give input_ids or inputs_embeds")
-            embeds = self.get_input_embeddings()(input_ids)
+        if given is None and input_ids is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        embeds: Tensor = self.get_input_embeddings()(input_ids) if given is None else given
         unguided = self.fusion.reads != "nothing" and self.fusion.guidance == "uniform"
         if self.training and (unguided or not fresh):
             # what the batch does not use takes part with zero gradient, the same on every rank
@@ -256,7 +231,14 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         tokens = visual.tokens.to(embeds.dtype)
         return embeds.masked_scatter(mask.unsqueeze(-1), tokens), visual
 
-    def _visual(self, features: Features, input_ids: Tensor, instruction: Tensor | None) -> Visual:
+    def _visual(
+        self, features: Features, input_ids: Tensor | None, instruction: Tensor | None, *text: Any
+    ) -> Visual:
+        """What the fusion makes of the images; `text`: attention mask and labels of the rows."""
+        if input_ids is None:
+            raise ValueError("give input_ids: the image tokens say where images belong")
+        if instruction is None and self.fusion.reads == "prompt":
+            instruction = self.prompt_embedding(input_ids, *text)
         mask = input_ids == self.config.image_token_id
         layers = len(self.config.vision_layers)
         each = self.fusion.num_tokens(self.fusion.config, features.grid, layers)
@@ -270,18 +252,30 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         return self.fusion.by_row(replace(visual, mask=mask, seen=seen), layout)
 
     def _loss(
-        self, logits: Tensor, targets: Tensor, count: Tensor | int | None, visual: Visual | None
+        self, out: Any, targets: Tensor, count: Tensor | int | None, visual: Visual | None
     ) -> Tensor:
         """Cross-entropy summed over the labelled tokens, divided by `count` or by their number,
         and in training the strategy's penalty, by the batch's share of the labelled tokens."""
         flat = targets.flatten()
         total = F.cross_entropy(
-            logits.float().flatten(0, -2), flat, ignore_index=IGNORED, reduction="sum"
+            out.logits.float().flatten(0, -2), flat, ignore_index=IGNORED, reduction="sum"
         )
         own = (flat != IGNORED).sum().clamp_min(1)
         loss = total / (count or own)
         penalty = self.fusion.penalty(visual) if self.training and visual is not None else None
         return loss if penalty is None else loss + penalty * own / (count or own)
+
+
+def ask(model: Path, image: Path, question: str, max_new_tokens: int = 64) -> str:
+    """The answer of the model in a folder to one question about one picture.
+
+    Raises FileNotFoundError if the folder holds no model.
+    """
+    if not (model / "config.json").is_file():
+        raise FileNotFoundError(f"no model in {model}")
+    vlm: Any = FusionVLM.from_pretrained(model).eval()
+    vlm.to(device())
+    return vlm.ask(Processor.from_pretrained(model), image, question, max_new_tokens)
 
 
 def _last(count: int, embeds: Tensor) -> Tensor:
@@ -293,4 +287,4 @@ def _last(count: int, embeds: Tensor) -> Tensor:
 
 AutoConfig.register("layerfuse", FusionConfig, exist_ok=True)
 AutoModelForImageTextToText.register(FusionConfig, FusionVLM, exist_ok=True)
-register_processor(FusionConfig)
+AutoProcessor.register(FusionConfig, Processor, exist_ok=True)

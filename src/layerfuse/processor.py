@@ -1,19 +1,13 @@
 """Text and pictures in, model inputs out: chat template, image tokens, answer labels."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
 from tokenizers import AddedToken
-from transformers import (
-    AutoImageProcessor,
-    AutoProcessor,
-    AutoTokenizer,
-    BatchFeature,
-    PreTrainedConfig,
-    ProcessorMixin,
-)
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from layerfuse.fusion import parse
 from layerfuse.local_models import resolve
@@ -23,6 +17,9 @@ IMAGE_TOKEN = "<image>"
 IGNORED = -100
 Message = dict[str, str]
 """{"role": "user" | "assistant" | "system", "content": text, `<image>` where a picture belongs}"""
+
+Spans = list[tuple[int, int]]
+"""first and last + 1 characters of the answers in a text"""
 
 # Answers are rendered as these private-use characters first, so that their place in the text is
 # known exactly, whatever the chat template puts around them.
@@ -121,14 +118,9 @@ class Processor(ProcessorMixin):
         With a strategy that reads sentences, `instruction` holds the embedding of each
         conversation's last question.
         """
-        call: Any = self.__call__
-        found = call(
-            text=[self.prompt(m).replace(IMAGE_TOKEN, self.image_token) for m in conversations],
-            images=images or None,
-            add_special_tokens=False,
-            padding=True,
-            return_tensors="pt",
-        )
+        options: Any = {"add_special_tokens": False, "padding": True, "return_tensors": "pt"}
+        text = [self.prompt(m).replace(IMAGE_TOKEN, self.image_token) for m in conversations]
+        found = self(text=text, images=images or None, **options)
         if self.reads == "sentence":
             asked = [question_of(m).replace(self.image_token, "").strip() for m in conversations]
             found["instruction"] = self.sentences(asked)
@@ -150,14 +142,14 @@ class Processor(ProcessorMixin):
         images does not fit the text or when `max_length` would cut image tokens away, and
         NoLabelError when no token is labelled.
         """
+        messages = self._expand(messages, image_tokens)
         text, spans = self._plain(messages) if prompt == "plain" else self._chat(messages)
-        text, spans = self._expand(text, spans, image_tokens)
         spans = spans[-1:] if answers == "last" else spans
         encoded = self.tokenizer(
             text, add_special_tokens=prompt == "plain", return_offsets_mapping=True
         )
         ids, labels = encoded["input_ids"], [IGNORED] * len(encoded["input_ids"])
-        for first, last in self._labelled(text, encoded["offset_mapping"], ids, spans):
+        for first, last in self._labelled(text, encoded, spans):
             own = ids[first:last]
             labels[first:last] = [IGNORED if k == self.image_token_id else k for k in own]
         kept = torch.tensor(ids)[:max_length], torch.tensor(labels)[:max_length]
@@ -167,14 +159,9 @@ class Processor(ProcessorMixin):
             raise NoLabelError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
         return {"input_ids": kept[0], "labels": kept[1]}
 
-    def _labelled(
-        self,
-        text: str,
-        offsets: list[tuple[int, int]],
-        ids: list[int],
-        spans: list[tuple[int, int]],
-    ) -> Iterator[tuple[int, int]]:
+    def _labelled(self, text: str, encoded: Any, spans: Spans) -> Iterator[tuple[int, int]]:
         """Token ranges of the answers, each with the special token that ends its turn, if any."""
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         added = self.tokenizer.added_tokens_decoder
         special = {k for k, token in added.items() if token.special} - {self.image_token_id}
         for start, end in spans:
@@ -197,7 +184,7 @@ class Processor(ProcessorMixin):
             roles = [m["role"] for m in messages]
             raise ValueError(f"the chat template refuses the roles {roles}: {error}") from error
 
-    def _chat(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def _chat(self, messages: list[Message]) -> tuple[str, Spans]:
         answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
         marks = iter(f"{_OPEN}{i}{_CLOSE}" for i in range(len(answers)))
         masked = [
@@ -213,29 +200,26 @@ class Processor(ProcessorMixin):
             text += answer
         return text + rest, spans
 
-    def _plain(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-        count = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
-        text, spans = IMAGE_TOKEN * count, []
+    def _plain(self, messages: list[Message]) -> tuple[str, Spans]:
+        count = sum(m["content"].count(self.image_token) for m in messages)
+        text, spans = self.image_token * count, []
         for answer in (m["content"].strip() for m in messages if m["role"] == "assistant"):
             spans.append((len(text), len(text) + len(answer)))
             text += answer + self.tokenizer.eos_token
         return text, spans
 
-    def _expand(
-        self, text: str, spans: list[tuple[int, int]], image_tokens: list[int]
-    ) -> tuple[str, list[tuple[int, int]]]:
-        parts = text.split(IMAGE_TOKEN)
-        if len(parts) - 1 != len(image_tokens):
+    def _expand(self, messages: list[Message], image_tokens: list[int]) -> list[Message]:
+        """The messages with as many image tokens in place of each marker as its image becomes."""
+        markers = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
+        if markers != len(image_tokens):
             raise ValueError(
-                f"{len(parts) - 1} {IMAGE_TOKEN} markers in the text, {len(image_tokens)} images"
+                f"{markers} {IMAGE_TOKEN} markers in the text, {len(image_tokens)} images"
             )
-        expanded, moved = parts[0], list(spans)
-        for count, part in zip(image_tokens, parts[1:], strict=True):
-            shift = count * len(self.image_token) - len(IMAGE_TOKEN)
-            here = len(expanded)
-            moved = [(a + shift * (a >= here), b + shift * (b > here)) for a, b in moved]
-            expanded += self.image_token * count + part
-        return expanded, moved
+        runs = (self.image_token * count for count in image_tokens)
+        return [
+            {**m, "content": re.sub(IMAGE_TOKEN, lambda _: next(runs), m["content"])}
+            for m in messages
+        ]
 
 
 def load_tokenizer(name: str, image_token: str | None = None) -> Any:
@@ -255,8 +239,3 @@ def load_tokenizer(name: str, image_token: str | None = None) -> Any:
 def load_image_processor(name: str) -> Any:
     """The PIL image processor of an encoder (hub id, folder or local-model name)."""
     return AutoImageProcessor.from_pretrained(resolve(name), backend="pil")
-
-
-def register_processor(config: type[PreTrainedConfig]) -> None:
-    """Let `AutoProcessor` find `Processor` for models with that config class."""
-    AutoProcessor.register(config, Processor, exist_ok=True)

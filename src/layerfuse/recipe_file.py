@@ -7,19 +7,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from layerfuse.recipe import (
-    Arm,
-    Data,
-    Evaluation,
-    Grid,
-    Lora,
-    Recipe,
-    Resources,
-    Scenes,
-    Source,
-    Stage,
-    Statistics,
-)
+from layerfuse import recipe as parts
+from layerfuse.recipe import Recipe
 
 _PATHS = ("path", "images", "chat_template", "similarity")
 _NAMES = ("encoder", "llm", "model", "dataset")
@@ -48,9 +37,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _plain(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return error["msg"]
-    parents: dict[str, Any] = {"stages": Stage, "arms": Arm, "evaluate": Evaluation}
-    parents |= {"statistics": Statistics, "resources": Resources, "grid": Grid, "lora": Lora}
-    parents |= {"encoder": Source, "llm": Source, "data": Data, "scenes": Scenes}
+    parents: dict[str, Any] = {"stages": parts.Stage, "arms": parts.Arm, "grid": parts.Grid}
+    parents |= {"evaluate": parts.Evaluation, "statistics": parts.Statistics, "lora": parts.Lora}
+    parents |= {"resources": parts.Resources, "data": parts.Data, "scenes": parts.Scenes}
+    parents |= {"encoder": parts.Source, "llm": parts.Source}
     holder = next((parents[p] for p in reversed(error["loc"][:-1]) if p in parents), Recipe)
     return f"unknown key; valid: {', '.join(holder.model_fields)}"
 
@@ -78,9 +68,7 @@ def _make_absolute(node: Any, folder: Path) -> None:
         elif isinstance(value, str) and value.startswith("similarity:") and "@" in value:
             spec, file = value.split("@", 1)
             node[key] = f"{spec}@{folder / file}"
-        elif isinstance(value, str) and (
-            key in _PATHS or (key in _NAMES and value.startswith("."))
-        ):
+        elif isinstance(value, str) and (key in _PATHS or (key in _NAMES and value[:1] == ".")):
             node[key] = str(folder / value)
 
 
@@ -94,18 +82,15 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
     for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
+        place: Any = key
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise ValueError(
                     f"override {override!r}: {key!r} is no index into {len(node)} items"
                 )
-            if last:
-                node[int(key)] = value
-            node = node[int(key)]
-        elif isinstance(node, dict):
-            if last:
-                node[key] = value
-            node = node.setdefault(key, {})
-        else:
+            place = int(key)
+        elif not isinstance(node, dict):
             raise ValueError(f"override {override!r}: {keys[depth - 1]!r} holds no keys")
+        if depth == len(keys) - 1:
+            node[place] = value
+        node = node[place] if isinstance(node, list) else node.setdefault(place, {})

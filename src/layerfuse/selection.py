@@ -94,11 +94,10 @@ def _parse(spec: str, depth: int) -> list[list[int]]:
         if match[4] is None:
             raise ValueError(f"{spec!r} needs a file: {spec}@FILE, or the recipe's `similarity`")
         return _similar(Path(match[4]), match[1], match[2] is not None, depth)
-    grouped = "|" in spec
     groups: list[list[int]] = []
     for part in spec.split("|"):
         layers = [k for item in part.split(",") for k in _parse_item(item.strip(), spec, depth)]
-        groups += [layers] if grouped else [[k] for k in layers]
+        groups += [layers] if "|" in spec else [[k] for k in layers]
     return groups
 
 

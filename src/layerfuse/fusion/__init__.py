@@ -4,27 +4,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from layerfuse.fusion.base import FUSIONS as FUSIONS
-from layerfuse.fusion.base import Fusion as Fusion
-from layerfuse.fusion.base import Shapes as Shapes
-from layerfuse.fusion.base import StrategyConfig as StrategyConfig
-from layerfuse.fusion.base import Visual as Visual
-from layerfuse.fusion.base import descriptions as descriptions
-from layerfuse.fusion.base import register as register
-from layerfuse.fusion.concat import Concat as Concat
-from layerfuse.fusion.deformable import Deformable as Deformable
-from layerfuse.fusion.group_mean import GroupMean as GroupMean
-from layerfuse.fusion.guided import GuidedFusion as GuidedFusion
-from layerfuse.fusion.inject_add import InjectAdd as InjectAdd
-from layerfuse.fusion.inject_cross import InjectCross as InjectCross
-from layerfuse.fusion.injector import attach as attach
-from layerfuse.fusion.instruction_weighted import InstructionWeighted as InstructionWeighted
-from layerfuse.fusion.layout import Layout as Layout
-from layerfuse.fusion.layout import seen_images as seen_images
-from layerfuse.fusion.single import Single as Single
-from layerfuse.fusion.text_routed import TextRouted as TextRouted
-from layerfuse.fusion.token_concat import TokenConcat as TokenConcat
-from layerfuse.fusion.weighted_sum import WeightedSum as WeightedSum
+from layerfuse.fusion.base import FUSIONS, Fusion, Shapes, StrategyConfig, Visual, register
+from layerfuse.fusion.concat import Concat
+from layerfuse.fusion.deformable import Deformable
+from layerfuse.fusion.group_mean import GroupMean
+from layerfuse.fusion.guided import GuidedFusion
+from layerfuse.fusion.inject_add import InjectAdd
+from layerfuse.fusion.inject_cross import InjectCross
+from layerfuse.fusion.injector import attach
+from layerfuse.fusion.instruction_weighted import InstructionWeighted
+from layerfuse.fusion.single import Single
+from layerfuse.fusion.text_routed import TextRouted
+from layerfuse.fusion.token_concat import TokenConcat
+from layerfuse.fusion.weighted_sum import WeightedSum
+from layerfuse.layers import Layout, seen_images
 
 
 def parse(spec: dict[str, Any]) -> tuple[StrategyConfig, type[Fusion]]:

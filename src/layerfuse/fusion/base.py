@@ -1,6 +1,6 @@
 """The small interface behind every fusion strategy."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
@@ -10,9 +10,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.layout import Layout
-from layerfuse.layers import Normalization, OwnInit, Projector, Standardize, normalization
-from layerfuse.registry import Registry
+from layerfuse.layers import Layout, Normalization, OwnInit, Projector, Standardize, normalization
 from layerfuse.selection import LayerSpec, Selection, resolve_layer
 
 OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -140,8 +138,10 @@ class Fusion(nn.Module):
 
     @classmethod
     def example(cls, depth: int) -> LayerSpec:
-        """The published layers for an encoder of 24 blocks, and their like for another depth."""
-        return cls.published if isinstance(cls.published, str) else scaled(cls.published, depth)
+        """The published layers, or as many as there are at their relative depths in `depth`."""
+        if isinstance(cls.published, str):
+            return cls.published
+        return list(dict.fromkeys(max(1, round(k * depth / 24)) for k in cls.published))
 
     @classmethod
     def num_tokens(cls, config: Any, grid: tuple[int, int], layers: int) -> int:
@@ -164,9 +164,8 @@ class Fusion(nn.Module):
         """A term of the training loss, if the strategy has one."""
         return None
 
-    def normalized(self, features: Features, layers: Iterable[int]) -> list[Tensor]:
+    def normalized(self, features: Features, layers: Sequence[int]) -> list[Tensor]:
         """The normalised patch tokens of `layers`: one (B, N, Dv) each."""
-        layers = list(layers)
         return [self.norms[str(k)](x) for k, x in zip(layers, features.select(layers), strict=True)]
 
     def group_means(self, features: Features) -> list[Tensor]:
@@ -199,35 +198,45 @@ class Fusion(nn.Module):
         if self.config.token_scale is None:
             return
         target = self.config.token_scale * embedding_std
+
+        def rescale(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            module.get_buffer("scale").mul_(target / output.std().clamp_min(1e-12))
+
         projectors = [m for m in self.modules() if isinstance(m, Projector)]
-        handles = [m.register_forward_hook(_rescale_to(target)) for m in projectors]
+        handles = [m.register_forward_hook(rescale) for m in projectors]
+        guidance, self.guidance = self.guidance, "uniform"  # pictures are measured without text
         self(features)
+        self.guidance = guidance
         for handle in handles:
             handle.remove()
 
 
-def _rescale_to(target: float) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        module.get_buffer("scale").mul_(target / output.std().clamp_min(1e-12))
+class Registry(dict[str, tuple[type[StrategyConfig], type[Fusion]]]):
+    """From the name of a strategy to its config class and its module class, as registered."""
 
-    return hook
+    def register(
+        self, name: str, config: type[StrategyConfig]
+    ) -> Callable[[type[Fusion]], type[Fusion]]:
+        """Class decorator: register the decorated module under `name` with its config class.
+
+        Raises ValueError if the name is taken by another class.
+        """
+
+        def add(module: type[Fusion]) -> type[Fusion]:
+            if name in self and self[name][1].__qualname__ != module.__qualname__:
+                raise ValueError(f"fusion strategy {name!r} is already registered: {self[name][1]}")
+            self[name] = (config, module)
+            return module
+
+        return add
+
+    def names(self) -> list[str]:
+        """The registered names, in order of registration."""
+        return list(self)
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"unknown fusion strategy {name!r}; valid: {', '.join(self)}")
 
 
-def scaled(layers: Iterable[int], depth: int, full: int = 24) -> list[int]:
-    """The layers of an encoder of `depth` blocks at the relative depths of `layers` among `full`;
-    fewer where several fall together."""
-    return list(dict.fromkeys(max(1, round(k * depth / full)) for k in layers))
-
-
-def descriptions(config: type[StrategyConfig]) -> dict[str, str]:
-    """{option: its description}, own and inherited, as written where each is declared."""
-    return {
-        name: field.description or ""
-        for base in reversed(config.__mro__)
-        for name, field in vars(base).get("__pydantic_fields__", {}).items()
-        if field.description
-    }
-
-
-FUSIONS: Registry[StrategyConfig, Fusion] = Registry("fusion strategy")
+FUSIONS = Registry()
 register = FUSIONS.register

@@ -7,23 +7,21 @@ LLMs" (2503.06063), SCI of DenseConnector (2405.13800), Molmo; with `projector: 
 three-layer fusion of "Rethinking Visual Layer Selection" (2504.21447).
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import Fusion, Shapes, StrategyConfig, Visual, options, register
-from layerfuse.layers import Projector
+from layerfuse.layers import Projector, ProjectorKind
 
 
 @options
 class ConcatConfig(StrategyConfig):
     """Options of `concat`."""
 
-    projector: Literal["mlp", "linear"] = "mlp"
-    """`mlp` is Linear, GELU, Linear; `linear` is one Linear, which equals the sum of one Linear
-    per layer."""
+    projector: ProjectorKind = "mlp"
+    """`mlp` is Linear, GELU, Linear (LLaVA-1.5); `linear` is one Linear, which equals the sum of
+    one Linear per layer."""
 
 
 @register("concat", ConcatConfig)

@@ -6,21 +6,19 @@ External direct fusion (E_D) with `former`, `latter` and `all` of "Multi-Layer V
 Fusion in Multimodal LLMs" (2503.06063); DCI of DenseConnector (2405.13800) with `0-11|12-23`.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
-from layerfuse.layers import Projector
+from layerfuse.layers import Projector, ProjectorKind
 
 
 @options
 class GroupMeanConfig(BaseLayerConfig):
     """Options of `group_mean`."""
 
-    projector: Literal["mlp", "linear"] = "mlp"
+    projector: ProjectorKind = "mlp"
     """`mlp` is Linear, GELU, Linear; `linear` is one Linear."""
 
 

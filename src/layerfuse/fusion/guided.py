@@ -3,22 +3,10 @@
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options
-
-
-@options
-class SentenceConfig(BaseLayerConfig):
-    """Options of every strategy that reads sentences."""
-
-    sentence_encoder: str = "sentence-transformers/all-mpnet-base-v2"
-    """Hub id, folder or local-model name of the frozen sentence encoder; `all-minilm-l6-v2` works
-    without a hub."""
-    sentence_width: PositiveInt = 768
-    """Width of its embeddings; 384 for `all-minilm-l6-v2`."""
+from layerfuse.fusion.base import Fusion, Shapes
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -61,9 +49,3 @@ class GuidedFusion(Fusion):
                 "`model.fusion.guidance = 'uniform'`"
             )
         return self.allocate(features, instruction)
-
-    @torch.no_grad()
-    def calibrate(self, features: Features, embedding_std: float) -> None:
-        guidance, self.guidance = self.guidance, "uniform"  # pictures are measured without text
-        super().calibrate(features, embedding_std)
-        self.guidance = guidance

@@ -11,9 +11,8 @@ from torch import Tensor, nn, zeros
 
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
-from layerfuse.fusion.layout import place
-from layerfuse.fusion.placement import Placement, llm_blocks
-from layerfuse.layers import Projector
+from layerfuse.fusion.injector import Placement, llm_blocks
+from layerfuse.layers import Projector, place
 
 
 @options

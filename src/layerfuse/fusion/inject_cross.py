@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 from layerfuse.encoder import Features
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
-from layerfuse.fusion.injector import check_position
-from layerfuse.fusion.layout import Layout
-from layerfuse.fusion.placement import Placement, llm_blocks
-from layerfuse.layers import GatedCrossAttention, GatedMLP, Projector
+from layerfuse.fusion.injector import PLAIN, SANDWICH, Placement, llm_blocks
+from layerfuse.layers import GatedCrossAttention, GatedMLP, Layout, Projector
 
 
 @options
@@ -111,11 +109,17 @@ class InjectCross(Fusion):
 
 
 def _position(config: InjectCrossConfig, shapes: Shapes) -> str:
-    """Where the block is changed. Raises ValueError for options that contradict each other."""
+    """Where the block is changed. Raises ValueError for options that contradict each other,
+    and where the position is not defined for that family of LLM."""
     if config.mlp and config.position == "parallel":
         raise ValueError("position 'parallel' has no place for `mlp`; valid with 'pre' and 'post'")
     if config.released_residual and config.position != "pre":
         raise ValueError("released_residual is defined for position 'pre' only")
+    known = (*PLAIN, *SANDWICH) if config.position in ("post", "parallel") else PLAIN
     position = "released" if config.released_residual else config.position
-    check_position(position, shapes.llm_family)
+    if position != "pre" and shapes.llm_family not in known:
+        raise ValueError(
+            f"position {position!r} is defined for LLMs of the types {', '.join(known)}, not "
+            f"{shapes.llm_family!r}; position 'pre' works with every LLM"
+        )
     return position

@@ -20,15 +20,16 @@ other than `pre` need checkpointing without reentry, transformers' default.
 
 import copy
 from threading import get_ident
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from layerfuse.fusion.base import Fusion, Visual
+from layerfuse.fusion.base import Fusion, Shapes, Visual
 
 PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 SANDWICH = ("gemma2", "gemma3_text")
+Placement = Literal["proportional", "first", "last"] | tuple[int, ...]
 
 
 class Injector:
@@ -129,14 +130,28 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else get_ident()
 
 
-def check_position(position: str, family: str) -> None:
-    """Raises ValueError if an addition at `position` is not defined for that family of LLM."""
-    known = (*PLAIN, *SANDWICH) if position in ("post", "parallel") else PLAIN
-    if position != "pre" and family not in known:
+def llm_blocks(placement: Placement, shapes: Shapes) -> tuple[int, ...]:
+    """The 0-based LLM block l(k) of every selected layer k, in the order of the layers.
+
+    Raises ValueError if a block does not exist or there are more layers than blocks.
+    """
+    layers, depth = shapes.selection.layers, shapes.llm_depth
+    if placement == "proportional":
+        n = shapes.selection.depth
+        return tuple(max(0, k * depth // n - 1) for k in layers)
+    if isinstance(placement, tuple):
+        if len(placement) != len(layers):
+            raise ValueError(f"placement {list(placement)} must name a block for each of {layers}")
+        blocks = placement
+    else:
+        start = 1 if placement == "first" else depth - len(layers)
+        blocks = tuple(range(start, start + len(layers)))
+    if min(blocks) < 0 or max(blocks) >= depth:
         raise ValueError(
-            f"position {position!r} is defined for LLMs of the types {', '.join(known)}, not "
-            f"{family!r}; position 'pre' works with every LLM"
+            f"cannot place layers {list(layers)} by {placement!r}: the LLM has {depth} blocks, "
+            f"0..{depth - 1}"
         )
+    return blocks
 
 
 def attach(fusion: Fusion, blocks: nn.ModuleList) -> None:

@@ -16,21 +16,26 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from layerfuse.encoder import Features
-from layerfuse.fusion.base import Shapes, Visual, options, register
-from layerfuse.fusion.guided import GuidedFusion, SentenceConfig, entropy
+from layerfuse.fusion.base import BaseLayerConfig, Shapes, Visual, options, register
+from layerfuse.fusion.guided import GuidedFusion, entropy
 from layerfuse.layers import OwnInit, Projector, weighted
 
 HEADS, BLOCKS = 4, 4
 
 
 @options
-class InstructionWeightedConfig(SentenceConfig):
+class InstructionWeightedConfig(BaseLayerConfig):
     """Options of `instruction_weighted`."""
 
+    sentence_encoder: str = "sentence-transformers/all-mpnet-base-v2"
+    """Hub id, folder or local-model name of the frozen sentence encoder; `all-minilm-l6-v2` works
+    without a hub."""
+    sentence_width: PositiveInt = 768
+    """Width of its embeddings; 384 for `all-minilm-l6-v2`."""
     regularizer: Literal["off", "released", "entropy", "balance"] = "entropy"
     """Term of the training loss: `entropy` is −λ·H(w) averaged over the images, which the paper
     means; `released` is the release's −λ·H(softmax(w)), nearly constant; `balance` is −λ·H(mean of

@@ -5,8 +5,6 @@
 The baseline of the field: LLaVA-1.5 (Liu et al., 2310.03744) with k = 23 of CLIP-L.
 """
 
-from typing import Literal
-
 from layerfuse.fusion.base import options, register
 from layerfuse.fusion.concat import Concat, ConcatConfig
 from layerfuse.selection import Selection
@@ -15,9 +13,6 @@ from layerfuse.selection import Selection
 @options
 class SingleConfig(ConcatConfig):
     """Options of `single`."""
-
-    projector: Literal["mlp", "linear"] = "mlp"
-    """`mlp` is Linear, GELU, Linear (LLaVA-1.5); `linear` is one Linear (the probes of paper 4)."""
 
     def resolve(self, selection: Selection) -> "SingleConfig":
         if len(selection.layers) != 1:

@@ -41,11 +41,9 @@ class TextRouted(GuidedFusion):
 
     def __init__(self, config: TextRoutedConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes, len(shapes.selection.layers))
-        self.router = nn.Sequential(
-            nn.Linear(shapes.llm_width, config.hidden),
-            nn.ReLU(),
-            nn.Linear(config.hidden, self.choices),
-        )
+        width, inner = shapes.llm_width, config.hidden
+        router = (nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, self.choices))
+        self.router = nn.Sequential(*router)
         self.norm = nn.LayerNorm(shapes.vision_width)
         self.projector = Projector(shapes.vision_width, shapes.llm_width)
 

@@ -12,8 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import layerfuse
-from layerfuse.compose import decoder_blocks, text_config_of
-from layerfuse.config import FusionConfig, configure
+from layerfuse.config import FusionConfig, configure, decoder_blocks, text_config_of
 from layerfuse.encoder import load_vision_config
 from layerfuse.fusion import FUSIONS, parse
 from layerfuse.recipe import Arm, Recipe

@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from layerfuse.compose import compose_processor
+from layerfuse.config import compose_processor
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
 from layerfuse.data.conversations import Samples
