@@ -63,8 +63,10 @@ class Picture:
             )
         if self.crop is None:
             return found
-        sides = (*found.size, *found.size)
-        return found.crop([round(a * b) for a, b in zip(self.crop, sides, strict=True)])
+        left, top, right, bottom = self.crop
+        width, height = found.size
+        corners = (left * width, top * height, right * width, bottom * height)
+        return found.resize(found.size, box=corners)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -179,7 +179,7 @@ def run_ray(
     from its last checkpoint; one that fails does not stop the others. Raises RuntimeError with the
     first failure when all are done.
     """
-    import ray
+    ray: Any = import_module("ray")
 
     wanted = recipe.resources
     path = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
