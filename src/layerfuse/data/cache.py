@@ -31,10 +31,7 @@ from layerfuse.encoder import Encoder, Features
 
 Progress = Callable[[int, int], None]
 """(pictures done, pictures in all)"""
-Load = Callable[[], Encoder]
-
-LIMIT_GB = "LAYERFUSE_CACHE_GB"
-DEFAULT_GB = 100.0
+LIMIT_GB, DEFAULT_GB = "LAYERFUSE_CACHE_GB", "100"
 SHARD_BYTES, SHARD_SECONDS = 2**28, 60
 """a layer's shard is written when it is that large, or that long after the last"""
 AHEAD = 4
@@ -55,7 +52,7 @@ class FeatureStore:
     digests: list[str]
     layers: tuple[int, ...]
     grid: tuple[int, int]
-    load: Load
+    load: Callable[[], Encoder]
     image_processor: Any
     batch_size: int
     folders: dict[int, Path]
@@ -132,7 +129,7 @@ class FeatureStore:
 
 
 def cached_features(
-    load: Load,
+    load: Callable[[], Encoder],
     image_processor: Any,
     pictures: Iterable[Picture],
     *,
@@ -153,7 +150,7 @@ def cached_features(
     encoder = load()
     own = encoder.digests()
     settings = json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
-    space = features_home() / _short(own[0] + settings)
+    space = features_home() / hashlib.sha256((own[0] + settings).encode()).hexdigest()[:16]
     folders = {k: space / f"{k:02d}-{own[k][:12]}" for k in encoder.layers}
     store = FeatureStore(
         distinct, digests, encoder.layers, (0, 0), load, image_processor, batch_size, folders, {}
@@ -164,10 +161,6 @@ def cached_features(
         _encode(store, encoder, skip, progress)
     _index(store)
     return store
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _index(store: FeatureStore) -> None:
@@ -191,8 +184,9 @@ def _index(store: FeatureStore) -> None:
 def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progress) -> None:
     """Encode every batch in which an entry is missing, and write what is missing."""
     device = next(encoder.parameters()).device
-    batches = [batch for batch in _batches(store) if store.missing(batch)]
-    total = sum(len(store.missing(batch)) for batch in batches)
+    count, size = len(store.pictures), store.batch_size
+    every = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    batches = [batch for batch in every if store.missing(batch)]
     kept: dict[int, dict[str, Pair]] = {layer: {} for layer in store.layers}
     written = time.monotonic()
     for done, (batch, (pixels, bad)) in enumerate(_ahead(store, batches)):
@@ -202,7 +196,7 @@ def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progres
         features = encoder(pixels.to(device)).to("cpu")
         store.grid = features.grid
         if not done:
-            _check_space(features, total)
+            _check_space(features, sum(len(store.missing(b)) for b in batches))
         for row in store.missing(batch):
             if store.pictures[row].name in bad:
                 continue
@@ -211,23 +205,18 @@ def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progres
                     at = row - batch.start
                     pair = features.patches[index][at], features.summary[index][at]
                     kept[layer].setdefault(store.digests[row], pair)
-        progress(min(batch.stop, len(store.pictures)), len(store.pictures))
-        full = max(map(_size, kept.values())) >= SHARD_BYTES
-        if full or time.monotonic() - written > SHARD_SECONDS or done + 1 == len(batches):
+        progress(batch.stop, count)
+        held = len(kept[store.layers[0]]) * features.patches[0][0].nbytes
+        if (
+            held >= SHARD_BYTES
+        late = time.monotonic() - written > SHARD_SECONDS or done + 1 == len(batches)
+        if late or held >= SHARD_BYTES:
+            or done + 1 == len(batches)
+        ):
             for layer, pairs in kept.items():
                 store.write(layer, pairs, encoder)
                 pairs.clear()
             written = time.monotonic()
-
-
-def _size(pairs: dict[str, Pair]) -> int:
-    return sum(patches.nbytes + summary.nbytes for patches, summary in pairs.values())
-
-
-def _batches(store: FeatureStore) -> list[range]:
-    count = len(store.pictures)
-    starts = range(0, count, store.batch_size)
-    return [range(start, min(start + store.batch_size, count)) for start in starts]
 
 
 def _ahead(
@@ -252,7 +241,11 @@ def _check_space(features: Features, pictures: int) -> None:
     need = each * pictures / 1e9
     root = features_home()
     held = sum(file.stat().st_size for file in root.rglob("*.safetensors")) / 1e9
-    limit = float(os.environ.get(LIMIT_GB, DEFAULT_GB))
+    given = os.environ.get(LIMIT_GB, DEFAULT_GB)
+    try:
+        limit = float(given)
+    except ValueError as error:
+        raise ValueError(f"${LIMIT_GB} must be a number of GB, not {given!r}") from error
     free = shutil.disk_usage(root).free / 1e9
     if held + need > limit or need > free:
         raise OSError(

@@ -77,7 +77,7 @@ class LengthGroups(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        draw = torch.Generator().manual_seed(self.seed + self.epoch)
+        draw = torch.Generator().manual_seed(self.seed + 2**20 * self.epoch)
         order = torch.randperm(len(self), generator=draw)
         batches: list[torch.Tensor] = []
         for window in order.split(self.WINDOW * self.batch_size):
@@ -117,9 +117,9 @@ class Collator:
             samples = [sample for sample, row in rows if row is not None]
             batch = visual_inputs(self.processor, samples, self.store)
         encoded = [row for _, row in rows if row is not None]
-        if self.blank and not batch and (self.store is None or self.store.pictures):
-            picture = self.store.pictures[0] if self.store else _grey()
-            batch = visual_inputs(self.processor, [Sample("blank", (picture,), ())], self.store)
+        blank = self._blank() if self.blank and not batch else None
+        if blank is not None:
+            batch = visual_inputs(self.processor, [Sample("blank", (blank,), ())], self.store)
             self._append(encoded[0], image_tokens(self.processor, batch))
         pad = self.processor.tokenizer.pad_token_id
         ids = pad_sequence([e["input_ids"] for e in encoded], batch_first=True, padding_value=pad)
@@ -149,17 +149,19 @@ class Collator:
             raise ValueError(f"sample {sample.id}: {error}") from error
         return row | {"attention_mask": torch.ones_like(row["input_ids"])}
 
+    def _blank(self) -> Picture | None:
+        """Any picture that the store holds (none: no batch shows one), or a grey one."""
+        if self.store is not None:
+            return next((p for p in self.store.pictures if p.name not in self.store.bad), None)
+        file = io.BytesIO()
+        Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+        return Picture("grey", file.getvalue())
+
     def _append(self, row: dict[str, torch.Tensor], tokens: int) -> None:
         """Image tokens behind a row that nothing attends to and that have no labels."""
         filling = {"input_ids": self.processor.image_token_id, "labels": IGNORED}
         for name, value in {**filling, "attention_mask": 0}.items():
             row[name] = F.pad(row[name], (0, tokens), value=value)
-
-
-def _grey() -> Picture:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
-    return Picture("grey", file.getvalue())
 
 
 def visual_inputs(

@@ -21,13 +21,13 @@ from accelerate import PartialState
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.conversations import Samples
 from layerfuse.evaluate.run import predict, scores
+from layerfuse.files import write_text
 from layerfuse.local_models import home
 from layerfuse.recipe import Recipe
 from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, runs
 from layerfuse.study.live import LiveTable
 from layerfuse.study.prepare import remembered
-from layerfuse.study.results import write_text
 from layerfuse.train.run import Trained, train_arm
 
 Step = Callable[[str, int, int, str, str], None]

@@ -12,8 +12,9 @@ import numpy as np
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from layerfuse.files import write_text
 from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
-from layerfuse.study.results import Run, read_runs, write_text
+from layerfuse.study.results import Run, read_runs
 from layerfuse.study.statistics import Table, contrast, entry, judge, summarize
 
 PICTURES, PIXELS = 8, 224

@@ -62,10 +62,3 @@ def read_runs(study_dir: Path) -> list[Run]:
             raise ValueError(f"results.jsonl lists {runs[-1].name} twice; keep one line")
         check_same(runs[-1], runs[0])
     return runs
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)

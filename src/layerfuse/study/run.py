@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 import layerfuse
 from layerfuse.data.cache import FeatureStore
 from layerfuse.encoder import device
+from layerfuse.files import write_text
 from layerfuse.recipe import Recipe
 from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, runs
@@ -27,7 +28,6 @@ from layerfuse.study.engine import FEATURES, PROGRESS, run_local, run_ray
 from layerfuse.study.live import LiveTable
 from layerfuse.study.prepare import LEFT_OUT, Faults, encode_pictures, leave_out, load_checked
 from layerfuse.study.report import write_report
-from layerfuse.study.results import write_text
 from layerfuse.train.run import dtype_of
 
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from layerfuse.encoder import (
     load_tower,
     load_vision_config,
 )
+from layerfuse.files import write_text
 from layerfuse.fusion import parse
 from layerfuse.model import FusionVLM
 from layerfuse.processor import Processor, question_of
@@ -143,10 +145,6 @@ def train_arm(
     trained = Trained(model, processor, {}, {}, {})
     for name, stage in remaining_stages(recipe, folder, trained):
         started = time.perf_counter()
-
-        def step(done: int, total: int, loss: float | None, name: str = name) -> None:
-            report(name, done, total, loss)
-
         trained.model.fusion.guidance = stage.guided_by
         set_seed(seed)  # adapters begin alike, whether or not the stage before was continued
         adapted = begin_stage(trained.model, stage, dtype_of(recipe))
@@ -163,15 +161,16 @@ def train_arm(
             Collator(processor, stage.prompt, stage.max_length, used, guided),
             folder / "stages" / name,
             seed,
-            step,
+            partial(report, name),
         )
         if saved is None:
             end_stage(trained.model, adapted, dtype_of(recipe))
         else:
             trained.model = load_trained(saved, stage, dtype_of(recipe))
         trained.seconds[name] = round(time.perf_counter() - started, 2)
-        if any(other.checkpoint_steps for other in recipe.stages.values()):
-            _remember(folder, trained)
+        if PartialState().is_main_process:
+            curves = {"losses": trained.losses, "seconds": trained.seconds}
+            write_text(folder / "stages" / "finished.json", json.dumps(curves))
     trained.model.fusion.guidance = "instruction"
     whole: Any = trained.model
     whole.to(device()).eval()
@@ -189,13 +188,3 @@ def remaining_stages(recipe: Recipe, folder: Path, trained: Trained) -> list[tup
         trained.losses.update({k: [(step, loss) for step, loss in v] for k, v in curves})
         trained.seconds.update(before["seconds"])
     return stages[started[-1] :] if started else stages
-
-
-def _remember(folder: Path, trained: Trained) -> None:
-    if not PartialState().is_main_process:
-        return
-    file = folder / "stages" / "finished.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"losses": trained.losses, "seconds": trained.seconds}))
-    unfinished.replace(file)
