@@ -207,12 +207,8 @@ def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progres
                     kept[layer].setdefault(store.digests[row], pair)
         progress(batch.stop, count)
         held = len(kept[store.layers[0]]) * features.patches[0][0].nbytes
-        if (
-            held >= SHARD_BYTES
         late = time.monotonic() - written > SHARD_SECONDS or done + 1 == len(batches)
         if late or held >= SHARD_BYTES:
-            or done + 1 == len(batches)
-        ):
             for layer, pairs in kept.items():
                 store.write(layer, pairs, encoder)
                 pairs.clear()
