@@ -128,6 +128,10 @@ def _folder(folder: Path, split: str) -> Samples:
             [{"image": r.get("file_name"), "id": r.get("file_name"), **r} for r in rows],
             lambda i, row: from_columns(i, row, folder),
         )
+
+    def text_beside(image: str) -> str:
+        return (folder / image).with_suffix(".txt").read_text("utf-8")
+
     images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     missing = [p for p in images if not p.with_suffix(".txt").exists()]
     if missing or not images:
@@ -135,12 +139,8 @@ def _folder(folder: Path, split: str) -> Samples:
         raise FileNotFoundError(f"{folder}: {what} (and no metadata.jsonl)")
     return Samples(
         [{"id": str(p.relative_to(folder)), "image": str(p.relative_to(folder))} for p in images],
-        lambda i, row: from_columns(i, {**row, "text": _caption(folder / row["image"])}, folder),
+        lambda i, row: from_columns(i, {**row, "text": text_beside(row["image"])}, folder),
     )
-
-
-def _caption(image: Path) -> str:
-    return image.with_suffix(".txt").read_text(encoding="utf-8")
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -33,14 +33,19 @@ def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Fa
     training will, at the longest that an arm makes it. Raises ValueError for what is wrong with the
     recipe, and with `on_bad_sample: stop` for the first bad sample, with their number.
     """
-    configs = check_arms(recipe)
     for stage in recipe.stages.values():
         stage.split(recipe.resources.processes)
-    processor = _processor(recipe)
+    template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
+    processor = Processor(
+        load_image_processor(recipe.encoder.model),
+        load_tokenizer(recipe.llm.model, recipe.image_token),
+        image_token=recipe.image_token or IMAGE_TOKEN,
+        chat_template=template,
+    )
     blank = processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
     height, width = blank["pixel_values"].shape[-2:]
     longest = 0
-    for config in configs:
+    for config in check_arms(recipe):
         patch = config.vision_config.patch_size
         rows, columns = config.token_grid or (height // patch, width // patch)
         options, module = parse(config.fusion or {})
@@ -54,16 +59,6 @@ def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Fa
             stage, whole = recipe.stages[name], samples[name].without(bad[name])
             bad[name] |= _unusable(whole, processor, stage, longest, partial(report, name))
     return leave_out(recipe, samples, bad), bad
-
-
-def _processor(recipe: Recipe) -> Processor:
-    template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
-    return Processor(
-        load_image_processor(recipe.encoder.model),
-        load_tokenizer(recipe.llm.model, recipe.image_token),
-        image_token=recipe.image_token or IMAGE_TOKEN,
-        chat_template=template,
-    )
 
 
 def _unusable(

@@ -47,13 +47,7 @@ def study(
     strategies. Raises ValueError or FileNotFoundError, before any training, for anything in the
     recipe, the data or the models that does not fit.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "a study starts its own processes: start it without torchrun or accelerate, with "
-            "`resources.processes=N`"
-        )
-    if engine == "ray" and find_spec("ray") is None:
-        raise ImportError("--engine ray needs Ray: run pip install 'layerfuse[ray]'")
+    _check_surroundings(engine)
     recipe = load_recipe(recipe_path, overrides)
     console = console or Console()
     folder = output or Path("runs") / recipe.name
@@ -88,6 +82,16 @@ def study(
     report = write_report(folder)
     _keep_models(recipe, folder, all_runs)
     return report
+
+
+def _check_surroundings(engine: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "a study starts its own processes: start it without torchrun or accelerate, with "
+            "`resources.processes=N`"
+        )
+    if engine == "ray" and find_spec("ray") is None:
+        raise ImportError("--engine ray needs Ray: run pip install 'layerfuse[ray]'")
 
 
 def _mean(folder: Path, run: Run) -> float:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from layerfuse.config import FusionConfig
 from layerfuse.model import FusionVLM
-from layerfuse.recipe import Lora, Part, Stage
+from layerfuse.recipe import Part, Stage
 
 
 def parts(model: FusionVLM) -> dict[Part, nn.Module]:
@@ -30,7 +30,14 @@ def begin_stage(model: Any, stage: Stage, dtype: torch.dtype) -> Any:
         cast(part, torch.float32 if trains else dtype)
         part.requires_grad_(trains)
         if lora is not None:
-            adapted = get_peft_model(model.language_model, _lora(lora))
+            settings = LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                task_type="CAUSAL_LM",
+            )
+            adapted = get_peft_model(model.language_model, settings)
     return adapted
 
 
@@ -72,16 +79,6 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
         for name, buffer in part.named_buffers(recurse=False):
             if buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
                 part.register_buffer(name, buffer.to(dtype))
-
-
-def _lora(settings: Lora) -> LoraConfig:
-    return LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
-        task_type="CAUSAL_LM",
-    )
 
 
 def parameter_groups(model: FusionVLM, stage: Stage, decayed: set[str]) -> list[dict[str, Any]]:
