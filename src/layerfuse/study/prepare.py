@@ -33,6 +33,7 @@ def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Fa
     training will, at the longest that an arm makes it. Raises ValueError for what is wrong with the
     recipe, and with `on_bad_sample: stop` for the first bad sample, with their number.
     """
+    configs = check_arms(recipe)
     for stage in recipe.stages.values():
         stage.split(recipe.resources.processes)
     template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
@@ -45,7 +46,7 @@ def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Fa
     blank = processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
     height, width = blank["pixel_values"].shape[-2:]
     longest = 0
-    for config in check_arms(recipe):
+    for config in configs:
         patch = config.vision_config.patch_size
         rows, columns = config.token_grid or (height // patch, width // patch)
         options, module = parse(config.fusion or {})
