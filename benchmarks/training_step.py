@@ -4,10 +4,11 @@
   projector: the same weights, one sample of 100 image tokens and 24 of text with 6 labels (the
   proportions of LLaVA's samples; four for the whole LLM), forward, backward and AdamW. Both compute
   the same loss, which is checked first. The stock model runs its whole tower and computes logits
-  everywhere; what is saved is the tower above layer 9 of 12 and the head at unlabelled positions, and with cached features
-  the whole tower. The models have the shapes of CLIP-B/16 and SmolLM2-135M: the larger the LLM
-  beside its vocabulary and the encoder, the less there is to save, so the operations are counted
-  for LLaVA-1.5-7B too, with layers 6, 12 and 18 of 24: nothing of that size is run;
+  everywhere; what is saved is the tower above layer 9 of 12 and the head at unlabelled positions,
+  and with cached features the whole tower. The models have the shapes of CLIP-B/16 and
+  SmolLM2-135M: the larger the LLM beside its vocabulary and the encoder, the less there is to save,
+  so the operations are counted for LLaVA-1.5-7B too, with layers 6, 12 and 18 of 24: nothing of
+  that size is run;
 * logits at labelled positions only, against logits everywhere (a step with a frozen LLM).
 
 What a cut of the encoder saves by itself is in tower.py.
