@@ -10,6 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
 from layerfuse import plots
+from layerfuse.files import write_text
 
 TITLES = {
     "cosine": "cosine of patch tokens",
@@ -135,9 +136,8 @@ def progress_bar(console: Console) -> Progress:
 
 def write_json(file: Path, report: dict[str, Any]) -> Path:
     """Replace `file` by a report."""
-    partial = file.with_suffix(".tmp")
-    partial.write_text(json.dumps(report) + "\n", "utf-8")
-    return partial.replace(file)
+    write_text(file, json.dumps(report) + "\n")
+    return file
 
 
 def read_json(file: Path) -> dict[str, Any]:

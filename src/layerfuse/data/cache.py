@@ -12,11 +12,9 @@ import logging
 import os
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from layerfuse.data.samples import Picture
 from layerfuse.data.shards import Entry, Pair, features_home, read_header, shards_of, write_shard
@@ -34,8 +33,8 @@ Progress = Callable[[int, int], None]
 LIMIT_GB, DEFAULT_GB = "LAYERFUSE_CACHE_GB", "100"
 SHARD_BYTES, SHARD_SECONDS = 2**28, 60
 """a layer's shard is written when it is that large, or that long after the last"""
-AHEAD = 4
-"""batches that threads decode while the encoder is busy"""
+DECODERS = 4
+"""processes that decode pictures while a GPU encodes others"""
 
 log = logging.getLogger(__name__)
 
@@ -186,10 +185,12 @@ def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progres
     device = next(encoder.parameters()).device
     count, size = len(store.pictures), store.batch_size
     every = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    batches = [batch for batch in every if store.missing(batch)]
+    batches: Any = [batch for batch in every if store.missing(batch)]
     kept: dict[int, dict[str, Pair]] = {layer: {} for layer in store.layers}
     written = time.monotonic()
-    for done, (batch, (pixels, bad)) in enumerate(_ahead(store, batches)):
+    workers = 0 if device.type == "cpu" else DECODERS
+    pixels_of = DataLoader(batches, None, collate_fn=store.pixels, num_workers=workers)
+    for done, (batch, (pixels, bad)) in enumerate(zip(batches, pixels_of, strict=True)):
         if bad and not skip:
             raise ValueError(next(iter(bad.values())))
         store.bad |= bad
@@ -213,22 +214,6 @@ def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progres
                 store.write(layer, pairs, encoder)
                 pairs.clear()
             written = time.monotonic()
-
-
-def _ahead(
-    store: FeatureStore, batches: list[range]
-) -> Iterator[tuple[range, tuple[Tensor, dict[str, str]]]]:
-    """Every batch with its pixels, which threads decode some batches ahead."""
-    waiting: deque[tuple[range, Future[tuple[Tensor, dict[str, str]]]]] = deque()
-    todo = iter(batches)
-    with ThreadPoolExecutor(AHEAD) as pool:
-        while True:
-            for batch in islice(todo, AHEAD - len(waiting)):
-                waiting.append((batch, pool.submit(store.pixels, batch)))
-            if not waiting:
-                return
-            batch, future = waiting.popleft()
-            yield batch, future.result()
 
 
 def _check_space(features: Features, pictures: int) -> None:

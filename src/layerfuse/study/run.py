@@ -136,12 +136,10 @@ def _keep_models(recipe: Recipe, folder: Path, todo: list[Run]) -> None:
     """With `keep_models: best`, only the run with the highest mean accuracy keeps its model."""
     if recipe.keep_models != "best":
         return
-    found = {run.folder: run.result(folder) for run in todo}
-    finished = {name: result["scores"]["mean"] for name, result in found.items() if result}
-    best = max(finished, key=lambda name: finished[name])
-    for name in finished:
-        if name != best:
-            shutil.rmtree(folder / name / "model", ignore_errors=True)
+    best = max(todo, key=lambda run: _mean(folder, run))
+    for run in todo:
+        if run is not best:
+            shutil.rmtree(folder / run.folder / "model", ignore_errors=True)
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:

@@ -33,13 +33,7 @@ from layerfuse.model import FusionVLM
 from layerfuse.processor import Processor, question_of
 from layerfuse.recipe import Arm, Recipe, Stage
 from layerfuse.selection import select
-from layerfuse.train.stages import (
-    apply_liger,
-    begin_stage,
-    count_parameters,
-    end_stage,
-    load_trained,
-)
+from layerfuse.train import stages
 from layerfuse.train.trainer import checkpoints, fit
 
 CALIBRATION_SAMPLES, CALIBRATION_BATCH = 256, 32
@@ -147,10 +141,10 @@ def train_arm(
         started = time.perf_counter()
         trained.model.fusion.guidance = stage.guided_by
         set_seed(seed)  # adapters begin alike, whether or not the stage before was continued
-        adapted = begin_stage(trained.model, stage, dtype_of(recipe))
+        adapted = stages.begin_stage(trained.model, stage, dtype_of(recipe))
         if recipe.liger:
-            apply_liger(trained.model)
-        trained.parameters = count_parameters(trained.model)
+            stages.apply_liger(trained.model)
+        trained.parameters = stages.count_parameters(trained.model)
         used = store if recipe.reads_cache(name) else None
         guided = trained.model.fusion.reads != "nothing" and stage.guided_by == "instruction"
         trained.losses[name], saved = fit(
@@ -164,9 +158,9 @@ def train_arm(
             partial(report, name),
         )
         if saved is None:
-            end_stage(trained.model, adapted, dtype_of(recipe))
+            stages.end_stage(trained.model, adapted, dtype_of(recipe))
         else:
-            trained.model = load_trained(saved, stage, dtype_of(recipe))
+            trained.model = stages.load_trained(saved, stage, dtype_of(recipe))
         trained.seconds[name] = round(time.perf_counter() - started, 2)
         if PartialState().is_main_process:
             curves = {"losses": trained.losses, "seconds": trained.seconds}
@@ -179,12 +173,12 @@ def train_arm(
 
 def remaining_stages(recipe: Recipe, folder: Path, trained: Trained) -> list[tuple[str, Stage]]:
     """The stages from the newest checkpoint on: earlier ones are contained in its weights."""
-    stages = list(recipe.stages.items())
-    started = [i for i, (n, _) in enumerate(stages) if checkpoints(folder / "stages" / n)]
+    every = list(recipe.stages.items())
+    started = [i for i, (n, _) in enumerate(every) if checkpoints(folder / "stages" / n)]
     memory = folder / "stages" / "finished.json"
     if started and started[-1] and memory.exists():
         before = json.loads(memory.read_text("utf-8"))
         curves = before["losses"].items()
         trained.losses.update({k: [(step, loss) for step, loss in v] for k, v in curves})
         trained.seconds.update(before["seconds"])
-    return stages[started[-1] :] if started else stages
+    return every[started[-1] :] if started else every

@@ -72,9 +72,6 @@ class _Progress(TrainerCallback):
     def __init__(self, report: Report) -> None:
         self.report = report
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.report(state.global_step, state.max_steps, None)
-
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
             if not math.isfinite(logs["loss"]):
