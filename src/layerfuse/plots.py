@@ -26,19 +26,11 @@ RC: dict[Any, Any] = {
     **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "layerfuse",
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.7,
-    "legend.fontsize": 9,
-    "lines.solid_capstyle": "round",
-    "text.parse_math": False,
 }
+RC |= {"font.family": "sans-serif", "font.size": 10, "legend.fontsize": 9, "text.parse_math": False}
+RC |= {"svg.fonttype": "path", "svg.hashsalt": "layerfuse", "lines.solid_capstyle": "round"}
+RC |= {"axes.linewidth": 0.8, "axes.grid": True, "axes.axisbelow": True}
+RC |= {"grid.alpha": 0.25, "grid.linewidth": 0.7}
 
 
 @contextmanager
@@ -99,7 +91,7 @@ def plot_scores(data: dict, ax: Axes) -> Axes:
         ax.plot(score, row, looks["marker"], color=color, ms=7.5, zorder=3)
         if is_baseline:
             ax.axvline(score, color=FAINT, lw=1, zorder=0)
-        names.append(f"{arm['arm']} (baseline)" if is_baseline else arm["arm"])
+        names.append(arm["arm"] + (" (baseline)" if is_baseline else ""))
     ax.axvline(chance, color=INK, lw=1, ls=DASHED, zorder=0)
     above = ("data", "axes fraction")
     ax.annotate("chance", (chance, 1), (4, 3), above, "offset points", fontsize=9)
@@ -158,8 +150,7 @@ def plot_matrix(data: dict, ax: Axes) -> Axes:
     ax.set(xticks=columns, yticks=rows, xlabel=data["xlabel"], ylabel=data["ylabel"])
     ax.grid(visible=False)
     ax.set_title(data["title"], fontsize=10, loc="left")
-    bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
-    bar.outline.set_visible(False)
+    ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03).outline.set_visible(False)
     return ax
 
 

@@ -34,8 +34,7 @@ class SentenceEncoder:
     """
 
     def __init__(self, name: str, width: int) -> None:
-        self.name = name
-        self.width = width
+        self.name, self.width = name, width
         self.known: dict[str, Tensor] = {"": torch.zeros(width)}  # no question: the zero vector
 
     def check(self) -> None:

@@ -140,8 +140,7 @@ def pooled(
 ) -> np.ndarray:
     """The mean patch token of every layer, then its patch tokens average-pooled to a grid:
     (L, pictures, 1 + grid², D) in float16."""
-    found = []
-    device = next(encoder.parameters()).device
+    found, device = [], next(encoder.parameters()).device
     for names, (pixels,) in batches(pictures, [processor], batch_size):
         features = encoder(pixels.to(device))
         maps = torch.stack(features.patches).transpose(2, 3).unflatten(3, features.grid)
@@ -173,9 +172,7 @@ def probe(
 ) -> Path:
     """Probe every layer and some combinations on every task; returns the path of `probe.json`.
 
-    `data` and `test` are what `find_tasks` takes. A probe is scikit-learn's ridge classifier on
-    standardised features, its penalty chosen per probe by leave-one-out; the layers of a
-    combination stand side by side, each standardised. Everything goes to `output` (default
+    `data` and `test` are what `find_tasks` takes; all goes to `output` (default
     `runs/look-<encoder>`). Raises ValueError or OSError, before anything is written, for what
     cannot be used, and ImportError without scikit-learn.
     """
@@ -187,30 +184,30 @@ def probe(
     chosen = _selections(tower.layers[-1], folder, layers)
     processor = load_image_processor(encoder)
     folder.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {
-        "encoder": encoder,
-        "depth": tower.layers[-1],
-        "source": data,
-        "test": test,
-    }
-    report |= {"asked": tasks, "grid": grid, "dtype": dtype, "seed": seed}
+    report: dict[str, Any] = {"encoder": encoder, "depth": tower.layers[-1], "source": data}
+    report |= {"test": test, "asked": tasks, "grid": grid, "dtype": dtype, "seed": seed}
     report |= {"train_pictures": len(problem.train), "test_pictures": len(problem.test)}
     report["tasks"] = {t.name: {"chance": t.chance, "classes": t.classes} for t in problem.tasks}
     report["left_out"] = problem.left_out
+    everything = [*problem.train, *problem.test]
     with progress_bar(console) as bar:
-        everything = [*problem.train, *problem.test]
         tick = partial(bar.advance, bar.add_task("encoding pictures", total=len(everything)))
         features = pooled(tower, processor, everything, grid, batch_size, tick)
         for kind, cells in FEATURES.items():
             x, what = features[:, :, cells], f"probing {kind} features"
             rows = [_row(problem, x, some, seed) for some in bar.track(chosen, description=what)]
             report[kind] = _relative(rows)
+    return _publish(report, folder, console)
+
+
+def _publish(report: dict[str, Any], folder: Path, console: Console) -> Path:
+    """Figures, tables and `probe.json`, whose path it returns."""
     for kind in FEATURES:
         shown = {**report, "features": kind, "rows": report[kind]}
         draw_probe(shown, folder / f"probe-{kind}")
         probe_table(shown, console)
     file = write_json(folder / "probe.json", report)
-    for name, why in problem.left_out.items():
+    for name, why in report["left_out"].items():
         console.print(f"not probed: {name} ({why})", soft_wrap=True)
     console.print(f"probe: {file}", soft_wrap=True)
     return file
@@ -259,7 +256,8 @@ def bootstrap(cells: dict[str, Any], tasks: list[str], seed: int) -> np.ndarray:
 
 
 def _right(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """1 or 0 for each test picture; NaN where the task was not asked."""
+    """1 or 0 for each test picture, NaN where the task was not asked: by a ridge classifier on
+    features that are each standardised, its penalty chosen by leave-one-out."""
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -268,9 +266,8 @@ def _right(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
     known = labels != ""
     model = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(-1, 7, 17)))
     said = model.fit(train[known], labels[known]).predict(test)
-    return np.array(
-        [np.nan if a is None else float(a == s) for a, s in zip(task.test, said, strict=True)]
-    )
+    pairs = zip(task.test, said, strict=True)
+    return np.array([np.nan if a is None else float(a == s) for a, s in pairs])
 
 
 def _wilson(hits: np.ndarray) -> list[float]:

@@ -181,9 +181,7 @@ def validate(study: Path, look: dict[str, Any], probes: dict[str, Any]) -> dict[
     entropy, dimension = (np.array(look[name], float) for name in ("entropy", "dimension"))
     table = []
     for layers, seeds in trained.items():
-        read, grid = (
-            [rows[kind][layers][x]["accuracy"] for x in families] for kind in ("mean", "grid")
-        )
+        read, grid = ([r[layers][x]["accuracy"] for x in families] for r in rows.values())
         scores = [np.mean([f[x] for f in seeds.values()]) for x in families]
         row = {"layers": layers, "trained": np.mean(scores)}
         row["seeds"] = {s: np.mean([f[x] for x in families]) for s, f in seeds.items()}
@@ -199,20 +197,15 @@ def validate(study: Path, look: dict[str, Any], probes: dict[str, Any]) -> dict[
 
 def _summary(table: list[dict[str, Any]]) -> dict[str, Any]:
     scopes = {"selections": table, "single layers": [r for r in table if len(r["layers"]) == 1]}
-    return {
-        "correlations": {
-            scope: {
-                name: rank_correlation([r[name] for r in part], [r["trained"] for r in part])
-                for name in list(table[0])[4:]
-            }
-            for scope, part in scopes.items()
-        },
-        "within_families": {
-            x: rank_correlation(*zip(*(r["families"][x] for r in table), strict=True))
-            for x in table[0]["families"]
-        },
-        "between_seeds": _between_seeds(table),
-    }
+    found: dict[str, Any] = {"correlations": {}, "within_families": {}}
+    for scope, part in scopes.items():
+        trained, names = [r["trained"] for r in part], list(table[0])[4:]
+        ranks = {name: rank_correlation([r[name] for r in part], trained) for name in names}
+        found["correlations"][scope] = ranks
+    for family in table[0]["families"]:
+        pairs = [r["families"][family] for r in table]
+        found["within_families"][family] = rank_correlation(*zip(*pairs, strict=True))
+    return {**found, "between_seeds": _between_seeds(table)}
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any] | None:
@@ -230,9 +223,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any] |
 
 def _between_seeds(table: list[dict[str, Any]]) -> float | None:
     shared = sorted(set.intersection(*(set(row["seeds"]) for row in table)))
-    pairs = [
-        rank_correlation([r["seeds"][a] for r in table], [r["seeds"][b] for r in table])
-        for a, b in combinations(shared, 2)
-    ]
+    runs = [[row["seeds"][seed] for row in table] for seed in shared]
+    pairs = [rank_correlation(a, b) for a, b in combinations(runs, 2)]
     found = [pair["rho"] for pair in pairs if pair]
     return float(np.mean(found)) if found else None

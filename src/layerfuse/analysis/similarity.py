@@ -219,15 +219,13 @@ def silhouette(similarity: np.ndarray, groups: list[list[int]]) -> float:
 def all_groups(similarity: np.ndarray, layers: list[int]) -> dict[str, Any]:
     """The best groups of `layers` (ascending) for each count: {"3": {"groups", "representatives",
     "silhouette"}, ...}. The silhouette is None for a single group."""
-    found = {}
+    found: dict[str, Any] = {}
     for count in range(1, len(layers) + 1):
         parts = split(similarity, count)
-        several = 1 < count < len(layers)
-        found[str(count)] = {
-            "groups": [[layers[k] for k in part] for part in parts],
-            "representatives": [layers[medoid(similarity, part)] for part in parts],
-            "silhouette": silhouette(similarity, parts) if several else None,
-        }
+        chosen = [layers[medoid(similarity, part)] for part in parts]
+        width = silhouette(similarity, parts) if 1 < count < len(layers) else None
+        found[str(count)] = {"groups": [[layers[k] for k in part] for part in parts]}
+        found[str(count)] |= {"representatives": chosen, "silhouette": width}
     return found
 
 

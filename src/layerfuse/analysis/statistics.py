@@ -38,10 +38,8 @@ class LayerStatistics:
     """
 
     def __init__(self, total: int, seed: int = 0) -> None:
-        self.total = total
-        self.done = 0
-        self.layers = 0
-        self.seed = seed
+        self.total, self.seed = total, seed
+        self.done = self.layers = 0
         self.sums: dict[str, Tensor] = {}
         self.tokens: list[list[Tensor]] = []  # per encoder, per picture of the block: (L, t, D)
         self.means: list[list[Tensor]] = []  # the same, (L, 1, D)
@@ -138,9 +136,8 @@ class LayerStatistics:
         if self.means[0]:
             self._flush()
         first = len(self.sums["norm"])
-        found: dict[str, Any] = {"images": self.done}
-        for name in ("cosine", "norm", "mean"):
-            found[name] = (self.sums[name] / self.done).numpy()
+        means = {x: (self.sums[x] / self.done).numpy() for x in ("cosine", "norm", "mean")}
+        found: dict[str, Any] = {"images": self.done, **means}
         zero = np.diag(found["cosine"]) == 0
         found["cosine"][zero], found["cosine"][:, zero] = np.nan, np.nan
         for name in ("tokens", "images"):
@@ -154,11 +151,9 @@ class LayerStatistics:
     def scores(self) -> dict[str, Any]:
         """The training-free scores of the first encoder's layers, from the kept tokens."""
         tokens = torch.cat(self.kept, dim=1).float()
-        return {
-            "kept_tokens": tokens.shape[1],
-            "entropy": [matrix_entropy(x) for x in tokens],
-            "dimension": [intrinsic_dimension(x) for x in tokens],
-        }
+        scores = {"entropy": matrix_entropy, "dimension": intrinsic_dimension}
+        found = {name: [score(x) for x in tokens] for name, score in scores.items()}
+        return {"kept_tokens": tokens.shape[1], **found}
 
     def _cka(self, name: str, kind: str) -> np.ndarray:
         if f"weight_{name}" not in self.sums:
@@ -197,7 +192,7 @@ def _resample(features: Features, grid: tuple[int, int]) -> tuple[Tensor, ...]:
 
 def grams(features: list[Tensor]) -> Tensor:
     """Linear Gram matrices (M, n, n) of M layers' features, each (n, width), in float32."""
-    centred = [x.float() - x.float().mean(dim=0) for x in features]
+    centred = (x.float() - x.float().mean(dim=0) for x in features)
     return torch.stack([x @ x.T for x in centred])
 
 
@@ -210,8 +205,7 @@ def hsic(kernels: Tensor, debiased: bool) -> Tensor:
         return hsic_cross(kernels, kernels)
     rows = kernels.mean(dim=-1, keepdim=True)
     centred = kernels - rows - rows.mT + rows.mean(dim=-2, keepdim=True)
-    flat = centred.flatten(1)
-    return flat @ flat.T / (n - 1) ** 2
+    return centred.flatten(1) @ centred.flatten(1).T / (n - 1) ** 2
 
 
 def alignment(hsics: np.ndarray, energy: np.ndarray) -> np.ndarray:

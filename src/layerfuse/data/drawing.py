@@ -4,16 +4,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 224  # pixels of the finished picture, both ways
-PAINT = {
-    "red": "#d62024",
-    "orange": "#f58a14",
-    "yellow": "#f8de1e",
-    "green": "#22963c",
-    "blue": "#1e50d7",
-    "purple": "#7a2ca0",
-    "pink": "#fa7dbe",
-    "black": "#18181a",
-}
+PAINT = {"red": "#d62024", "orange": "#f58a14", "yellow": "#f8de1e", "green": "#22963c"}
+PAINT |= {"blue": "#1e50d7", "purple": "#7a2ca0", "pink": "#fa7dbe", "black": "#18181a"}
 # Half widths and heights of the strokes, in doubled pixels.
 MARKS = {"none": (), "dot": ((10, 10),), "line": ((14, 4),), "cross": ((14, 4), (4, 14))}
 Triple = tuple[float, float, float]

@@ -124,9 +124,8 @@ def _answer(
     visual = visual_inputs(processor, [q.sample for q in batch], store)
     expanded = processor.image_token * image_tokens(processor, visual)
     texts = [processor.prompt(list(q.messages)).replace(IMAGE_TOKEN, expanded) for q in batch]
-    tokens = processor.tokenizer(
-        texts, add_special_tokens=False, padding=True, return_tensors="pt"
-    ).to(model.device)
+    how: dict[str, Any] = {"add_special_tokens": False, "padding": True, "return_tensors": "pt"}
+    tokens = processor.tokenizer(texts, **how).to(model.device)
     if visual and instruction is not None:
         visual["instruction"] = instruction
     given = {name: value.to(model.device) for name, value in visual.items()}
