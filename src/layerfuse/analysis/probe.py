@@ -229,10 +229,7 @@ def default_combinations(depth: int, folder: Path) -> list[LayerSpec]:
 
 
 def _row(problem: Problem, features: np.ndarray, layers: list[int], seed: int) -> dict[str, Any]:
-    """All tasks on the features (L, pictures, cells, D) of some layers, side by side; accuracies
-    with Wilson's 95 % intervals."""
-    from scipy.stats import binomtest
-
+    """All tasks on the features (L, pictures, cells, D) of some layers, side by side."""
     x = np.concatenate([features[k].reshape(features.shape[1], -1) for k in layers], axis=1)
     x, count = x.astype(np.float32), len(problem.train)
     cells = {}
@@ -240,9 +237,8 @@ def _row(problem: Problem, features: np.ndarray, layers: list[int], seed: int) -
         hits = _right(task, x[:count], x[count:])
         asked = hits[~np.isnan(hits)]
         said = "".join("-" if np.isnan(hit) else str(int(hit)) for hit in hits)
-        share = binomtest(int(asked.sum()), len(asked)).proportion_ci(method="wilson")
-        ends = [float(share.low), float(share.high)]
-        cells[task.name] = {"accuracy": float(asked.mean()), "interval": ends, "hits": said}
+        cell = {"accuracy": float(asked.mean()), "interval": _wilson(asked), "hits": said}
+        cells[task.name] = cell
     name = "+".join(map(str, layers))
     mean = float(np.mean([cell["accuracy"] for cell in cells.values()]))
     interval = np.percentile(bootstrap(cells, list(cells), seed), [2.5, 97.5]).tolist()
@@ -272,6 +268,14 @@ def _right(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
     said = model.fit(train[known], labels[known]).predict(test)
     pairs = zip(task.test, said, strict=True)
     return np.array([np.nan if a is None else float(a == s) for a, s in pairs])
+
+
+def _wilson(hits: np.ndarray) -> list[float]:
+    """Wilson's 95 % interval of a share."""
+    from scipy.stats import binomtest
+
+    found = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return [float(found.low), float(found.high)]
 
 
 def _relative(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

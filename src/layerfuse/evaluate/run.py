@@ -124,7 +124,7 @@ def _answer(
     visual = visual_inputs(processor, [q.sample for q in batch], store)
     expanded = processor.image_token * image_tokens(processor, visual)
     texts = [processor.prompt(list(q.messages)).replace(IMAGE_TOKEN, expanded) for q in batch]
-    how = {"add_special_tokens": False, "padding": True, "return_tensors": "pt"}
+    how: dict[str, Any] = {"add_special_tokens": False, "padding": True, "return_tensors": "pt"}
     tokens = processor.tokenizer(texts, **how).to(model.device)
     if visual and instruction is not None:
         visual["instruction"] = instruction
