@@ -218,7 +218,7 @@ def test_the_limit_is_known_before_anything_is_written(
     given = pictures(tmp_path)
     monkeypatch.setenv("LAYERFUSE_CACHE_GB", "0.000001")
     with pytest.raises(
-        OSError, match=r"10 pictures need .* allows 1e-06 GB .*`layerfuse cache cle"
+        OSError, match=r"need .* GB beside .* allows 0.000001 GB .*`layerfuse cache cle"
     ):
         encode(given)
     assert not list(home.rglob("*.safetensors"))
@@ -244,9 +244,8 @@ def test_pictures_that_cannot_be_decoded_stop_or_are_named(tmp_path: Path) -> No
     given = pictures(tmp_path, 5)
     whole = Path(given[3].name).read_bytes()
     Path(given[3].name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"cannot read the image .*3\.png"):
-        encode(given)
-    store = encode(given, skip=True)
+    store = encode(given)
+    assert "cannot read the image" in store.bad[given[3].name]
     assert list(store.bad) == [given[3].name]
     good = [p for p in given if p.name not in store.bad]
     assert store.features(good).patches[0].shape[0] == 4

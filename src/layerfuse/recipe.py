@@ -10,18 +10,8 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from layerfuse.recipe_sources import Data, Resources, Scenes, Source, Strict
 
-__all__ = [
-    "Arm",
-    "Data",
-    "Evaluation",
-    "Grid",
-    "Lora",
-    "Recipe",
-    "Resources",
-    "Scenes",
-    "Source",
-    "Stage",
-]
+__all__ = ["Arm", "Data", "Evaluation", "Grid", "Lora", "Recipe", "Resources", "Scenes"]
+__all__ += ["Source", "Stage"]
 
 Part = Literal["fusion", "llm", "vision"]
 Layers = int | str | list[int] | list[list[int]]
@@ -110,10 +100,8 @@ class Stage(Strict):
         return self
 
     def split(self, processes: int) -> tuple[int, int]:
-        """(samples per forward on one device, forwards per step) that make up `batch_size`.
-
-        Raises ValueError if so many processes cannot share it.
-        """
+        """(samples per forward on a device, forwards per step) of `batch_size`. Raises ValueError
+        if so many processes cannot share it."""
         per_process, rest = divmod(self.batch_size, processes)
         device = min(self.device_batch_size or per_process, per_process)
         if rest or per_process % device:

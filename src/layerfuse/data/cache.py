@@ -1,6 +1,5 @@
 """Features of a frozen encoder: each picture encoded once, kept on disk, shared by all arms.
 
-`$LAYERFUSE_HOME/features/<encoder and preprocessing>/<layer>/` holds shards (`data/shards.py`).
 A layer's features are addressed by the picture's bytes, the preprocessing, and the weights and
 settings of the encoder up to that layer. Pictures are encoded in batches fixed by their order, so
 that a pass that was stopped and continued makes the same bits.
@@ -10,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +24,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from layerfuse.data import shards
 from layerfuse.data.samples import Picture
-from layerfuse.data.shards import Entry, Pair, features_home, read_header, shards_of, write_shard
+from layerfuse.data.shards import Entry, Pair
 from layerfuse.encoder import Encoder, Features
 
 Progress = Callable[[int, int], None]
@@ -62,6 +63,7 @@ class FeatureStore:
     def __post_init__(self) -> None:
         self.rows = {picture.name: row for row, picture in enumerate(self.pictures)}
         self.checked: set[tuple[int, int]] = set()
+        self.mender: Encoder | None = None
 
     def features(self, pictures: Sequence[Picture]) -> Features:
         """The features of `pictures`, in that order."""
@@ -79,7 +81,7 @@ class FeatureStore:
         entry = self.entries[layer][self.digests[row]]
         try:
             pair = entry.read()
-            intact = (layer, row) in self.checked or entry.is_intact(pair)
+            intact = (layer, row) in self.checked or shards.checksum(pair) == entry.checksum
         except OSError:
             intact = False
         if not intact:
@@ -91,22 +93,27 @@ class FeatureStore:
         """Encode the batch of a damaged entry again, on the CPU, and keep the entry."""
         picture, digest = self.pictures[row], self.digests[row]
         log.warning("the cached features of %s are damaged: encoding it again", picture.name)
-        encoder = self.load().cpu()
+        self.mender = self.mender or self.load().cpu()
         start = row - row % self.batch_size
         batch = range(start, min(start + self.batch_size, len(self.pictures)))
         with torch.inference_mode():
-            features = encoder(self.pixels(batch)[0])
+            features = self.mender(self.pixels(batch)[0])
         index = features.layers.index(layer)
-        pair = features.patches[index][row - start], features.summary[index][row - start]
-        self.write(layer, {digest: pair}, encoder)
-        return pair
+        pairs = zip(features.patches[index], features.summary[index], strict=True)
+        mended = dict(zip(self.digests[batch.start : batch.stop], pairs, strict=True))
+        self.write(layer, mended, self.mender)
+        return mended[digest]
 
     def pixels(self, batch: range) -> tuple[Tensor, dict[str, str]]:
         """A batch's pixels, grey where a picture cannot be decoded, and those with the reason."""
         images, bad = [], {}
-        for picture in self.pictures[batch.start : batch.stop]:
+        for row in batch:
+            picture = self.pictures[row]
+            held = Picture(picture.name, picture.read())
+            if held.digest() != self.digests[row]:
+                raise OSError(f"{picture.name} changed while the study ran; start it again")
             try:
-                images.append(picture.open())
+                images.append(held.open())
             except ValueError as error:
                 bad[picture.name] = str(error)
                 images.append(Image.new("RGB", (64, 64)))
@@ -123,8 +130,8 @@ class FeatureStore:
             config = encoder.tower.config
             about = {"encoder": config.model_type, "layer": layer, "dtype": str(encoder.dtype)}
             about |= {"width": config.hidden_size, "grid": list(self.grid)}
-            file = write_shard(self.folders[layer], pairs, self.grid, about)
-            self.entries[layer].update(read_header(file).entries)
+            file = shards.write_shard(self.folders[layer], pairs, self.grid, about)
+            self.entries[layer].update(shards.read_header(file).entries)
 
 
 def cached_features(
@@ -132,16 +139,15 @@ def cached_features(
     image_processor: Any,
     pictures: Iterable[Picture],
     *,
-    skip: bool = False,
     batch_size: int = 32,
     progress: Progress = lambda done, total: None,
 ) -> FeatureStore:
     """The features of all distinct pictures, from disk where they were computed before.
 
     `load` makes the encoder (here, and again where an entry must be repaired). Several processes
-    may do this at once: one encodes, the others wait for it. A picture that cannot be decoded is
-    named in `bad` with `skip`, else it raises ValueError. Raises OSError if the features would
-    exceed $LAYERFUSE_CACHE_GB (default 100) or the free disk space.
+    may do this at once: one encodes, the others wait for it. Pictures that cannot be decoded are
+    named in `bad`. Raises OSError if the features would exceed $LAYERFUSE_CACHE_GB (default 100) or
+    the free disk space, or if a picture changes meanwhile.
     """
     distinct = list({picture.name: picture for picture in pictures}.values())
     with ThreadPoolExecutor() as pool:
@@ -149,7 +155,7 @@ def cached_features(
     encoder = load()
     own = encoder.digests()
     settings = json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
-    space = features_home() / hashlib.sha256((own[0] + settings).encode()).hexdigest()[:16]
+    space = shards.features_home() / hashlib.sha256((own[0] + settings).encode()).hexdigest()[:16]
     folders = {k: space / f"{k:02d}-{own[k][:12]}" for k in encoder.layers}
     store = FeatureStore(
         distinct, digests, encoder.layers, (0, 0), load, image_processor, batch_size, folders, {}
@@ -157,7 +163,7 @@ def cached_features(
     space.mkdir(parents=True, exist_ok=True)
     with FileLock(space / ".lock"):
         _index(store)
-        _encode(store, encoder, skip, progress)
+        _encode(store, encoder, progress)
     _index(store)
     return store
 
@@ -167,9 +173,9 @@ def _index(store: FeatureStore) -> None:
     wanted = set(store.digests)
     for layer, folder in store.folders.items():
         store.entries[layer] = {}
-        for file in shards_of(folder):
+        for file in shards.shards_of(folder):
             try:
-                header = read_header(file)
+                header = shards.read_header(file)
             except OSError as error:
                 log.warning("%s: what it held is encoded again", error)
                 continue
@@ -180,9 +186,11 @@ def _index(store: FeatureStore) -> None:
 
 
 @torch.inference_mode()
-def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progress) -> None:
+def _encode(store: FeatureStore, encoder: Encoder, progress: Progress) -> None:
     """Encode every batch in which an entry is missing, and write what is missing."""
     device = next(encoder.parameters()).device
+    for stale in (file for folder in store.folders.values() for file in folder.glob("*.tmp")):
+        stale.unlink()  # a killed writer's: whoever holds the lock is alone
     count, size = len(store.pictures), store.batch_size
     every = [range(start, min(start + size, count)) for start in range(0, count, size)]
     batches: Any = [batch for batch in every if store.missing(batch)]
@@ -191,13 +199,11 @@ def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progres
     workers = 0 if device.type == "cpu" else DECODERS
     pixels_of = DataLoader(batches, None, collate_fn=store.pixels, num_workers=workers)
     for done, (batch, (pixels, bad)) in enumerate(zip(batches, pixels_of, strict=True)):
-        if bad and not skip:
-            raise ValueError(next(iter(bad.values())))
         store.bad |= bad
         features = encoder(pixels.to(device)).to("cpu")
         store.grid = features.grid
         if not done:
-            _check_space(features, sum(len(store.missing(b)) for b in batches))
+            _check_space(store, features)
         for row in store.missing(batch):
             if store.pictures[row].name in bad:
                 continue
@@ -216,21 +222,19 @@ def _encode(store: FeatureStore, encoder: Encoder, skip: bool, progress: Progres
             written = time.monotonic()
 
 
-def _check_space(features: Features, pictures: int) -> None:
+def _check_space(store: FeatureStore, features: Features) -> None:
     """Raise OSError, before anything is written, if the missing features will not fit."""
-    each = sum(x[0].nbytes for x in (*features.patches, *features.summary))
-    need = each * pictures / 1e9
-    root = features_home()
-    held = sum(file.stat().st_size for file in root.rglob("*.safetensors")) / 1e9
+    each = (features.patches[0][0].nbytes + features.summary[0][0].nbytes) / 1e9
+    need = each * sum(len(set(store.digests) - own.keys()) for own in store.entries.values())
+    root = shards.features_home()
+    held = sum(file.stat().st_size for file in root.rglob("*.*")) / 1e9
     given = os.environ.get(LIMIT_GB, DEFAULT_GB)
-    try:
-        limit = float(given)
-    except ValueError as error:
-        raise ValueError(f"${LIMIT_GB} must be a number of GB, not {given!r}") from error
+    if not re.fullmatch(r"\d+(\.\d+)?", given):
+        raise ValueError(f"${LIMIT_GB} must be a number of GB, not {given!r}")
     free = shutil.disk_usage(root).free / 1e9
-    if held + need > limit or need > free:
+    if held + need > float(given) or need > free:
         raise OSError(
-            f"the features of {pictures} pictures need {need:.1f} GB beside the {held:.1f} GB in "
-            f"{root}; ${LIMIT_GB} allows {limit:g} GB and {free:.1f} GB of the disk are free. "
+            f"the missing features need {need:.3g} GB beside the {held:.3g} GB in {root}; "
+            f"${LIMIT_GB} allows {given} GB and {free:.1f} GB of the disk are free. "
             "Raise the limit, run `layerfuse cache clear`, or set `cache_features: false`"
         )

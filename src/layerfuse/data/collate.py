@@ -61,7 +61,8 @@ def _box(draw: random.Random, least: float) -> tuple[float, float, float, float]
 @dataclass
 class LengthGroups(Sampler[int]):
     """Random order in which every `batch_size` neighbours have similar lengths: samples are sorted
-    within windows of `WINDOW` batches of a shuffled epoch, and the batches shuffled again."""
+    within windows of `WINDOW` batches of a shuffled epoch, and the batches shuffled again. What
+    does not fill a batch is left out of the epoch, unless there is nothing else."""
 
     WINDOW: ClassVar = 50
 
@@ -71,22 +72,21 @@ class LengthGroups(Sampler[int]):
     epoch: int = 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        count = len(self.lengths)
+        return count - count % self.batch_size if count > self.batch_size else count
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         draw = torch.Generator().manual_seed(self.seed + 2**20 * self.epoch)
-        order = torch.randperm(len(self), generator=draw)
+        order = torch.randperm(len(self.lengths), generator=draw)[: len(self)]
         batches: list[torch.Tensor] = []
         for window in order.split(self.WINDOW * self.batch_size):
             ranked = window[self.lengths[window].argsort(stable=True)]
             batches += ranked.split(self.batch_size)
-        whole = [batch for batch in batches if len(batch) == self.batch_size]
-        rest = [batch for batch in batches if len(batch) < self.batch_size]
-        shuffled = [whole[i] for i in torch.randperm(len(whole), generator=draw)]
-        yield from torch.cat([*shuffled, *rest]).tolist()
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=draw)]
+        yield from torch.cat(shuffled).tolist()
 
 
 @dataclass
@@ -120,7 +120,11 @@ class Collator:
         blank = self._blank() if self.blank and not batch else None
         if blank is not None:
             batch = visual_inputs(self.processor, [Sample("blank", (blank,), ())], self.store)
-            self._append(encoded[0], image_tokens(self.processor, batch))
+            # behind the row: nothing attends to it, nothing is learned from it
+            filling = {"input_ids": self.processor.image_token_id, "labels": IGNORED}
+            width = (0, image_tokens(self.processor, batch))
+            for name, value in {**filling, "attention_mask": 0}.items():
+                encoded[0][name] = F.pad(encoded[0][name], width, value=value)
         pad = self.processor.tokenizer.pad_token_id
         ids = pad_sequence([e["input_ids"] for e in encoded], batch_first=True, padding_value=pad)
         labels = pad_sequence([e["labels"] for e in encoded], True, padding_value=IGNORED)
@@ -156,12 +160,6 @@ class Collator:
         file = io.BytesIO()
         Image.new("RGB", (64, 64), "grey").save(file, "PNG")
         return Picture("grey", file.getvalue())
-
-    def _append(self, row: dict[str, torch.Tensor], tokens: int) -> None:
-        """Image tokens behind a row that nothing attends to and that have no labels."""
-        filling = {"input_ids": self.processor.image_token_id, "labels": IGNORED}
-        for name, value in {**filling, "attention_mask": 0}.items():
-            row[name] = F.pad(row[name], (0, tokens), value=value)
 
 
 def visual_inputs(

@@ -34,14 +34,17 @@ class Picture:
     def digest(self) -> str:
         return hashlib.sha256(self.read()).hexdigest()
 
-    def fault(self) -> str | None:
-        """Why a file is not an image, from its header alone; None if it seems to be one."""
+    def fault(self, whole: bool = False) -> str | None:
+        """Why this is no image, from a file's header alone or from the whole; None if it is one."""
         try:
-            Image.open(self.name).close()
+            if whole:
+                self.open()
+            else:
+                Image.open(self.name).close()
         except FileNotFoundError:
             return f"no image file {self.name}"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"cannot read the image {self.name}: {error}"
+            return str(error) if whole else f"cannot read the image {self.name}: {error}"
         return None
 
     def open(self) -> Image.Image:

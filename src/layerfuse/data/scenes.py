@@ -2,10 +2,9 @@
 
 A scene is a 224 x 224 picture with a group of equal objects, a card with a letter beside it, a
 patterned background and a tiny mark. Eight families of questions, from local colour to small
-print, make different encoder depths useful. Answers are dealt out evenly over a split; the rest of
-scene ``i`` has its own random stream. Eight of the 64 (colour, shape) pairs are held out: no train
-split shows or names them. Within one conversation the answers on presence, colour and shape tell
-something about each other: score exchanges one at a time to keep those families independent.
+print, make different encoder depths useful. Answers are dealt out evenly over a split. Eight of the
+64 (colour, shape) pairs are held out: no train split shows or names them. Answers on presence,
+colour and shape tell something about each other: score exchanges one at a time.
 """
 
 import json

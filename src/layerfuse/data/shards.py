@@ -1,8 +1,6 @@
-"""The feature cache on disk: shards, each a safetensors file with one layer's features of many
-pictures, and what can be said of all of them.
-
-A shard is written whole or not at all and never changed. Its header names the pictures by digest
-and holds a checksum of each one's features and of itself.
+"""The feature cache on disk, `$LAYERFUSE_HOME/features/<encoder, preprocessing>/<layer>/`: shards
+that are written whole or not at all and never changed, safetensors files with one layer's features
+of many pictures. The header names the pictures by digest and holds checksums of them and itself.
 """
 
 import json
@@ -42,14 +40,12 @@ class Entry:
         patches, summary = _map(self.file)
         return patches[self.row], summary[self.row]
 
-    def is_intact(self, pair: Pair) -> bool:
-        return checksum(pair) == self.checksum
-
 
 def checksum(pair: Pair) -> int:
-    """CRC-32 of the bytes of both tensors."""
+    """CRC-32 of type, shape and bytes of both tensors."""
+    shapes = str([(x.dtype, tuple(x.shape)) for x in pair]).encode()
     patches, summary = (x.contiguous().view(torch.uint8).numpy().data.cast("B") for x in pair)
-    return zlib.crc32(summary, zlib.crc32(patches))
+    return zlib.crc32(summary, zlib.crc32(patches, zlib.crc32(shapes)))
 
 
 @cache
@@ -124,7 +120,7 @@ def features_home() -> Path:
 def layer_folders(name: str = "") -> dict[str, Path]:
     """Every layer's folder by its name, <encoder and preprocessing>/<layer>, that begins so."""
     root = features_home()
-    found = sorted({shard.parent for shard in root.glob("*/*/*.safetensors")})
+    found = sorted(folder for folder in root.glob("*/*") if folder.is_dir())
     named = {str(folder.relative_to(root)): folder for folder in found}
     return {own: folder for own, folder in named.items() if own.startswith(name)}
 
@@ -161,27 +157,21 @@ def verify(say: Say) -> int:
             for stale in folder.glob("*.tmp"):
                 stale.unlink()
             for file in shards_of(folder):
-                kept, damaged = _intact(file)
-                if damaged == 0:
-                    continue
+                entries, kept = {}, {}
+                try:
+                    entries, grid, about = read_header(file)
+                    pairs = {digest: entry.read() for digest, entry in entries.items()}
+                    kept = {k: x for k, x in pairs.items() if checksum(x) == entries[k].checksum}
+                    if len(kept) == len(entries):
+                        continue
+                    if kept:
+                        write_shard(folder, kept, grid, about)
+                except OSError:
+                    kept = {}
                 mended += 1
-                say(f"{file}: {damaged or 'all'} damaged, {len(kept)} kept")
-                if kept:
-                    header = read_header(file)
-                    pairs = {digest: entry.read() for digest, entry in kept.items()}
-                    write_shard(folder, pairs, header.grid, header.about)
+                say(f"{file}: {len(entries) - len(kept) or 'all'} damaged, {len(kept)} kept")
                 file.unlink()
     return mended
-
-
-def _intact(file: Path) -> tuple[dict[str, Entry], int | None]:
-    """The intact entries and the number of damaged ones; None if the file cannot be read."""
-    try:
-        entries = read_header(file).entries
-        kept = {k: entry for k, entry in entries.items() if entry.is_intact(entry.read())}
-    except OSError:
-        return {}, None
-    return kept, len(entries) - len(kept)
 
 
 def clear(name: str | None) -> int:

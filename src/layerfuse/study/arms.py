@@ -52,17 +52,14 @@ def runs(recipe: Recipe) -> list[Run]:
     """Every run: first all arms with their first seed, then the second seeds, and so on."""
     settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k not in _IRRELEVANT}
     decides = {**_without(settings, _ONLY_SHOWN), **_contents(recipe)}
-    pairs = [
-        (position, arm, seed)
-        for arm in recipe.all_arms()
-        for position, seed in enumerate(arm.seeds or recipe.seeds)
-    ]
-    pairs.sort(key=lambda pair: pair[0])
-    return [
-        Run(arm, seed, _key({**decides, "layers": layers, "fusion": arm.fusion, "seed": seed}))
-        for _, arm, seed in pairs
-        for layers in [_with_contents(arm.layers)]
-    ]
+    found = []
+    for arm in recipe.all_arms():
+        own = {**decides, "layers": _with_contents(arm.layers), "fusion": arm.fusion}
+        for place, seed in enumerate(arm.seeds or recipe.seeds):
+            text = json.dumps({**own, "seed": seed}, sort_keys=True)
+            key = hashlib.sha256(text.encode()).hexdigest()[:8]
+            found.append((place, Run(arm, seed, key)))
+    return [run for _, run in sorted(found, key=lambda pair: pair[0])]
 
 
 def _without(node: Any, keys: set[str]) -> Any:
@@ -91,10 +88,6 @@ def _contents(recipe: Recipe) -> dict[str, str]:
             sizes = [(str(p), p.stat().st_size) for p in sorted(path.rglob("*"))]
             found[name] = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
     return found
-
-
-def _key(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def check_arms(recipe: Recipe) -> list[FusionConfig]:

@@ -3,10 +3,12 @@
 `python -m layerfuse.study.engine STUDY RUN [MODULE ...]` is one process of a run.
 """
 
+import ctypes
 import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -120,10 +122,8 @@ def run_one(study: str, folder: str, modules: list[str]) -> None:
 
 
 def launch(recipe: Recipe, study: str, folder: str, modules: list[str]) -> None:
-    """Do a run in several processes, as the recipe's `resources` say.
-
-    Raises RuntimeError with the end of the log if one of them fails.
-    """
+    """Do a run in several processes, as the recipe's `resources` say. Raises RuntimeError with the
+    end of the log if one of them fails."""
     wanted = recipe.resources
     if wanted.accelerate is None and not torch.cuda.is_available():
         command = ["torch.distributed.run", f"--nproc-per-node={wanted.processes}"]
@@ -137,12 +137,19 @@ def launch(recipe: Recipe, study: str, folder: str, modules: list[str]) -> None:
     log = Path(study) / folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as out:
-        done = subprocess.run([sys.executable, "-m", *command], stdout=out, stderr=out)
+        run = [sys.executable, "-m", *command]
+        done = subprocess.run(run, stdout=out, stderr=out, preexec_fn=die_with_parent)
     if done.returncode:
         said = log.read_text("utf-8", errors="replace").splitlines()
         own = [line for line in said if line.startswith("[rank")]  # not the launcher's
         tail = "\n".join((own or said)[-12:])
         raise RuntimeError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) to kill this process with its parent: no orphan trains on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run_local(
@@ -173,12 +180,9 @@ def run_ray(
     table: LiveTable,
     finish: Finish,
 ) -> None:
-    """As many runs at once as the resources allow, on the cluster of $RAY_ADDRESS or here.
-
-    All machines must see the study's folder and the cache. A run whose worker died starts again
-    from its last checkpoint; one that fails does not stop the others. Raises RuntimeError with the
-    first failure when all are done.
-    """
+    """As many runs at once as the resources allow, on the cluster of $RAY_ADDRESS or here; all
+    machines must see the study's folder and the cache. A run whose worker died starts again from
+    its last checkpoint. Raises RuntimeError with the first failure when all others are done."""
     ray: Any = import_module("ray")
 
     wanted = recipe.resources
@@ -197,7 +201,8 @@ def run_ray(
             done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
             for run in waiting.values():
                 progress = study / run.folder / PROGRESS
-                table.note(run, progress.read_text("utf-8") if progress.exists() else "waiting")
+                note = progress.read_text("utf-8") if progress.exists() else "waiting"
+                table.update(table.rows[run.name], note=note)
             for finished in done:
                 run = waiting.pop(finished)
                 try:
@@ -221,6 +226,7 @@ def _in_worker(recipe: Recipe, study: str, folder: str, modules: list[str]) -> f
 
 
 if __name__ == "__main__":
+    die_with_parent()
     PartialState()  # joins the other processes and takes this one's GPU
     run_one(sys.argv[1], sys.argv[2], sys.argv[3:])
     PartialState().destroy_process_group()

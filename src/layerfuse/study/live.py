@@ -3,31 +3,21 @@
 import time
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from layerfuse.study.arms import Run
 
 
 class LiveTable(Progress):
-    """One row per run with what it is doing, and one for the preparation.
-
-    On a terminal it redraws in place; elsewhere (a log file) it prints a line per event.
-    """
+    """One row per run with what it is doing, and one for the preparation; redrawn in place on a
+    terminal, elsewhere (a log file) a line per event."""
 
     def __init__(self, runs: list[Run], console: Console) -> None:
         name, note = (TextColumn(f"{{task.{field}}}") for field in ("description", "fields[note]"))
         columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
         super().__init__(*columns, console=console, disable=not console.is_terminal)
-        self.rows: dict[str, TaskID] = {}
-        for row in ("preparing", *(run.name for run in runs)):
-            self.rows[row] = self.add_task(row, start=False, total=None, note="")
+        names = ("preparing", *(run.name for run in runs))
+        self.rows = {row: self.add_task(row, start=False, total=None, note="") for row in names}
         self.phases: dict[str, str] = {}
         self.seconds: list[float] = []
         self.left = len(runs)
@@ -40,10 +30,6 @@ class LiveTable(Progress):
             self.reset(row, total=total)
             self._say(f"{run}: {phase} ({total})" if run else f"{phase} ({total})")
         self.update(row, completed=done, total=total, note=f"{phase} {note}")
-
-    def note(self, run: Run, text: str) -> None:
-        """What a run elsewhere is doing."""
-        self.update(self.rows[run.name], note=text)
 
     def finish(self, run: Run, score: float, seconds: float | None) -> None:
         """Show a run's score; `seconds` is None for a run that was finished before."""

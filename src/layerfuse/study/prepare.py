@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from layerfuse.data.cache import FeatureStore, cached_features
@@ -20,6 +22,7 @@ from layerfuse.study.arms import check_arms
 from layerfuse.train.run import encoder_for
 
 LEFT_OUT = "left_out.json"
+SHIPPED = tuple(sorted(file.stem for file in (Path(__file__).parent / "accelerate").iterdir()))
 Report = Callable[[str, int, int], None]
 """(what, done, in all)"""
 Faults = dict[str, dict[int, tuple[str, str]]]
@@ -34,8 +37,7 @@ def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Fa
     recipe, and with `on_bad_sample: stop` for the first bad sample, with their number.
     """
     configs = check_arms(recipe)
-    for stage in recipe.stages.values():
-        stage.split(recipe.resources.processes)
+    _check_resources(recipe)
     template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
     processor = Processor(
         load_image_processor(recipe.encoder.model),
@@ -60,6 +62,25 @@ def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Fa
             stage, whole = recipe.stages[name], samples[name].without(bad[name])
             bad[name] |= _unusable(whole, processor, stage, longest, partial(report, name))
     return leave_out(recipe, samples, bad), bad
+
+
+def _check_resources(recipe: Recipe) -> None:
+    """Raise ValueError, before anything is loaded, for what this machine or the batch cannot do."""
+    wanted = recipe.resources
+    for stage in recipe.stages.values():
+        stage.split(wanted.processes)
+    if wanted.accelerate is not None and wanted.processes == 1:
+        raise ValueError("resources.accelerate needs resources.processes of 2 or more")
+    if wanted.accelerate not in (None, *SHIPPED) and not Path(str(wanted.accelerate)).is_file():
+        raise ValueError(
+            f"resources.accelerate {wanted.accelerate!r} is no file; valid: {', '.join(SHIPPED)}, "
+            "or an accelerate config file"
+        )
+    packages = [*recipe.report_to, *(["liger_kernel"] if recipe.liger else [])]
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ValueError(f"not installed: {', '.join(missing)} (report_to, liger)")
+    if recipe.liger and not torch.cuda.is_available():
+        raise ValueError("liger: true needs a GPU: liger's kernels are written in Triton")
 
 
 def _unusable(
@@ -111,7 +132,8 @@ def encode_pictures(
     direct = dict.fromkeys(p for n in samples if n not in cached for p in _pictures(samples[n]))
     broken: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
-        for done, (picture, reason) in enumerate(pool.map(_decode, direct), start=1):
+        reasons = pool.map(partial(Picture.fault, whole=True), direct)
+        for done, (picture, reason) in enumerate(zip(direct, reasons, strict=True), start=1):
             report("reading pictures", done, len(direct))
             broken |= {picture.name: reason} if reason else {}
     store = None
@@ -120,7 +142,6 @@ def encode_pictures(
             partial(encoder_for, recipe),
             load_image_processor(recipe.encoder.model),
             (picture for name in cached for picture in _pictures(samples[name])),
-            skip=recipe.on_bad_sample == "skip",
             progress=partial(report, "encoding pictures"),
         )
         broken |= store.bad
@@ -129,14 +150,6 @@ def encode_pictures(
 
 def _pictures(samples: Samples) -> Iterator[Picture]:
     return (picture for sample in samples for picture in sample.pictures)
-
-
-def _decode(picture: Picture) -> tuple[Picture, str | None]:
-    try:
-        picture.open()
-    except ValueError as error:
-        return picture, str(error)
-    return picture, None
 
 
 def _showing(samples: Samples, broken: Mapping[str, str]) -> dict[int, tuple[str, str]]:

@@ -28,7 +28,6 @@ from layerfuse.study.engine import FEATURES, PROGRESS, run_local, run_ray
 from layerfuse.study.live import LiveTable
 from layerfuse.study.prepare import LEFT_OUT, Faults, encode_pictures, leave_out, load_checked
 from layerfuse.study.report import write_report
-from layerfuse.train.run import dtype_of
 
 
 def study(
@@ -128,8 +127,8 @@ def _remember(
 
 
 def _collect(folder: Path, todo: list[Run]) -> None:
-    found = [result for run in todo if (result := run.result(folder)) is not None]
-    write_text(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in found))
+    found = [json.dumps(row) + "\n" for run in todo if (row := run.result(folder)) is not None]
+    write_text(folder / "results.jsonl", "".join(found))
 
 
 def _keep_models(recipe: Recipe, folder: Path, todo: list[Run]) -> None:
@@ -166,7 +165,7 @@ def environment(recipe: Recipe) -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in names},
         "device": str(device()),
-        "dtype": str(dtype_of(recipe)).removeprefix("torch."),
+        "dtype": recipe.dtype,
         "cpu threads": str(torch.get_num_threads()),
         "cpus": str(os.cpu_count()),
     }

@@ -1,9 +1,7 @@
 """What a recipe amounts to, computed on the meta device: no weights, no network."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from layerfuse.recipe_file import load_recipe
 TEXT_TOKENS = 64
 """text tokens per sample in the FLOP estimate, beside the visual ones"""
 PARTS = ("vision", "fusion", "llm")
-_COUNTED: dict[tuple[str, int], float] = {}
 LAYOUT: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2)}
 
 
@@ -106,39 +103,27 @@ def _trained(model: FusionVLM, stage: Stage, counts: dict[str, int]) -> int:
 def flops(model: FusionVLM, size: int) -> dict[str, float]:
     """Forward FLOPs of one image of `size` pixels and TEXT_TOKENS tokens of text, per part, counted
     by torch from the operations on meta tensors; what is injected counts with the LLM."""
-    fusion, tower = model.fusion, model.vision_tower
-    width, wide = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
+    fusion = model.fusion
+    width = model.config.text_config.hidden_size
     sentence = fusion.config.sentence_width if fusion.reads == "sentence" else width
+    vision, fused, llm = (FlopCounterMode(display=False) for _ in PARTS)
     with torch.device("meta"):
-        grid, taken = tower.grid(size, size), len(tower.layers)
-        patches = (torch.empty(1, grid[0] * grid[1], wide),) * taken
-        features = Features(tower.layers, patches, (torch.empty(1, wide),) * taken, grid)
-        with FlopCounterMode(display=False) as fused:
+        with vision:
+            features: Features = model.vision_tower(torch.empty(1, 3, size, size))
+        with fused:
             visual = fusion(features, torch.empty(1, sentence))
         each = visual.tokens.shape[1]
         length = each + TEXT_TOKENS
         layout = Layout.of(torch.zeros(1, length, dtype=torch.bool), 1, each)
         seen = seen_images(layout.mask, each, layout.most)
         visual = fusion.by_row(replace(visual, mask=layout.mask, seen=seen), layout)
-        texts = torch.empty(1, length, width)
+        given: dict[str, Any] = {"visual": visual, "use_cache": False}
         mask = torch.zeros(1, 1, length, length)  # a finished one: none is made from values
-        given: dict[str, Any] = {"attention_mask": mask, "visual": visual, "use_cache": False}
-        encode = partial(tower, torch.empty(1, 3, size, size))
-        write = partial(model.language_model, inputs_embeds=texts, **given)
-        decides = model.config if visual.memory else model.config.text_config
-        vision = _counted(encode, tower.tower.config, size)
-        llm = _counted(write, decides, length)
-    return {"vision": vision, "fusion": fused.get_total_flops(), "llm": llm}
-
-
-def _counted(call: Callable[[], Any], config: PreTrainedConfig, size: int) -> float:
-    """The FLOPs of a call, counted once for each configuration and size."""
-    key = (config.to_json_string(), size)
-    if key not in _COUNTED:
-        with FlopCounterMode(display=False) as counter:
-            call()
-        _COUNTED[key] = counter.get_total_flops()
-    return _COUNTED[key]
+        with llm:
+            embeds = torch.empty(1, length, width)
+            model.language_model(inputs_embeds=embeds, attention_mask=mask, **given)
+    counters = dict(zip(PARTS, (vision, fused, llm), strict=True))
+    return {part: counter.get_total_flops() for part, counter in counters.items()}
 
 
 def vision_config(source: Source) -> PreTrainedConfig:
@@ -225,11 +210,6 @@ def _millions(count: int) -> str:
 
 
 def steps_of(stage: Stage, samples: int) -> int:
-    """Optimizer steps of a stage on one device, as the trainer counts them: a last incomplete
-    forward batch is dropped where there is at least one complete global batch."""
-    if stage.steps is not None:
-        return stage.steps
-    device = stage.device_batch_size or stage.batch_size
-    whole = samples >= stage.batch_size
-    forwards = samples // device if whole else math.ceil(samples / device)
-    return math.ceil(stage.epochs * math.ceil(forwards * device / stage.batch_size))
+    """Optimizer steps of a stage, as the trainer counts them: what does not fill a batch is left
+    out of an epoch, unless there is nothing else."""
+    return stage.steps or math.ceil(stage.epochs * max(samples // stage.batch_size, 1))

@@ -5,8 +5,7 @@
   share it (cluster bootstrap: Davison & Hinkley 1997, 3.8). Arms share the resamples: paired.
 * Seed noise: standard deviation over the seeds of an arm, pooled over the arms; never paired.
 * Both: variance = item bootstrap variance + sd² (1/n_a + 1/n_b), with a t quantile of
-  Welch-Satterthwaite degrees of freedom. Both terms hold the noise of single items in retraining:
-  the sum covers 94 to 99 % in simulation; subtracting that part once fell to 93 % at two seeds.
+  Welch-Satterthwaite degrees of freedom; the sum covers 94 to 99 % in simulation.
 * Above chance: whether the trained runs beat guessing is judged by the items alone.
 * Several arms: verdicts use Holm's correction (Holm 1979); the intervals are per comparison.
 """

@@ -52,10 +52,6 @@ class Trained:
     parameters: dict[str, int]
 
 
-def dtype_of(recipe: Recipe) -> torch.dtype:
-    return DTYPES[recipe.dtype]
-
-
 def encoder_for(recipe: Recipe) -> Encoder:
     """The recipe's encoder with every layer that any of its arms reads."""
     config = load_vision_config(recipe.encoder.model)
@@ -63,7 +59,7 @@ def encoder_for(recipe: Recipe) -> Encoder:
     for arm in recipe.all_arms():
         selection = select(arm.layers, config.num_hidden_layers)
         taps |= set(parse(arm.fusion)[0].resolve(selection).taps(selection))
-    tower = load_tower(recipe.encoder.model, config, dtype_of(recipe))
+    tower = load_tower(recipe.encoder.model, config, DTYPES[recipe.dtype])
     return Encoder(tower, taps, recipe.token_grid).to(device()).eval()
 
 
@@ -77,7 +73,7 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
         arm.fusion,
         token_grid=recipe.token_grid,
         image_token=recipe.image_token,
-        dtype=dtype_of(recipe),
+        dtype=DTYPES[recipe.dtype],
         attn_implementation=recipe.attn_implementation,
     )
     template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
@@ -134,14 +130,15 @@ def train_arm(
     features, or None to encode pictures as they come. Checkpoints go to `folder`/stages."""
     model, processor = compose(recipe, arm, seed)
     store = store and store.restrict(model.vision_tower.layers)
-    calibrate(model, processor, next(iter(samples.values())), store)
+    first = next(iter(samples))
+    calibrate(model, processor, samples[first], store if recipe.reads_cache(first) else None)
     embed_questions(recipe, processor, samples, report)
     trained = Trained(model, processor, {}, {}, {})
     for name, stage in remaining_stages(recipe, folder, trained):
         started = time.perf_counter()
         trained.model.fusion.guidance = stage.guided_by
         set_seed(seed)  # adapters begin alike, whether or not the stage before was continued
-        adapted = stages.begin_stage(trained.model, stage, dtype_of(recipe))
+        adapted = stages.begin_stage(trained.model, stage, DTYPES[recipe.dtype])
         if recipe.liger:
             stages.apply_liger(trained.model)
         trained.parameters = stages.count_parameters(trained.model)
@@ -158,9 +155,9 @@ def train_arm(
             partial(report, name),
         )
         if saved is None:
-            stages.end_stage(trained.model, adapted, dtype_of(recipe))
+            stages.end_stage(trained.model, adapted, DTYPES[recipe.dtype])
         else:
-            trained.model = stages.load_trained(saved, stage, dtype_of(recipe))
+            trained.model = stages.load_trained(saved, stage, DTYPES[recipe.dtype])
         trained.seconds[name] = round(time.perf_counter() - started, 2)
         if PartialState().is_main_process:
             curves = {"losses": trained.losses, "seconds": trained.seconds}

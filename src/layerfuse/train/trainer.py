@@ -55,9 +55,8 @@ class FusionTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if not self.stage.group_by_length:
-            return super()._get_train_sampler(dataset)
-        return LengthGroups(torch.tensor(dataset.lengths()), self.stage.batch_size, self.args.seed)
+        grouped = dataset.lengths() if self.stage.group_by_length else [0] * len(dataset)
+        return LengthGroups(torch.tensor(grouped), self.stage.batch_size, self.args.seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -69,8 +68,12 @@ class FusionTrainer(Trainer):
 
 
 class _Progress(TrainerCallback):
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, dataset: SampleDataset) -> None:
         self.report = report
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.dataset.set_epoch(int(state.epoch or 0))  # accelerate tells only some samplers
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
@@ -92,20 +95,18 @@ def fit(
     seed: int,
     report: Report,
 ) -> tuple[list[tuple[int, float]], Path | None]:
-    """Run the stage `name` and return its loss curve, [(step, mean loss since the last point)], and
-    where the model was saved if no process holds it whole.
-
-    Continues from the newest checkpoint in `folder` if there is one. Raises ValueError if the
-    global batch size does not suit the number of processes, or if the loss is not finite.
-    """
+    """Run the stage `name`, from the newest checkpoint in `folder` on, and return its loss curve,
+    [(step, mean loss since the last point)], and where the model was saved if no process holds it
+    whole. Raises ValueError if the batch does not suit the number of processes, or if the loss is
+    not finite."""
     stage = recipe.stages[name]
     trainer = FusionTrainer(
         stage,
         model=model,
-        args=_arguments(recipe, stage, folder, seed, len(dataset)),
+        args=_arguments(recipe, stage, folder, seed),
         train_dataset=dataset,
         data_collator=collator,
-        callbacks=[_Progress(report)],
+        callbacks=[_Progress(report, dataset)],
     )
     collator.blank = trainer.every_process_sees
     trainer.remove_callback(PrinterCallback)  # the report shows the same
@@ -130,9 +131,7 @@ def _is_whole(file: Path) -> bool:
     return True
 
 
-def _arguments(
-    recipe: Recipe, stage: Stage, folder: Path, seed: int, samples: int
-) -> TrainingArguments:
+def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
@@ -147,7 +146,6 @@ def _arguments(
         max_steps=stage.steps or -1,
         activation_checkpointing=stage.activation_checkpointing,
         remove_unused_columns=False,
-        dataloader_drop_last=samples >= stage.batch_size,
         dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="steps" if stage.checkpoint_steps else "no",
         save_steps=stage.checkpoint_steps or 1,
