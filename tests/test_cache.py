@@ -181,6 +181,42 @@ def test_a_flipped_byte_is_found_and_the_entry_encoded_again(
         file.write_bytes(whole)
 
 
+@pytest.mark.parametrize("kind", [b"I32", b"U32"])
+def test_another_type_in_the_header_is_damage(tmp_path: Path, home: Path, kind: bytes) -> None:
+    given = pictures(tmp_path, 4)
+    expected = encode(given).features(given)
+    for file in home.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes().replace(b"F32", kind))
+    shards._map.cache_clear()
+    assert same(encode(given).features(given), expected)
+
+
+def test_a_picture_that_changes_meanwhile_is_not_stored_as_the_old_one(
+    tmp_path: Path, home: Path
+) -> None:
+    given = pictures(tmp_path, 4)
+    store = encode(given)
+    for file in home.rglob("*.safetensors"):
+        file.unlink()
+    shards._map.cache_clear()
+    Image.new("RGB", (40, 30), "white").save(given[1].name)
+    with pytest.raises(OSError, match=r"1\.png changed while the study ran"):
+        store.features([given[0]])
+
+
+def test_only_what_is_missing_counts_for_the_limit(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = pictures(tmp_path)
+    encode(given, (1, 3))
+    held = sum(file.stat().st_size for file in home.rglob("*.safetensors"))
+    monkeypatch.setenv("LAYERFUSE_CACHE_GB", f"{1.8 * held / 1e9:.9f}")
+    encode(given, (1, 2, 3))
+    monkeypatch.setenv("LAYERFUSE_CACHE_GB", "nan")
+    with pytest.raises(ValueError, match=r"\$LAYERFUSE_CACHE_GB must be a number of GB, not 'nan'"):
+        encode(pictures(tmp_path, 11))
+
+
 def test_damage_while_it_is_in_use_is_repaired_in_another_process(
     tmp_path: Path, home: Path
 ) -> None:

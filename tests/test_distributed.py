@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def mixed(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "align": {**stage, "learning_rates": rates, "steps": 20, "activation_checkpointing": True},
         "finetune": {**stage, **lora},
     }
+    recipe["stages"]["finetune"]["random_crop"] = 0.7  # for two epochs and a half
     recipe["arms"] = [{"name": "one", "layers": [1, 3], "fusion": {"name": "inject_cross"}}]
     return {**recipe, "baseline": "one", "keep_models": "all"}
 
@@ -89,6 +91,31 @@ def test_two_processes_under_fsdp2_are_one(
     result = (two / run.folder / "result.json").read_text()
     (two / "results.jsonl").write_text(result + "\n")
     assert_same(tmp_path / "one", two)
+
+
+@pytest.mark.slow
+def test_no_process_of_a_killed_study_trains_on(mixed: dict[str, Any], tmp_path: Path) -> None:
+    mixed["stages"]["align"]["steps"] = 2000
+    path = write(tmp_path, mixed)
+    command = [sys.executable, "-m", "layerfuse.cli", "study", str(path), "resources.processes=2"]
+    running = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "two")], stdout=subprocess.DEVNULL
+    )
+
+    def training() -> list[str]:
+        texts = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+        return [str(text) for text in texts if str(tmp_path / "two").encode() in text]
+
+    progress = tmp_path / "two" / "arms"
+    for _ in range(120):
+        if list(progress.glob("*/progress")):
+            break
+        time.sleep(1)
+    assert len(training()) >= 3
+    running.kill()
+    running.wait()
+    time.sleep(3)
+    assert training() == []
 
 
 def test_a_batch_that_cannot_be_split_is_one_clear_error(

@@ -112,6 +112,18 @@ def test_no_usable_sample_is_an_error(damaged: dict[str, Any], tmp_path: Path) -
         study(write(tmp_path, {**damaged, "on_bad_sample": "skip"}), output=tmp_path / "study")
 
 
+def test_constants_are_measured_on_pictures_that_the_cache_lacks(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """A first stage with random crops, a test on other pictures, a strategy with constants."""
+    records = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "test.json").write_text(json.dumps(records[4:]))
+    recipe["stages"]["align"] |= {"random_crop": 0.5, "data": {"path": "data.json", "limit": 4}}
+    recipe["evaluate"]["data"] = {"path": "test.json"}
+    recipe["arms"][1]["fusion"]["normalize"] = "standardize"
+    study(write(tmp_path, recipe), output=tmp_path / "study")
+
+
 @pytest.mark.parametrize("changes", [{"random_crop": 0.5}, {"learning_rates": {"vision": 1e-4}}])
 def test_the_cache_is_off_where_it_would_be_wrong_and_says_so(
     recipe: dict[str, Any], tmp_path: Path, changes: dict[str, Any]

@@ -186,6 +186,25 @@ def test_accumulation_gives_the_same_training(recipe: Recipe, tmp_path: Path) ->
         assert a == pytest.approx(b, abs=2e-4)
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_steps_do_not_depend_on_how_a_batch_is_split(
+    recipe: Recipe, tmp_path: Path, grouped: bool
+) -> None:
+    """What does not fill a global batch is left out of an epoch, whatever a device holds."""
+    curves = []
+    for device in (None, 1):
+        changes = {"device_batch_size": device, "steps": None, "epochs": 2.0, "batch_size": 3}
+        align = recipe.stages["align"].model_copy(update={**changes, "group_by_length": grouped})
+        one = recipe.model_copy(update={"stages": {"align": align}})
+        _, losses = train(one, tmp_path / f"run{device}")
+        curves.append(losses["align"])
+    count = len(load(recipe.stages["align"].data))
+    assert count % 3
+    assert len(curves[0]) == len(curves[1]) == 2 * (count // 3)
+    for (_, a), (_, b) in zip(*curves, strict=True):
+        assert a == pytest.approx(b, abs=2e-4)
+
+
 @pytest.mark.parametrize("llm", tiny.LLMS)
 @torch.no_grad()
 def test_after_a_stage_the_model_is_what_loading_it_gives(llm: str, tmp_path: Path) -> None:

@@ -77,11 +77,11 @@ class _Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise ValueError(
-                    f"the loss became {logs['loss']} at step {state.global_step}: lower the "
-                    "learning rates"
-                )
+            found = {"loss": logs["loss"], "gradient": logs.get("grad_norm", 0.0)}
+            for name, value in found.items():  # an update by such a gradient would be saved
+                if not math.isfinite(value):
+                    where = f"{value} at step {state.global_step}"
+                    raise ValueError(f"the {name} became {where}: lower the learning rates")
             self.report(state.global_step, state.max_steps, float(logs["loss"]))
 
 
