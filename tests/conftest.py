@@ -22,7 +22,8 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-THREADS = torch.get_num_threads()
+# workers side by side share the cores
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else torch.get_num_threads()
 
 
 @pytest.fixture(autouse=True)
