@@ -197,7 +197,8 @@ def _encode(store: FeatureStore, encoder: Encoder, progress: Progress) -> None:
     kept: dict[int, dict[str, Pair]] = {layer: {} for layer in store.layers}
     written = time.monotonic()
     workers = 0 if device.type == "cpu" else DECODERS
-    pixels_of = DataLoader(batches, None, collate_fn=store.pixels, num_workers=workers)
+    decode: Any = store.pixels
+    pixels_of = DataLoader(batches, None, collate_fn=decode, num_workers=workers)
     for done, (batch, (pixels, bad)) in enumerate(zip(batches, pixels_of, strict=True)):
         store.bad |= bad
         features = encoder(pixels.to(device)).to("cpu")
