@@ -64,8 +64,9 @@ def test_steps_follow_epochs_and_accumulation() -> None:
     def steps(samples: int, **changes: object) -> int:
         return steps_of(Stage.model_validate({**stage.model_dump(), **changes}), samples)
 
-    assert steps(256 * 10 + 5) == 10
-    assert steps(256 * 10 + 40) == 11  # one forward of 32 is left and makes a step of its own
+    assert steps(256 * 10 + 5) == 11  # samples that come twice fill the last batch
+    assert steps(256 * 10 + 5, device_batch_size=1) == 11
+    assert steps(256 * 10 + 40) == 11
     assert steps(100, device_batch_size=None) == 1
     assert steps(2560, epochs=2.5) == 25
     assert steps(2560, steps=7) == 7

@@ -1,6 +1,7 @@
 """From samples to batches."""
 
 import io
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -61,8 +62,8 @@ def _box(draw: random.Random, least: float) -> tuple[float, float, float, float]
 @dataclass
 class LengthGroups(Sampler[int]):
     """Random order in which every `batch_size` neighbours have similar lengths: samples are sorted
-    within windows of `WINDOW` batches of a shuffled epoch, and the batches shuffled again. What
-    does not fill a batch is left out of the epoch, unless there is nothing else."""
+    within windows of `WINDOW` batches of a shuffled epoch, and the batches shuffled again. Samples
+    that come twice fill the last batch, so that all processes share whole ones."""
 
     WINDOW: ClassVar = 50
 
@@ -72,15 +73,15 @@ class LengthGroups(Sampler[int]):
     epoch: int = 0
 
     def __len__(self) -> int:
-        count = len(self.lengths)
-        return count - count % self.batch_size if count > self.batch_size else count
+        return math.ceil(len(self.lengths) / self.batch_size) * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         draw = torch.Generator().manual_seed(self.seed + 2**20 * self.epoch)
-        order = torch.randperm(len(self.lengths), generator=draw)[: len(self)]
+        once = torch.randperm(len(self.lengths), generator=draw)
+        order = once.repeat(math.ceil(len(self) / len(once)))[: len(self)]
         batches: list[torch.Tensor] = []
         for window in order.split(self.WINDOW * self.batch_size):
             ranked = window[self.lengths[window].argsort(stable=True)]

@@ -210,6 +210,5 @@ def _millions(count: int) -> str:
 
 
 def steps_of(stage: Stage, samples: int) -> int:
-    """Optimizer steps of a stage, as the trainer counts them: what does not fill a batch is left
-    out of an epoch, unless there is nothing else."""
-    return stage.steps or math.ceil(stage.epochs * max(samples // stage.batch_size, 1))
+    """Optimizer steps of a stage, as the trainer counts them: an epoch has whole batches."""
+    return stage.steps or math.ceil(stage.epochs * math.ceil(samples / stage.batch_size))
