@@ -225,8 +225,8 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (lambda f: shutil.rmtree(f / "llm"), {}, "llm"),
     (None, {"resources": {"processes": 2, "accelerate": "x"}}, "valid: fsdp2, zero2, zero3"),
     (None, {"resources": {"accelerate": "fsdp2"}}, "needs resources.processes of 2 or more"),
-    (None, {"report_to": ["trackio"]}, "not installed: trackio"),
-    (None, {"liger": True}, "not installed: liger_kernel"),
+    (None, {"report_to": ["trackio"]}, "not installed: trackio, which the recipe"),
+    (None, {"liger": True}, "not installed: liger_kernel, which"),
 ]
 
 

@@ -202,6 +202,14 @@ def device() -> torch.device:
     return found if found is not None and torch.accelerator.is_available() else torch.device("cpu")
 
 
+def native_dtype() -> str:
+    """`bfloat16` where this process's device computes in it, else `float32`."""
+    kind = device().type
+    gpu = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if gpu or cpu or kind not in ("cuda", "cpu") else "float32"
+
+
 def load_vision_config(name: str | PreTrainedConfig) -> PreTrainedConfig:
     """The vision config of a hub id, folder or local-model name.
 

@@ -188,9 +188,9 @@ class Recipe(Strict):
     """The file of `layerfuse similarity` that selections such as `similarity:3` read."""
     token_grid: tuple[PositiveInt, PositiveInt] | None = None
     """Average-pool every layer's patch tokens to (rows, columns): for cheap local studies."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Arithmetic, frozen weights, cached features and the saved model. Parts that train are kept in
-    float32 while they train."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic, frozen weights, cached features and the saved model; `auto` is bfloat16 where the
+    processor has it, else float32. What trains is kept in float32."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     """The LLM's attention kernel."""
     cache_features: bool = True

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from layerfuse import recipe as parts
+from layerfuse.encoder import native_dtype
 from layerfuse.recipe import Recipe
 
 _PATHS = ("path", "images", "chat_template", "similarity")
@@ -28,10 +29,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _set(raw, key.split("."), yaml.safe_load(value), override)
     _make_absolute(raw, Path.cwd())  # what overrides brought in
     try:
-        return Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {_plain(e)}" for e in error.errors()]
         raise ValueError(f"recipe {path}:\n" + "\n".join(lines)) from error
+    native = recipe.dtype if recipe.dtype != "auto" else native_dtype()
+    return recipe.model_copy(update={"dtype": native})
 
 
 def _plain(error: Any) -> str:

@@ -16,7 +16,6 @@ from layerfuse.local_models import home, resolve
 
 BATCH = 64
 Progress = Callable[[int, int], None]
-"""(texts done, texts in all)"""
 
 
 @lru_cache(maxsize=1)

@@ -30,12 +30,9 @@ from layerfuse.data.shards import Entry, Pair
 from layerfuse.encoder import Encoder, Features
 
 Progress = Callable[[int, int], None]
-"""(pictures done, pictures in all)"""
 LIMIT_GB, DEFAULT_GB = "LAYERFUSE_CACHE_GB", "100"
-SHARD_BYTES, SHARD_SECONDS = 2**28, 60
-"""a layer's shard is written when it is that large, or that long after the last"""
-DECODERS = 4
-"""processes that decode pictures while a GPU encodes others"""
+SHARD_BYTES, SHARD_SECONDS = 2**28, 60  # when a shard is written: so large, or so late
+DECODERS = 4  # processes that decode pictures while a GPU encodes others
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from layerfuse.data.cache import FeatureStore
 from layerfuse.data.samples import Picture, Sample, by_turn
 from layerfuse.processor import IGNORED, NoLabelError, Processor, question_of
 
-PICTURE_LENGTH = 2000
-"""a picture's share of a sample's length, in characters of text"""
+PICTURE_LENGTH = 2000  # a picture's share of a sample's length, in characters
 
 
 @dataclass

@@ -33,9 +33,7 @@ from layerfuse.study.prepare import remembered
 from layerfuse.train.run import Trained, train_arm
 
 Step = Callable[[str, int, int, str, str], None]
-"""(phase, done, in all, note, run's name)"""
 Finish = Callable[[Run, float], None]
-"""(run, seconds that it took)"""
 FEATURES, PROGRESS, LOG = "features.pkl", "progress", "log.txt"
 POLL_SECONDS = 2.0
 

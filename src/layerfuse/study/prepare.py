@@ -24,7 +24,6 @@ from layerfuse.train.run import encoder_for
 LEFT_OUT = "left_out.json"
 SHIPPED = tuple(sorted(file.stem for file in (Path(__file__).parent / "accelerate").iterdir()))
 Report = Callable[[str, int, int], None]
-"""(what, done, in all)"""
 Faults = dict[str, dict[int, tuple[str, str]]]
 """per source (a stage or `evaluate`): (id, reason) of every bad sample by its index"""
 
@@ -76,9 +75,9 @@ def _check_resources(recipe: Recipe) -> None:
             f"resources.accelerate {wanted.accelerate!r} is no file; valid: {', '.join(SHIPPED)}, "
             "or an accelerate config file"
         )
-    packages = [*recipe.report_to, *(["liger_kernel"] if recipe.liger else [])]
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise ValueError(f"not installed: {', '.join(missing)} (report_to, liger)")
+    for name in [*recipe.report_to, *(["liger_kernel"] if recipe.liger else [])]:
+        if find_spec(name) is None:
+            raise ValueError(f"not installed: {name}, which the recipe asks for")
     if recipe.liger and not torch.cuda.is_available():
         raise ValueError("liger: true needs a GPU: liger's kernels are written in Triton")
 

@@ -20,8 +20,7 @@ from layerfuse.model import FusionVLM
 from layerfuse.recipe import Arm, Data, Recipe, Source, Stage
 from layerfuse.recipe_file import load_recipe
 
-TEXT_TOKENS = 64
-"""text tokens per sample in the FLOP estimate, beside the visual ones"""
+TEXT_TOKENS = 64  # per sample in the FLOP estimate, beside the visual ones
 PARTS = ("vision", "fusion", "llm")
 LAYOUT: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2)}
 

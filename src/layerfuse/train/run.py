@@ -38,7 +38,6 @@ from layerfuse.train.trainer import checkpoints, fit
 
 CALIBRATION_SAMPLES, CALIBRATION_BATCH = 256, 32
 Report = Callable[[str, int, int, float | None], None]
-"""(stage, step, steps in all, loss or None)"""
 
 
 @dataclass

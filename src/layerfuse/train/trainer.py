@@ -17,7 +17,6 @@ from layerfuse.recipe import Recipe, Stage
 from layerfuse.train.stages import parameter_groups
 
 Report = Callable[[int, int, float | None], None]
-"""(step, steps in all, loss or None)"""
 
 
 class FusionTrainer(Trainer):
