@@ -127,6 +127,7 @@ def test_a_batch_that_cannot_be_split_is_one_clear_error(
         study(path, ("resources.processes=2",), output=tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_fsdp_that_would_not_shard_is_one_clear_error(
     mixed: dict[str, Any], tmp_path: Path
 ) -> None:
