@@ -43,7 +43,7 @@ STAGES = (
 )
 
 
-def hours(stage: Stage, cost: dict[str, float], extra_tokens: int, cached: bool) -> float:
+def hours(stage: Stage, cost: dict[str, int], extra_tokens: int, cached: bool) -> float:
     """Time for the operations, at the share that training reaches."""
     per_token = cost["llm"] / (TOKENS + extra_tokens + TEXT_TOKENS)
     llm = stage.llm * per_token * (TOKENS + extra_tokens + stage.text)

@@ -4,6 +4,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError
 from typer.testing import CliRunner
@@ -197,11 +200,40 @@ def test_a_picture_that_changes_meanwhile_is_not_stored_as_the_old_one(
     given = pictures(tmp_path, 4)
     store = encode(given)
     for file in home.rglob("*.safetensors"):
-        file.unlink()
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
     shards._map.cache_clear()
-    Image.new("RGB", (40, 30), "white").save(given[1].name)
-    with pytest.raises(OSError, match=r"1\.png changed while the study ran"):
+    Image.new("RGB", (40, 30), "white").save(given[3].name)
+    store.features(given[:3])
+    with pytest.raises(OSError, match=r"3\.png changed while the study ran"):
+        store.features([given[3]])
+
+
+def test_a_cache_that_is_cleared_meanwhile_is_one_clear_error(tmp_path: Path) -> None:
+    given = pictures(tmp_path, 4)
+    store = encode(given)
+    shards.clear(None)
+    shards._map.cache_clear()
+    with pytest.raises(OSError, match="removed while it was in use: the same command again"):
         store.features([given[0]])
+
+
+def test_who_waits_for_another_process_says_so(
+    tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = pictures(tmp_path, 2)
+    encode(given)
+    (lock,) = home.glob("*/.lock")
+    holds = threading.Event()
+
+    def hold() -> None:
+        with FileLock(lock):
+            holds.set()
+            time.sleep(0.5)
+
+    threading.Thread(target=hold).start()
+    holds.wait()
+    encode(given)
+    assert "waiting for another process" in caplog.text
 
 
 def test_only_what_is_missing_counts_for_the_limit(

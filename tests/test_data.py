@@ -1,6 +1,7 @@
 """Samples from every kind of source; batches; the feature cache."""
 
 import json
+import pickle
 import re
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from layerfuse.data import shards
 from layerfuse.data.cache import cached_features
 from layerfuse.data.collate import Collator
 from layerfuse.data.conversations import Samples, faults, load
@@ -123,6 +125,24 @@ def test_equal_ids_of_two_datasets_are_two_pictures(tmp_path: Path) -> None:
     store = cached_features(partial(encoder, [2]), tiny.image_processor(), found)
     red, blue = (store.features([picture]).patches[0] for picture in found)
     assert not torch.equal(red, blue)
+
+
+def test_a_store_for_another_process_holds_no_pictures_of_a_dataset(tmp_path: Path) -> None:
+    noise = [Image.effect_noise((400, 300), 60).convert("RGB") for _ in range(4)]
+    rows: dict[str, Any] = {"image": noise, "question": ["?"] * 4, "answer": ["!"] * 4}
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    made.save_to_disk(tmp_path / "set")
+    given = [p for sample in load(Data(dataset=str(tmp_path / "set"))) for p in sample.pictures]
+    assert sum(len(p.read()) for p in given) > 100_000
+    store = cached_features(partial(encoder, [2]), tiny.image_processor(), given)
+    sent = pickle.dumps(store)
+    assert len(sent) < 10_000
+    expected = store.features(given).patches[0]
+    for file in (tmp_path / "home").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    shards._map.cache_clear()
+    with torch.no_grad():  # the last is encoded again, from the dataset's file
+        assert torch.equal(pickle.loads(sent).features(given).patches[0], expected)
 
 
 def test_families_follow_their_answers(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
         data = io.BytesIO()
         stream.save(data, "PNG")
         asked = talk("<image>what is it?", "a", "and the other longer question?", "b")
-        samples.append(Sample(str(k), (Picture(f"p{k}", data.getvalue()),), asked))
+        samples.append(Sample(str(k), (Picture(f"p{k}", data.getvalue),), asked))
     samples.append(Sample("text", (), talk("no picture?", "c")))
     one = predict(model, processor, samples, None, batch_size=1, max_new_tokens=4)
     many = predict(model, processor, samples, None, batch_size=7, max_new_tokens=4)

@@ -201,4 +201,4 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(
         datasets, "load_dataset", lambda given, split: {(name, "a"): made}[given, split]
     )
-    assert find_pictures(name, "a")[0].data == b"1"
+    assert find_pictures(name, "a")[0].read() == b"1"

@@ -73,13 +73,13 @@ def test_arms_have_names_defaults_and_seeds(tmp_path: Path) -> None:
 
 
 def test_runs_go_seed_by_seed_and_keys_follow_what_matters(tmp_path: Path) -> None:
-    first = runs(load_recipe(write(tmp_path)))
+    first = runs(load_recipe(write(tmp_path)), "")
     assert [(r.arm.label, r.seed) for r in first] == [("single 3", 0), ("both", 5), ("single 3", 1)]
     assert len({r.folder for r in first}) == 3
     same = {"description": "other", "statistics": {"resamples": 500}, "baseline": "both"}
-    assert [r.key for r in runs(load_recipe(write(tmp_path, same)))] == [r.key for r in first]
+    assert [r.key for r in runs(load_recipe(write(tmp_path, same)), "")] == [r.key for r in first]
     keys = {
-        runs(load_recipe(write(tmp_path, {"dtype": d})))[0].key for d in ("float32", "bfloat16")
+        runs(load_recipe(write(tmp_path, {"dtype": d})), "")[0].key for d in ("float32", "bfloat16")
     }
     assert len(keys) == 2
     assert first[0].key in keys  # `auto` is one of them
@@ -87,11 +87,11 @@ def test_runs_go_seed_by_seed_and_keys_follow_what_matters(tmp_path: Path) -> No
 
 def test_other_contents_of_a_file_are_another_run(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[1]")
-    first = runs(load_recipe(write(tmp_path)))[0].key
+    first = runs(load_recipe(write(tmp_path)), "")[0].key
     shown = {"stages": {"align": {**STAGE, "data": {**STAGE["data"], "expected_samples": 7}}}}
-    assert runs(load_recipe(write(tmp_path, shown)))[0].key == first
+    assert runs(load_recipe(write(tmp_path, shown)), "")[0].key == first
     (tmp_path / "a.json").write_text("[2]")
-    assert runs(load_recipe(write(tmp_path)))[0].key != first
+    assert runs(load_recipe(write(tmp_path)), "")[0].key != first
 
 
 def test_models_that_begin_with_a_dot_are_relative_to_the_recipe(tmp_path: Path) -> None:

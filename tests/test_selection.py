@@ -146,16 +146,16 @@ def test_other_groups_are_another_run(tmp_path: Path, own: bool) -> None:
         arms(f"similarity:3@{file}") if own else {**arms("similarity:3"), "similarity": "s.json"}
     )
     path = write(tmp_path, named)
-    first = runs(load_recipe(path))[0].key
-    assert runs(load_recipe(path))[0].key == first
+    first = runs(load_recipe(path), "")[0].key
+    assert runs(load_recipe(path), "")[0].key == first
     similar(file, 12, (2, 3))
-    assert runs(load_recipe(path))[0].key != first
+    assert runs(load_recipe(path), "")[0].key != first
 
 
 def test_listed_layers_are_the_same_run_with_and_without_a_file(tmp_path: Path) -> None:
     """A finished study that gains an arm by similarity does not train its other arms again."""
-    first = runs(load_recipe(write(tmp_path, arms([3]))))[0].key
+    first = runs(load_recipe(write(tmp_path, arms([3]))), "")[0].key
     named = write(tmp_path, {**arms([3]), "similarity": "s.json"})
-    assert runs(load_recipe(named))[0].key == first  # not there yet
+    assert runs(load_recipe(named), "")[0].key == first  # not there yet
     similar(tmp_path / "s.json", 12)
-    assert runs(load_recipe(named))[0].key == first
+    assert runs(load_recipe(named), "")[0].key == first

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
@@ -128,6 +129,36 @@ def test_adding_an_arm_runs_only_that_arm(recipe: dict[str, Any], tmp_path: Path
     study(write(tmp_path, recipe), output=folder)
     assert len(lines(folder / "results.jsonl")) == 3
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_changed_or_mended_pictures_make_other_runs(
+    recipe: dict[str, Any], tmp_path: Path, cached: bool
+) -> None:
+    path = write(tmp_path, {**recipe, "on_bad_sample": "skip", "cache_features": cached})
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    folders: list[set[str]] = []
+    for change in (None, whole, None, b""):
+        if change is not None:
+            (tmp_path / "1.png").write_bytes(change)
+        study(path, output=tmp_path / "study")
+        folders.append({r["folder"] for r in lines(tmp_path / "study" / "results.jsonl")})
+    cut, mended, again, gone = folders
+    assert again == mended
+    assert not cut & mended
+    assert not mended & gone
+    assert not cut & gone
+
+
+def test_two_commands_do_not_share_a_folder(recipe: dict[str, Any], tmp_path: Path) -> None:
+    path, folder = write(tmp_path, recipe), tmp_path / "study"
+    folder.mkdir()
+    with FileLock(folder / ".lock"):
+        found = CliRunner().invoke(app, ["study", str(path), "--output", str(folder)])
+    assert found.exit_code == 2
+    assert "another process is running the study" in " ".join(found.output.split())
+    study(path, output=folder)
 
 
 def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path) -> None:

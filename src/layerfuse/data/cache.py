@@ -5,7 +5,6 @@ settings of the encoder up to that layer. Pictures are encoded in batches fixed 
 that a pass that was stopped and continued makes the same bits.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -15,11 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -45,8 +46,9 @@ class FeatureStore:
     a copy for another process is small.
     """
 
-    pictures: list[Picture]
-    digests: list[str]
+    pictures: dict[str, Picture]
+    """by name, in the order in which they are encoded"""
+    digests: dict[str, str]
     layers: tuple[int, ...]
     grid: tuple[int, int]
     load: Callable[[], Encoder]
@@ -58,14 +60,12 @@ class FeatureStore:
     """pictures that cannot be decoded, with the reason"""
 
     def __post_init__(self) -> None:
-        self.rows = {picture.name: row for row, picture in enumerate(self.pictures)}
-        self.checked: set[tuple[int, int]] = set()
+        self.checked: set[tuple[int, str]] = set()
         self.mender: Encoder | None = None
 
     def features(self, pictures: Sequence[Picture]) -> Features:
-        """The features of `pictures`, in that order."""
-        rows = [self.rows[picture.name] for picture in pictures]
-        pairs = [[self._pair(layer, row) for row in rows] for layer in self.layers]
+        """The features of `pictures`, in that order. Raises OSError if they were removed."""
+        pairs = [[self._pair(layer, picture.name) for picture in pictures] for layer in self.layers]
         patches = tuple(torch.stack([p for p, _ in own]) for own in pairs)
         summary = tuple(torch.stack([s for _, s in own]) for own in pairs)
         return Features(self.layers, patches, summary, self.grid)
@@ -74,52 +74,57 @@ class FeatureStore:
         """The same pictures with only these layers, ascending."""
         return replace(self, layers=tuple(sorted(set(layers))))
 
-    def _pair(self, layer: int, row: int) -> Pair:
-        entry = self.entries[layer][self.digests[row]]
+    def _pair(self, layer: int, name: str) -> Pair:
+        digest = self.digests[name]
+        entry = self.entries[layer][digest]
         try:
             pair = entry.read()
-            intact = (layer, row) in self.checked or shards.checksum(pair) == entry.checksum
+            intact = (layer, digest) in self.checked or shards.checksum(pair) == entry.checksum
+        except FileNotFoundError as error:
+            raise OSError(
+                f"{entry.file} was removed while it was in use: the same command again encodes "
+                "what is missing and continues"
+            ) from error
         except OSError:
             intact = False
         if not intact:
-            pair = self._repair(layer, row)
-        self.checked.add((layer, row))
+            pair = self._repair(layer, name)
+        self.checked.add((layer, digest))
         return pair
 
-    def _repair(self, layer: int, row: int) -> Pair:
-        """Encode the batch of a damaged entry again, on the CPU, and keep the entry."""
-        picture, digest = self.pictures[row], self.digests[row]
-        log.warning("the cached features of %s are damaged: encoding it again", picture.name)
+    def _repair(self, layer: int, name: str) -> Pair:
+        """Encode a damaged entry again, on the CPU, and keep it; in a batch as large as it was in,
+        at the place where it was, so that the bits are the same."""
+        log.warning("the cached features of %s are damaged: encoding it again", name)
         self.mender = self.mender or self.load().cpu()
-        start = row - row % self.batch_size
-        batch = range(start, min(start + self.batch_size, len(self.pictures)))
+        place = list(self.digests).index(name)
+        start = place - place % self.batch_size
+        size = min(self.batch_size, len(self.digests) - start)
         with torch.inference_mode():
-            features = self.mender(self.pixels(batch)[0])
+            features = self.mender(self.pixels([name])[0].repeat(size, 1, 1, 1))
         index = features.layers.index(layer)
-        pairs = zip(features.patches[index], features.summary[index], strict=True)
-        mended = dict(zip(self.digests[batch.start : batch.stop], pairs, strict=True))
-        self.write(layer, mended, self.mender)
-        return mended[digest]
+        pair = features.patches[index][place - start], features.summary[index][place - start]
+        self.write(layer, {self.digests[name]: pair}, self.mender)
+        return pair
 
-    def pixels(self, batch: range) -> tuple[Tensor, dict[str, str]]:
+    def pixels(self, names: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
         """A batch's pixels, grey where a picture cannot be decoded, and those with the reason."""
         images, bad = [], {}
-        for row in batch:
-            picture = self.pictures[row]
-            held = Picture(picture.name, picture.read())
-            if held.digest() != self.digests[row]:
-                raise OSError(f"{picture.name} changed while the study ran; start it again")
+        for name in names:
+            content = self.pictures[name].read()  # once: what is checked is decoded
+            if sha256(content).hexdigest() != self.digests[name]:
+                raise OSError(f"{name} changed while the study ran; start it again")
             try:
-                images.append(held.open())
+                images.append(Picture(name, partial(bytes, content)).open())
             except ValueError as error:
-                bad[picture.name] = str(error)
+                bad[name] = str(error)
                 images.append(Image.new("RGB", (64, 64)))
         return self.image_processor(images, return_tensors="pt")["pixel_values"], bad
 
-    def missing(self, batch: range) -> list[int]:
-        """The rows of a batch without an entry in some layer."""
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Those of the pictures without an entry in some layer."""
         own = self.entries.values()
-        return [row for row in batch if any(self.digests[row] not in found for found in own)]
+        return [n for n in names if any(self.digests[n] not in found for found in own)]
 
     def write(self, layer: int, pairs: dict[str, Pair], encoder: Encoder) -> None:
         """Keep entries of a layer on disk."""
@@ -131,34 +136,47 @@ class FeatureStore:
             self.entries[layer].update(shards.read_header(file).entries)
 
 
+def digests_of(pictures: Iterable[Picture]) -> dict[str, str]:
+    """The SHA-256 of every picture's bytes, by its name."""
+    distinct = {picture.name: picture for picture in pictures}
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(distinct, pool.map(Picture.digest, distinct.values()), strict=True))
+
+
 def cached_features(
     load: Callable[[], Encoder],
     image_processor: Any,
     pictures: Iterable[Picture],
     *,
+    digests: dict[str, str] | None = None,
     batch_size: int = 32,
     progress: Progress = lambda done, total: None,
 ) -> FeatureStore:
     """The features of all distinct pictures, from disk where they were computed before.
 
-    `load` makes the encoder (here, and again where an entry must be repaired). Several processes
-    may do this at once: one encodes, the others wait for it. Pictures that cannot be decoded are
+    `load` makes the encoder (here, and again where an entry must be repaired), `digests` are those
+    of `digests_of` if they are known. Several processes may do this at once: one encodes, the
+    others wait for it. Pictures that cannot be decoded are
     named in `bad`. Raises OSError if the features would exceed $LAYERFUSE_CACHE_GB (default 100) or
     the free disk space, or if a picture changes meanwhile.
     """
-    distinct = list({picture.name: picture for picture in pictures}.values())
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(Picture.digest, distinct))
     encoder = load()
     own = encoder.digests()
     settings = json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
-    space = shards.features_home() / hashlib.sha256((own[0] + settings).encode()).hexdigest()[:16]
+    space = shards.features_home() / sha256((own[0] + settings).encode()).hexdigest()[:16]
     folders = {k: space / f"{k:02d}-{own[k][:12]}" for k in encoder.layers}
-    store = FeatureStore(
-        distinct, digests, encoder.layers, (0, 0), load, image_processor, batch_size, folders, {}
-    )
+    distinct = {picture.name: picture for picture in pictures}
+    known = digests or digests_of(distinct.values())
+    layers, rest = encoder.layers, (load, image_processor, batch_size, folders, {})
+    store = FeatureStore(distinct, {k: known[k] for k in distinct}, layers, (0, 0), *rest)
     space.mkdir(parents=True, exist_ok=True)
-    with FileLock(space / ".lock"):
+    lock = FileLock(space / ".lock")
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        log.warning("waiting for another process that encodes pictures with this encoder")
+        held = lock.acquire()
+    with held:
         _index(store)
         _encode(store, encoder, progress)
     _index(store)
@@ -167,7 +185,7 @@ def cached_features(
 
 def _index(store: FeatureStore) -> None:
     """Find the entries of the store's pictures; later shards replace earlier ones."""
-    wanted = set(store.digests)
+    wanted = set(store.digests.values())
     for layer, folder in store.folders.items():
         store.entries[layer] = {}
         for file in shards.shards_of(folder):
@@ -188,31 +206,29 @@ def _encode(store: FeatureStore, encoder: Encoder, progress: Progress) -> None:
     device = next(encoder.parameters()).device
     for stale in (file for folder in store.folders.values() for file in folder.glob("*.tmp")):
         stale.unlink()  # a killed writer's: whoever holds the lock is alone
-    count, size = len(store.pictures), store.batch_size
-    every = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    names, size = list(store.digests), store.batch_size
+    every = [names[start : start + size] for start in range(0, len(names), size)]
     batches: Any = [batch for batch in every if store.missing(batch)]
     kept: dict[int, dict[str, Pair]] = {layer: {} for layer in store.layers}
     written = time.monotonic()
-    workers = 0 if device.type == "cpu" else DECODERS
     decode: Any = store.pixels
+    workers = 0 if device.type == "cpu" else DECODERS
     pixels_of = DataLoader(batches, None, collate_fn=decode, num_workers=workers)
-    for done, (batch, (pixels, bad)) in enumerate(zip(batches, pixels_of, strict=True)):
+    for done, (batch, (pixels, bad)) in enumerate(zip(batches, pixels_of, strict=True), start=1):
         store.bad |= bad
         features = encoder(pixels.to(device)).to("cpu")
         store.grid = features.grid
-        if not done:
+        if done == 1:
             _check_space(store, features)
-        for row in store.missing(batch):
-            if store.pictures[row].name in bad:
-                continue
-            for index, layer in enumerate(features.layers):
-                if store.digests[row] not in store.entries[layer]:
-                    at = row - batch.start
+        for name in store.missing(batch):
+            digest, at = store.digests[name], batch.index(name)
+            for index, layer in enumerate(features.layers if name not in bad else ()):
+                if digest not in store.entries[layer]:
                     pair = features.patches[index][at], features.summary[index][at]
-                    kept[layer].setdefault(store.digests[row], pair)
-        progress(batch.stop, count)
+                    kept[layer].setdefault(digest, pair)
+        progress(done, len(batches))
         held = len(kept[store.layers[0]]) * features.patches[0][0].nbytes
-        late = time.monotonic() - written > SHARD_SECONDS or done + 1 == len(batches)
+        late = time.monotonic() - written > SHARD_SECONDS or done == len(batches)
         if late or held >= SHARD_BYTES:
             for layer, pairs in kept.items():
                 store.write(layer, pairs, encoder)
@@ -223,7 +239,8 @@ def _encode(store: FeatureStore, encoder: Encoder, progress: Progress) -> None:
 def _check_space(store: FeatureStore, features: Features) -> None:
     """Raise OSError, before anything is written, if the missing features will not fit."""
     each = (features.patches[0][0].nbytes + features.summary[0][0].nbytes) / 1e9
-    need = each * sum(len(set(store.digests) - own.keys()) for own in store.entries.values())
+    digests = set(store.digests.values())
+    need = each * sum(len(digests - own.keys()) for own in store.entries.values())
     root = shards.features_home()
     held = sum(file.stat().st_size for file in root.rglob("*.*")) / 1e9
     given = os.environ.get(LIMIT_GB, DEFAULT_GB)

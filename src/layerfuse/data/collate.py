@@ -156,10 +156,11 @@ class Collator:
     def _blank(self) -> Picture | None:
         """Any picture that the store holds (none: no batch shows one), or a grey one."""
         if self.store is not None:
-            return next((p for p in self.store.pictures if p.name not in self.store.bad), None)
+            held = self.store.pictures.items()
+            return next((p for name, p in held if name not in self.store.bad), None)
         file = io.BytesIO()
         Image.new("RGB", (64, 64), "grey").save(file, "PNG")
-        return Picture("grey", file.getvalue())
+        return Picture("grey", file.getvalue)
 
 
 def visual_inputs(

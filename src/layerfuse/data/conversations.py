@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from layerfuse.data import scenes
-from layerfuse.data.samples import Sample, from_columns, from_llava
+from layerfuse.data.samples import Picture, Sample, from_columns, from_llava
 from layerfuse.local_models import home
 from layerfuse.recipe import Data
 
@@ -85,7 +86,7 @@ def faults(samples: Samples) -> dict[int, tuple[str, str]]:
             found[own] = (str(own), str(error))
             continue
         for picture in sample.pictures:
-            if picture.data is None and picture.name not in seen:
+            if picture.reader is None and picture.name not in seen:
                 seen[picture.name] = picture.fault()
             if reason := seen.get(picture.name):
                 found[own] = (sample.id, f"sample {sample.id}: {reason}")
@@ -115,7 +116,7 @@ def _json(path: Path, images: str | None = None) -> Samples:
     base = Path(images) if images else path.parent
     if not base.is_dir():
         raise FileNotFoundError(f"no image folder {base}")
-    return Samples(records, lambda i, record: from_llava(i, record, base))
+    return Samples(records, partial(from_llava, base=base))
 
 
 def _folder(folder: Path, split: str) -> Samples:
@@ -126,12 +127,8 @@ def _folder(folder: Path, split: str) -> Samples:
         rows = [json.loads(line) for line in table.read_text("utf-8").splitlines() if line.strip()]
         return Samples(
             [{"image": r.get("file_name"), "id": r.get("file_name"), **r} for r in rows],
-            lambda i, row: from_columns(i, row, folder),
+            partial(from_columns, base=folder),
         )
-
-    def text_beside(image: str) -> str:
-        return (folder / image).with_suffix(".txt").read_text("utf-8")
-
     images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     missing = [p for p in images if not p.with_suffix(".txt").exists()]
     if missing or not images:
@@ -139,8 +136,13 @@ def _folder(folder: Path, split: str) -> Samples:
         raise FileNotFoundError(f"{folder}: {what} (and no metadata.jsonl)")
     return Samples(
         [{"id": str(p.relative_to(folder)), "image": str(p.relative_to(folder))} for p in images],
-        lambda i, row: from_columns(i, {**row, "text": text_beside(row["image"])}, folder),
+        partial(_captioned, folder),
     )
+
+
+def _captioned(folder: Path, index: int, row: dict[str, Any]) -> Sample:
+    text = (folder / row["image"]).with_suffix(".txt").read_text("utf-8")
+    return from_columns(index, {**row, "text": text}, folder)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -166,4 +168,34 @@ def open_dataset(name: str, split: str) -> Samples:
             found = found.cast_column(column, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             found = found.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    return Samples(found, lambda i, row: from_columns(i, row, Path(name)))
+    return Samples(_Rows(found, f"{name}:{split}"), partial(from_columns, base=Path(name)))
+
+
+@dataclass
+class _Rows:
+    """The rows of a dataset with pictures, which read their bytes when asked, as image cells."""
+
+    dataset: Any
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = dict(self.dataset[index])
+        for column in row.keys() & {"image", "images"}:
+            cells = row[column] if isinstance(row[column], list) else [row[column]]
+            pictures = [self._picture(cell, index, column, k) for k, cell in enumerate(cells)]
+            row[column] = pictures if isinstance(row[column], list) else pictures[0]
+        return row
+
+    def _picture(self, cell: Any, index: int, column: str, k: int) -> Any:
+        if not isinstance(cell, dict):  # of a datasets.Image that is not decoded
+            return cell
+        if cell.get("bytes") is None:
+            return Picture(str(cell["path"]))
+        return Picture(f"{self.name}#{index}.{k}", partial(self._bytes, index, column, k))
+
+    def _bytes(self, index: int, column: str, k: int) -> bytes:
+        held = self.dataset[index][column]
+        return (held[k] if isinstance(held, list) else held)["bytes"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,16 @@ size, which makes gigabytes of a thinner picture."""
 
 @dataclass(frozen=True)
 class Picture:
-    """An image by name: a file, or the bytes of a dataset's cell."""
+    """An image by name: a file, or what reads it from elsewhere, such as a dataset's cell."""
 
     name: str
-    data: bytes | None = None
+    reader: Callable[[], bytes] | None = None
     crop: tuple[float, float, float, float] | None = None
     """left, top, right, bottom of the part to use, in shares of the sides"""
 
     def read(self) -> bytes:
         """The encoded bytes. Raises FileNotFoundError naming the file."""
-        return Path(self.name).read_bytes() if self.data is None else self.data
+        return self.reader() if self.reader else Path(self.name).read_bytes()
 
     def digest(self) -> str:
         return hashlib.sha256(self.read()).hexdigest()
@@ -149,15 +150,13 @@ def _kinds(name: str, given: Any, turns: list[Message]) -> tuple[str, ...]:
 
 
 def picture_of(sample: str, index: int, item: Any, base: Path) -> Picture:
-    """The picture in an image cell: a path relative to `base`, or bytes. Raises ValueError."""
+    """The picture in an image cell: one that is made, or a path relative to `base`. Raises
+    ValueError for anything else."""
     if isinstance(item, str):
         return Picture(str(base / item))
-    if isinstance(item, dict):  # a datasets.Image cell that was not decoded
-        if item.get("bytes") is not None:
-            content = hashlib.sha256(item["bytes"]).hexdigest()[:16]  # ids repeat among datasets
-            return Picture(f"{sample}#{index}@{content}", item["bytes"])
-        return Picture(str(item["path"]))
-    raise ValueError(f"sample {sample}: image {index} is a {type(item).__name__}, not a path")
+    if not isinstance(item, Picture):
+        raise ValueError(f"sample {sample}: image {index} is a {type(item).__name__}, not a path")
+    return item
 
 
 def _messages(name: str, turns: list[Message], images: int) -> tuple[Message, ...]:

@@ -139,7 +139,7 @@ def _answer(
 def _row(question: Question, prediction: str) -> dict[str, Any]:
     pictures = question.sample.pictures
     row: dict[str, Any] = {"id": question.id, "sample": question.sample.id}
-    row["image"] = pictures[0].name if pictures and pictures[0].data is None else None
+    row["image"] = pictures[0].name if pictures and pictures[0].reader is None else None
     row |= {"question": question_of(question.messages), "answer": question.answer}
     row |= {"prediction": prediction, "correct": exact_match(prediction, question.answer)}
     row |= {"family": question.family, "category": question.category}

@@ -48,10 +48,11 @@ class Run:
         return json.loads(file.read_text("utf-8")) if file.exists() else None
 
 
-def runs(recipe: Recipe) -> list[Run]:
-    """Every run: first all arms with their first seed, then the second seeds, and so on."""
+def runs(recipe: Recipe, pictures: str) -> list[Run]:
+    """Every run: first all arms with their first seed, then the second seeds, and so on;
+    `pictures` is a digest of what the samples show."""
     settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k not in _IRRELEVANT}
-    decides = {**_without(settings, _ONLY_SHOWN), **_contents(recipe)}
+    decides = {**_without(settings, _ONLY_SHOWN), **_contents(recipe), "pictures": pictures}
     found = []
     for arm in recipe.all_arms():
         own = {**decides, "layers": _with_contents(arm.layers), "fusion": arm.fusion}

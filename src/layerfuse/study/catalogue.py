@@ -9,9 +9,9 @@ from transformers import PreTrainedConfig
 
 from layerfuse.config import configure
 from layerfuse.fusion import FUSIONS
-from layerfuse.recipe import Arm, Source
+from layerfuse.recipe import Source
 from layerfuse.selection import Selection
-from layerfuse.study.show import Shown, measure, text_config, vision_config
+from layerfuse.study.show import Known, count, flops, text_config, tokens_of, vision_config
 
 CLIP: dict[str, Any] = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
 CLIP |= {"num_hidden_layers": 24, "num_attention_heads": 16}
@@ -49,20 +49,22 @@ def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> list[Row | Misfit]
     """Every registered strategy with its default options and example layers, counted by building
     it, with an image of the encoder's own size."""
     found: list[Row | Misfit] = []
-    base: Shown | None = None
+    known: Known = {}
+    base = (0, 0)
     for name in sorted(FUSIONS.names(), key=lambda n: n != "single"):
         layers: Any = FUSIONS[name][1].example(vision.num_hidden_layers)
-        arm = Arm(layers=layers, fusion={"name": name})
         try:
-            config = configure(vision, text, layers, arm.fusion)
+            config = configure(vision, text, layers, {"name": name})
         except ValueError as error:
             found.append(Misfit(name, str(error)))
             continue
-        shown = measure(arm, config, vision.image_size, {})
-        base = base or shown
-        extra = shown.parameters["fusion"] - base.parameters["fusion"]
-        cost = sum(shown.flops[part] - base.flops[part] for part in ("fusion", "llm"))
-        found.append(Row(name, _text(config.selection), shown.visual_tokens, extra, cost))
+        model, counts = count(config)
+        cost = flops(model, vision.image_size, known, ("fusion", "llm"))
+        own = counts["fusion"], sum(cost.values())
+        base = own if name == "single" else base
+        tokens = tokens_of(model, vision.image_size)
+        extra = own[0] - base[0], own[1] - base[1]
+        found.append(Row(name, _text(config.selection), tokens, *extra))
     return found
 
 

@@ -34,7 +34,8 @@ from layerfuse.train.run import Trained, train_arm
 
 Step = Callable[[str, int, int, str, str], None]
 Finish = Callable[[Run, float], None]
-FEATURES, PROGRESS, LOG = "features.pkl", "progress", "log.txt"
+ENVIRONMENT, FEATURES = "environment.json", "features.pkl"
+PROGRESS, LOG = "progress", "log.txt"
 POLL_SECONDS = 2.0
 
 
@@ -102,7 +103,8 @@ def run_one(study: str, folder: str, modules: list[str]) -> None:
     for module in modules:
         import_module(module)
     recipe = load_recipe(Path(study) / "recipe.yaml")
-    found = {run.folder: run for run in runs(recipe)}
+    environment = json.loads((Path(study) / ENVIRONMENT).read_text("utf-8"))
+    found = {run.folder: run for run in runs(recipe, environment["pictures"])}
     if folder not in found:
         raise RuntimeError(
             f"{study} has no run {folder}: this process has other data files or another layerfuse"

@@ -1,7 +1,7 @@
 """Before any training: load the data, check everything, leave out bad samples, encode pictures."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
@@ -123,32 +123,34 @@ def leave_out(recipe: Recipe, samples: Mapping[str, Samples], bad: Faults) -> di
 
 
 def encode_pictures(
-    recipe: Recipe, samples: Mapping[str, Samples], report: Report
+    recipe: Recipe, samples: Mapping[str, Samples], digests: dict[str, str], report: Report
 ) -> tuple[FeatureStore | None, Faults]:
     """The features of all pictures that some stage or the test reads from the cache, and samples
     whose pictures turned out to be unreadable; other pictures are decoded once to see."""
     cached = [name for name in samples if recipe.reads_cache(name)]
-    direct = dict.fromkeys(p for n in samples if n not in cached for p in _pictures(samples[n]))
+    direct = {p.name: p for p in pictures_of(samples[n] for n in samples if n not in cached)}
     broken: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
-        reasons = pool.map(partial(Picture.fault, whole=True), direct)
-        for done, (picture, reason) in enumerate(zip(direct, reasons, strict=True), start=1):
+        reasons = pool.map(partial(Picture.fault, whole=True), direct.values())
+        for done, (name, reason) in enumerate(zip(direct, reasons, strict=True), start=1):
             report("reading pictures", done, len(direct))
-            broken |= {picture.name: reason} if reason else {}
+            broken |= {name: reason} if reason else {}
     store = None
     if cached:
         store = cached_features(
             partial(encoder_for, recipe),
             load_image_processor(recipe.encoder.model),
-            (picture for name in cached for picture in _pictures(samples[name])),
+            pictures_of(samples[name] for name in cached),
+            digests=digests,
             progress=partial(report, "encoding pictures"),
         )
         broken |= store.bad
     return store, {name: _showing(part, broken) for name, part in samples.items()}
 
 
-def _pictures(samples: Samples) -> Iterator[Picture]:
-    return (picture for sample in samples for picture in sample.pictures)
+def pictures_of(sources: Iterable[Samples]) -> Iterator[Picture]:
+    """The pictures of all samples."""
+    return (picture for samples in sources for sample in samples for picture in sample.pictures)
 
 
 def _showing(samples: Samples, broken: Mapping[str, str]) -> dict[int, tuple[str, str]]:

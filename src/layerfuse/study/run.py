@@ -1,5 +1,6 @@
 """The main job: train and compare every arm of a recipe, then write the report."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -14,19 +15,28 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 import layerfuse
-from layerfuse.data.cache import FeatureStore
+from layerfuse.data.cache import FeatureStore, digests_of
+from layerfuse.data.conversations import Samples
 from layerfuse.encoder import device
 from layerfuse.files import write_text
 from layerfuse.recipe import Recipe
 from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, runs
-from layerfuse.study.engine import FEATURES, PROGRESS, run_local, run_ray
+from layerfuse.study.engine import ENVIRONMENT, FEATURES, PROGRESS, run_local, run_ray
 from layerfuse.study.live import LiveTable
-from layerfuse.study.prepare import LEFT_OUT, Faults, encode_pictures, leave_out, load_checked
+from layerfuse.study.prepare import (
+    LEFT_OUT,
+    Faults,
+    encode_pictures,
+    leave_out,
+    load_checked,
+    pictures_of,
+)
 from layerfuse.study.report import write_report
 
 
@@ -50,37 +60,57 @@ def study(
     recipe = load_recipe(recipe_path, overrides)
     console = console or Console()
     folder = output or Path("runs") / recipe.name
-    all_runs = runs(recipe)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with LiveTable(all_runs, console) as table:
+    with LiveTable(console) as table:
         samples, bad = load_checked(recipe, table.step)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
-        write_text(folder / "environment.json", json.dumps(environment(recipe), indent=1))
-        todo = [run for run in all_runs if run.result(folder) is None]
-        for run in all_runs:
-            if run not in todo:
-                table.finish(run, _mean(folder, run), None)
+        try:
+            alone = FileLock(folder / ".lock").acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(f"another process is running the study in {folder}") from error
+        with alone:
+            _do(recipe, folder, samples, bad, engine, modules, table)
+    return write_report(folder)
 
-        def finish(run: Run, seconds: float) -> None:
-            (folder / run.folder / PROGRESS).unlink(missing_ok=True)
-            table.finish(run, _mean(folder, run), seconds)
-            _collect(folder, all_runs)
 
-        if todo:
-            store, unreadable = encode_pictures(recipe, samples, table.step)
-            samples = leave_out(recipe, samples, unreadable)
-            _remember(recipe, folder, bad, unreadable, store, console)
-            shared = (folder, list(modules), table, finish)
-            if engine == "ray":
-                run_ray(recipe, todo, *shared)
-            else:
-                run_local(recipe, todo, samples, store, *shared)
+def _do(
+    recipe: Recipe,
+    folder: Path,
+    samples: dict[str, Samples],
+    bad: Faults,
+    engine: str,
+    modules: Sequence[str],
+    table: LiveTable,
+) -> None:
+    """The runs that are not yet done."""
+    digests = digests_of(pictures_of(samples.values()))
+    pictures = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+    all_runs = runs(recipe, pictures)
+    table.add(all_runs)
+    write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
+    write_text(folder / ENVIRONMENT, json.dumps(environment(recipe, pictures), indent=1))
+    todo = [run for run in all_runs if run.result(folder) is None]
+    for run in all_runs:
+        if run not in todo:
+            table.finish(run, _mean(folder, run), None)
+
+    def finish(run: Run, seconds: float) -> None:
+        (folder / run.folder / PROGRESS).unlink(missing_ok=True)
+        table.finish(run, _mean(folder, run), seconds)
         _collect(folder, all_runs)
-    report = write_report(folder)
+
+    if todo:
+        store, unreadable = encode_pictures(recipe, samples, digests, table.step)
+        samples = leave_out(recipe, samples, unreadable)
+        _remember(recipe, folder, bad, unreadable, store, table.console)
+        shared = (folder, list(modules), table, finish)
+        if engine == "ray":
+            run_ray(recipe, todo, *shared)
+        else:
+            run_local(recipe, todo, samples, store, *shared)
+    _collect(folder, all_runs)
     _keep_models(recipe, folder, all_runs)
-    return report
 
 
 def _check_surroundings(engine: str) -> None:
@@ -151,7 +181,7 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def environment(recipe: Recipe) -> dict[str, str]:
+def environment(recipe: Recipe, pictures: str) -> dict[str, str]:
     """Versions, commit and device: what a reader needs to repeat the study."""
     names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
     root = Path(__file__).parents[3]
@@ -162,6 +192,7 @@ def environment(recipe: Recipe) -> dict[str, str]:
     return {
         "layerfuse": layerfuse.__version__,
         "commit": commit or "not a git checkout",
+        "pictures": pictures,
         "python": platform.python_version(),
         **{name: version(name) for name in names},
         "device": str(device()),

@@ -1,7 +1,9 @@
 """What a recipe amounts to, computed on the meta device: no weights, no network."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from layerfuse.recipe_file import load_recipe
 
 TEXT_TOKENS = 64  # per sample in the FLOP estimate, beside the visual ones
 PARTS = ("vision", "fusion", "llm")
+Known = dict[tuple[str, Any, int], int]
 LAYOUT: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2)}
 
 
@@ -35,7 +38,7 @@ class Shown:
     parameters: dict[str, int]
     trained: dict[str, int]
     """parameters that train, per stage"""
-    flops: dict[str, float]
+    flops: dict[str, int]
     """forward FLOPs of one sample with one image, per part"""
 
 
@@ -47,13 +50,13 @@ def show(
     recipe = load_recipe(recipe_path, overrides)
     console = console or Console()
     vision, text = vision_config(recipe.encoder), text_config(recipe.llm)
-    size, arms = _image_size(recipe.encoder, vision), []
+    size, arms, known = _image_size(recipe.encoder, vision), [], {}
     for arm in recipe.all_arms():
         try:
             config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
         except ValueError as error:
             raise ValueError(f"arm {arm.label!r}: {error}") from error
-        arms.append(measure(arm, config, size, recipe.stages))
+        arms.append(measure(arm, config, size, recipe.stages, known))
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
     console.print(
         f"encoder {recipe.encoder.model}: {vision.num_hidden_layers} blocks of width "
@@ -69,13 +72,20 @@ def show(
     return recipe, arms
 
 
-def measure(arm: Arm, config: FusionConfig, size: int, stages: dict[str, Stage]) -> Shown:
+def measure(
+    arm: Arm, config: FusionConfig, size: int, stages: dict[str, Stage], known: Known
+) -> Shown:
     """Build an arm on the meta device and count, with pictures of `size` pixels."""
     model, counts = count(config)
-    grid, layers = model.vision_tower.grid(size, size), config.vision_layers
-    tokens = model.fusion.num_tokens(model.fusion.config, grid, len(layers))
+    tokens = tokens_of(model, size)
     trained = {stage: _trained(model, how, counts) for stage, how in stages.items()}
-    return Shown(arm, layers, tokens, counts, trained, flops(model, size))
+    return Shown(arm, config.vision_layers, tokens, counts, trained, flops(model, size, known))
+
+
+def tokens_of(model: FusionVLM, size: int) -> int:
+    """Number of tokens that replace an image of `size` pixels."""
+    grid, fusion = model.vision_tower.grid(size, size), model.fusion
+    return fusion.num_tokens(fusion.config, grid, len(model.config.vision_layers))
 
 
 def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
@@ -99,30 +109,44 @@ def _trained(model: FusionVLM, stage: Stage, counts: dict[str, int]) -> int:
 
 
 @torch.no_grad()
-def flops(model: FusionVLM, size: int) -> dict[str, float]:
+def flops(
+    model: FusionVLM, size: int, known: Known | None = None, parts: Sequence[str] = PARTS
+) -> dict[str, int]:
     """Forward FLOPs of one image of `size` pixels and TEXT_TOKENS tokens of text, per part, counted
-    by torch from the operations on meta tensors; what is injected counts with the LLM."""
-    fusion = model.fusion
+    by torch from the operations on meta tensors; what is injected counts with the LLM.
+
+    `known` keeps what is the same for other strategies with this encoder and LLM.
+    """
+    fusion, tower, known = model.fusion, model.vision_tower, {} if known is None else known
     width = model.config.text_config.hidden_size
     sentence = fusion.config.sentence_width if fusion.reads == "sentence" else width
-    vision, fused, llm = (FlopCounterMode(display=False) for _ in PARTS)
+    rows, columns = tower.grid(size, size)
     with torch.device("meta"):
-        with vision:
-            features: Features = model.vision_tower(torch.empty(1, 3, size, size))
-        with fused:
+        patches = torch.empty(1, rows * columns, model.config.vision_config.hidden_size)
+        each = ((patches,) * len(tower.layers), (patches[:, 0],) * len(tower.layers))
+        with FlopCounterMode(display=False) as counter:
+            features = Features(tower.layers, *each, (rows, columns))
             visual = fusion(features, torch.empty(1, sentence))
-        each = visual.tokens.shape[1]
-        length = each + TEXT_TOKENS
-        layout = Layout.of(torch.zeros(1, length, dtype=torch.bool), 1, each)
-        seen = seen_images(layout.mask, each, layout.most)
+        found = {"fusion": counter.get_total_flops()}
+        tokens = visual.tokens.shape[1]
+        length = tokens + TEXT_TOKENS
+        layout = Layout.of(torch.zeros(1, length, dtype=torch.bool), 1, tokens)
+        seen = seen_images(layout.mask, tokens, layout.most)
         visual = fusion.by_row(replace(visual, mask=layout.mask, seen=seen), layout)
         given: dict[str, Any] = {"visual": visual, "use_cache": False}
-        mask = torch.zeros(1, 1, length, length)  # a finished one: none is made from values
-        with llm:
-            embeds = torch.empty(1, length, width)
-            model.language_model(inputs_embeds=embeds, attention_mask=mask, **given)
-    counters = dict(zip(PARTS, (vision, fused, llm), strict=True))
-    return {part: counter.get_total_flops() for part, counter in counters.items()}
+        given["attention_mask"] = torch.zeros(1, 1, length, length)  # finished: none is made
+        given["inputs_embeds"] = torch.empty(1, length, width)
+        look = partial(tower, torch.empty(1, 3, size, size))
+        read = partial(model.language_model, **given)
+        own = str(fusion.config) if visual.memory else ""
+        for part, key, action in (("vision", max(tower.layers), look), ("llm", own, read)):
+            if part in parts and (part, key, length) not in known:
+                with FlopCounterMode(display=False) as counter:
+                    action()
+                known[part, key, length] = counter.get_total_flops()
+            if part in parts:
+                found[part] = known[part, key, length]
+    return found
 
 
 def vision_config(source: Source) -> PreTrainedConfig:

@@ -1,13 +1,14 @@
 """A thin `transformers.Trainer`: learning rates per part, progress, loss curve."""
 
-import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -17,6 +18,7 @@ from layerfuse.recipe import Recipe, Stage
 from layerfuse.train.stages import parameter_groups
 
 Report = Callable[[int, int, float | None], None]
+COMPLETE = "complete"  # the last file of a checkpoint
 
 
 class FusionTrainer(Trainer):
@@ -74,6 +76,15 @@ class _Progress(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.dataset.set_epoch(int(state.epoch or 0))  # accelerate tells only some samplers
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        PartialState().wait_for_everyone()  # each process writes a part
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir)
+            (folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            for older in checkpoints(folder)[:-1]:
+                (older / COMPLETE).unlink()  # first: what is half removed is not complete
+                shutil.rmtree(older)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
             found = {"loss": logs["loss"], "gradient": logs.get("grad_norm", 0.0)}
@@ -116,18 +127,9 @@ def fit(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a stage, oldest first; the trainer's state is written last."""
-    states = folder.glob("checkpoint-*/trainer_state.json")
-    complete = [state.parent for state in states if _is_whole(state)]
+    """The complete checkpoints of a stage, oldest first."""
+    complete = [mark.parent for mark in folder.glob(f"checkpoint-*/{COMPLETE}")]
     return sorted(complete, key=lambda p: int(p.name.split("-")[1]))
-
-
-def _is_whole(file: Path) -> bool:
-    try:
-        json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError:
-        return False
-    return True
 
 
 def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> TrainingArguments:
@@ -148,7 +150,6 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> Trainin
         dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="steps" if stage.checkpoint_steps else "no",
         save_steps=stage.checkpoint_steps or 1,
-        save_total_limit=1,
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
