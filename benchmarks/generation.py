@@ -55,7 +55,7 @@ def generate(model: Any, ids: torch.Tensor, **inputs: Any) -> tuple[float, float
 def measure() -> dict[str, tuple[list[float], list[float]]]:
     """Per strategy, speed over the bare LLM's in each round: decoding, and whole."""
     bare = LlamaForCausalLM(smollm2()).eval()
-    models = {name: strategy(name) for name in FUSIONS.names()}
+    models = {name: strategy(name) for name in FUSIONS}
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in models}
     for turn in range(ROUNDS + 1):
         for name, (model, inputs) in models.items():

@@ -27,7 +27,7 @@ def main() -> None:
     table = Table("step", "peak, MB", "ratio", "to", box=None)
     base = fresh("single")
     table.add_row("single", f"{base:.0f}", "1.00", "single")
-    for name in FUSIONS.names():
+    for name in FUSIONS:
         if name != "single":
             peak = fresh(name)
             table.add_row(name, f"{peak:.0f}", f"{peak / base:.2f}", "single")

@@ -5,6 +5,7 @@ the peak that training reaches, fitted to the published times of LLaVA-1.5-7B on
 10 h), whose own rows show how well one share describes both stages.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -43,7 +44,7 @@ STAGES = (
 )
 
 
-def hours(stage: Stage, cost: dict[str, int], extra_tokens: int, cached: bool) -> float:
+def hours(stage: Stage, cost: Mapping[str, float], extra_tokens: int, cached: bool) -> float:
     """Time for the operations, at the share that training reaches."""
     per_token = cost["llm"] / (TOKENS + extra_tokens + TEXT_TOKENS)
     llm = stage.llm * per_token * (TOKENS + extra_tokens + stage.text)
@@ -69,7 +70,7 @@ if __name__ == "__main__":
     for head in ("strategy", "layers", *heads):
         table.add_column(head)
     table.add_row("published LLaVA-1.5", "23", "3.5", "", "10.0", "", "")
-    for name in FUSIONS.names():
+    for name in FUSIONS:
         table.add_row(*row(name, FUSIONS[name][1].example(24)))
     Console(width=110).print(table)
     weights = 6.74e9

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from layerfuse.config import configure
 from layerfuse.fusion import FUSIONS
-from layerfuse.study.catalogue import KNOWN, Misfit, rows
+from layerfuse.study.catalogue import KNOWN, rows
 from layerfuse.study.show import count, text_config, vision_config
 from layerfuse.study.show import flops as forward_flops
 
@@ -53,7 +53,7 @@ def at_7b() -> dict[str, float]:
     model, _ = count(configure(vision, text, [-2], {"name": "single"}))
     cost = forward_flops(model, vision.image_size)
     base = cost["fusion"] + cost["llm"]
-    found = [row for row in rows(vision, text) if not isinstance(row, Misfit)]
+    found, _ = rows(vision, text)
     return {row.name: 1 + row.flops / base for row in found}
 
 
@@ -63,7 +63,7 @@ def aim(name: str) -> str:
 
 
 def main() -> None:
-    made = {name: actions(name) for name in FUSIONS.names()}
+    made = {name: actions(name) for name in FUSIONS}
     steps = {name: step for name, (step, _) in made.items()}
     counted = {name: flops(step) for name, step in steps.items()}
     whole = times(steps, ROUNDS, warm_up=0)  # counting was the warm-up

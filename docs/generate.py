@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from layerfuse import recipe
+from layerfuse import recipe, recipe_sources
 from layerfuse.fusion import FUSIONS, StrategyConfig
 from layerfuse.selection import SYNTAX
 
@@ -79,7 +79,7 @@ def recipe_reference() -> str:
         "`arms.0.layers=[3]`). Unknown keys are errors. Made from the code by `make docs`.",
     ]
     for name in MODELS:
-        model = vars(recipe)[name]
+        model = {**vars(recipe_sources), **vars(recipe)}[name]
         fields = model.model_fields
         texts = {key: field.description for key, field in fields.items()}
         lines += ["", f"## {name}", "", _text(model.__doc__), "", *_table(fields, texts)]
@@ -100,7 +100,7 @@ def strategy_page(name: str) -> str:
 def strategy_index() -> str:
     """The catalogue."""
     lines = ["# Fusion strategies", "", "| name | kind | published as |", "|---|---|---|"]
-    for name in FUSIONS.names():
+    for name in FUSIONS:
         module = FUSIONS[name][1]
         lines.append(f"| [`{name}`]({name}.md) | {module.kind} | {module.paper} |")
     return "\n".join([*lines, ""])
@@ -219,7 +219,7 @@ def pages() -> dict[Path, str]:
     """Every generated page and what it must hold."""
     found = {DOCS / "recipe-reference.md": recipe_reference()}
     found[DOCS / "strategies" / "README.md"] = strategy_index()
-    found |= {DOCS / "strategies" / f"{n}.md": strategy_page(n) for n in FUSIONS.names()}
+    found |= {DOCS / "strategies" / f"{n}.md": strategy_page(n) for n in FUSIONS}
     for file in sorted((DOCS.parent / "results").glob("*/summary.json")):
         name = file.parent.name
         found[DOCS / f"results-{name}.md"] = results_page(name)

@@ -35,5 +35,5 @@ def noted(self: FusionTrainer, folder: Path) -> Path | None:
 if __name__ == "__main__":
     PartialState.__init__, FusionTrainer.save_whole = pretend, noted
     PartialState()
-    run_one(sys.argv[1], sys.argv[2], [])
+    run_one(Path(sys.argv[1]), sys.argv[2], [])
     PartialState().destroy_process_group()

@@ -121,7 +121,7 @@ class Problem:
         shapes = fusion.shapes
         guidance = fusion.guidance
         return cls(
-            name=next(n for n in FUSIONS.names() if FUSIONS[n][1] is type(fusion)),
+            name=next(n for n in FUSIONS if FUSIONS[n][1] is type(fusion)),
             options=fusion.config,
             groups=shapes.selection.groups,
             depth=shapes.selection.depth,

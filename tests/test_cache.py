@@ -213,7 +213,7 @@ def test_a_cache_that_is_cleared_meanwhile_is_one_clear_error(tmp_path: Path) ->
     store = encode(given)
     shards.clear(None)
     shards._map.cache_clear()
-    with pytest.raises(OSError, match="removed while it was in use: the same command again"):
+    with pytest.raises(OSError, match="removed while in use; the same command again"):
         store.features([given[0]])
 
 

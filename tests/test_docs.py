@@ -105,7 +105,7 @@ def test_shell_snippets_name_verbs_recipes_and_targets_that_exist() -> None:
 
 def test_the_readme_table_lists_every_strategy() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    assert [n for n in FUSIONS.names() if f"| `{n}` |" not in text] == []
+    assert [n for n in FUSIONS if f"| `{n}` |" not in text] == []
 
 
 def test_version_is_in_the_changelog() -> None:

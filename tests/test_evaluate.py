@@ -1,11 +1,14 @@
 """Questions, exact match, and predictions that do not depend on batching."""
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
 
 from layerfuse.data.samples import Picture, Sample
 from layerfuse.evaluate.run import exact_match, predict, questions, scores
+from layerfuse.recipe import Data, Evaluation
 from tests import tiny
 
 
@@ -76,8 +79,10 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
         asked = talk("<image>what is it?", "a", "and the other longer question?", "b")
         samples.append(Sample(str(k), (Picture(f"p{k}", data.getvalue),), asked))
     samples.append(Sample("text", (), talk("no picture?", "c")))
-    one = predict(model, processor, samples, None, batch_size=1, max_new_tokens=4)
-    many = predict(model, processor, samples, None, batch_size=7, max_new_tokens=4)
+    how: dict[str, Any] = {"data": Data(path="held out"), "max_new_tokens": 4}
+    one, many = (
+        predict(model, processor, samples, None, Evaluation(**how, batch_size=n)) for n in (1, 7)
+    )
     assert [r["prediction"] for r in one] == [r["prediction"] for r in many]
     assert [r["id"] for r in one] == ["0/0", "0/1", "1/0", "1/1", "2/0", "2/1", "text/0"]
     assert one[0]["question"] == "what is it?"

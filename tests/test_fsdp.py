@@ -25,7 +25,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("strategy", FUSIONS.names())
+@pytest.mark.parametrize("strategy", list(FUSIONS))
 def test_sharded_gradients_are_the_plain_ones(strategy: str, checkpointing: bool) -> None:
     mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
     plain, sharded = (tiny.model(strategy).train() for _ in range(2))

@@ -73,7 +73,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
 ]
 NORMALIZE = ["none", "layernorm", "standardize"]
 each_case = pytest.mark.parametrize(("name", "layers", "options"), CASES)
-each_strategy = pytest.mark.parametrize("name", FUSIONS.names())
+each_strategy = pytest.mark.parametrize("name", list(FUSIONS))
 
 
 def around(layers: Any, depth: int = DEPTH, **changes: Any) -> Shapes:
@@ -188,7 +188,7 @@ def test_formula_without_cls_token(summary: str) -> None:
 
 def test_every_strategy_is_in_the_formula_tests() -> None:
     assert {case[0] for case in CASES} == set(naive.REFERENCES)
-    assert set(naive.REFERENCES) == set(FUSIONS.names()) - ELSEWHERE
+    assert set(naive.REFERENCES) == set(FUSIONS) - ELSEWHERE
 
 
 @pytest.mark.parametrize("name", naive.REFERENCES)

@@ -15,13 +15,14 @@ from layerfuse.data.samples import Picture, Sample, by_turn
 from layerfuse.evaluate.run import guided_by, instructions, predict, questions, shuffled
 from layerfuse.fusion import FUSIONS
 from layerfuse.fusion.guided import entropy
-from layerfuse.recipe import Stage
+from layerfuse.recipe import Data, Evaluation, Stage
 from layerfuse.sentences import SentenceEncoder
 from tests import tiny
 
-GUIDED = [name for name in FUSIONS.names() if FUSIONS[name][1].reads != "nothing"]
+GUIDED = [name for name in FUSIONS if FUSIONS[name][1].reads != "nothing"]
 each_guided = pytest.mark.parametrize("strategy", GUIDED)
 WIDTH = 16
+HOW = Evaluation(data=Data(path="held out"), batch_size=4, max_new_tokens=2)
 
 
 @pytest.fixture
@@ -206,8 +207,7 @@ def test_one_question_for_all_leaves_out_the_shuffling(
 ) -> None:
     model, processor = build(strategy, sentence_encoder)
     samples = [talk(picture, "How many?", "two")] * 3
-    options: dict[str, Any] = {"batch_size": 4, "max_new_tokens": 2}
-    rows = predict(model, processor, samples, None, controls=("shuffled", "mean"), **options)
+    rows = predict(model, processor, samples, None, HOW)
     assert all(row["controls"].keys() == {"mean"} for row in rows)
 
 
@@ -279,8 +279,7 @@ def test_controls_take_the_guidance_away(
     samples = [talk(picture, f"Question {k}?", "yes") for k in range(6)]
     used: list[Tensor] = []
     model.fusion.register_forward_hook(lambda m, a, out: used.append(out.notes["weights"]))
-    options: dict[str, Any] = {"batch_size": 4, "max_new_tokens": 2}
-    rows = predict(model, processor, samples, None, controls=("shuffled", "mean"), **options)
+    rows = predict(model, processor, samples, None, HOW)
     assert all(row["controls"].keys() == {"shuffled", "mean"} for row in rows)
     guided, again, mixed, mean = (
         torch.cat(used[i : i + 2]).detach() for i in range(0, 8, 2)

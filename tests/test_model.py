@@ -25,7 +25,7 @@ from layerfuse.config import configure
 from layerfuse.fusion import FUSIONS
 from tests import tiny
 
-AXES = (FUSIONS.names(), list(tiny.LLMS), ["clip", "siglip", "dinov2_registers"])
+AXES = (list(FUSIONS), list(tiny.LLMS), ["clip", "siglip", "dinov2_registers"])
 PRODUCT = list(itertools.product(*AXES))
 
 
@@ -48,7 +48,7 @@ COMBINATIONS = [
     for c in PRODUCT
 ]
 everywhere = pytest.mark.parametrize(("strategy", "llm", "encoder"), COMBINATIONS)
-each_strategy = pytest.mark.parametrize("strategy", FUSIONS.names())
+each_strategy = pytest.mark.parametrize("strategy", list(FUSIONS))
 
 
 def prompts(model: FusionVLM, images_per_row: list[int], length: int = 60) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def test_plain_prompt_is_image_then_caption() -> None:
 @pytest.mark.parametrize(
     ("images", "max_length", "message"),
     [
-        ([16, 16], None, "1 <image> markers in the text, 2 images"),
+        ([16, 16], None, "1 <image> markers, 2 images"),
         ([16], 10, "max_length 10 would cut image tokens"),
         ([16], 30, "no token is labelled"),
     ],

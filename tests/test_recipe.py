@@ -136,7 +136,7 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: st
     ("override", "message"),
     [
         ("name", "an override is key.sub=value"),
-        ("arms.5.layers=1", "'5' is no index into 2 items"),
+        ("arms.5.layers=1", "'5' is no index of 2 items"),
         ("name.x=1", "'name' holds no keys"),
         ("stages.align.stepz=1", "stepz: unknown key"),
     ],

@@ -110,4 +110,4 @@ def test_every_strategy_has_a_recipe_at_the_published_scale() -> None:
         recipe = load_recipe(path)
         if recipe.encoder.config is not None:
             used |= {arm.fusion["name"] for arm in recipe.all_arms()}
-    assert used == set(FUSIONS.names())
+    assert used == set(FUSIONS)

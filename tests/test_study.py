@@ -157,7 +157,7 @@ def test_two_commands_do_not_share_a_folder(recipe: dict[str, Any], tmp_path: Pa
     with FileLock(folder / ".lock"):
         found = CliRunner().invoke(app, ["study", str(path), "--output", str(folder)])
     assert found.exit_code == 2
-    assert "another process is running the study" in " ".join(found.output.split())
+    assert "another process is running a study" in " ".join(found.output.split())
     study(path, output=folder)
 
 
@@ -175,7 +175,7 @@ def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path
             "layers": FUSIONS[name][1].example(4),
             "fusion": {"name": name, **(own if FUSIONS[name][1].reads == "sentence" else {})},
         }
-        for name in FUSIONS.names()
+        for name in FUSIONS
     ]
     rates = {"learning_rates": {"fusion": 1e-3, "llm": 1e-3}}
     align = {**recipe["stages"]["align"], "prompt": "plain"}
@@ -187,8 +187,8 @@ def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path
     (tmp_path / "data.json").write_text(json.dumps(records))
     page = study(write(tmp_path, recipe), output=tmp_path / "study").read_text()
     results = lines(tmp_path / "study" / "results.jsonl")
-    assert [r["arm"] for r in results] == FUSIONS.names()
-    guided = [n for n in FUSIONS.names() if FUSIONS[n][1].reads != "nothing"]
+    assert [r["arm"] for r in results] == list(FUSIONS)
+    guided = [n for n in FUSIONS if FUSIONS[n][1].reads != "nothing"]
     for result in results:
         folder = tmp_path / "study" / result["folder"]
         rows = lines(folder / "predictions.jsonl")

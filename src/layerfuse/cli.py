@@ -34,18 +34,12 @@ Pictures = Annotated[
         help="A folder of images, a LLaVA JSON or a dataset. Default: generated and scikit-image's"
     ),
 ]
-Output = Annotated[
-    Path | None, Option(help="Folder of the results.", show_default="runs/look-<encoder>")
-]
+Output = Annotated[Path | None, Option(help="Results folder.", show_default="runs/look-<encoder>")]
 Number = Annotated[Literal["float32", "bfloat16"], Option(help="Arithmetic of the encoder.")]
 Batch = Annotated[int, Option(help="Pictures encoded at once.", min=1)]
 Tasks = Annotated[str | None, Option(help="Tasks, as count,shape. Default: all")]
-ProbeData = Annotated[
-    str | None, Option(help="LLaVA JSON with short answers. Default: generated scenes")
-]
-ProbeTest = Annotated[
-    str | None, Option(help="The same to test on. Default: three tenths of the data")
-]
+ProbeData = Annotated[str | None, Option(help="LLaVA JSON with short answers. Default: scenes")]
+ProbeTest = Annotated[str | None, Option(help="The same to test on. Default: 3/10 of the data")]
 
 
 def _run(module: str, verb: str, imports: list[str] | None = None, **options: Any) -> Any:

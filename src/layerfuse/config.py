@@ -105,13 +105,6 @@ def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfi
     )
 
 
-def image_token_id_of(llm: Source, image_token: str | None) -> int:
-    """The id of an LLM's image token. Raises ValueError if `llm` is a config."""
-    if not isinstance(llm, str):
-        raise ValueError("`llm` is a config, so `image_token_id` must be given")
-    return load_tokenizer(llm, image_token).convert_tokens_to_ids(image_token or IMAGE_TOKEN)
-
-
 def text_config_of(llm: Source) -> PreTrainedConfig:
     """The configuration of an LLM. Raises ValueError if it is more than a language model."""
     config = llm if isinstance(llm, PreTrainedConfig) else AutoConfig.from_pretrained(resolve(llm))

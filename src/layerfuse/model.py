@@ -22,7 +22,6 @@ from layerfuse.config import (
     Source,
     configure,
     decoder_blocks,
-    image_token_id_of,
     load_llm,
     shapes,
     text_config_of,
@@ -30,7 +29,7 @@ from layerfuse.config import (
 from layerfuse.encoder import Encoder, Features, device, load_tower, load_vision_config
 from layerfuse.fusion import Layout, Visual, attach, parse, seen_images
 from layerfuse.generation import FusionOutput, ImageGeneration
-from layerfuse.processor import IGNORED, Processor
+from layerfuse.processor import IGNORED, IMAGE_TOKEN, Processor, load_tokenizer
 from layerfuse.selection import LayerSpec
 
 
@@ -96,14 +95,18 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         """
         encoder, llm = (str(x) if isinstance(x, Path) else x for x in (encoder, llm))
         vision, text = load_vision_config(encoder), text_config_of(llm)
-        token_id = image_token_id_of(llm, image_token) if image_token_id is None else image_token_id
-        config = configure(vision, text, layers, fusion, token_grid, token_id)
+        if image_token_id is None:
+            if not isinstance(llm, str):
+                raise ValueError("`llm` is a config, so `image_token_id` must be given")
+            tokens = load_tokenizer(llm, image_token)
+            image_token_id = int(tokens.convert_tokens_to_ids(image_token or IMAGE_TOKEN))
+        config = configure(vision, text, layers, fusion, token_grid, image_token_id)
         taps = parse(config.fusion or {})[0].taps(config.selection)
         if isinstance(encoder, str):
             tower = Encoder(load_tower(encoder, vision, dtype), taps, token_grid)
         else:
             tower = Encoder.from_config(vision, taps, token_grid).to(dtype)
-        language_model = load_llm(llm, dtype, attn_implementation, token_id)
+        language_model = load_llm(llm, dtype, attn_implementation, image_token_id)
         config.text_config = language_model.config
         return cls(config, tower, language_model)
 
@@ -193,7 +196,9 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
             kwargs.setdefault("use_cache", False)
             logits_to_keep, targets = targets != IGNORED, targets[targets != IGNORED]
         elif isinstance(logits_to_keep, int) and logits_to_keep:
-            logits_to_keep = _last(logits_to_keep, embeds)
+            # as indices: a slice is not contiguous, and on CPU a frozen head multiplies row by row
+            length = embeds.shape[1]
+            logits_to_keep = torch.arange(length, device=embeds.device)[-logits_to_keep:]
         kwargs |= {"attention_mask": attention_mask, "visual": visual}
         out = self.language_model(inputs_embeds=embeds, logits_to_keep=logits_to_keep, **kwargs)
         loss = None if targets is None else self._loss(out, targets, num_items_in_batch, visual)
@@ -276,13 +281,6 @@ def ask(model: Path, image: Path, question: str, max_new_tokens: int = 64) -> st
     vlm: Any = FusionVLM.from_pretrained(model).eval()
     vlm.to(device())
     return vlm.ask(Processor.from_pretrained(model), image, question, max_new_tokens)
-
-
-def _last(count: int, embeds: Tensor) -> Tensor:
-    """The last `count` positions, as indices: a slice is not contiguous, and on CPU a frozen head
-    then multiplies row by row."""
-    length = embeds.shape[1]
-    return torch.arange(length - count, length, device=embeds.device)
 
 
 AutoConfig.register("layerfuse", FusionConfig, exist_ok=True)

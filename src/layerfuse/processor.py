@@ -175,11 +175,9 @@ class Processor(ProcessorMixin):
             yield inside[0], after + 1 if closed else inside[-1] + 1
 
     def _render(self, messages: list[Message]) -> str:
-        template = self.chat_template
+        how: Any = {"chat_template": self.chat_template, "tokenize": False}
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False
-            )
+            return self.tokenizer.apply_chat_template(messages, **how)
         except TemplateError as error:
             roles = [m["role"] for m in messages]
             raise ValueError(f"the chat template refuses the roles {roles}: {error}") from error
@@ -187,10 +185,8 @@ class Processor(ProcessorMixin):
     def _chat(self, messages: list[Message]) -> tuple[str, Spans]:
         answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
         marks = iter(f"{_OPEN}{i}{_CLOSE}" for i in range(len(answers)))
-        masked = [
-            {**m, "content": next(marks)} if m["role"] == "assistant" else m for m in messages
-        ]
-        rest, text, spans = self._render(masked), "", []
+        shown = [{**m, "content": next(marks)} if m["role"] == "assistant" else m for m in messages]
+        rest, text, spans = self._render(shown), "", []
         for i, answer in enumerate(answers):
             before, mark, rest = rest.partition(f"{_OPEN}{i}{_CLOSE}")
             if not mark:
@@ -212,9 +208,7 @@ class Processor(ProcessorMixin):
         """The messages with as many image tokens in place of each marker as its image becomes."""
         markers = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
         if markers != len(image_tokens):
-            raise ValueError(
-                f"{markers} {IMAGE_TOKEN} markers in the text, {len(image_tokens)} images"
-            )
+            raise ValueError(f"{markers} {IMAGE_TOKEN} markers, {len(image_tokens)} images")
         runs = (self.image_token * count for count in image_tokens)
         return [
             {**m, "content": re.sub(IMAGE_TOKEN, lambda _: next(runs), m["content"])}

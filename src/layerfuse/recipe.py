@@ -8,10 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from layerfuse.recipe_sources import Data, Resources, Scenes, Source, Strict
-
-__all__ = ["Arm", "Data", "Evaluation", "Grid", "Lora", "Recipe", "Resources", "Scenes"]
-__all__ += ["Source", "Stage"]
+from layerfuse.recipe_sources import Data, Resources, Source, Strict
 
 Part = Literal["fusion", "llm", "vision"]
 Layers = int | str | list[int] | list[list[int]]

@@ -8,11 +8,12 @@ import yaml
 from pydantic import ValidationError
 
 from layerfuse import recipe as parts
+from layerfuse import recipe_sources as sources
 from layerfuse.encoder import native_dtype
 from layerfuse.recipe import Recipe
 
 _PATHS = ("path", "images", "chat_template", "similarity")
-_NAMES = ("encoder", "llm", "model", "dataset")
+_NAMES = ("encoder", "llm", "model", "dataset", "accelerate")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,8 +43,8 @@ def _plain(error: Any) -> str:
         return error["msg"]
     parents: dict[str, Any] = {"stages": parts.Stage, "arms": parts.Arm, "grid": parts.Grid}
     parents |= {"evaluate": parts.Evaluation, "statistics": parts.Statistics, "lora": parts.Lora}
-    parents |= {"resources": parts.Resources, "data": parts.Data, "scenes": parts.Scenes}
-    parents |= {"encoder": parts.Source, "llm": parts.Source}
+    parents |= {"resources": sources.Resources, "data": sources.Data, "scenes": sources.Scenes}
+    parents |= {"encoder": sources.Source, "llm": sources.Source}
     holder = next((parents[p] for p in reversed(error["loc"][:-1]) if p in parents), Recipe)
     return f"unknown key; valid: {', '.join(holder.model_fields)}"
 
@@ -63,7 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _make_absolute(node: Any, folder: Path) -> None:
     """Paths are relative to the file that names them: data, images, chat templates, similarity
-    files, and models and datasets that begin with a dot (others are names)."""
+    files; models, datasets and accelerate configs that begin with a dot (others are names)."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in items:
         if isinstance(value, dict | list) and key != "fusion":
@@ -88,9 +89,7 @@ def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
         place: Any = key
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise ValueError(
-                    f"override {override!r}: {key!r} is no index into {len(node)} items"
-                )
+                raise ValueError(f"override {override!r}: {key!r} is no index of {len(node)} items")
             place = int(key)
         elif not isinstance(node, dict):
             raise ValueError(f"override {override!r}: {keys[depth - 1]!r} holds no keys")

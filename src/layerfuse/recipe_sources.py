@@ -82,8 +82,8 @@ class Resources(Strict):
     processes: int = Field(default=1, gt=0)
     """Processes that train an arm together, one per GPU, started by `accelerate launch`."""
     accelerate: str | None = None
-    """How they share the model: `fsdp2`, `zero2`, `zero3`, or an accelerate config file. Default:
-    each holds it whole (DDP)."""
+    """How they share the model: `fsdp2`, `zero2`, `zero3`, or an accelerate config file, relative
+    to the recipe if it begins with a dot. Default: each holds it whole (DDP)."""
     loaders: int = Field(default=0, ge=0)
     """Processes that read and prepare the next batches meanwhile, for each training process."""
     cpus: int = Field(default=1, gt=0)

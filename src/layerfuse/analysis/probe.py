@@ -3,6 +3,7 @@
 The tasks classify pictures; they come from samples with short answers.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,16 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from layerfuse.analysis.reports import draw_probe, probe_table, progress_bar, write_json
+from layerfuse.analysis.reports import draw_probe, probe_table, progress_bar
 from layerfuse.analysis.similarity import FILE, look_folder
 from layerfuse.data.conversations import Samples, load
 from layerfuse.data.pictures import batches, require_look
 from layerfuse.data.samples import Picture, by_turn
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
 from layerfuse.evaluate.run import normalize
+from layerfuse.files import write_text
 from layerfuse.processor import load_image_processor, question_of
-from layerfuse.recipe import Data, Scenes
+from layerfuse.recipe_sources import Data, Scenes
 from layerfuse.selection import LayerSpec, select
 
 FEATURES = {"mean": slice(1), "grid": slice(1, None)}
@@ -206,7 +208,7 @@ def _publish(report: dict[str, Any], folder: Path, console: Console) -> Path:
         shown = {**report, "features": kind, "rows": report[kind]}
         draw_probe(shown, folder / f"probe-{kind}")
         probe_table(shown, console)
-    file = write_json(folder / "probe.json", report)
+    write_text(file := folder / "probe.json", json.dumps(report) + "\n")
     for name, why in report["left_out"].items():
         console.print(f"not probed: {name} ({why})", soft_wrap=True)
     console.print(f"probe: {file}", soft_wrap=True)

@@ -15,10 +15,11 @@ import yaml
 from rich.console import Console
 
 from layerfuse.analysis.probe import bootstrap, probe, task_names
-from layerfuse.analysis.reports import ranking_words, read_json, validation_words, write_json
+from layerfuse.analysis.reports import ranking_words, read_json, validation_words
 from layerfuse.analysis.similarity import FILE, look_folder, similarity
 from layerfuse.data.pictures import require_look
 from layerfuse.encoder import load_vision_config
+from layerfuse.files import write_text
 from layerfuse.recipe_file import load_recipe
 from layerfuse.selection import select
 
@@ -138,7 +139,7 @@ def _write(folder: Path, report: dict[str, Any], recipe: Path | None, console: C
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     console.print(text, end="", markup=False, highlight=False)
     (folder / "recommended.yaml").write_text(text, "utf-8")
-    file = write_json(folder / "recommend.json", report)
+    write_text(file := folder / "recommend.json", json.dumps(report) + "\n")
     console.print(f"arms: {folder / 'recommended.yaml'}\nrecommendation: {file}", soft_wrap=True)
     return file
 

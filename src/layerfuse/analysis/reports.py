@@ -10,7 +10,6 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
 from layerfuse import plots
-from layerfuse.files import write_text
 
 TITLES = {
     "cosine": "cosine of patch tokens",
@@ -132,12 +131,6 @@ def validation_words(found: dict[str, Any], console: Console) -> None:
 def progress_bar(console: Console) -> Progress:
     """A progress bar with a count and the time left."""
     return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
-
-
-def write_json(file: Path, report: dict[str, Any]) -> Path:
-    """Replace `file` by a report."""
-    write_text(file, json.dumps(report) + "\n")
-    return file
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from layerfuse.analysis.statistics import LayerStatistics
 from layerfuse.data.pictures import batches, find_pictures, require_look
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import DTYPES, Encoder, load_encoder
+from layerfuse.files import write_text
 from layerfuse.processor import load_image_processor
 
 MEASURES = tuple(reports.TITLES)
@@ -124,7 +125,7 @@ def similarity(
     report |= {"source": images, "split": split, "limit": limit, "dtype": dtype, "seed": seed}
     report |= {"by": by, **describe(found, by, groups)}
     reports.draw_similarity(report, folder)
-    file = reports.write_json(folder / FILE, report)
+    write_text(file := folder / FILE, json.dumps(report) + "\n")
     unfinished.unlink(missing_ok=True)
     reports.similarity_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)

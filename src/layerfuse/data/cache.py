@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -29,6 +28,7 @@ from layerfuse.data import shards
 from layerfuse.data.samples import Picture
 from layerfuse.data.shards import Entry, Pair
 from layerfuse.encoder import Encoder, Features
+from layerfuse.files import locked
 
 Progress = Callable[[int, int], None]
 LIMIT_GB, DEFAULT_GB = "LAYERFUSE_CACHE_GB", "100"
@@ -81,10 +81,8 @@ class FeatureStore:
             pair = entry.read()
             intact = (layer, digest) in self.checked or shards.checksum(pair) == entry.checksum
         except FileNotFoundError as error:
-            raise OSError(
-                f"{entry.file} was removed while it was in use: the same command again encodes "
-                "what is missing and continues"
-            ) from error
+            told = "was removed while in use; the same command again continues"
+            raise OSError(f"{entry.file} {told}") from error
         except OSError:
             intact = False
         if not intact:
@@ -170,13 +168,8 @@ def cached_features(
     layers, rest = encoder.layers, (load, image_processor, batch_size, folders, {})
     store = FeatureStore(distinct, {k: known[k] for k in distinct}, layers, (0, 0), *rest)
     space.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(space / ".lock")
-    try:
-        held = lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("waiting for another process that encodes pictures with this encoder")
-        held = lock.acquire()
-    with held:
+    say = partial(log.warning, "waiting for another process that encodes with this encoder")
+    with locked(space / ".lock", say):
         _index(store)
         _encode(store, encoder, progress)
     _index(store)

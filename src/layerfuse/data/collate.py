@@ -38,8 +38,12 @@ class SampleDataset(Dataset[Sample]):
         if self.crop is None:
             return sample
         draw = random.Random(f"{self.seed} {self.epoch} {index}")
-        pictures = tuple(replace(p, crop=_box(draw, self.crop)) for p in sample.pictures)
-        return replace(sample, pictures=pictures)
+        pictures = []
+        for picture in sample.pictures:
+            width, height = draw.uniform(self.crop, 1), draw.uniform(self.crop, 1)
+            left, top = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
+            pictures.append(replace(picture, crop=(left, top, left + width, top + height)))
+        return replace(sample, pictures=tuple(pictures))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -50,12 +54,6 @@ class SampleDataset(Dataset[Sample]):
             sum(len(m["content"]) for m in sample.messages) + PICTURE_LENGTH * len(sample.pictures)
             for sample in self.samples
         ]
-
-
-def _box(draw: random.Random, least: float) -> tuple[float, float, float, float]:
-    width, height = draw.uniform(least, 1), draw.uniform(least, 1)
-    left, top = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
-    return left, top, left + width, top + height
 
 
 @dataclass

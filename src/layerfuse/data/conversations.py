@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from layerfuse.data import scenes
-from layerfuse.data.samples import Picture, Sample, from_columns, from_llava
+from layerfuse.data.samples import Picture, Sample, cells, from_columns, from_llava
 from layerfuse.local_models import home
-from layerfuse.recipe import Data
+from layerfuse.recipe_sources import Data
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -32,11 +32,7 @@ class Records(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.order)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         own = self.order[index]
@@ -184,9 +180,8 @@ class _Rows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = dict(self.dataset[index])
         for column in row.keys() & {"image", "images"}:
-            cells = row[column] if isinstance(row[column], list) else [row[column]]
-            pictures = [self._picture(cell, index, column, k) for k, cell in enumerate(cells)]
-            row[column] = pictures if isinstance(row[column], list) else pictures[0]
+            held = enumerate(cells(row[column]))
+            row[column] = [self._picture(cell, index, column, k) for k, cell in held]
         return row
 
     def _picture(self, cell: Any, index: int, column: str, k: int) -> Any:
@@ -197,5 +192,4 @@ class _Rows:
         return Picture(f"{self.name}#{index}.{k}", partial(self._bytes, index, column, k))
 
     def _bytes(self, index: int, column: str, k: int) -> bytes:
-        held = self.dataset[index][column]
-        return (held[k] if isinstance(held, list) else held)["bytes"]
+        return cells(self.dataset[index][column])[k]["bytes"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerfuse.data import conversations
 from layerfuse.data.samples import Picture, picture_of
-from layerfuse.recipe import Data, Scenes
+from layerfuse.recipe_sources import Data, Scenes
 
 SCENES = 200
 """Generated scenes among the default pictures."""
@@ -57,9 +57,8 @@ def photographs() -> list[Picture]:
 
 
 def _first(index: int, row: dict[str, Any]) -> Picture:
-    cell = row.get("image", row.get("images"))
-    first = cell[0] if isinstance(cell, list) and cell else cell
-    return picture_of(f"row {index}", 0, first, Path())
+    first = next(iter(conversations.cells(row.get("image", row.get("images")))), None)
+    return picture_of(f"row {index}", first, Path())
 
 
 def _of(data: Data) -> list[Picture]:

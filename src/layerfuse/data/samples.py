@@ -117,9 +117,8 @@ def from_llava(index: int, record: Any, base: Path) -> Sample:
     if not isinstance(record, dict):
         raise ValueError(f"sample {index}: a {type(record).__name__}, not a mapping with keys")
     name = str(record.get("id", index))
-    given = record.get("image", record.get("images")) or []
-    given = list(given) if isinstance(given, list | tuple) else [given]
-    pictures = tuple(picture_of(name, k, item, base) for k, item in enumerate(given))
+    given = cells(record.get("image", record.get("images")) or None)
+    pictures = tuple(picture_of(name, cell, base) for cell in given)
     raw = record.get("conversations") or record.get("messages")
     if not raw:
         raise ValueError(f"sample {name}: no conversations; its keys are {sorted(record)}")
@@ -128,6 +127,18 @@ def from_llava(index: int, record: Any, base: Path) -> Sample:
     categories = _kinds(name, record.get("categories") or (), turns)
     messages = _messages(name, turns, len(pictures))
     return Sample(name, pictures, messages, families, categories, bool(record.get("novel", False)))
+
+
+def cells(column: Any) -> list[Any]:
+    """The images of a column that holds one, several or none."""
+    return list(column) if isinstance(column, list | tuple) else [column][: column is not None]
+
+
+def picture_of(sample: str, cell: Any, base: Path) -> Picture:
+    """The picture in an image cell: one that is made, or a path relative to `base`."""
+    if not isinstance(cell, str | Picture):
+        raise ValueError(f"sample {sample}: an image is a {type(cell).__name__}, not a path")
+    return cell if isinstance(cell, Picture) else Picture(str(base / cell))
 
 
 def _turn(name: str, turn: Any) -> Message:
@@ -147,16 +158,6 @@ def _kinds(name: str, given: Any, turns: list[Message]) -> tuple[str, ...]:
         raise ValueError(f"sample {name}: {len(given)} kinds for {len(answers)} answers")
     kept = zip(given, answers, strict=True) if given else ()
     return tuple(str(kind) for kind, answer in kept if answer.strip())
-
-
-def picture_of(sample: str, index: int, item: Any, base: Path) -> Picture:
-    """The picture in an image cell: one that is made, or a path relative to `base`. Raises
-    ValueError for anything else."""
-    if isinstance(item, str):
-        return Picture(str(base / item))
-    if not isinstance(item, Picture):
-        raise ValueError(f"sample {sample}: image {index} is a {type(item).__name__}, not a path")
-    return item
 
 
 def _messages(name: str, turns: list[Message], images: int) -> tuple[Message, ...]:

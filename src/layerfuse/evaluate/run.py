@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from layerfuse.data.samples import Sample
 from layerfuse.fusion.base import Fusion, Guidance
 from layerfuse.model import FusionVLM
 from layerfuse.processor import IMAGE_TOKEN, Message, Processor, question_of
+from layerfuse.recipe import Evaluation
 
 Progress = Callable[[int, int], None]
-Control = Literal["shuffled", "mean"]
 Asked = Sequence[tuple[Sample, Sequence[Message]]]
 """the sample and the conversation of each question"""
 
@@ -67,10 +67,7 @@ def predict(
     processor: Processor,
     samples: Sequence[Sample],
     store: FeatureStore | None,
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    controls: Sequence[Control] = (),
+    how: Evaluation,
     progress: Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """The model's greedy answer to every question, as rows of `predictions.jsonl`.
@@ -81,23 +78,23 @@ def predict(
     store = store and store.restrict(model.vision_tower.layers)
     conversations = [(q.sample, q.messages) for q in asked]
     guide = instructions(model, processor, conversations)
-    passes = 1 + (len(controls) if guide is not None else 0)
+    controls = how.controls if guide is not None else ()
     done = 0
 
     def answer(instruction: Tensor | None) -> list[str]:
         nonlocal done
         found: list[str] = []
-        for start in range(0, len(asked), batch_size):
-            batch = asked[start : start + batch_size]
-            own = None if instruction is None else instruction[start : start + batch_size]
-            found += _answer(model, processor, batch, store, max_new_tokens, own)
-            done += len(batch)
-            progress(done, passes * len(asked))
+        for start in range(0, len(asked), how.batch_size):
+            part = slice(start, start + how.batch_size)
+            own = None if instruction is None else instruction[part]
+            found += _answer(model, processor, asked[part], store, how.max_new_tokens, own)
+            done += len(asked[part])
+            progress(done, (1 + len(controls)) * len(asked))
         return found
 
     rows = [_row(q, text) for q, text in zip(asked, answer(guide), strict=True)]
     if guide is not None:
-        weights = layer_weights(model, processor, conversations, guide, store, batch_size)
+        weights = layer_weights(model, processor, conversations, guide, store, how.batch_size)
         for row, w in zip(rows, weights, strict=True):
             row["weights"] = w and [round(x, 5) for x in w]
             row["controls"] = {}
@@ -114,23 +111,18 @@ def predict(
 
 
 def _answer(
-    model: Any,
-    processor: Processor,
-    batch: Sequence[Question],
-    store: FeatureStore | None,
-    max_new_tokens: int,
-    instruction: Tensor | None,
+    model: Any, processor: Processor, batch: list[Question], store: Any, most: int, guide: Any
 ) -> list[str]:
     visual = visual_inputs(processor, [q.sample for q in batch], store)
     expanded = processor.image_token * image_tokens(processor, visual)
     texts = [processor.prompt(list(q.messages)).replace(IMAGE_TOKEN, expanded) for q in batch]
     how: dict[str, Any] = {"add_special_tokens": False, "padding": True, "return_tensors": "pt"}
     tokens = processor.tokenizer(texts, **how).to(model.device)
-    if visual and instruction is not None:
-        visual["instruction"] = instruction
+    if visual and guide is not None:
+        visual["instruction"] = guide
     given = {name: value.to(model.device) for name, value in visual.items()}
     given |= {name: tokens[name] for name in ("input_ids", "attention_mask")}
-    output = model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
+    output = model.generate(**given, max_new_tokens=most, do_sample=False)
     new = output[:, tokens["input_ids"].shape[1] :]
     said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
     return [text.strip() for text in said]
@@ -176,12 +168,7 @@ def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
 
 @torch.inference_mode()
 def layer_weights(
-    model: FusionVLM,
-    processor: Processor,
-    asked: Asked,
-    instruction: Tensor,
-    store: FeatureStore | None,
-    batch_size: int,
+    model: FusionVLM, processor: Processor, asked: Asked, guide: Tensor, store: Any, batch_size: int
 ) -> list[list[float] | None]:
     """The weights over layers or groups of each question (the mean over its pictures), or None for
     a question without a picture."""
@@ -197,7 +184,7 @@ def layer_weights(
         if features is None:
             features = model.encode_images(visual["pixel_values"].to(model.device))
         rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(pictures))
-        notes = model.fuse(features, instruction[start + rows]).notes
+        notes = model.fuse(features, guide[start + rows]).notes
         for weights in notes["weights"].float().cpu().split(pictures):
             found.append(weights.mean(dim=0).tolist() if len(weights) else None)
     return found
@@ -214,7 +201,7 @@ def guided_by(model: FusionVLM, guidance: Guidance) -> Iterator[None]:
 
 
 def controlled(
-    fusion: Fusion, control: Control, instruction: Tensor, weights: list[list[float] | None]
+    fusion: Fusion, control: str, instruction: Tensor, weights: list[list[float] | None]
 ) -> tuple[Tensor, Guidance]:
     """What guides all questions under a control: `shuffled` gives each the instruction of another,
     `mean` fixes the weights at their mean over the test."""

@@ -29,7 +29,7 @@ def parse(spec: dict[str, Any]) -> tuple[StrategyConfig, type[Fusion]]:
         raise ValueError(f"a fusion is a mapping such as {{name: concat}}, not {spec!r}")
     options = dict(spec)
     if "name" not in options:
-        raise ValueError(f"a fusion needs a name; valid: {', '.join(FUSIONS.names())}")
+        raise ValueError(f"a fusion needs a name; valid: {', '.join(list(FUSIONS))}")
     name = options.pop("name")
     config, module = FUSIONS[name]
     try:

@@ -230,10 +230,6 @@ class Registry(dict[str, tuple[type[StrategyConfig], type[Fusion]]]):
 
         return add
 
-    def names(self) -> list[str]:
-        """The registered names, in order of registration."""
-        return list(self)
-
     def __missing__(self, name: str) -> Any:
         raise ValueError(f"unknown fusion strategy {name!r}; valid: {', '.join(self)}")
 

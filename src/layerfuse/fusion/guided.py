@@ -27,9 +27,8 @@ class GuidedFusion(Fusion):
         super().__init__(config, shapes)
         self.choices = choices
         if choices < 2:
-            raise ValueError(
-                f"select at least two layers or groups to mix, not {list(shapes.selection.layers)}"
-            )
+            chosen = list(shapes.selection.layers)
+            raise ValueError(f"select at least two layers or groups to mix, not {chosen}")
 
     def allocate(self, features: Features, instruction: Tensor) -> Tensor:
         """(B, n) weights over layers or groups, each row summing to one."""

@@ -37,26 +37,23 @@ class Row:
     """of one forward of fusion and LLM beyond `single`'s, one image and the text of `show`"""
 
 
-@dataclass(frozen=True)
-class Misfit:
-    """A strategy that cannot be built for the pair, and why."""
-
-    name: str
-    why: str
+Rows = tuple[list[Row], dict[str, str]]
+"""the strategies, and the names of those that cannot be built for the pair, with the reason"""
 
 
-def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> list[Row | Misfit]:
+def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> Rows:
     """Every registered strategy with its default options and example layers, counted by building
     it, with an image of the encoder's own size."""
-    found: list[Row | Misfit] = []
+    found: list[Row] = []
+    misfits: dict[str, str] = {}
     known: Known = {}
     base = (0, 0)
-    for name in sorted(FUSIONS.names(), key=lambda n: n != "single"):
+    for name in sorted(FUSIONS, key=lambda n: n != "single"):
         layers: Any = FUSIONS[name][1].example(vision.num_hidden_layers)
         try:
             config = configure(vision, text, layers, {"name": name})
         except ValueError as error:
-            found.append(Misfit(name, str(error)))
+            misfits[name] = str(error)
             continue
         model, counts = count(config)
         cost = flops(model, vision.image_size, known, ("fusion", "llm"))
@@ -65,7 +62,7 @@ def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> list[Row | Misfit]
         tokens = tokens_of(model, vision.image_size)
         extra = own[0] - base[0], own[1] - base[1]
         found.append(Row(name, _text(config.selection), tokens, *extra))
-    return found
+    return found, misfits
 
 
 def _text(selection: Selection) -> str:
@@ -79,14 +76,14 @@ def _text(selection: Selection) -> str:
     return "|".join(shown)
 
 
-def list_fusions(encoder: str, llm: str, console: Console | None = None) -> list[Row | Misfit]:
+def list_fusions(encoder: str, llm: str, console: Console | None = None) -> Rows:
     """Print the table of strategies for an encoder and an LLM: names of `KNOWN`, local models, hub
     ids or folders. Raises OSError if a configuration cannot be read. Returns the rows."""
     vision = vision_config(KNOWN.get(encoder) or Source(model=encoder))
     text = text_config(KNOWN.get(llm) or Source(model=llm))
     found = rows(vision, text)
     console = console or Console()
-    show(found, console)
+    show(*found, console)
     console.print(
         f"For {encoder} at the {vision.image_size} pixels of its configuration and {llm}, default "
         "options, example layers; extra: beyond `single`. FLOPs: "
@@ -97,18 +94,18 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> list
     return found
 
 
-def show(found: list[Row | Misfit], console: Console) -> None:
+def show(found: list[Row], misfits: dict[str, str], console: Console) -> None:
     """Print the rows as a table, and below it what does not fit."""
     texts = (Column("name", no_wrap=True), "kind", "published as", "layers")
     numbers = ("tokens", "extra parameters", "extra GFLOPs")
     right = [Column(name, justify="right", no_wrap=name != "tokens") for name in numbers]
     table = Table(*texts, *right, box=None, padding=(0, 1))
-    for r in (r for r in found if isinstance(r, Row)):
+    for r in found:
         module = FUSIONS[r.name][1]
         few = abs(r.parameters) < 1e5
         parameters = f"{r.parameters:+,}" if few else f"{r.parameters / 1e6:+,.2f} M"
         cells = (r.layers, str(r.tokens), parameters, f"{r.flops / 1e9:+,.1f}")
         table.add_row(r.name, module.kind, module.paper, *cells)
     console.print(table)
-    for r in (r for r in found if isinstance(r, Misfit)):
-        console.print(f"{r.name}: not for this pair by default: {r.why}", soft_wrap=True)
+    for name, why in misfits.items():
+        console.print(f"{name}: not for this pair by default: {why}", soft_wrap=True)

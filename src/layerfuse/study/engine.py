@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,37 +41,36 @@ PROGRESS, LOG = "progress", "log.txt"
 POLL_SECONDS = 2.0
 
 
-def run_arm(
-    recipe: Recipe,
-    run: Run,
-    samples: dict[str, Samples],
-    store: FeatureStore | None,
-    study: Path,
-    step: Step,
-) -> None:
+@dataclass
+class Job:
+    """A study at work: what all its runs share."""
+
+    recipe: Recipe
+    study: Path
+    modules: Sequence[str]
+    """what processes of their own must import for user strategies"""
+    samples: dict[str, Samples]
+    store: FeatureStore | None
+
+
+def run_arm(job: Job, run: Run, step: Step) -> None:
     """Train and test one arm; the result is the last file that its folder gets. Of several
     processes that train together, the first tests."""
-    folder = study / run.folder
+    recipe, store = job.recipe, job.store
+    folder = job.study / run.folder
     folder.mkdir(parents=True, exist_ok=True)
 
     def report(stage: str, done: int, total: int, loss: float | None = None) -> None:
         step(stage, done, total, "" if loss is None else f"loss {loss:.3f}", run.name)
 
-    train_samples = {name: samples[name] for name in recipe.stages}
+    train_samples = {name: job.samples[name] for name in recipe.stages}
     trained = train_arm(recipe, run.arm, run.seed, train_samples, store, folder, report)
     if not PartialState().is_main_process:
         return
     started = time.perf_counter()
-    rows = predict(
-        trained.model,
-        trained.processor,
-        samples["evaluate"],
-        store if recipe.reads_cache() else None,
-        batch_size=recipe.evaluate.batch_size,
-        max_new_tokens=recipe.evaluate.max_new_tokens,
-        controls=recipe.evaluate.controls,
-        progress=lambda done, total: report("evaluate", done, total),
-    )
+    used = store if recipe.reads_cache() else None
+    given = (trained.model, trained.processor, job.samples["evaluate"], used, recipe.evaluate)
+    rows = predict(*given, progress=partial(report, "evaluate"))
     trained.seconds["evaluate"] = round(time.perf_counter() - started, 2)
     write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     if recipe.keep_models != "none":
@@ -96,32 +97,33 @@ def _result(run: Run, trained: Trained, rows: list[dict[str, Any]]) -> dict[str,
     }
 
 
-def run_one(study: str, folder: str, modules: list[str]) -> None:
+def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
     """Do the run of a prepared study that has this folder. Raises RuntimeError if this process's
     recipe, data or layerfuse differ from those of the study."""
     sys.path.insert(0, str(Path.cwd()))
     for module in modules:
         import_module(module)
-    recipe = load_recipe(Path(study) / "recipe.yaml")
-    environment = json.loads((Path(study) / ENVIRONMENT).read_text("utf-8"))
+    recipe = load_recipe(study / "recipe.yaml")
+    environment = json.loads((study / ENVIRONMENT).read_text("utf-8"))
     found = {run.folder: run for run in runs(recipe, environment["pictures"])}
     if folder not in found:
         raise RuntimeError(
             f"{study} has no run {folder}: this process has other data files or another layerfuse"
         )
-    store = pickle.loads((Path(study) / FEATURES).read_bytes())
+    store = pickle.loads((study / FEATURES).read_bytes())
+    job = Job(recipe, study, modules, remembered(recipe, study), store)
     last = 0.0
 
     def step(phase: str, done: int, total: int, note: str, _: str) -> None:
         nonlocal last
         if time.monotonic() - last > 1 and PartialState().is_main_process:
             last = time.monotonic()
-            write_text(Path(study) / folder / PROGRESS, f"{phase} {done}/{total} {note}")
+            write_text(study / folder / PROGRESS, f"{phase} {done}/{total} {note}")
 
-    run_arm(recipe, found[folder], remembered(recipe, Path(study)), store, Path(study), step)
+    run_arm(job, found[folder], step)
 
 
-def launch(recipe: Recipe, study: str, folder: str, modules: list[str]) -> None:
+def launch(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> None:
     """Do a run in several processes, as the recipe's `resources` say. Raises RuntimeError with the
     end of the log if one of them fails."""
     wanted = recipe.resources
@@ -133,8 +135,8 @@ def launch(recipe: Recipe, study: str, folder: str, modules: list[str]) -> None:
         shipped = Path(__file__).parent / "accelerate" / f"{wanted.accelerate}.yaml"
         config = str(shipped) if shipped.exists() else wanted.accelerate
         command += ["--main_process_port=0", f"--config_file={config}" if config else "--multi_gpu"]
-    command += ["-m", "layerfuse.study.engine", study, folder, *modules]
-    log = Path(study) / folder / LOG
+    command += ["-m", "layerfuse.study.engine", str(study), folder, *modules]
+    log = study / folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as out:
         run = [sys.executable, "-m", *command]
@@ -152,40 +154,23 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def run_local(
-    recipe: Recipe,
-    todo: list[Run],
-    samples: dict[str, Samples],
-    store: FeatureStore | None,
-    study: Path,
-    modules: list[str],
-    table: LiveTable,
-    finish: Finish,
-) -> None:
+def run_local(job: Job, todo: list[Run], table: LiveTable, finish: Finish) -> None:
     """One run after another, in this process, or in those that `resources.processes` asks for."""
     for run in todo:
         started = time.perf_counter()
-        if recipe.resources.processes == 1:
-            run_arm(recipe, run, samples, store, study, table.step)
+        if job.recipe.resources.processes == 1:
+            run_arm(job, run, table.step)
         else:
-            launch(recipe, str(study.resolve()), run.folder, modules)
+            launch(job.recipe, job.study.resolve(), run.folder, job.modules)
         finish(run, time.perf_counter() - started)
 
 
-def run_ray(
-    recipe: Recipe,
-    todo: list[Run],
-    study: Path,
-    modules: list[str],
-    table: LiveTable,
-    finish: Finish,
-) -> None:
+def run_ray(job: Job, todo: list[Run], table: LiveTable, finish: Finish) -> None:
     """As many runs at once as the resources allow, on the cluster of $RAY_ADDRESS or here; all
     machines must see the study's folder and the cache. A run whose worker died starts again from
     its last checkpoint. Raises RuntimeError with the first failure when all others are done."""
     ray: Any = import_module("ray")
-
-    wanted = recipe.resources
+    wanted = job.recipe.resources
     path = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     shared = {"LAYERFUSE_HOME": str(home().resolve()), "PYTHONPATH": os.pathsep.join(path)}
     ray.init(runtime_env={"env_vars": shared}, log_to_driver=False)
@@ -195,12 +180,12 @@ def run_ray(
     task = ray.remote(num_cpus=wanted.cpus, num_gpus=gpus, max_retries=wanted.retries)(_in_worker)
     failed: list[str] = []
     try:
-        given = (recipe, str(study.resolve()))
-        waiting = {task.remote(*given, run.folder, modules): run for run in todo}
+        given = (job.recipe, job.study.resolve())
+        waiting = {task.remote(*given, run.folder, job.modules): run for run in todo}
         while waiting:
             done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
             for run in waiting.values():
-                progress = study / run.folder / PROGRESS
+                progress = job.study / run.folder / PROGRESS
                 note = progress.read_text("utf-8") if progress.exists() else "waiting"
                 table.update(table.rows[run.name], note=note)
             for finished in done:
@@ -215,7 +200,7 @@ def run_ray(
         raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed. {failed[0]}")
 
 
-def _in_worker(recipe: Recipe, study: str, folder: str, modules: list[str]) -> float:
+def _in_worker(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> float:
     began = time.perf_counter()
     if recipe.resources.processes == 1:
         torch.set_num_threads(recipe.resources.cpus)
@@ -228,5 +213,5 @@ def _in_worker(recipe: Recipe, study: str, folder: str, modules: list[str]) -> f
 if __name__ == "__main__":
     die_with_parent()
     PartialState()  # joins the other processes and takes this one's GPU
-    run_one(sys.argv[1], sys.argv[2], sys.argv[3:])
+    run_one(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     PartialState().destroy_process_group()

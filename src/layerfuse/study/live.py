@@ -3,14 +3,7 @@
 import time
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from layerfuse.study.arms import Run
 
@@ -19,23 +12,15 @@ class LiveTable(Progress):
     """One row per run with what it is doing, and one for the preparation; redrawn in place on a
     terminal, elsewhere (a log file) a line per event."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, runs: list[Run], console: Console) -> None:
         name, note = (TextColumn(f"{{task.{field}}}") for field in ("description", "fields[note]"))
         columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
         super().__init__(*columns, console=console, disable=not console.is_terminal)
-        self.rows: dict[str, TaskID] = {}
+        names = ("preparing", *(run.name for run in runs))
+        self.rows = {row: self.add_task(row, start=False, total=None, note="") for row in names}
         self.phases: dict[str, str] = {}
         self.seconds: list[float] = []
-        self._row("preparing")
-
-    def _row(self, name: str) -> None:
-        self.rows[name] = self.add_task(name, start=False, total=None, note="")
-
-    def add(self, runs: list[Run]) -> None:
-        """Show these runs."""
         self.left = len(runs)
-        for run in runs:
-            self._row(run.name)
 
     def step(self, phase: str, done: int, total: int, note: str = "", run: str = "") -> None:
         """Progress of a phase of a run, or of the preparation."""

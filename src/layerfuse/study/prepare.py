@@ -11,21 +11,23 @@ from typing import Any
 import torch
 from PIL import Image
 
-from layerfuse.data.cache import FeatureStore, cached_features
+from layerfuse.data.cache import FeatureStore, Progress, cached_features
 from layerfuse.data.conversations import Samples, faults, load
 from layerfuse.data.samples import Picture
 from layerfuse.evaluate.run import questions
 from layerfuse.fusion import parse
-from layerfuse.processor import IMAGE_TOKEN, Processor, load_image_processor, load_tokenizer
+from layerfuse.processor import Processor, load_image_processor
 from layerfuse.recipe import Recipe, Stage
 from layerfuse.study.arms import check_arms
-from layerfuse.train.run import encoder_for
+from layerfuse.train.run import encoder_for, processor_for
 
 LEFT_OUT = "left_out.json"
 SHIPPED = tuple(sorted(file.stem for file in (Path(__file__).parent / "accelerate").iterdir()))
 Report = Callable[[str, int, int], None]
-Faults = dict[str, dict[int, tuple[str, str]]]
-"""per source (a stage or `evaluate`): (id, reason) of every bad sample by its index"""
+Bad = dict[int, tuple[str, str]]
+"""(id, reason) of every bad sample by its index"""
+Faults = dict[str, Bad]
+"""the same per source: a stage or `evaluate`"""
 
 
 def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Faults]:
@@ -37,13 +39,7 @@ def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Fa
     """
     configs = check_arms(recipe)
     _check_resources(recipe)
-    template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
-    processor = Processor(
-        load_image_processor(recipe.encoder.model),
-        load_tokenizer(recipe.llm.model, recipe.image_token),
-        image_token=recipe.image_token or IMAGE_TOKEN,
-        chat_template=template,
-    )
+    processor = processor_for(recipe, configs[0])
     blank = processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
     height, width = blank["pixel_values"].shape[-2:]
     longest = 0
@@ -83,12 +79,8 @@ def _check_resources(recipe: Recipe) -> None:
 
 
 def _unusable(
-    samples: Samples,
-    processor: Processor,
-    stage: Stage,
-    tokens: int,
-    report: Callable[[int, int], None],
-) -> dict[int, tuple[str, str]]:
+    samples: Samples, processor: Processor, stage: Stage, tokens: int, report: Progress
+) -> Bad:
     found = {}
     for done, (own, sample) in enumerate(zip(samples.order, samples, strict=True), start=1):
         images = [tokens] * len(sample.pictures)
@@ -153,14 +145,14 @@ def pictures_of(sources: Iterable[Samples]) -> Iterator[Picture]:
     return (picture for samples in sources for sample in samples for picture in sample.pictures)
 
 
-def _showing(samples: Samples, broken: Mapping[str, str]) -> dict[int, tuple[str, str]]:
+def _showing(samples: Samples, broken: Mapping[str, str]) -> Bad:
     """The samples that show a broken picture."""
-    found = {}
-    for own, sample in zip(samples.order, samples, strict=True) if broken else ():
-        for picture in sample.pictures:
-            if picture.name in broken:
-                found[own] = (sample.id, f"sample {sample.id}: {broken[picture.name]}")
-    return found
+    return {
+        own: (sample.id, f"sample {sample.id}: {broken[picture.name]}")
+        for own, sample in (zip(samples.order, samples, strict=True) if broken else ())
+        for picture in sample.pictures
+        if picture.name in broken
+    }
 
 
 def remembered(recipe: Recipe, study: Path) -> dict[str, Samples]:

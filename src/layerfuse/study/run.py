@@ -15,19 +15,17 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 import layerfuse
-from layerfuse.data.cache import FeatureStore, digests_of
-from layerfuse.data.conversations import Samples
+from layerfuse.data.cache import digests_of
 from layerfuse.encoder import device
-from layerfuse.files import write_text
+from layerfuse.files import locked, write_text
 from layerfuse.recipe import Recipe
 from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, runs
-from layerfuse.study.engine import ENVIRONMENT, FEATURES, PROGRESS, run_local, run_ray
+from layerfuse.study.engine import ENVIRONMENT, FEATURES, PROGRESS, Job, run_local, run_ray
 from layerfuse.study.live import LiveTable
 from layerfuse.study.prepare import (
     LEFT_OUT,
@@ -62,34 +60,26 @@ def study(
     folder = output or Path("runs") / recipe.name
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with LiveTable(console) as table:
+    with LiveTable(runs(recipe, pictures=""), console) as table:  # only their names are used
         samples, bad = load_checked(recipe, table.step)
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            alone = FileLock(folder / ".lock").acquire(blocking=False)
-        except Timeout as error:
-            raise ValueError(f"another process is running the study in {folder}") from error
-        with alone:
-            _do(recipe, folder, samples, bad, engine, modules, table)
+        with locked(folder / ".lock", _refuse):
+            _do(Job(recipe, folder, modules, samples, None), bad, engine, table)
     return write_report(folder)
 
 
-def _do(
-    recipe: Recipe,
-    folder: Path,
-    samples: dict[str, Samples],
-    bad: Faults,
-    engine: str,
-    modules: Sequence[str],
-    table: LiveTable,
-) -> None:
+def _refuse() -> None:
+    raise ValueError("another process is running a study in this folder")
+
+
+def _do(job: Job, bad: Faults, engine: str, table: LiveTable) -> None:
     """The runs that are not yet done."""
-    digests = digests_of(pictures_of(samples.values()))
+    recipe, folder = job.recipe, job.study
+    digests = digests_of(pictures_of(job.samples.values()))
     pictures = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
-    all_runs = runs(recipe, pictures)
-    table.add(all_runs)
     write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
     write_text(folder / ENVIRONMENT, json.dumps(environment(recipe, pictures), indent=1))
+    all_runs = runs(recipe, pictures)
     todo = [run for run in all_runs if run.result(folder) is None]
     for run in all_runs:
         if run not in todo:
@@ -101,24 +91,17 @@ def _do(
         _collect(folder, all_runs)
 
     if todo:
-        store, unreadable = encode_pictures(recipe, samples, digests, table.step)
-        samples = leave_out(recipe, samples, unreadable)
-        _remember(recipe, folder, bad, unreadable, store, table.console)
-        shared = (folder, list(modules), table, finish)
-        if engine == "ray":
-            run_ray(recipe, todo, *shared)
-        else:
-            run_local(recipe, todo, samples, store, *shared)
+        job.store, unreadable = encode_pictures(recipe, job.samples, digests, table.step)
+        job.samples = leave_out(recipe, job.samples, unreadable)
+        _remember(job, {name: {**bad[name], **unreadable[name]} for name in bad}, table.console)
+        (run_ray if engine == "ray" else run_local)(job, todo, table, finish)
     _collect(folder, all_runs)
     _keep_models(recipe, folder, all_runs)
 
 
 def _check_surroundings(engine: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "a study starts its own processes: start it without torchrun or accelerate, with "
-            "`resources.processes=N`"
-        )
+        raise ValueError("use no launcher: a study starts processes with `resources.processes=N`")
     if engine == "ray" and find_spec("ray") is None:
         raise ImportError("--engine ray needs Ray: run pip install 'layerfuse[ray]'")
 
@@ -130,19 +113,12 @@ def _mean(folder: Path, run: Run) -> float:
     return result["scores"]["mean"]
 
 
-def _remember(
-    recipe: Recipe,
-    folder: Path,
-    bad: Faults,
-    unreadable: Faults,
-    store: FeatureStore | None,
-    console: Console,
-) -> None:
+def _remember(job: Job, left_out: Faults, console: Console) -> None:
     """Keep for other processes which samples are left out and where features are; say which, and
     who does not read the cache."""
-    left_out = {name: {**bad[name], **unreadable[name]} for name in bad}
+    recipe, folder = job.recipe, job.study
     write_text(folder / LEFT_OUT, json.dumps(left_out, indent=1))
-    (folder / FEATURES).write_bytes(pickle.dumps(store))
+    (folder / FEATURES).write_bytes(pickle.dumps(job.store))
     for name, found in left_out.items():
         ids = ", ".join([sample for sample, _ in found.values()][:5])
         count = f"{name}: {len(found)} bad samples are left out: {ids}"

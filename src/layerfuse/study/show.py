@@ -77,9 +77,9 @@ def measure(
 ) -> Shown:
     """Build an arm on the meta device and count, with pictures of `size` pixels."""
     model, counts = count(config)
-    tokens = tokens_of(model, size)
     trained = {stage: _trained(model, how, counts) for stage, how in stages.items()}
-    return Shown(arm, config.vision_layers, tokens, counts, trained, flops(model, size, known))
+    cost = flops(model, size, known)
+    return Shown(arm, config.vision_layers, tokens_of(model, size), counts, trained, cost)
 
 
 def tokens_of(model: FusionVLM, size: int) -> int:

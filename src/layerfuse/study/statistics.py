@@ -18,11 +18,11 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from layerfuse.study.results import Run, read_runs
 
 LEVEL = 0.95
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(120)
 
 
 @dataclass(frozen=True)
@@ -83,26 +83,6 @@ def seed_noise(values: dict[str, list[float]]) -> dict | None:
     return {"sd": math.sqrt(squares / df), "df": df, "spread": spread, "spread_arm": arm}
 
 
-def t_two_sided(t: float, df: float) -> float:
-    """P(|T| > |t|) of Student's t: with t = sqrt(df) tan(a) the density is cos(a)^(df - 1)."""
-    if df > 1000:
-        return math.erfc(abs(t) / math.sqrt(2))
-    start = math.atan(abs(t) / math.sqrt(df))
-    half = (math.pi / 2 - start) / 2
-    area = half * np.sum(WEIGHTS * np.cos(start + half * (NODES + 1)) ** (df - 1))
-    log_whole = 0.5 * math.log(math.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
-    return float(min(1.0, 2 * area / math.exp(log_whole)))
-
-
-def t_quantile(df: float) -> float:
-    """The t that leaves 5 % outside ±t, by bisection."""
-    low, high = 0.0, 100.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_two_sided(middle, df) > 1 - LEVEL else (low, middle)
-    return high
-
-
 def holm(p: list[float]) -> list[float]:
     """Holm's adjusted p values, in the order given."""
     adjusted, running = [1.0] * len(p), 0.0
@@ -123,9 +103,9 @@ def contrast(scores: Scores, a: int, b: int) -> dict:
     seeds = known["sd"] ** 2 * float(1 / scores.runs[a] + 1 / scores.runs[b])
     error = math.sqrt(item + seeds)
     df = error**4 / (item**2 / item_df + seeds**2 / known["df"]) if error else item_df
-    half = t_quantile(df) * error
+    half = float(stdtrit(df, 0.5 + LEVEL / 2)) * error
     p, item_p = (
-        t_two_sided(difference / se, n) if se else float(difference == 0)
+        2 * float(stdtr(n, -abs(difference) / se)) if se else float(difference == 0)
         for se, n in ((error, df), (math.sqrt(item), item_df))
     )
     ends = [difference - half, difference + half]

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from layerfuse.config import compose_processor
+from layerfuse.config import FusionConfig, compose_processor
 from layerfuse.data.cache import FeatureStore
 from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
 from layerfuse.data.conversations import Samples
@@ -24,7 +24,7 @@ from layerfuse.encoder import (
     Features,
     concatenate,
     device,
-    load_tower,
+    load_encoder,
     load_vision_config,
 )
 from layerfuse.files import write_text
@@ -58,8 +58,7 @@ def encoder_for(recipe: Recipe) -> Encoder:
     for arm in recipe.all_arms():
         selection = select(arm.layers, config.num_hidden_layers)
         taps |= set(parse(arm.fusion)[0].resolve(selection).taps(selection))
-    tower = load_tower(recipe.encoder.model, config, DTYPES[recipe.dtype])
-    return Encoder(tower, taps, recipe.token_grid).to(device()).eval()
+    return load_encoder(recipe.encoder.model, DTYPES[recipe.dtype], taps, recipe.token_grid)
 
 
 def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
@@ -75,11 +74,14 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
         dtype=DTYPES[recipe.dtype],
         attn_implementation=recipe.attn_implementation,
     )
+    return model.to(device()), processor_for(recipe, model.config)
+
+
+def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:
+    """The processor of an arm with this configuration."""
     template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
-    processor = compose_processor(
-        recipe.encoder.model, recipe.llm.model, model.config, template, recipe.image_token
-    )
-    return model.to(device()), processor
+    parts = (recipe.encoder.model, recipe.llm.model)
+    return compose_processor(*parts, config, template, recipe.image_token)
 
 
 def calibrate(
@@ -150,7 +152,6 @@ def train_arm(
             SampleDataset(samples[name], stage.random_crop, seed),
             Collator(processor, stage.prompt, stage.max_length, used, guided),
             folder / "stages" / name,
-            seed,
             partial(report, name),
         )
         if saved is None:

@@ -36,12 +36,10 @@ class FusionTrainer(Trainer):
         if self.fsdp is not None and "vision" not in stage.learning_rates:
             self.fsdp.ignored_modules = [model.vision_tower]
         self.zero3 = self.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3
-
-    @property
-    def every_process_sees(self) -> bool:
-        """Whether a batch of text alone needs a picture, because other processes would wait for
-        this one's part of the encoder (ZeRO-3: or of the fusion)."""
-        return self.zero3 or (self.fsdp is not None and "vision" in self.stage.learning_rates)
+        # whether a batch of text alone needs a picture, because other processes would wait for this
+        # one's part of the encoder (ZeRO-3: or of the fusion)
+        sharded = self.fsdp is not None and "vision" in stage.learning_rates
+        self.every_process_sees = self.zero3 or sharded
 
     def save_whole(self, folder: Path) -> Path | None:
         """Save a model whose parts are spread over the processes; None if every process has it."""
@@ -102,7 +100,6 @@ def fit(
     dataset: SampleDataset,
     collator: Collator,
     folder: Path,
-    seed: int,
     report: Report,
 ) -> tuple[list[tuple[int, float]], Path | None]:
     """Run the stage `name`, from the newest checkpoint in `folder` on, and return its loss curve,
@@ -113,7 +110,7 @@ def fit(
     trainer = FusionTrainer(
         stage,
         model=model,
-        args=_arguments(recipe, stage, folder, seed),
+        args=_arguments(recipe, stage, folder, dataset.seed),
         train_dataset=dataset,
         data_collator=collator,
         callbacks=[_Progress(report, dataset)],
