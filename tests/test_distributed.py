@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from layerfuse.recipe_file import load_recipe
@@ -92,6 +94,21 @@ def test_two_processes_under_fsdp2_are_one(
     result = (two / run.folder / "result.json").read_text()
     (two / "results.jsonl").write_text(result + "\n")
     assert_same(tmp_path / "one", two)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.parametrize("how", ["zero2", "zero3"])
+def test_two_processes_under_deepspeed_are_one(
+    mixed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    path = write(tmp_path, mixed)
+    study(path, output=tmp_path / "one")
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    settings = ("resources.processes=2", f"resources.accelerate={how}")
+    study(path, settings, output=tmp_path / "two")
+    assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow

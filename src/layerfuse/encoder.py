@@ -135,10 +135,6 @@ class Encoder(nn.Module):
         trimmed.num_hidden_layers = max(layers)
         return cls(AutoModel.from_config(trimmed), layers, token_grid)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tower.dtype
-
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image of that many pixels."""
         patch = self.tower.config.patch_size
@@ -150,7 +146,7 @@ class Encoder(nn.Module):
         native = config.image_size
         native = (native, native) if isinstance(native, int) else tuple(native)
         told = {"interpolate_pos_encoding": tuple(size) != native} if self.family.resizes else {}
-        h: Tensor = self.tower.get_submodule("embeddings")(pixel_values.to(self.dtype), **told)
+        h = self.tower.get_submodule("embeddings")(pixel_values.to(self.tower.dtype), **told)
         if self.family.norm is not None:
             h = self.tower.get_submodule(self.family.norm)(h)
         taken = [h] if 0 in self.layers else []
@@ -175,9 +171,8 @@ class Encoder(nn.Module):
         settings = self.tower.config.to_diff_dict()
         for key in ("num_hidden_layers", "_name_or_path", "transformers_version", "architectures"):
             settings.pop(key, None)
-        running = hashlib.sha256(
-            json.dumps([settings, self.token_grid, str(self.dtype)], sort_keys=True).encode()
-        )
+        about = [settings, self.token_grid, str(self.tower.dtype)]
+        running = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         blocks = self.family.blocks(self.tower)
         inside = {id(p) for p in blocks.parameters()}
         outside = [(n, p) for n, p in self.tower.state_dict(keep_vars=True).items()]

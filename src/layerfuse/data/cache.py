@@ -127,18 +127,24 @@ class FeatureStore:
     def write(self, layer: int, pairs: dict[str, Pair], encoder: Encoder) -> None:
         """Keep entries of a layer on disk."""
         if pairs:
-            config = encoder.tower.config
-            about = {"encoder": config.model_type, "layer": layer, "dtype": str(encoder.dtype)}
+            config, dtype = encoder.tower.config, str(encoder.tower.dtype)
+            about = {"encoder": config.model_type, "layer": layer, "dtype": dtype}
             about |= {"width": config.hidden_size, "grid": list(self.grid)}
             file = shards.write_shard(self.folders[layer], pairs, self.grid, about)
             self.entries[layer].update(shards.read_header(file).entries)
 
 
-def digests_of(pictures: Iterable[Picture]) -> dict[str, str]:
+def digests_of(
+    pictures: Iterable[Picture], progress: Progress = lambda done, total: None
+) -> dict[str, str]:
     """The SHA-256 of every picture's bytes, by its name."""
     distinct = {picture.name: picture for picture in pictures}
+    digests: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
-        return dict(zip(distinct, pool.map(Picture.digest, distinct.values()), strict=True))
+        for name, digest in zip(distinct, pool.map(Picture.digest, distinct.values()), strict=True):
+            digests[name] = digest
+            progress(len(digests), len(distinct))
+    return digests
 
 
 def cached_features(

@@ -82,8 +82,7 @@ def write_shard(
 
 
 class Header(NamedTuple):
-    """What a shard says of itself: places by the picture's digest, token grid, and for people the
-    encoder, layer and dtype."""
+    """What a shard holds, by the picture's digest, its token grid, and words about it."""
 
     entries: dict[str, Entry]
     grid: tuple[int, int]

@@ -24,10 +24,8 @@ from layerfuse.train.run import encoder_for, processor_for
 LEFT_OUT = "left_out.json"
 SHIPPED = tuple(sorted(file.stem for file in (Path(__file__).parent / "accelerate").iterdir()))
 Report = Callable[[str, int, int], None]
-Bad = dict[int, tuple[str, str]]
-"""(id, reason) of every bad sample by its index"""
-Faults = dict[str, Bad]
-"""the same per source: a stage or `evaluate`"""
+Bad = dict[int, tuple[str, str]]  # (id, reason) of every bad sample by its index
+Faults = dict[str, Bad]  # the same per source: a stage or `evaluate`
 
 
 def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Faults]:
@@ -125,7 +123,7 @@ def encode_pictures(
     with ThreadPoolExecutor() as pool:
         reasons = pool.map(partial(Picture.fault, whole=True), direct.values())
         for done, (name, reason) in enumerate(zip(direct, reasons, strict=True), start=1):
-            report("reading pictures", done, len(direct))
+            report("decoding pictures", done, len(direct))
             broken |= {name: reason} if reason else {}
     store = None
     if cached:

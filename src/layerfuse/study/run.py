@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,7 +76,8 @@ def _refuse() -> None:
 def _do(job: Job, bad: Faults, engine: str, table: LiveTable) -> None:
     """The runs that are not yet done."""
     recipe, folder = job.recipe, job.study
-    digests = digests_of(pictures_of(job.samples.values()))
+    tick = partial(table.step, "reading pictures")
+    digests = digests_of(pictures_of(job.samples.values()), tick)
     pictures = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
     write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
     write_text(folder / ENVIRONMENT, json.dumps(environment(recipe, pictures), indent=1))

@@ -36,10 +36,10 @@ class FusionTrainer(Trainer):
         if self.fsdp is not None and "vision" not in stage.learning_rates:
             self.fsdp.ignored_modules = [model.vision_tower]
         self.zero3 = self.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3
-        # whether a batch of text alone needs a picture, because other processes would wait for this
-        # one's part of the encoder (ZeRO-3: or of the fusion)
+        # whether a batch of text alone needs a picture: other processes would wait for this one's
+        # part of the encoder, and DeepSpeed adds up gradients by the order in which they come
         sharded = self.fsdp is not None and "vision" in stage.learning_rates
-        self.every_process_sees = self.zero3 or sharded
+        self.every_process_sees = self.is_deepspeed_enabled or sharded
 
     def save_whole(self, folder: Path) -> Path | None:
         """Save a model whose parts are spread over the processes; None if every process has it."""
