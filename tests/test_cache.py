@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from layerfuse.cli import app
 from layerfuse.data import cache, shards
 from layerfuse.data.cache import FeatureStore, cached_features
+from layerfuse.data.collate import Collator
 from layerfuse.data.samples import Picture
 from layerfuse.encoder import Encoder, Features
 from tests import tiny
@@ -213,8 +214,60 @@ def test_a_cache_that_is_cleared_meanwhile_is_one_clear_error(tmp_path: Path) ->
     store = encode(given)
     shards.clear(None)
     shards._map.cache_clear()
-    with pytest.raises(OSError, match="removed while in use; the same command again"):
+    with pytest.raises(OSError, match="removed while in use; start the study again"):
         store.features([given[0]])
+
+
+def test_moved_and_mended_entries_are_found(
+    tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`cache verify` moves what is intact into another shard; another process mended the rest."""
+    given = pictures(tmp_path, 4)
+    store = encode(given)
+    expected = pickle.loads(pickle.dumps(store)).features(given)
+    for file in home.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert shards.verify(lambda _: None) == 2
+    encode(given)
+    shards._map.cache_clear()
+    caplog.clear()
+    CountingEncoder.seen = 0
+    assert same(store.features(given), expected)
+    assert CountingEncoder.seen == 0
+
+
+def test_mending_waits_for_whoever_writes(tmp_path: Path, home: Path) -> None:
+    """Whoever holds the lock removes unfinished files: they would be those of the mender."""
+    given = pictures(tmp_path, 2)
+    store = encode(given)
+    for file in home.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    shards._map.cache_clear()
+    (lock,) = home.glob("*/.lock")
+    holds, mended = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with FileLock(lock):
+            holds.set()
+            assert not mended.wait(0.5)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holds.wait()
+    store.features(given)
+    mended.set()
+    holder.join()
+
+
+def test_a_batch_of_which_only_bad_pictures_are_missing_is_not_encoded(tmp_path: Path) -> None:
+    given = pictures(tmp_path, 5)
+    Path(given[0].name).write_bytes(b"no picture")
+    encode(given)
+    store = encode(given)
+    assert list(store.bad) == [given[0].name]
+    assert CountingEncoder.seen == 0
+    processor = tiny.processor(tiny.model("single"))
+    assert Collator(processor, "chat", 99, store)._blank() == given[1]
 
 
 def test_who_waits_for_another_process_says_so(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from layerfuse.data import shards
-from layerfuse.data.cache import cached_features
+from layerfuse.data.cache import FeatureStore, cached_features
 from layerfuse.data.collate import Collator
 from layerfuse.data.conversations import Samples, faults, load
 from layerfuse.data.samples import Picture
@@ -138,11 +138,40 @@ def test_a_store_for_another_process_holds_no_pictures_of_a_dataset(tmp_path: Pa
     sent = pickle.dumps(store)
     assert len(sent) < 10_000
     expected = store.features(given).patches[0]
+    with torch.no_grad():
+        images = tiny.image_processor()([p.open() for p in given], return_tensors="pt")
+        torch.testing.assert_close(encoder([2])(images["pixel_values"]).patches[0], expected)
+    assert not torch.equal(expected[0], expected[1])
     for file in (tmp_path / "home").rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     shards._map.cache_clear()
+    other: FeatureStore = pickle.loads(sent)
     with torch.no_grad():  # the last is encoded again, from the dataset's file
-        assert torch.equal(pickle.loads(sent).features(given).patches[0], expected)
+        assert torch.equal(other.features(given).patches[0], expected)
+    assert len(pickle.dumps(other)) < 10_000  # without the encoder that mended it
+
+
+def test_rows_of_datasets_hold_their_own_pictures(tmp_path: Path) -> None:
+    """Lists of pictures, of which some are files, and rows without any."""
+    colours = ["red", "lime", "blue", "white"]
+    for name in colours:
+        picture(tmp_path, f"{name}.png", name)
+    red, lime, blue, white = (tmp_path / f"{name}.png" for name in colours)
+    cells = [
+        [{"bytes": red.read_bytes(), "path": None}, {"bytes": lime.read_bytes(), "path": "x"}],
+        [{"bytes": None, "path": str(blue)}, {"bytes": white.read_bytes(), "path": None}],
+        None,
+    ]
+    rows: dict[str, Any] = {"images": cells, "question": ["a?", "b?", "c?"], "answer": ["!"] * 3}
+    rows["image"] = [None] * 3
+    made = datasets.Dataset.from_dict(rows)
+    made = made.cast_column("images", datasets.List(datasets.Image()))
+    made.save_to_disk(tmp_path / "set")
+    samples = load(Data(dataset=str(tmp_path / "set")))
+    shown = [[p.open().getpixel((0, 0)) for p in sample.pictures] for sample in samples]
+    assert shown == [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)], []]
+    assert len({p.name for sample in samples for p in sample.pictures}) == 4
+    assert samples[2].messages[0]["content"] == "c?"
 
 
 def test_families_follow_their_answers(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_two_processes_under_fsdp2_are_one(
         if file.suffix in (".yaml", ".json", ".pkl"):
             (two / file.name).write_bytes(file.read_bytes())
     environment = json.loads((two / "environment.json").read_text())
-    (run,) = runs(load_recipe(two / "recipe.yaml"), environment["pictures"])
+    (run,) = runs(load_recipe(two / "recipe.yaml"), environment["samples"])
     config = ROOT / "src/layerfuse/study/accelerate/fsdp2.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2"]
     command += ["--main_process_port=0", f"--config_file={config}", "-m", "tests.fsdp_on_cpu"]

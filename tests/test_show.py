@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from layerfuse.config import configure
 from layerfuse.fusion import FUSIONS
 from layerfuse.recipe import Stage
 from layerfuse.recipe_file import load_recipe
-from layerfuse.study.show import show, steps_of
+from layerfuse.study.show import count, flops, show, steps_of
+from tests import tiny
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -48,6 +50,21 @@ def test_fusion_study_has_its_published_numbers() -> None:
     align = recipe.stages["align"]
     assert (align.weight_decay, align.warmup, align.batch_size) == (0.05, 200, 256)
     assert recipe.stages["finetune"].learning_rates == {"fusion": 2e-5, "llm": 2e-5}
+
+
+def test_what_arms_share_is_counted_once_and_only_that() -> None:
+    text, known = tiny.text_config(num_hidden_layers=4), {}
+    for name in FUSIONS:
+        for layers in ([4], [1, 4], [1, 2, 3, 4]):
+            try:
+                config = configure(tiny.vision_config(), text, layers, {"name": name})
+            except ValueError:
+                continue  # not every strategy takes every selection
+            model, _ = count(config)
+            parts = ("fusion", "llm")
+            shared, alone = (flops(model, tiny.SIZE, k, parts) for k in (known, {}))
+            assert shared == alone, (name, layers)
+    assert len(known) < 12  # of 26
 
 
 def test_lora_counts_what_peft_trains() -> None:

@@ -151,6 +151,34 @@ def test_changed_or_mended_pictures_make_other_runs(
     assert not cut & gone
 
 
+def test_arms_are_compared_on_the_same_samples(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """An arm of more tokens makes a sample too long for all; other words are other samples."""
+    records = json.loads((tmp_path / "data.json").read_text())
+    records[7]["conversations"][0]["value"] = "<image> n?" + " n" * 40
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    recipe["stages"]["align"]["max_length"] = 122  # its length with 16 image tokens
+    recipe["on_bad_sample"] = "skip"
+
+    def folders() -> tuple[set[str], int]:
+        study(write(tmp_path, recipe), output=tmp_path / "study")
+        left_out = json.loads((tmp_path / "study" / "left_out.json").read_text())["align"]
+        found = lines(tmp_path / "study" / "results.jsonl")
+        return {r["folder"] for r in found}, len(left_out)
+
+    first, none = folders()
+    assert none == 0
+    records[0]["conversations"][1]["value"] = "1"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    other, none = folders()
+    assert none == 0
+    assert not first & other
+    recipe["arms"].append({"name": "long", "layers": [1, 3], "fusion": {"name": "token_concat"}})
+    third, one = folders()
+    assert one == 1
+    assert len(third) == 3
+    assert not third & other
+
+
 def test_two_commands_do_not_share_a_folder(recipe: dict[str, Any], tmp_path: Path) -> None:
     path, folder = write(tmp_path, recipe), tmp_path / "study"
     folder.mkdir()

@@ -148,7 +148,7 @@ def test_training_learns_and_only_moves_what_it_should(recipe: Recipe, tmp_path:
     assert all("q_proj" in name or "v_proj" in name for name in moved)
 
 
-@pytest.mark.parametrize(("stopped_in", "at"), [("align", 3), ("finetune", 3)])
+@pytest.mark.parametrize(("stopped_in", "at"), [("align", 3), ("finetune", 1), ("finetune", 3)])
 def test_stopped_and_continued_is_bit_equal(
     recipe: Recipe,
     tmp_path: Path,
@@ -169,7 +169,8 @@ def test_stopped_and_continued_is_bit_equal(
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "run")
     monkeypatch.setattr(FusionTrainer, "training_step", original)
-    assert list((tmp_path / "run").glob(f"stages/{stopped_in}/checkpoint-*"))
+    kept = list((tmp_path / "run").glob(f"stages/{stopped_in}/checkpoint-*"))
+    assert len(kept) == (at > 2)  # the newest alone
     found, again = train(recipe, tmp_path / "run")
     assert again == losses
     for name, value in expected.state_dict().items():
@@ -229,7 +230,7 @@ def test_a_checkpoint_torn_by_a_kill_is_not_continued(recipe: Recipe, tmp_path: 
     torn = tmp_path / "run" / "stages" / "align" / "checkpoint-2"
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_bytes(b"half")
-    (torn / "trainer_state.json").write_text('{"epoch": 1.0, "glob')
+    (torn / "trainer_state.json").write_text("{}")  # the first process was done, others not
     _, losses = train(recipe, tmp_path / "run")
     assert [step for step, _ in losses["align"]] == [1, 2, 3]
 

@@ -221,13 +221,8 @@ def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTr
     return tower_class.from_pretrained(resolve(name), dtype=dtype)
 
 
-def load_encoder(
-    name: str,
-    dtype: torch.dtype = torch.float32,
-    layers: Iterable[int] | None = None,
-    grid: tuple[int, int] | None = None,
-) -> Encoder:
-    """A pretrained encoder with some layers, or all of them, 0..L, on this process's device."""
+def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> Encoder:
+    """The whole pretrained encoder with every layer 0..L, on this process's device."""
     config = load_vision_config(name)
-    chosen = range(config.num_hidden_layers + 1) if layers is None else layers
-    return Encoder(load_tower(name, config, dtype), chosen, grid).to(device()).eval()
+    tower = load_tower(name, config, dtype)
+    return Encoder(tower, range(config.num_hidden_layers + 1)).to(device()).eval()

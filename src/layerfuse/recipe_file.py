@@ -7,8 +7,6 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from layerfuse import recipe as parts
-from layerfuse import recipe_sources as sources
 from layerfuse.encoder import native_dtype
 from layerfuse.recipe import Recipe
 
@@ -32,21 +30,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {_plain(e)}" for e in error.errors()]
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ValueError(f"recipe {path}:\n" + "\n".join(lines)) from error
     native = recipe.dtype if recipe.dtype != "auto" else native_dtype()
     return recipe.model_copy(update={"dtype": native})
-
-
-def _plain(error: Any) -> str:
-    if error["type"] != "extra_forbidden":
-        return error["msg"]
-    parents: dict[str, Any] = {"stages": parts.Stage, "arms": parts.Arm, "grid": parts.Grid}
-    parents |= {"evaluate": parts.Evaluation, "statistics": parts.Statistics, "lora": parts.Lora}
-    parents |= {"resources": sources.Resources, "data": sources.Data, "scenes": sources.Scenes}
-    parents |= {"encoder": sources.Source, "llm": sources.Source}
-    holder = next((parents[p] for p in reversed(error["loc"][:-1]) if p in parents), Recipe)
-    return f"unknown key; valid: {', '.join(holder.model_fields)}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -183,10 +183,13 @@ def probe(
     folder = output or look_folder(encoder)
     problem = find_tasks(data, test, task_names(tasks), seed)
     tower = load_encoder(encoder, DTYPES[dtype])
-    chosen = _selections(tower.layers[-1], folder, layers)
+    depth = tower.layers[-1]
+    several = default_combinations(depth, folder) if layers is None else layers
+    each = [select(spec, depth).layers for spec in [*range(depth + 1), *several]]
+    chosen = [list(layers) for layers in dict.fromkeys(each)]  # each once
     processor = load_image_processor(encoder)
     folder.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"encoder": encoder, "depth": tower.layers[-1], "source": data}
+    report: dict[str, Any] = {"encoder": encoder, "depth": depth, "source": data}
     report |= {"test": test, "asked": tasks, "grid": grid, "dtype": dtype, "seed": seed}
     report |= {"train_pictures": len(problem.train), "test_pictures": len(problem.test)}
     report["tasks"] = {t.name: {"chance": t.chance, "classes": t.classes} for t in problem.tasks}
@@ -213,13 +216,6 @@ def _publish(report: dict[str, Any], folder: Path, console: Console) -> Path:
         console.print(f"not probed: {name} ({why})", soft_wrap=True)
     console.print(f"probe: {file}", soft_wrap=True)
     return file
-
-
-def _selections(depth: int, folder: Path, given: Sequence[LayerSpec] | None) -> list[list[int]]:
-    """Every single layer, then the combinations, each once."""
-    several = default_combinations(depth, folder) if given is None else given
-    found = [select(spec, depth).layers for spec in [*range(depth + 1), *several]]
-    return [list(layers) for layers in dict.fromkeys(found)]
 
 
 def default_combinations(depth: int, folder: Path) -> list[LayerSpec]:

@@ -206,25 +206,21 @@ def _summary(table: list[dict[str, Any]]) -> dict[str, Any]:
     for family in table[0]["families"]:
         pairs = [r["families"][family] for r in table]
         found["within_families"][family] = rank_correlation(*zip(*pairs, strict=True))
-    return {**found, "between_seeds": _between_seeds(table)}
+    shared = sorted(set.intersection(*(set(row["seeds"]) for row in table)))
+    by_seed = [[row["seeds"][seed] for row in table] for seed in shared]
+    pairs = filter(None, (rank_correlation(a, b) for a, b in combinations(by_seed, 2)))
+    between = [pair["rho"] for pair in pairs]
+    return {**found, "between_seeds": float(np.mean(between)) if between else None}
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any] | None:
     """Spearman's rho with the 95 % interval of Bonett & Wright 2000 (variance of Fisher's z:
     (1 + rho²/2) / (n - 3)); None where one side is constant or undefined, or n is below 4."""
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
     if len(x) < 4 or len(set(x)) < 2 or len(set(y)) < 2 or not np.isfinite([*x, *y]).all():
         return None
-    rho = float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    rho = float(np.asarray(spearmanr(x, y))[0])
     z = math.atanh(max(-0.9999, min(0.9999, rho)))
     half = 1.96 * math.sqrt((1 + rho**2 / 2) / (len(x) - 3))
     return {"rho": rho, "interval": [math.tanh(z - half), math.tanh(z + half)], "n": len(x)}
-
-
-def _between_seeds(table: list[dict[str, Any]]) -> float | None:
-    shared = sorted(set.intersection(*(set(row["seeds"]) for row in table)))
-    runs = [[row["seeds"][seed] for row in table] for seed in shared]
-    pairs = [rank_correlation(a, b) for a, b in combinations(runs, 2)]
-    found = [pair["rho"] for pair in pairs if pair]
-    return float(np.mean(found)) if found else None

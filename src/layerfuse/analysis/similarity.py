@@ -62,7 +62,10 @@ def measure(
         found.add([encoder(x.to(device)) for encoder, x in seen], names)
         progress(found.done)
         if unfinished and time.monotonic() - saved > SAVE_SECONDS:
-            _save(found, key, unfinished)
+            state = {name: tensor.contiguous() for name, tensor in found.state().items()}
+            whole = unfinished.with_suffix(f".{os.getpid()}")
+            save_file({**state, "key": torch.tensor(list(key.encode()))}, whole)
+            whole.replace(unfinished)
             saved = time.monotonic()
     return found
 
@@ -73,13 +76,6 @@ def _key(encoders: Any, processors: Any, pictures: Any, seed: int) -> str:
     names = [p.name if isinstance(p, Picture) else p for p in known]
     settings = [towers, [p.to_dict() for p in processors], names, seed]
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _save(found: LayerStatistics, key: str, file: Path) -> None:
-    state = {name: tensor.contiguous() for name, tensor in found.state().items()}
-    partial = file.with_suffix(f".{os.getpid()}")
-    save_file({**state, "key": torch.tensor(list(key.encode()))}, partial)
-    partial.replace(file)
 
 
 def similarity(

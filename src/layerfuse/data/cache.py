@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader
 from layerfuse.data import shards
 from layerfuse.data.samples import Picture
 from layerfuse.data.shards import Entry, Pair
-from layerfuse.encoder import Encoder, Features
-from layerfuse.files import locked
+from layerfuse.encoder import Encoder, Features, device
 
 Progress = Callable[[int, int], None]
 LIMIT_GB, DEFAULT_GB = "LAYERFUSE_CACHE_GB", "100"
 SHARD_BYTES, SHARD_SECONDS = 2**28, 60  # when a shard is written: so large, or so late
+AHEAD = 4096  # pictures that threads work on at once
 DECODERS = 4  # processes that decode pictures while a GPU encodes others
 
 log = logging.getLogger(__name__)
@@ -74,35 +74,40 @@ class FeatureStore:
         """The same pictures with only these layers, ascending."""
         return replace(self, layers=tuple(sorted(set(layers))))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "mender": None}
+
     def _pair(self, layer: int, name: str) -> Pair:
         digest = self.digests[name]
-        entry = self.entries[layer][digest]
-        try:
-            pair = entry.read()
-            intact = (layer, digest) in self.checked or shards.checksum(pair) == entry.checksum
-        except FileNotFoundError as error:
-            told = "was removed while in use; the same command again continues"
-            raise OSError(f"{entry.file} {told}") from error
-        except OSError:
-            intact = False
-        if not intact:
-            pair = self._repair(layer, name)
-        self.checked.add((layer, digest))
-        return pair
+        if entry := self.entries[layer].get(digest):
+            try:
+                pair = entry.read(verify=(layer, digest) not in self.checked)
+                self.checked.add((layer, digest))
+                return pair
+            except OSError as error:
+                log.warning("%s", error)
+        _index(self)  # other processes and `cache verify` put what is intact into later files
+        if not self.folders[layer].is_dir():
+            raise OSError(f"{self.folders[layer]} was removed while in use; start the study again")
+        if self.entries[layer].get(digest) not in (None, entry):
+            return self._pair(layer, name)
+        return self._repair(layer, name)
 
     def _repair(self, layer: int, name: str) -> Pair:
         """Encode a damaged entry again, on the CPU, and keep it; in a batch as large as it was in,
         at the place where it was, so that the bits are the same."""
-        log.warning("the cached features of %s are damaged: encoding it again", name)
-        self.mender = self.mender or self.load().cpu()
-        place = list(self.digests).index(name)
+        log.warning("encoding %s again", name)
+        self.mender = self.mender or self.load()
+        digest = self.digests[name]
+        place = list(self.digests.values()).index(digest)
         start = place - place % self.batch_size
         size = min(self.batch_size, len(self.digests) - start)
         with torch.inference_mode():
             features = self.mender(self.pixels([name])[0].repeat(size, 1, 1, 1))
         index = features.layers.index(layer)
         pair = features.patches[index][place - start], features.summary[index][place - start]
-        self.write(layer, {self.digests[name]: pair}, self.mender)
+        with shards.alone(self.folders[layer].parent):
+            self.write(layer, {digest: pair}, self.mender)
         return pair
 
     def pixels(self, names: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
@@ -140,11 +145,18 @@ def digests_of(
     """The SHA-256 of every picture's bytes, by its name."""
     distinct = {picture.name: picture for picture in pictures}
     digests: dict[str, str] = {}
-    with ThreadPoolExecutor() as pool:
-        for name, digest in zip(distinct, pool.map(Picture.digest, distinct.values()), strict=True):
-            digests[name] = digest
-            progress(len(digests), len(distinct))
+    for name, digest in zip(distinct, in_threads(Picture.digest, distinct), strict=True):
+        digests[name] = digest
+        progress(len(digests), len(distinct))
     return digests
+
+
+def in_threads(function: Callable[[Picture], Any], pictures: dict[str, Picture]) -> Iterator[Any]:
+    """The results for all pictures, in their order."""
+    given = list(pictures.values())
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(given), AHEAD):
+            yield from pool.map(function, given[start : start + AHEAD])
 
 
 def cached_features(
@@ -158,13 +170,13 @@ def cached_features(
 ) -> FeatureStore:
     """The features of all distinct pictures, from disk where they were computed before.
 
-    `load` makes the encoder (here, and again where an entry must be repaired), `digests` are those
-    of `digests_of` if they are known. Several processes may do this at once: one encodes, the
-    others wait for it. Pictures that cannot be decoded are
+    `load` makes the encoder on the CPU (here, and where an entry must be repaired), `digests` are
+    those of `digests_of` if they are known. Several processes may do this at once: one encodes,
+    the others wait for it. Pictures that cannot be decoded are
     named in `bad`. Raises OSError if the features would exceed $LAYERFUSE_CACHE_GB (default 100) or
     the free disk space, or if a picture changes meanwhile.
     """
-    encoder = load()
+    encoder = load().to(device())
     own = encoder.digests()
     settings = json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
     space = shards.features_home() / sha256((own[0] + settings).encode()).hexdigest()[:16]
@@ -174,8 +186,7 @@ def cached_features(
     layers, rest = encoder.layers, (load, image_processor, batch_size, folders, {})
     store = FeatureStore(distinct, {k: known[k] for k in distinct}, layers, (0, 0), *rest)
     space.mkdir(parents=True, exist_ok=True)
-    say = partial(log.warning, "waiting for another process that encodes with this encoder")
-    with locked(space / ".lock", say):
+    with shards.alone(space):
         _index(store)
         _encode(store, encoder, progress)
     _index(store)
@@ -202,37 +213,36 @@ def _index(store: FeatureStore) -> None:
 @torch.inference_mode()
 def _encode(store: FeatureStore, encoder: Encoder, progress: Progress) -> None:
     """Encode every batch in which an entry is missing, and write what is missing."""
-    device = next(encoder.parameters()).device
     for stale in (file for folder in store.folders.values() for file in folder.glob("*.tmp")):
         stale.unlink()  # a killed writer's: whoever holds the lock is alone
     names, size = list(store.digests), store.batch_size
     every = [names[start : start + size] for start in range(0, len(names), size)]
     batches: Any = [batch for batch in every if store.missing(batch)]
     kept: dict[int, dict[str, Pair]] = {layer: {} for layer in store.layers}
-    written = time.monotonic()
+    held, written = 0, time.monotonic()
     decode: Any = store.pixels
-    workers = 0 if device.type == "cpu" else DECODERS
+    workers = 0 if device().type == "cpu" else DECODERS
     pixels_of = DataLoader(batches, None, collate_fn=decode, num_workers=workers)
     for done, (batch, (pixels, bad)) in enumerate(zip(batches, pixels_of, strict=True), start=1):
         store.bad |= bad
-        features = encoder(pixels.to(device)).to("cpu")
-        store.grid = features.grid
-        if done == 1:
-            _check_space(store, features)
-        for name in store.missing(batch):
-            digest, at = store.digests[name], batch.index(name)
-            for index, layer in enumerate(features.layers if name not in bad else ()):
-                if digest not in store.entries[layer]:
-                    pair = features.patches[index][at], features.summary[index][at]
-                    kept[layer].setdefault(digest, pair)
+        if new := [name for name in store.missing(batch) if name not in bad]:
+            features = encoder(pixels.to(device())).to("cpu")
+            store.grid = features.grid
+            if not held:
+                _check_space(store, features)
+            for name in new:
+                digest, at = store.digests[name], batch.index(name)
+                for index, layer in enumerate(features.layers):
+                    if digest not in store.entries[layer]:
+                        pair = features.patches[index][at], features.summary[index][at]
+                        held += kept[layer].setdefault(digest, pair)[0].nbytes
         progress(done, len(batches))
-        held = len(kept[store.layers[0]]) * features.patches[0][0].nbytes
         late = time.monotonic() - written > SHARD_SECONDS or done == len(batches)
-        if late or held >= SHARD_BYTES:
+        if late or held >= SHARD_BYTES * len(kept):
             for layer, pairs in kept.items():
                 store.write(layer, pairs, encoder)
                 pairs.clear()
-            written = time.monotonic()
+            held, written = 0, time.monotonic()
 
 
 def _check_space(store: FeatureStore, features: Features) -> None:
@@ -241,7 +251,7 @@ def _check_space(store: FeatureStore, features: Features) -> None:
     digests = set(store.digests.values())
     need = each * sum(len(digests - own.keys()) for own in store.entries.values())
     root = shards.features_home()
-    held = sum(file.stat().st_size for file in root.rglob("*.*")) / 1e9
+    held = sum(file.stat().st_size for file in root.rglob("*.safetensors")) / 1e9
     given = os.environ.get(LIMIT_GB, DEFAULT_GB)
     if not re.fullmatch(r"\d+(\.\d+)?", given):
         raise ValueError(f"${LIMIT_GB} must be a number of GB, not {given!r}")

@@ -188,8 +188,8 @@ class _Rows:
         if not isinstance(cell, dict):  # of a datasets.Image that is not decoded
             return cell
         if cell.get("bytes") is None:
-            return Picture(str(cell["path"]))
+            return cell["path"] and Picture(str(cell["path"]))
         return Picture(f"{self.name}#{index}.{k}", partial(self._bytes, index, column, k))
 
     def _bytes(self, index: int, column: str, k: int) -> bytes:
-        return cells(self.dataset[index][column])[k]["bytes"]
+        return cells(self.dataset[column][index])[k]["bytes"]

@@ -57,7 +57,7 @@ def photographs() -> list[Picture]:
 
 
 def _first(index: int, row: dict[str, Any]) -> Picture:
-    first = next(iter(conversations.cells(row.get("image", row.get("images")))), None)
+    first = next(iter(conversations.cells(row.get("image") or row.get("images"))), None)
     return picture_of(f"row {index}", first, Path())
 
 

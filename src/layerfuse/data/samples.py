@@ -117,7 +117,7 @@ def from_llava(index: int, record: Any, base: Path) -> Sample:
     if not isinstance(record, dict):
         raise ValueError(f"sample {index}: a {type(record).__name__}, not a mapping with keys")
     name = str(record.get("id", index))
-    given = cells(record.get("image", record.get("images")) or None)
+    given = cells(record.get("image") or record.get("images") or None)
     pictures = tuple(picture_of(name, cell, base) for cell in given)
     raw = record.get("conversations") or record.get("messages")
     if not raw:

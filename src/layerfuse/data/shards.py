@@ -4,24 +4,27 @@ of many pictures. The header names the pictures by digest and holds checksums of
 """
 
 import json
+import logging
 import os
 import shutil
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from layerfuse.files import locked
 from layerfuse.local_models import home
 
+log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 Pair = tuple[Tensor, Tensor]
 """Patch tokens (N, D) and summary (D,) of one picture in one layer."""
@@ -35,10 +38,14 @@ class Entry:
     row: int
     checksum: int
 
-    def read(self) -> Pair:
-        """A view into the mapped file. Raises OSError if the file is missing or unreadable."""
+    def read(self, verify: bool = False) -> Pair:
+        """A view into the mapped file. Raises OSError if it is missing, unreadable or, looked at
+        with `verify`, damaged."""
         patches, summary = _map(self.file)
-        return patches[self.row], summary[self.row]
+        pair = patches[self.row], summary[self.row]
+        if verify and checksum(pair) != self.checksum:
+            raise OSError(f"{self.file} is damaged")
+        return pair
 
 
 def checksum(pair: Pair) -> int:
@@ -124,6 +131,12 @@ def layer_folders(name: str = "") -> dict[str, Path]:
     return {own: folder for own, folder in named.items() if own.startswith(name)}
 
 
+def alone(space: Path) -> AbstractContextManager[None]:
+    """Inside, no other process writes what this encoder makes."""
+    wait = partial(log.warning, "waiting for another process that works on %s", space)
+    return locked(space / ".lock", wait)
+
+
 def show(say: Say) -> None:
     """One line per layer: encoder, layer, token grid, dtype, distinct pictures, size; the sum."""
     total = 0
@@ -152,7 +165,7 @@ def verify(say: Say) -> int:
     files that were mended; what is dropped is encoded again when it is needed."""
     mended = 0
     for folder in layer_folders().values():
-        with FileLock(folder.parent / ".lock"):
+        with alone(folder.parent):
             for stale in folder.glob("*.tmp"):
                 stale.unlink()
             for file in shards_of(folder):
@@ -183,7 +196,7 @@ def clear(name: str | None) -> int:
         raise ValueError(f"nothing in the cache is called {name!r}; see `layerfuse cache list`")
     freed = 0
     for folder in chosen.values():
-        with FileLock(folder.parent / ".lock"):
+        with alone(folder.parent):
             freed += _size(folder)
             shutil.rmtree(folder)
     return freed

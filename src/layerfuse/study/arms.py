@@ -48,11 +48,14 @@ class Run:
         return json.loads(file.read_text("utf-8")) if file.exists() else None
 
 
-def runs(recipe: Recipe, pictures: str) -> list[Run]:
-    """Every run: first all arms with their first seed, then the second seeds, and so on;
-    `pictures` is a digest of what the samples show."""
+def runs(recipe: Recipe, samples: str) -> list[Run]:
+    """Every run: first all arms with their first seed, then the second seeds, and so on; `samples`
+    is a digest of what they hold."""
     settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k not in _IRRELEVANT}
-    decides = {**_without(settings, _ONLY_SHOWN), **_contents(recipe), "pictures": pictures}
+    decides = {**_without(settings, _ONLY_SHOWN), "samples": samples}
+    decides["layerfuse"] = layerfuse.__version__
+    if recipe.chat_template:
+        decides["template"] = _digest(recipe.chat_template)
     found = []
     for arm in recipe.all_arms():
         own = {**decides, "layers": _with_contents(arm.layers), "fusion": arm.fusion}
@@ -74,21 +77,11 @@ def _with_contents(layers: Any) -> Any:
     if not isinstance(layers, str) or "@" not in layers:
         return layers
     spec, file = layers.split("@", 1)
-    return f"{spec}@{hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
+    return f"{spec}@{_digest(file)}"
 
 
-def _contents(recipe: Recipe) -> dict[str, str]:
-    """What the recipe's files hold: a run on other contents is another run."""
-    files = [data.path for _, data in recipe.datasets()] + [recipe.chat_template]
-    found = {"layerfuse": layerfuse.__version__}
-    for name in filter(None, files):
-        path = Path(name)
-        if path.is_file():
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif path.is_dir():
-            sizes = [(str(p), p.stat().st_size) for p in sorted(path.rglob("*"))]
-            found[name] = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-    return found
+def _digest(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def check_arms(recipe: Recipe) -> list[FusionConfig]:

@@ -37,8 +37,7 @@ class Row:
     """of one forward of fusion and LLM beyond `single`'s, one image and the text of `show`"""
 
 
-Rows = tuple[list[Row], dict[str, str]]
-"""the strategies, and the names of those that cannot be built for the pair, with the reason"""
+Rows = tuple[list[Row], dict[str, str]]  # and why the others cannot be built for the pair
 
 
 def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> Rows:

@@ -105,7 +105,7 @@ def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
         import_module(module)
     recipe = load_recipe(study / "recipe.yaml")
     environment = json.loads((study / ENVIRONMENT).read_text("utf-8"))
-    found = {run.folder: run for run in runs(recipe, environment["pictures"])}
+    found = {run.folder: run for run in runs(recipe, environment["samples"])}
     if folder not in found:
         raise RuntimeError(
             f"{study} has no run {folder}: this process has other data files or another layerfuse"

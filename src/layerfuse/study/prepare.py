@@ -1,8 +1,9 @@
 """Before any training: load the data, check everything, leave out bad samples, encode pictures."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from layerfuse.data.cache import FeatureStore, Progress, cached_features
+from layerfuse.data.cache import FeatureStore, Progress, cached_features, in_threads
 from layerfuse.data.conversations import Samples, faults, load
 from layerfuse.data.samples import Picture
 from layerfuse.evaluate.run import questions
@@ -112,6 +113,16 @@ def leave_out(recipe: Recipe, samples: Mapping[str, Samples], bad: Faults) -> di
     return kept
 
 
+def digest_samples(samples: Mapping[str, Samples], pictures: Mapping[str, str]) -> str:
+    """A digest of all that the samples hold, `pictures` by their own digests."""
+    found = hashlib.sha256()
+    for name, part in samples.items():
+        for sample in part:
+            shown = [pictures[picture.name] for picture in sample.pictures]
+            found.update(repr((name, shown, replace(sample, pictures=()))).encode())
+    return found.hexdigest()
+
+
 def encode_pictures(
     recipe: Recipe, samples: Mapping[str, Samples], digests: dict[str, str], report: Report
 ) -> tuple[FeatureStore | None, Faults]:
@@ -120,11 +131,10 @@ def encode_pictures(
     cached = [name for name in samples if recipe.reads_cache(name)]
     direct = {p.name: p for p in pictures_of(samples[n] for n in samples if n not in cached)}
     broken: dict[str, str] = {}
-    with ThreadPoolExecutor() as pool:
-        reasons = pool.map(partial(Picture.fault, whole=True), direct.values())
-        for done, (name, reason) in enumerate(zip(direct, reasons, strict=True), start=1):
-            report("decoding pictures", done, len(direct))
-            broken |= {name: reason} if reason else {}
+    reasons = in_threads(partial(Picture.fault, whole=True), direct)
+    for done, (name, reason) in enumerate(zip(direct, reasons, strict=True), start=1):
+        report("decoding pictures", done, len(direct))
+        broken |= {name: reason} if reason else {}
     store = None
     if cached:
         store = cached_features(
@@ -156,7 +166,4 @@ def _showing(samples: Samples, broken: Mapping[str, str]) -> Bad:
 def remembered(recipe: Recipe, study: Path) -> dict[str, Samples]:
     """The samples of a study that another process has checked."""
     bad: dict[str, dict[str, Any]] = json.loads((study / LEFT_OUT).read_text("utf-8"))
-    return {
-        name: load(data).without({int(own) for own in bad[name]})
-        for name, data in recipe.datasets()
-    }
+    return {name: load(data).without(set(map(int, bad[name]))) for name, data in recipe.datasets()}

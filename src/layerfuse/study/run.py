@@ -1,6 +1,5 @@
 """The main job: train and compare every arm of a recipe, then write the report."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -31,6 +30,7 @@ from layerfuse.study.live import LiveTable
 from layerfuse.study.prepare import (
     LEFT_OUT,
     Faults,
+    digest_samples,
     encode_pictures,
     leave_out,
     load_checked,
@@ -61,7 +61,7 @@ def study(
     folder = output or Path("runs") / recipe.name
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with LiveTable(runs(recipe, pictures=""), console) as table:  # only their names are used
+    with LiveTable(runs(recipe, samples=""), console) as table:  # only their names are used
         samples, bad = load_checked(recipe, table.step)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock", _refuse):
@@ -78,10 +78,10 @@ def _do(job: Job, bad: Faults, engine: str, table: LiveTable) -> None:
     recipe, folder = job.recipe, job.study
     tick = partial(table.step, "reading pictures")
     digests = digests_of(pictures_of(job.samples.values()), tick)
-    pictures = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+    held = digest_samples(job.samples, digests)
     write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
-    write_text(folder / ENVIRONMENT, json.dumps(environment(recipe, pictures), indent=1))
-    all_runs = runs(recipe, pictures)
+    write_text(folder / ENVIRONMENT, json.dumps(environment(recipe, held), indent=1))
+    all_runs = runs(recipe, held)
     todo = [run for run in all_runs if run.result(folder) is None]
     for run in all_runs:
         if run not in todo:
@@ -159,7 +159,7 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def environment(recipe: Recipe, pictures: str) -> dict[str, str]:
+def environment(recipe: Recipe, samples: str) -> dict[str, str]:
     """Versions, commit and device: what a reader needs to repeat the study."""
     names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
     root = Path(__file__).parents[3]
@@ -170,7 +170,7 @@ def environment(recipe: Recipe, pictures: str) -> dict[str, str]:
     return {
         "layerfuse": layerfuse.__version__,
         "commit": commit or "not a git checkout",
-        "pictures": pictures,
+        "samples": samples,
         "python": platform.python_version(),
         **{name: version(name) for name in names},
         "device": str(device()),

@@ -138,7 +138,7 @@ def flops(
         given["inputs_embeds"] = torch.empty(1, length, width)
         look = partial(tower, torch.empty(1, 3, size, size))
         read = partial(model.language_model, **given)
-        own = str(fusion.config) if visual.memory else ""
+        own = f"{fusion.config} {model.config.vision_groups}" if visual.memory else ""
         for part, key, action in (("vision", max(tower.layers), look), ("llm", own, read)):
             if part in parts and (part, key, length) not in known:
                 with FlopCounterMode(display=False) as counter:

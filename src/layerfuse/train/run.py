@@ -24,7 +24,7 @@ from layerfuse.encoder import (
     Features,
     concatenate,
     device,
-    load_encoder,
+    load_tower,
     load_vision_config,
 )
 from layerfuse.files import write_text
@@ -52,13 +52,14 @@ class Trained:
 
 
 def encoder_for(recipe: Recipe) -> Encoder:
-    """The recipe's encoder with every layer that any of its arms reads."""
+    """The recipe's encoder, on the CPU, with every layer that any of its arms reads."""
     config = load_vision_config(recipe.encoder.model)
     taps: set[int] = set()
     for arm in recipe.all_arms():
         selection = select(arm.layers, config.num_hidden_layers)
         taps |= set(parse(arm.fusion)[0].resolve(selection).taps(selection))
-    return load_encoder(recipe.encoder.model, DTYPES[recipe.dtype], taps, recipe.token_grid)
+    tower = load_tower(recipe.encoder.model, config, DTYPES[recipe.dtype])
+    return Encoder(tower, taps, recipe.token_grid).eval()
 
 
 def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:

@@ -77,11 +77,11 @@ class _Progress(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         PartialState().wait_for_everyone()  # each process writes a part
         if state.is_world_process_zero:
-            folder = Path(args.output_dir)
-            (folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-            for older in checkpoints(folder)[:-1]:
-                (older / COMPLETE).unlink()  # first: what is half removed is not complete
-                shutil.rmtree(older)
+            place = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (place / COMPLETE).touch()
+            for other in set(place.parent.glob("checkpoint-*")) - {place}:
+                (other / COMPLETE).unlink(missing_ok=True)  # what is half removed is not complete
+                shutil.rmtree(other, ignore_errors=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
