@@ -161,6 +161,7 @@ def test_a_file_cut_anywhere_counts_as_missing(tmp_path: Path, home: Path) -> No
         file.with_suffix(".tmp").write_bytes(whole[:length])  # what a killed writer leaves
         file.write_bytes(whole[:length])
         assert same(encode(given).features(given), expected), length
+        assert not list(home.rglob("*.tmp"))
         for later in file.parent.glob("*.safetensors"):
             later.unlink()
         file.write_bytes(whole)

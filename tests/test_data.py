@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from layerfuse.data import shards
+from layerfuse.data import conversations, shards
 from layerfuse.data.cache import FeatureStore, cached_features
 from layerfuse.data.collate import Collator
 from layerfuse.data.conversations import Samples, faults, load
@@ -172,6 +172,9 @@ def test_rows_of_datasets_hold_their_own_pictures(tmp_path: Path) -> None:
     assert shown == [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)], []]
     assert len({p.name for sample in samples for p in sample.pictures}) == 4
     assert samples[2].messages[0]["content"] == "c?"
+    held = {"image": {"bytes": None, "path": str(blue)}}  # saving a dataset fills such cells
+    (file,) = conversations._Rows([held], "set")[0]["image"]
+    assert file.name == str(blue)
 
 
 def test_families_follow_their_answers(tmp_path: Path) -> None:

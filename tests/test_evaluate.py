@@ -79,10 +79,15 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
         asked = talk("<image>what is it?", "a", "and the other longer question?", "b")
         samples.append(Sample(str(k), (Picture(f"p{k}", data.getvalue),), asked))
     samples.append(Sample("text", (), talk("no picture?", "c")))
-    how: dict[str, Any] = {"data": Data(path="held out"), "max_new_tokens": 4}
-    one, many = (
-        predict(model, processor, samples, None, Evaluation(**how, batch_size=n)) for n in (1, 7)
+    how: dict[str, Any] = {"data": Data(path="held out")}
+    one, many, short = (
+        predict(
+            model, processor, samples, None, Evaluation(**how, batch_size=n, max_new_tokens=tokens)
+        )
+        for n, tokens in ((1, 4), (7, 4), (7, 1))
     )
+    assert all(a["prediction"].startswith(b["prediction"]) for a, b in zip(one, short, strict=True))
+    assert any(a["prediction"] != b["prediction"] for a, b in zip(one, short, strict=True))
     assert [r["prediction"] for r in one] == [r["prediction"] for r in many]
     assert [r["id"] for r in one] == ["0/0", "0/1", "1/0", "1/1", "2/0", "2/1", "text/0"]
     assert one[0]["question"] == "what is it?"
