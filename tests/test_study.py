@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from layerfuse.cli import app
 from layerfuse.fusion import FUSIONS
+from layerfuse.study.engine import run_one
 from layerfuse.study.run import study
 from tests import tiny
 
@@ -177,6 +178,18 @@ def test_arms_are_compared_on_the_same_samples(recipe: dict[str, Any], tmp_path:
     assert one == 1
     assert len(third) == 3
     assert not third & other
+
+
+def test_another_process_must_have_the_same_samples(recipe: dict[str, Any], tmp_path: Path) -> None:
+    study(write(tmp_path, recipe), output=tmp_path / "study")
+    folder = lines(tmp_path / "study" / "results.jsonl")[0]["folder"]
+    (tmp_path / "study" / folder / "result.json").unlink()
+    run_one(tmp_path / "study", folder, [])
+    assert (tmp_path / "study" / folder / "result.json").exists()
+    text = (tmp_path / "data.json").read_text()
+    (tmp_path / "data.json").write_text(text.replace('"value": "1"', '"value": "2"'))
+    with pytest.raises(RuntimeError, match="this process has other data files"):
+        run_one(tmp_path / "study", folder, [])
 
 
 def test_two_commands_do_not_share_a_folder(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from layerfuse.recipe import Recipe
 from layerfuse.recipe_file import load_recipe
 from layerfuse.study.arms import Run, runs
 from layerfuse.study.live import LiveTable
-from layerfuse.study.prepare import remembered
+from layerfuse.study.prepare import digest_samples, remembered
 from layerfuse.train.run import Trained, train_arm
 
 Step = Callable[[str, int, int, str, str], None]
@@ -106,12 +106,11 @@ def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
     recipe = load_recipe(study / "recipe.yaml")
     environment = json.loads((study / ENVIRONMENT).read_text("utf-8"))
     found = {run.folder: run for run in runs(recipe, environment["samples"])}
-    if folder not in found:
-        raise RuntimeError(
-            f"{study} has no run {folder}: this process has other data files or another layerfuse"
-        )
-    store = pickle.loads((study / FEATURES).read_bytes())
-    job = Job(recipe, study, modules, remembered(recipe, study), store)
+    store, held = pickle.loads((study / FEATURES).read_bytes())
+    samples = remembered(recipe, study)
+    if folder not in found or digest_samples(samples, {}) != held:
+        raise RuntimeError(f"{folder}: this process has other data files or another layerfuse")
+    job = Job(recipe, study, modules, samples, store)
     last = 0.0
 
     def step(phase: str, done: int, total: int, note: str, _: str) -> None:

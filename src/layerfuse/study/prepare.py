@@ -114,11 +114,11 @@ def leave_out(recipe: Recipe, samples: Mapping[str, Samples], bad: Faults) -> di
 
 
 def digest_samples(samples: Mapping[str, Samples], pictures: Mapping[str, str]) -> str:
-    """A digest of all that the samples hold, `pictures` by their own digests."""
+    """A digest of all that the samples hold, `pictures` by their own digests, if they are given."""
     found = hashlib.sha256()
     for name, part in samples.items():
         for sample in part:
-            shown = [pictures[picture.name] for picture in sample.pictures]
+            shown = [pictures.get(picture.name) for picture in sample.pictures]
             found.update(repr((name, shown, replace(sample, pictures=()))).encode())
     return found.hexdigest()
 

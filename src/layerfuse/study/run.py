@@ -120,7 +120,7 @@ def _remember(job: Job, left_out: Faults, console: Console) -> None:
     who does not read the cache."""
     recipe, folder = job.recipe, job.study
     write_text(folder / LEFT_OUT, json.dumps(left_out, indent=1))
-    (folder / FEATURES).write_bytes(pickle.dumps(job.store))
+    (folder / FEATURES).write_bytes(pickle.dumps((job.store, digest_samples(job.samples, {}))))
     for name, found in left_out.items():
         ids = ", ".join([sample for sample, _ in found.values()][:5])
         count = f"{name}: {len(found)} bad samples are left out: {ids}"
