@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from layerfuse.config import configure
+from layerfuse.cost.flops import TEXT_TOKENS, count, flops, text_config, vision_config
+from layerfuse.cost.fusions_table import KNOWN
 from layerfuse.fusion import FUSIONS
-from layerfuse.study.catalogue import KNOWN
-from layerfuse.study.show import TEXT_TOKENS, count, flops, text_config, vision_config
+from layerfuse.model.config import configure
 
 GPUS, PEAK, REACHED = 8, 312e12, 0.40
 """bfloat16 operations a second of an A100, and the share that training reaches"""

@@ -15,10 +15,11 @@ from cka import compute_cka
 from rich.console import Console
 from rich.table import Table
 
-from layerfuse.analysis.statistics import LayerStatistics, alignment
-from layerfuse.data.pictures import find_pictures
-from layerfuse.encoder import DTYPES, Encoder, load_encoder, native_dtype
-from layerfuse.processor import load_image_processor
+from layerfuse.hardware import DTYPES, native_dtype
+from layerfuse.look.accumulate import LayerStatistics, alignment
+from layerfuse.look.pictures import find_pictures
+from layerfuse.model.pretrained import load_image_processor
+from layerfuse.vision.encoder import Encoder, load_encoder
 
 ENCODER, BATCH, PICTURES, ROUNDS = "dinov2-small", 16, 64, 8
 

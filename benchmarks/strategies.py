@@ -19,11 +19,11 @@ from _measure import visual_tokens as count_tokens
 from rich.console import Console
 from rich.table import Table
 
-from layerfuse.config import configure
+from layerfuse.cost.flops import count, text_config, vision_config
+from layerfuse.cost.flops import flops as forward_flops
+from layerfuse.cost.fusions_table import KNOWN, rows
 from layerfuse.fusion import FUSIONS
-from layerfuse.study.catalogue import KNOWN, rows
-from layerfuse.study.show import count, text_config, vision_config
-from layerfuse.study.show import flops as forward_flops
+from layerfuse.model.config import configure
 
 ROUNDS, FUSION_ROUNDS = 5, 15
 DIRECT = 1.03

@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from layerfuse.local_models import folder, pull
+from layerfuse.local_models.registry import folder, pull
 
 ARMS = [[12], [8], [6], [3, 8], [4, 12], [6, 10], [2, 6, 10], [4, 8, 12]]
 MEASURED = (3, 7)

@@ -42,10 +42,10 @@ from torch import nn
 from transformers import Dinov2Config, LlavaConfig, LlavaForConditionalGeneration
 
 from layerfuse import FusionVLM
-from layerfuse.config import configure
-from layerfuse.study.catalogue import KNOWN
-from layerfuse.study.show import TEXT_TOKENS, count, text_config, vision_config
-from layerfuse.study.show import flops as count_flops
+from layerfuse.cost.flops import TEXT_TOKENS, count, text_config, vision_config
+from layerfuse.cost.flops import flops as count_flops
+from layerfuse.cost.fusions_table import KNOWN
+from layerfuse.model.config import configure
 
 LAYERS = [3, 6, 9]
 ROUNDS = 3

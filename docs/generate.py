@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from layerfuse import recipe, recipe_sources
 from layerfuse.fusion import FUSIONS, StrategyConfig
-from layerfuse.selection import SYNTAX
+from layerfuse.recipe import schema
+from layerfuse.vision.selection import SYNTAX
 
 DOCS = Path(__file__).parent
 PREDICTION = (
@@ -22,7 +22,7 @@ PREDICTION = (
     "accuracy after training, over the families that were trained and probed, with the 95 % "
     "interval of Bonett and Wright. Criteria of single layers are averaged over a selection."
 )
-MODELS = ("Recipe", "Source", "Data", "Scenes", "Arm", "Grid", "Stage", "Lora", "Evaluation")
+MODELS = ("Recipe", "ModelSource", "Data", "Scenes", "Arm", "Grid", "Stage", "Lora", "Evaluation")
 MODELS += ("Statistics", "Resources")
 
 
@@ -42,13 +42,7 @@ def _default(field: Any) -> str:
 def _type(field: Any) -> str:
     shown = inspect.formatannotation(field.annotation).replace("typing.", "")
     shown = re.sub(r"Annotated\[([^,]+), [^()]*\([^()]*\)\]", r"\1", shown)
-    return (
-        "`"
-        + shown.replace("layerfuse.recipe.", "")
-        .replace("layerfuse.recipe_sources.", "")
-        .replace("|", "\\|")
-        + "`"
-    )
+    return "`" + shown.replace("layerfuse.recipe.schema.", "").replace("|", "\\|") + "`"
 
 
 def _table(fields: dict[str, Any], texts: dict[str, str]) -> list[str]:
@@ -79,7 +73,7 @@ def recipe_reference() -> str:
         "`arms.0.layers=[3]`). Unknown keys are errors. Made from the code by `make docs`.",
     ]
     for name in MODELS:
-        model = {**vars(recipe_sources), **vars(recipe)}[name]
+        model = vars(schema)[name]
         fields = model.model_fields
         texts = {key: field.description for key, field in fields.items()}
         lines += ["", f"## {name}", "", _text(model.__doc__), "", *_table(fields, texts)]

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging
 
-from layerfuse.local_models import pull
+from layerfuse.local_models.registry import pull
 from tests import tiny
 
 logging.set_verbosity_error()

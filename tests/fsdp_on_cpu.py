@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from layerfuse.study.engine import run_one
+from layerfuse.study.execute import run_one
 from layerfuse.train.trainer import FusionTrainer
 
 begin, save = PartialState.__init__, FusionTrainer.save_whole

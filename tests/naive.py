@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from layerfuse.encoder import Features
 from layerfuse.fusion import FUSIONS, Fusion
+from layerfuse.vision.features import Features
 
 Array = np.ndarray
 Weights = dict[str, Array]

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from layerfuse.study.live import LiveTable
-from layerfuse.study.run import study
+from layerfuse.study.coordinate import study
+from layerfuse.study.progress_table import LiveTable
 
 
 def attempt(recipe: str, folder: Path, home: Path, delay: float | None, limit: int | None) -> int:

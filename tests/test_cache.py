@@ -19,11 +19,13 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
-from layerfuse.data import cache, shards
-from layerfuse.data.cache import FeatureStore, cached_features
+from layerfuse.data import feature_shards as shards
+from layerfuse.data import feature_store as cache
 from layerfuse.data.collate import Collator
-from layerfuse.data.samples import Picture
-from layerfuse.encoder import Encoder, Features
+from layerfuse.data.feature_store import FeatureStore, cached_features
+from layerfuse.data.picture import Picture
+from layerfuse.vision.encoder import Encoder
+from layerfuse.vision.features import Features
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

@@ -7,9 +7,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
+from layerfuse.cost.flops import vision_config
+from layerfuse.cost.fusions_table import KNOWN, Row, Rows, list_fusions, rows, show
 from layerfuse.fusion import FUSIONS
-from layerfuse.study.catalogue import KNOWN, Row, Rows, list_fusions, rows, show
-from layerfuse.study.show import vision_config
 from tests import tiny
 
 
@@ -79,7 +79,7 @@ def test_the_verb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("depth", [2, 4, 12, 24, 26, 27, 40])
 @pytest.mark.parametrize("name", list(FUSIONS))
 def test_example_layers_exist_at_every_depth(name: str, depth: int) -> None:
-    from layerfuse.selection import select
+    from layerfuse.vision.selection import select
 
     selection = select(FUSIONS[name][1].example(depth), depth)
     assert selection.layers

@@ -12,15 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from layerfuse.data import conversations, shards
-from layerfuse.data.cache import FeatureStore, cached_features
+from layerfuse.data import feature_shards as shards
+from layerfuse.data import sources as conversations
 from layerfuse.data.collate import Collator
-from layerfuse.data.conversations import Samples, faults, load
-from layerfuse.data.samples import Picture
-from layerfuse.encoder import Encoder
-from layerfuse.evaluate.run import questions
-from layerfuse.processor import IGNORED, Processor
-from layerfuse.recipe import Data
+from layerfuse.data.feature_store import FeatureStore, cached_features
+from layerfuse.data.picture import Picture
+from layerfuse.data.sources import Samples, faults, load
+from layerfuse.evaluate.answer import questions
+from layerfuse.model.processor import IGNORED, Processor
+from layerfuse.recipe.schema import Data
+from layerfuse.vision.encoder import Encoder
 from tests import tiny
 
 

@@ -13,7 +13,6 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     MultiScaleDeformableAttention,
 )
 
-from layerfuse.encoder import Features
 from layerfuse.fusion.base import Shapes
 from layerfuse.fusion.deformable import (
     Deformable,
@@ -23,7 +22,8 @@ from layerfuse.fusion.deformable import (
     cell_centers,
     deformable_attention,
 )
-from layerfuse.selection import select
+from layerfuse.vision.features import Features
+from layerfuse.vision.selection import select
 
 CORES: list[tuple[Sizes, int, int]] = [  # sizes, heads, points
     (((3, 3), (3, 3)), 2, 2),

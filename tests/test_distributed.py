@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from layerfuse.recipe_file import load_recipe
-from layerfuse.study.arms import runs
-from layerfuse.study.run import study
+from layerfuse.recipe.reader import load_recipe
+from layerfuse.study.coordinate import study
+from layerfuse.study.plan import runs
 from tests.test_study import comparable, lines, write
 
 ROOT = Path(__file__).parent.parent

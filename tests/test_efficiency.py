@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from layerfuse.data.collate import Collator, LengthGroups, SampleDataset
-from layerfuse.data.samples import Picture, Sample
+from layerfuse.data.picture import Picture
+from layerfuse.data.sample import Sample
 from layerfuse.fusion import FUSIONS
-from layerfuse.processor import Processor
-from layerfuse.recipe import Data, Stage
+from layerfuse.model.processor import Processor
+from layerfuse.recipe.schema import Data, Stage
 from layerfuse.train.stages import begin_stage
 from tests import tiny
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPConfig, PreTrainedModel
 
-from layerfuse.encoder import Encoder, load_vision_config
+from layerfuse.vision.encoder import Encoder, load_vision_config
 from tests import tiny
 
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from layerfuse.data.samples import Picture, Sample
-from layerfuse.evaluate.run import exact_match, predict, questions, scores
-from layerfuse.recipe import Data, Evaluation
+from layerfuse.data.picture import Picture
+from layerfuse.data.sample import Sample
+from layerfuse.evaluate.answer import predict, questions
+from layerfuse.evaluate.metrics import exact_match, scores
+from layerfuse.recipe.schema import Data, Evaluation
 from tests import tiny
 
 

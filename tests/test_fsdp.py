@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from layerfuse.config import decoder_blocks
 from layerfuse.fusion import FUSIONS
+from layerfuse.model.pretrained import decoder_blocks
 from tests import tiny
 from tests.test_model import prompts
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from docs.generate import descriptions
-from layerfuse.config import configure
-from layerfuse.encoder import Features
 from layerfuse.fusion import (
     FUSIONS,
     Fusion,
@@ -27,9 +25,12 @@ from layerfuse.fusion import (
     register,
     seen_images,
 )
+from layerfuse.fusion.blocks import GatedMLP, Projector
 from layerfuse.fusion.injector import llm_blocks
-from layerfuse.layers import GatedMLP, Projector, place
-from layerfuse.selection import select
+from layerfuse.fusion.visual import place
+from layerfuse.model.config import configure
+from layerfuse.vision.features import Features
+from layerfuse.vision.selection import select
 from tests import naive, tiny
 
 VISION, LLM, DEPTH, LLM_DEPTH, SENTENCE = 8, 6, 8, 12, 5

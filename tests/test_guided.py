@@ -11,12 +11,13 @@ from transformers import BertConfig, BertModel
 
 from layerfuse import FusionVLM, Processor
 from layerfuse.data.collate import Collator
-from layerfuse.data.samples import Picture, Sample, by_turn
-from layerfuse.evaluate.run import guided_by, instructions, predict, questions, shuffled
+from layerfuse.data.picture import Picture
+from layerfuse.data.sample import Sample, by_turn
+from layerfuse.evaluate.answer import guided_by, instructions, predict, questions, shuffled
 from layerfuse.fusion import FUSIONS
 from layerfuse.fusion.guided import entropy
-from layerfuse.recipe import Data, Evaluation, Stage
-from layerfuse.sentences import SentenceEncoder
+from layerfuse.model.instruction import SentenceEncoder
+from layerfuse.recipe.schema import Data, Evaluation, Stage
 from tests import tiny
 
 GUIDED = [name for name in FUSIONS if FUSIONS[name][1].reads != "nothing"]

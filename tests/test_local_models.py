@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 
-from layerfuse import local_models
-from layerfuse.local_models import MODELS, LocalModel, folder, home, is_pulled, pull, resolve
+from layerfuse.local_models import registry as local_models
+from layerfuse.local_models.registry import MODELS, LocalModel, folder, is_pulled, pull, resolve
+from layerfuse.paths import home
 
 REAL = ("dinov2-small", "smollm2-135m-instruct", "all-minilm-l6-v2")
 
 # A pull whose conversion stops half-way for as many seconds as its argument says.
 SLOW_PULL = """
 import sys, time
-from layerfuse import local_models
+from layerfuse.local_models import registry as local_models
 
 def convert(wheel, out):
     (out / "model.safetensors").write_text("half")
@@ -64,7 +65,7 @@ def left_behind() -> list[str]:
 
 
 def slow_pull(seconds: float) -> subprocess.Popen[str]:
-    source = str(Path(local_models.__file__).parents[1])
+    source = str(Path(local_models.__file__).parents[2])
     command = [sys.executable, "-c", SLOW_PULL, str(seconds)]
     env = os.environ | {"PYTHONPATH": source}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from layerfuse import FusionVLM, Processor
-from layerfuse.config import configure
 from layerfuse.fusion import FUSIONS
+from layerfuse.model.config import configure
 from tests import tiny
 
 AXES = (list(FUSIONS), list(tiny.LLMS), ["clip", "siglip", "dinov2_registers"])
@@ -446,7 +446,7 @@ def test_a_full_vocabulary_grows_by_a_row_that_is_never_likeliest(tmp_path: Path
 def test_ask_and_reload_with_auto_classes(tmp_path: Path) -> None:
     encoder, llm = saved_parts(tmp_path)
     model = FusionVLM.compose(encoder=encoder, llm=llm, layers=[2, 3], fusion={"name": "concat"})
-    from layerfuse.config import compose_processor
+    from layerfuse.model.pretrained import compose_processor
 
     processor = compose_processor(encoder, llm, model.config, None, None)
     from PIL import Image
@@ -484,8 +484,8 @@ def test_bad_compositions_fail_before_weights_load(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were made")
 
-    monkeypatch.setattr("layerfuse.model.load_llm", never)
-    monkeypatch.setattr("layerfuse.model.Encoder.from_config", never)
+    monkeypatch.setattr("layerfuse.model.vlm.load_llm", never)
+    monkeypatch.setattr("layerfuse.model.vlm.Encoder.from_config", never)
     good: dict[str, Any] = {"encoder": tiny.vision_config(), "llm": tiny.text_config()}
     good |= {"layers": [2], "fusion": {"name": "concat"}, "image_token_id": tiny.IMAGE_ID}
     with pytest.raises(ValueError, match=message):

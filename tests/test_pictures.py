@@ -14,10 +14,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from transformers import AutoModel, CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from layerfuse.data import pictures
-from layerfuse.data.pictures import find_pictures, photographs
-from layerfuse.data.samples import Picture
-from layerfuse.encoder import Encoder
+from layerfuse.data.picture import Picture
+from layerfuse.look import pictures
+from layerfuse.look.pictures import find_pictures, photographs
+from layerfuse.vision.encoder import Encoder
 from tests import tiny
 
 GRAY = np.arange(256).reshape(16, 16)

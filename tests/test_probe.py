@@ -19,17 +19,17 @@ from rich.console import Console
 from transformers import AutoModel
 from typer.testing import CliRunner
 
-from layerfuse.analysis import probe as probing
-from layerfuse.analysis import recommend as recommending
-from layerfuse.analysis.probe import SCENES, Problem, Task, find_tasks
-from layerfuse.analysis.recommend import rank_correlation, validate
 from layerfuse.cli import app
-from layerfuse.data.samples import Picture
-from layerfuse.encoder import load_encoder
-from layerfuse.processor import load_image_processor
-from layerfuse.recipe_file import load_recipe
-from layerfuse.selection import select
-from layerfuse.study.arms import check_arms
+from layerfuse.data.picture import Picture
+from layerfuse.look import probe as probing
+from layerfuse.look import recommend as recommending
+from layerfuse.look.probe import SCENES, Problem, Task, find_tasks
+from layerfuse.look.recommend import rank_correlation, validate
+from layerfuse.model.pretrained import load_image_processor
+from layerfuse.recipe.reader import load_recipe
+from layerfuse.study.check import check_arms
+from layerfuse.vision.encoder import load_encoder
+from layerfuse.vision.selection import select
 from tests import tiny
 from tests.test_recipe import GOOD
 

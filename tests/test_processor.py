@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from layerfuse import Processor
-from layerfuse.processor import IGNORED, load_tokenizer
+from layerfuse.model.pretrained import load_tokenizer
+from layerfuse.model.processor import IGNORED
 from tests import tiny
 
 TEMPLATES = Path(__file__).parent.parent / "recipes" / "templates"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from layerfuse.recipe import Recipe
-from layerfuse.recipe_file import load_recipe
-from layerfuse.study.arms import runs
+from layerfuse.recipe.reader import load_recipe
+from layerfuse.recipe.schema import Recipe
+from layerfuse.study.plan import runs
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 GOOD: dict[str, Any] = {

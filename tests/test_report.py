@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from layerfuse import plots
+from layerfuse.evaluate.records import FinishedRun
+from layerfuse.evaluate.significance import summarize
 from layerfuse.study.findings import findings
 from layerfuse.study.report import choose, write_report
-from layerfuse.study.results import Run
-from layerfuse.study.statistics import summarize
 
 EVIL = "<script>alert('red')</script>"
 
@@ -216,9 +216,9 @@ def test_examples_show_each_picture_once():
         ]
 
     runs = [
-        Run({"arm": "x", "seed": 0}, answers([True, True, True, True, True, True])),
-        Run({"arm": "x", "seed": 1}, answers([False] * 6)),
-        Run({"arm": "y", "seed": 0}, answers([False, False, False, False, True, True])),
+        FinishedRun({"arm": "x", "seed": 0}, answers([True, True, True, True, True, True])),
+        FinishedRun({"arm": "x", "seed": 1}, answers([False] * 6)),
+        FinishedRun({"arm": "y", "seed": 0}, answers([False, False, False, False, True, True])),
     ]
     assert [(why, item["id"], [arm for arm, _ in row]) for why, item, row in choose(runs)] == [
         ("a: arms disagree", "0", ["x", "y"]),

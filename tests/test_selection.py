@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layerfuse.analysis.similarity import all_groups
-from layerfuse.recipe_file import load_recipe
-from layerfuse.selection import resolve_layer, select
-from layerfuse.study.arms import runs
+from layerfuse.look.grouping import all_groups
+from layerfuse.recipe.reader import load_recipe
+from layerfuse.study.plan import runs
+from layerfuse.vision.selection import resolve_layer, select
 from tests.test_recipe import write
 
 

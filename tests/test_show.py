@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from layerfuse.config import configure
+from layerfuse.cost.flops import count, flops
+from layerfuse.cost.recipe_table import show, steps_of
 from layerfuse.fusion import FUSIONS
-from layerfuse.recipe import Stage
-from layerfuse.recipe_file import load_recipe
-from layerfuse.study.show import count, flops, show, steps_of
+from layerfuse.model.config import configure
+from layerfuse.recipe.reader import load_recipe
+from layerfuse.recipe.schema import Stage
 from tests import tiny
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -17,19 +17,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 from transformers import AutoModel
 
-from layerfuse.analysis import similarity as verb
-from layerfuse.analysis import statistics
-from layerfuse.analysis.similarity import all_groups, best_count, medoid, silhouette, split
-from layerfuse.analysis.statistics import (
-    LayerStatistics,
-    grams,
-    intrinsic_dimension,
-    matrix_entropy,
-)
-from layerfuse.data.pictures import find_pictures
-from layerfuse.data.samples import Picture
-from layerfuse.encoder import Features
-from layerfuse.selection import select
+from layerfuse.data.picture import Picture
+from layerfuse.look import accumulate as statistics
+from layerfuse.look import similarity as verb
+from layerfuse.look.accumulate import LayerStatistics, grams, intrinsic_dimension, matrix_entropy
+from layerfuse.look.grouping import all_groups, best_count, medoid, silhouette, split
+from layerfuse.look.pictures import find_pictures
+from layerfuse.vision.features import Features
+from layerfuse.vision.selection import select
 from tests import tiny
 
 CKA = ("cka_tokens", "cka_tokens_biased", "cka_images", "cka_images_biased")
@@ -386,7 +381,7 @@ def test_what_cannot_be_measured_writes_nothing(
 
 
 def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
-    from layerfuse.analysis.reports import read_json
+    from layerfuse.look.output import read_json
 
     (folder / "out").mkdir()
     (folder / "out" / "similarity.unfinished").write_bytes(b"cut")

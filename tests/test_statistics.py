@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from layerfuse.study import statistics as st
+from layerfuse.evaluate import significance as st
 
 
 def item(picture: int, question: int, family: str, answer: str, correct: bool, **more) -> dict:
@@ -27,7 +27,7 @@ def item(picture: int, question: int, family: str, answer: str, correct: bool, *
     }
 
 
-def run(arm: str, seed: int, items: list[dict], layers: tuple[int, ...] = (3,)) -> st.Run:
+def run(arm: str, seed: int, items: list[dict], layers: tuple[int, ...] = (3,)) -> st.FinishedRun:
     record = {
         "arm": arm,
         "seed": seed,
@@ -35,10 +35,10 @@ def run(arm: str, seed: int, items: list[dict], layers: tuple[int, ...] = (3,)) 
         "fusion": {"name": "single"},
         "folder": f"arms/{arm}.{seed}",
     }
-    return st.Run(record, items)
+    return st.FinishedRun(record, items)
 
 
-def save(folder: Path, runs: list[st.Run]) -> Path:
+def save(folder: Path, runs: list[st.FinishedRun]) -> Path:
     folder.mkdir(exist_ok=True)
     for one in runs:
         (folder / one.record["folder"]).mkdir(parents=True)
@@ -281,7 +281,7 @@ def test_seen_and_novel_use_the_families_that_have_both(tmp_path: Path):
 
 
 def test_errors_name_what_is_wrong(tmp_path: Path):
-    def failing(name: str, runs: list[st.Run], match: str, baseline: str = "a") -> None:
+    def failing(name: str, runs: list[st.FinishedRun], match: str, baseline: str = "a") -> None:
         with pytest.raises(ValueError, match=match):
             st.summarize(save(tmp_path / name, runs), baseline)
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from layerfuse.cli import app
 from layerfuse.fusion import FUSIONS
-from layerfuse.study.engine import run_one
-from layerfuse.study.run import study
+from layerfuse.study.coordinate import study
+from layerfuse.study.execute import run_one
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def test_killed_and_started_again_gives_the_same_results(
     study(path, output=tmp_path / "whole")
     script = (
         "import os, signal, sys\n"
-        "from layerfuse.study import engine, run\n"
+        "from layerfuse.study import coordinate as run, execute as engine\n"
         "original = engine.predict\n"
         "def predict(model, *args, **kwargs):\n"
         "    if len(model.config.vision_layers) == 2:\n"
@@ -245,7 +245,7 @@ def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path
 def test_a_sentence_encoder_that_does_not_fit_is_known_before_training(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerfuse.study.engine.train_arm", lambda *_: pytest.fail("training"))
+    monkeypatch.setattr("layerfuse.study.execute.train_arm", lambda *_: pytest.fail("training"))
     fusion = {"name": "instruction_weighted", "sentence_encoder": str(tmp_path / "llm")}
     recipe["arms"] = [{"name": "guided", "layers": "1-2|3-4", "fusion": fusion}]
     with pytest.raises(ValueError, match=r"arm 'guided': .*has width 32, sentence_width is 768"):
@@ -314,7 +314,7 @@ def test_bad_input_is_one_clear_error_before_training(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("training started")
 
-    monkeypatch.setattr("layerfuse.study.engine.train_arm", never)
+    monkeypatch.setattr("layerfuse.study.execute.train_arm", never)
     if changes.get("encoder") == "LLM":
         changes = {"encoder": str(tmp_path / "llm")}
     if damage:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
-from layerfuse.study.run import study
+from layerfuse.study.coordinate import study
 from tests.test_study import comparable, lines, write
 
 ROOT = Path(__file__).parent.parent

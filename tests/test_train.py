@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM
 
-from layerfuse.data.cache import cached_features
 from layerfuse.data.collate import Collator
-from layerfuse.data.conversations import Samples, load
-from layerfuse.model import FusionVLM
-from layerfuse.recipe import Data, Recipe, Stage
-from layerfuse.train.run import encoder_for, train_arm
+from layerfuse.data.feature_store import cached_features
+from layerfuse.data.sources import Samples, load
+from layerfuse.model.vlm import FusionVLM
+from layerfuse.recipe.schema import Data, Recipe, Stage
+from layerfuse.train.arm import encoder_for, train_arm
 from layerfuse.train.stages import begin_stage, count_parameters, end_stage, parameter_groups
 from layerfuse.train.trainer import FusionTrainer
 from tests import tiny
@@ -260,7 +260,7 @@ def test_features_are_used_only_while_the_encoder_is_the_one_that_made_them(
             used.append(args[3] is not None)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr("layerfuse.train.run.Collator", Watched)
+    monkeypatch.setattr("layerfuse.train.arm.Collator", Watched)
     samples = {n: load(s.data) for n, s in stages.items()}
     pictures = [p for s in samples["align"] for p in s.pictures]
     store = cached_features(partial(encoder_for, recipe), tiny.image_processor(), pictures)

@@ -7,12 +7,12 @@ __version__ = "0.1.0"
 
 # Importing torch and transformers takes seconds, so the public names load on first use.
 _PUBLIC = {
-    "Encoder": "layerfuse.encoder",
-    "Features": "layerfuse.encoder",
+    "Encoder": "layerfuse.vision.encoder",
+    "Features": "layerfuse.vision.features",
     "Fusion": "layerfuse.fusion",
-    "FusionConfig": "layerfuse.config",
-    "FusionVLM": "layerfuse.model",
-    "Processor": "layerfuse.processor",
+    "FusionConfig": "layerfuse.model.config",
+    "FusionVLM": "layerfuse.model.vlm",
+    "Processor": "layerfuse.model.processor",
     "register": "layerfuse.fusion",
 }
 __all__ = [*_PUBLIC, "__version__"]

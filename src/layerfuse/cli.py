@@ -82,14 +82,14 @@ def study(
     """Train and compare every arm of a recipe, and write report.html. Continues what was begun."""
     given = {"recipe_path": recipe, "overrides": tuple(overrides or ()), "output": output}
     modules = tuple(imports or ())
-    report = _run("study.run", "study", imports, engine=engine, modules=modules, **given)
+    report = _run("study.coordinate", "study", imports, engine=engine, modules=modules, **given)
     typer.echo(f"report: {report}")
 
 
 @app.command()
 def show(recipe: RecipeFile, overrides: Overrides = None, imports: Imports = None) -> None:
     """Resolve a recipe and print its parameters, tokens, steps and FLOPs, without any weights."""
-    _run("study.show", "show", imports, recipe_path=recipe, overrides=tuple(overrides or ()))
+    _run("cost.recipe_table", "show", imports, recipe_path=recipe, overrides=tuple(overrides or ()))
 
 
 @app.command()
@@ -111,7 +111,7 @@ def similarity(
     output: Output = None,
 ) -> None:
     """How alike the layers of an encoder are: cosine, CKA, groups, scores. Continues if killed."""
-    _run("analysis.similarity", "similarity", **locals())
+    _run("look.similarity", "similarity", **locals())
 
 
 @app.command()
@@ -131,7 +131,7 @@ def probe(
     output: Output = None,
 ) -> None:
     """What each layer knows: linear probes per layer and task, with intervals and figures."""
-    _run("analysis.probe", "probe", **locals())
+    _run("look.probe", "probe", **locals())
 
 
 @app.command()
@@ -149,7 +149,7 @@ def recommend(
     output: Output = None,
 ) -> None:
     """Which layers to train with first, with the evidence, and as arms of a recipe."""
-    _run("analysis.recommend", "recommend", **locals())
+    _run("look.recommend", "recommend", **locals())
 
 
 @listing.command("fusions")
@@ -163,7 +163,7 @@ def list_fusions(
     imports: Imports = None,
 ) -> None:
     """Every fusion strategy with what it costs beyond `single`, counted without any weights."""
-    _run("study.catalogue", "list_fusions", **locals())
+    _run("cost.fusions_table", "list_fusions", **locals())
 
 
 @app.command()
@@ -175,19 +175,19 @@ def ask(
     imports: Imports = None,
 ) -> None:
     """Ask a trained model one question about one picture."""
-    typer.echo(_run("model", "ask", **locals()))
+    typer.echo(_run("model.vlm", "ask", **locals()))
 
 
 @cache.command("list")
 def cache_list() -> None:
     """What the cache holds, by encoder, preprocessing and layer."""
-    _run("data.shards", "show", say=typer.echo)
+    _run("data.feature_shards", "show", say=typer.echo)
 
 
 @cache.command("verify")
 def cache_verify() -> None:
     """Read everything; drop what is damaged, so that it is encoded again when it is needed."""
-    if _run("data.shards", "verify", say=typer.echo):
+    if _run("data.feature_shards", "verify", say=typer.echo):
         raise typer.Exit(1)
     typer.echo("nothing is damaged")
 
@@ -199,14 +199,14 @@ def cache_clear(
     ] = None,
 ) -> None:
     """Remove cached features."""
-    freed = _run("data.shards", "clear", name=name)
+    freed = _run("data.feature_shards", "clear", name=name)
     typer.echo(f"{freed / 1e9:.2f} GB freed")
 
 
 @models.command("list")
 def list_models() -> None:
     """Show the local models and where they are."""
-    from layerfuse.local_models import MODELS, folder, is_pulled
+    from layerfuse.local_models.registry import MODELS, folder, is_pulled
 
     for name, model in MODELS.items():
         where = str(folder(name)) if is_pulled(name) else "not pulled"
@@ -221,13 +221,15 @@ def pull(
     force: Annotated[bool, Option(help="Convert again what is there.")] = False,
 ) -> None:
     """Download and convert local models into ordinary Hugging Face folders."""
-    from layerfuse.local_models import MODELS
+    from layerfuse.local_models.registry import MODELS
 
     chosen = names or list(MODELS)
     for name in chosen:
-        _run("local_models", "folder", name=name)  # checks all names before the first download
+        _run(
+            "local_models.registry", "folder", name=name
+        )  # checks all names before the first download
     for name in chosen:
-        where = _run("local_models", "pull", name=name, force=force, say=typer.echo)
+        where = _run("local_models.registry", "pull", name=name, force=force, say=typer.echo)
         typer.echo(f"{name}: {where}")
 
 

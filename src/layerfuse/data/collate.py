@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
-from layerfuse.data.cache import FeatureStore
-from layerfuse.data.samples import Picture, Sample, by_turn
-from layerfuse.processor import IGNORED, NoLabelError, Processor, question_of
+from layerfuse.data.feature_store import FeatureStore
+from layerfuse.data.picture import Picture
+from layerfuse.data.sample import Sample, by_turn
+from layerfuse.model.processor import IGNORED, NoLabelError, Processor, question_of
 
 PICTURE_LENGTH = 2000  # a picture's share of a sample's length, in characters
 

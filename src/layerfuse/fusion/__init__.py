@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from layerfuse.fusion.base import FUSIONS, Fusion, Shapes, StrategyConfig, Visual, register
+from layerfuse.fusion.base import FUSIONS, Fusion, Shapes, StrategyConfig, register
 from layerfuse.fusion.concat import Concat
 from layerfuse.fusion.deformable import Deformable
 from layerfuse.fusion.group_mean import GroupMean
@@ -16,8 +16,8 @@ from layerfuse.fusion.instruction_weighted import InstructionWeighted
 from layerfuse.fusion.single import Single
 from layerfuse.fusion.text_routed import TextRouted
 from layerfuse.fusion.token_concat import TokenConcat
+from layerfuse.fusion.visual import Layout, Visual, seen_images
 from layerfuse.fusion.weighted_sum import WeightedSum
-from layerfuse.layers import Layout, seen_images
 
 
 def parse(spec: dict[str, Any]) -> tuple[StrategyConfig, type[Fusion]]:

@@ -1,7 +1,7 @@
 """The small interface behind every fusion strategy."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 import torch
@@ -9,9 +9,10 @@ from pydantic import ConfigDict, PositiveFloat
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
-from layerfuse.encoder import Features
-from layerfuse.layers import Layout, Normalization, OwnInit, Projector, Standardize, normalization
-from layerfuse.selection import LayerSpec, Selection, resolve_layer
+from layerfuse.fusion.blocks import Normalization, OwnInit, Projector, Standardize, normalization
+from layerfuse.fusion.visual import Layout, Visual
+from layerfuse.vision.features import Features
+from layerfuse.vision.selection import LayerSpec, Selection, resolve_layer
 
 OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 Config = TypeVar("Config")
@@ -76,31 +77,6 @@ class Shapes:
     llm_ffn: int | None = None
     llm_family: str = "llama"
     has_cls: bool = True
-
-
-@dataclass(frozen=True)
-class Visual:
-    """What a fusion strategy gives to the LLM.
-
-    tokens  (B, N', D) replace the image tokens
-    memory  {LLM block: (B, N, *)} for injection into that block; (rows, images * N, *) once
-            `Fusion.by_row` has arranged it
-    mask    (rows, T) image positions in the prompt; None while decoding
-    seen    (rows, T, images) which images of its row each position may look at; while decoding
-            (rows, 1, images), all images of the row
-    notes   {name: tensor} weights and gates, for losses and figures
-    """
-
-    tokens: Tensor
-    memory: dict[int, Tensor] = field(default_factory=dict)
-    mask: Tensor | None = None
-    seen: Tensor | None = None
-    notes: dict[str, Tensor] = field(default_factory=dict)
-
-    def decoding(self) -> "Visual":
-        """The same for the tokens that follow the prompt, which come after all images."""
-        seen = None if self.seen is None else self.seen.any(dim=1, keepdim=True)
-        return replace(self, mask=None, seen=seen)
 
 
 Guidance = Literal["instruction", "uniform"] | Tensor

@@ -10,9 +10,10 @@ three-layer fusion of "Rethinking Visual Layer Selection" (2504.21447).
 import torch
 from torch import Tensor
 
-from layerfuse.encoder import Features
-from layerfuse.fusion.base import Fusion, Shapes, StrategyConfig, Visual, options, register
-from layerfuse.layers import Projector, ProjectorKind
+from layerfuse.fusion.base import Fusion, Shapes, StrategyConfig, options, register
+from layerfuse.fusion.blocks import Projector, ProjectorKind
+from layerfuse.fusion.visual import Visual
+from layerfuse.vision.features import Features
 
 
 @options

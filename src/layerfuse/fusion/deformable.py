@@ -18,9 +18,10 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerfuse.encoder import Features
-from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
-from layerfuse.layers import OwnInit, Projector
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
+from layerfuse.fusion.blocks import OwnInit, Projector
+from layerfuse.fusion.visual import Visual
+from layerfuse.vision.features import Features
 
 Sizes = tuple[tuple[int, int], ...]
 """(rows, columns) of each level"""

@@ -9,9 +9,10 @@ Fusion in Multimodal LLMs" (2503.06063); DCI of DenseConnector (2405.13800) with
 import torch
 from torch import Tensor
 
-from layerfuse.encoder import Features
-from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
-from layerfuse.layers import Projector, ProjectorKind
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
+from layerfuse.fusion.blocks import Projector, ProjectorKind
+from layerfuse.fusion.visual import Visual
+from layerfuse.vision.features import Features
 
 
 @options

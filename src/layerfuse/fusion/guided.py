@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerfuse.encoder import Features
 from layerfuse.fusion.base import Fusion, Shapes
+from layerfuse.vision.features import Features
 
 
 def entropy(weights: Tensor) -> Tensor:

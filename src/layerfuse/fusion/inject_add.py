@@ -9,10 +9,11 @@ with `placement: first` the DeepStack of Qwen3-VL. The KV cache carries the effe
 
 from torch import Tensor, nn, zeros
 
-from layerfuse.encoder import Features
-from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
+from layerfuse.fusion.blocks import Projector
 from layerfuse.fusion.injector import Placement, llm_blocks
-from layerfuse.layers import Projector, place
+from layerfuse.fusion.visual import Visual, place
+from layerfuse.vision.features import Features
 
 
 @options

@@ -18,10 +18,11 @@ from typing import Literal
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from layerfuse.encoder import Features
-from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
+from layerfuse.fusion.blocks import GatedCrossAttention, GatedMLP, Projector
 from layerfuse.fusion.injector import PLAIN, SANDWICH, Placement, llm_blocks
-from layerfuse.layers import GatedCrossAttention, GatedMLP, Layout, Projector
+from layerfuse.fusion.visual import Layout, Visual
+from layerfuse.vision.features import Features
 
 
 @options

@@ -25,7 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from layerfuse.fusion.base import Fusion, Shapes, Visual
+from layerfuse.fusion.base import Fusion, Shapes
+from layerfuse.fusion.visual import Visual
 
 PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 SANDWICH = ("gemma2", "gemma3_text")

@@ -19,10 +19,11 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from layerfuse.encoder import Features
-from layerfuse.fusion.base import BaseLayerConfig, Shapes, Visual, options, register
+from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
+from layerfuse.fusion.blocks import OwnInit, Projector, weighted
 from layerfuse.fusion.guided import GuidedFusion, entropy
-from layerfuse.layers import OwnInit, Projector, weighted
+from layerfuse.fusion.visual import Visual
+from layerfuse.vision.features import Features
 
 HEADS, BLOCKS = 4, 4
 

@@ -7,7 +7,7 @@ The baseline of the field: LLaVA-1.5 (Liu et al., 2310.03744) with k = 23 of CLI
 
 from layerfuse.fusion.base import options, register
 from layerfuse.fusion.concat import Concat, ConcatConfig
-from layerfuse.selection import Selection
+from layerfuse.vision.selection import Selection
 
 
 @options

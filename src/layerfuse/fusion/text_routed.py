@@ -13,10 +13,11 @@ Conversations are trained one turn a row, so that every answer is routed by its 
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from layerfuse.encoder import Features
-from layerfuse.fusion.base import BaseLayerConfig, Shapes, Visual, options, register
+from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
+from layerfuse.fusion.blocks import Projector, weighted
 from layerfuse.fusion.guided import GuidedFusion, entropy
-from layerfuse.layers import Projector, weighted
+from layerfuse.fusion.visual import Visual
+from layerfuse.vision.features import Features
 
 
 @options

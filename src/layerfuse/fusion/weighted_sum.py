@@ -14,10 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from layerfuse.encoder import Features
-from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, Visual, options, register
-from layerfuse.layers import Projector, weighted
-from layerfuse.selection import Selection
+from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
+from layerfuse.fusion.blocks import Projector, weighted
+from layerfuse.fusion.visual import Visual
+from layerfuse.vision.features import Features
+from layerfuse.vision.selection import Selection
 
 
 @options

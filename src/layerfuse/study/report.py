@@ -12,15 +12,15 @@ import numpy as np
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from layerfuse.evaluate.records import FinishedRun, read_runs
+from layerfuse.evaluate.significance import Table, contrast, entry, judge, summarize
 from layerfuse.files import write_text
 from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
-from layerfuse.study.results import Run, read_runs
-from layerfuse.study.statistics import Table, contrast, entry, judge, summarize
 
 PICTURES, PIXELS = 8, 224
 
 
-def draw(summary: dict, runs: list[Run], folder: Path) -> list[str]:
+def draw(summary: dict, runs: list[FinishedRun], folder: Path) -> list[str]:
     """Write the figures into a folder, as PNG and SVG; their names."""
     from layerfuse import plots
 
@@ -86,7 +86,7 @@ def thumbnail(study_dir: Path, image: str | None) -> str | None:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def choose(runs: list[Run]) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
+def choose(runs: list[FinishedRun]) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
     """(why, question, [(arm, its answer)]) by a rule: the first ids, a new picture each.
 
     Each arm's first run; per family the first question on which arms disagree, then the first
@@ -109,7 +109,7 @@ def choose(runs: list[Run]) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
     return chosen
 
 
-def guidance_rows(runs: list[Run], draws: tuple[int, int]) -> list[dict]:
+def guidance_rows(runs: list[FinishedRun], draws: tuple[int, int]) -> list[dict]:
     """One row per guided arm and control: scores, the paired difference guided − control with its
     verdict (Holm over all rows), and the spread of the weights; `weights` per family of questions.
     The same trained models answer the same questions, so that the difference holds no noise of
@@ -134,13 +134,13 @@ def guidance_rows(runs: list[Run], draws: tuple[int, int]) -> list[dict]:
     return rows
 
 
-def _under(run: Run, control: str) -> Run:
+def _under(run: FinishedRun, control: str) -> FinishedRun:
     """The run as if its answers under a control were its answers."""
     items = [{**item, "correct": item["controls"][control]["correct"]} for item in run.items]
-    return Run({**run.record, "arm": f"{run.record['arm']} ({control})"}, items)
+    return FinishedRun({**run.record, "arm": f"{run.record['arm']} ({control})"}, items)
 
 
-def _by_family(runs: list[Run]) -> dict[str, list[float]]:
+def _by_family(runs: list[FinishedRun]) -> dict[str, list[float]]:
     """The mean weights over layers or groups for each family of questions, over all seeds."""
     found: dict[str, list[list[float]]] = {}
     for item in (item for run in runs for item in run.items if item.get("weights")):
@@ -148,7 +148,7 @@ def _by_family(runs: list[Run]) -> dict[str, list[float]]:
     return {name: np.mean(rows, axis=0).round(5).tolist() for name, rows in sorted(found.items())}
 
 
-def _spread(runs: list[Run]) -> float:
+def _spread(runs: list[FinishedRun]) -> float:
     """How far the weights of one question lie from the run's mean weights: the standard deviation
     over questions, averaged over layers and runs. Zero: the instruction changes nothing."""
     weights = [[i["weights"] for i in run.items if i.get("weights")] for run in runs]

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import GenerationConfig
 
-from layerfuse.config import FusionConfig
-from layerfuse.model import FusionVLM
-from layerfuse.recipe import Part, Stage
+from layerfuse.model.config import FusionConfig
+from layerfuse.model.vlm import FusionVLM
+from layerfuse.recipe.schema import Part, Stage
 
 
 def parts(model: FusionVLM) -> dict[Part, nn.Module]:

@@ -13,8 +13,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import unset_hf_deepspeed_config
 
 from layerfuse.data.collate import Collator, LengthGroups, SampleDataset
-from layerfuse.model import FusionVLM
-from layerfuse.recipe import Recipe, Stage
+from layerfuse.model.vlm import FusionVLM
+from layerfuse.recipe.schema import Recipe, Stage
 from layerfuse.train.stages import parameter_groups
 
 Report = Callable[[int, int, float | None], None]

@@ -1,0 +1,99 @@
+"""From an encoder and an LLM to a FusionVLM: its configuration, its LLM, its processor."""
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from layerfuse.fusion import Shapes, parse
+from layerfuse.vision.encoder import FAMILIES
+from layerfuse.vision.selection import LayerSpec, Selection, select
+
+
+class FusionConfig(PreTrainedConfig):
+    """Composite configuration; every layer index in it is resolved."""
+
+    model_type = "layerfuse"
+    sub_configs_defaults: ClassVar = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: Any = None
+    """the encoder's own config, at full depth"""
+    text_config: Any = None
+    vision_groups: list[list[int]] | None = None
+    """selected layers, as groups; a plain list of layers is one group per layer"""
+    fusion: dict[str, Any] | None = None
+    """the strategy and its options: {"name": "concat", ...}"""
+    token_grid: list[int] | None = None
+    """(rows, columns) to which every layer's patch tokens are average-pooled; none: no pooling"""
+    image_token_id: int = 0
+    tie_word_embeddings: bool = False
+
+    @property
+    def selection(self) -> Selection:
+        groups = self.vision_groups or [[self.vision_config.num_hidden_layers]]
+        return Selection(tuple(map(tuple, groups)), self.vision_config.num_hidden_layers)
+
+    @property
+    def vision_layers(self) -> list[int]:
+        """The selected layers, in the order in which the strategy takes them."""
+        return list(self.selection.layers)
+
+
+def configure(
+    vision: PreTrainedConfig,
+    text: PreTrainedConfig,
+    layers: LayerSpec,
+    fusion: dict[str, Any],
+    token_grid: tuple[int, int] | None = None,
+    image_token_id: int = 0,
+) -> FusionConfig:
+    """Resolve layers and options against an encoder and an LLM, before any weight is loaded.
+
+    Raises ValueError for unknown strategies and options, and layers that do not exist.
+    """
+    selection = select(layers, vision.num_hidden_layers)
+    options, module = parse(fusion)
+    options = options.resolve(selection)
+    module.num_tokens(options, _grid(vision, token_grid), len(selection.layers))
+    with torch.device("meta"):  # the constructor checks what only it can know
+        module(options, shapes(selection, vision, text))
+    return FusionConfig(
+        vision_config=vision,
+        text_config=text,
+        vision_groups=[list(group) for group in selection.groups],
+        fusion={"name": fusion["name"], **asdict(options)},
+        token_grid=list(token_grid) if token_grid else None,
+        image_token_id=image_token_id,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+
+
+def _grid(vision: PreTrainedConfig, token_grid: tuple[int, int] | None) -> tuple[int, int]:
+    """The token grid of an image of the encoder's own size. Raises ValueError for no grid."""
+    if token_grid is not None:
+        if len(token_grid) != 2 or min(token_grid) < 1:
+            raise ValueError(f"token_grid {token_grid} must be (rows, columns), both at least 1")
+        return token_grid
+    side = vision.image_size
+    rows, columns = (side, side) if isinstance(side, int) else side
+    return rows // vision.patch_size, columns // vision.patch_size
+
+
+def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfig) -> Shapes:
+    """The surroundings of a strategy, as the configurations say."""
+    inside = text.to_dict()
+    return Shapes(
+        selection,
+        vision.hidden_size,
+        text.hidden_size,
+        text.num_hidden_layers,
+        llm_heads=inside.get("num_attention_heads"),
+        llm_ffn=inside.get("intermediate_size"),
+        llm_family=text.model_type,
+        has_cls=FAMILIES[vision.model_type].prefix(vision) > 0,
+    )

@@ -1,0 +1,381 @@
+"""A recipe: one experiment as a YAML file, validated before anything runs.
+
+The text under each field is its only description; the recipe reference is made from it.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(f"{key}: unknown key; valid: {', '.join(cls.model_fields)}")
+        return value
+
+
+class ModelSource(Strict):
+    """A pretrained model. A plain string in a recipe means `model: <string>`."""
+
+    model: str
+    """Hub id, local folder, or the name of a local model (`layerfuse models list`)."""
+    config: dict[str, Any] | None = None
+    """Its Hugging Face configuration with `model_type`, so that `layerfuse show` needs neither
+    weights nor network."""
+    image_size: int | None = None
+    """Pixels (both ways) that the encoder's image processor makes; only `show` reads it, and only
+    where the processor itself is not at hand. Default: the configuration's image size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class Scenes(Strict):
+    """Generated pictures with questions (see the scenes page of the docs)."""
+
+    count: int = Field(gt=0)
+    """Number of pictures."""
+    seed: int = 0
+    """Seed of the generator; train and test splits never share a picture."""
+    split: Literal["train", "test"] = "train"
+    """`test` also holds colour and shape combinations that no `train` split shows."""
+    families: list[str] | None = None
+    """Families of questions to ask about. Default: all eight."""
+    questions: int = Field(default=6, ge=1, le=8)
+    """Questions per picture, at most one of each family."""
+    captions: bool = False
+    """Use one short description per picture instead of its questions."""
+
+
+class Data(Strict):
+    """Where samples come from: exactly one of `scenes`, `path` and `dataset`."""
+
+    scenes: Scenes | None = None
+    """Generated scenes, written once as LLaVA JSON and PNG."""
+    path: str | None = None
+    """A LLaVA-format `.json` or `.jsonl` file, or a folder of images with captions: one `.txt`
+    beside each image, or a `metadata.jsonl` with `file_name` and `text`, or `question` and
+    `answer`. Relative to the recipe."""
+    images: str | None = None
+    """Folder to which image paths in a JSON file are relative. Default: the file's folder."""
+    dataset: str | None = None
+    """A Hugging Face dataset (hub id, or a folder written by `save_to_disk`) with columns `image`
+    or `images`, and `conversations`, `messages`, `question` and `answer`, or `text`."""
+    split: str = "train"
+    """Split of `dataset`."""
+    limit: int | None = Field(default=None, gt=0)
+    """Use only the first samples."""
+    expected_samples: int | None = None
+    """Number of samples, for `layerfuse show` where the data is not at hand."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        given = [k for k in ("scenes", "path", "dataset") if vars(self)[k] is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of scenes, path, dataset (got {given or 'none'})")
+        return self
+
+
+class Resources(Strict):
+    """What one arm runs on; results do not depend on it."""
+
+    processes: int = Field(default=1, gt=0)
+    """Processes that train an arm together, one per GPU, started by `accelerate launch`."""
+    accelerate: str | None = None
+    """How they share the model: `fsdp2`, `zero2`, `zero3`, or an accelerate config file, relative
+    to the recipe if it begins with a dot. Default: each holds it whole (DDP)."""
+    loaders: int = Field(default=0, ge=0)
+    """Processes that read and prepare the next batches meanwhile, for each training process."""
+    cpus: int = Field(default=1, gt=0)
+    """CPU cores of an arm, with `--engine ray`."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs of an arm, with `--engine ray`. Default: one per process where there are GPUs."""
+    retries: int = Field(default=3, ge=0)
+    """How often Ray starts an arm again, from its last checkpoint, when its worker died."""
+
+
+Part = Literal["fusion", "llm", "vision"]
+Layers = int | str | list[int] | list[list[int]]
+
+
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("seeds repeat; each run needs a seed of its own")
+    return seeds
+
+
+Seeds = Annotated[list[int], AfterValidator(_distinct)]
+
+
+class Lora(Strict):
+    """Low-rank adapters on the LLM (PEFT), merged into its weights at the end of the stage."""
+
+    r: int = Field(default=16, gt=0)
+    """Rank."""
+    alpha: int = Field(default=32, gt=0)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get adapters, or `all-linear`."""
+
+
+class Stage(Strict):
+    """One training stage."""
+
+    data: Data
+    """The training samples."""
+    learning_rates: dict[Part, PositiveFloat] = Field(min_length=1)
+    """Peak learning rate of each part that trains: `fusion`, `llm` (its adapters, with `lora`),
+    `vision`. Parts that are not named stay frozen."""
+    lora: Lora | None = None
+    """Train adapters on the LLM instead of its weights."""
+    prompt: Literal["chat", "plain"] = "chat"
+    """`chat` uses the LLM's chat template; `plain` is image, then answer (LLaVA's alignment)."""
+    guidance: Literal["instruction", "uniform"] | None = None
+    """What weighs the layers of guided strategies: the instruction (each answer then trains in a
+    row of its own), or nothing, all alike. Default: `uniform` with `prompt: plain`, which has no
+    instruction, else `instruction`."""
+    batch_size: int = Field(default=128, gt=0)
+    """Global number of samples per optimizer step, over all processes and accumulation."""
+    device_batch_size: int | None = Field(default=None, gt=0)
+    """Samples per forward pass on one device; accumulation makes up the rest. Default: all."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data, unless `steps` is set."""
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps; overrides `epochs`."""
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Learning-rate schedule after the warm-up."""
+    warmup: float = Field(default=0.03, ge=0)
+    """Warm-up: a fraction of the steps if below 1, else a number of steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay (not on biases and norms)."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradient clipping; 0 switches it off."""
+    max_length: int = Field(default=2048, gt=0)
+    """Longer samples are cut at the end; a sample that would lose an image token or all its labels
+    is bad (`on_bad_sample`)."""
+    group_by_length: bool = True
+    """Put samples of similar length into one batch, so that less of it is padding; the order of the
+    batches stays random."""
+    random_crop: float | None = Field(default=None, gt=0, le=1)
+    """Augmentation: cut a random part out of every picture, at least this share of each side. The
+    stage then encodes its pictures as they come, whatever `cache_features` says."""
+    activation_checkpointing: bool = False
+    """Recompute the LLM's activations in the backward pass: less memory, more time."""
+    checkpoint_steps: int | None = Field(default=None, gt=0)
+    """Save a checkpoint each so many steps and at the end; a stopped arm continues from it.
+    Default: none, a stopped arm starts again."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Stage":
+        if self.lora is not None and "llm" not in self.learning_rates:
+            raise ValueError("lora is set, but learning_rates does not name llm")
+        if self.prompt == "plain" and self.guidance == "instruction":
+            raise ValueError("guidance: instruction needs prompt: chat; plain has no question")
+        device = self.device_batch_size or self.batch_size
+        if self.batch_size % device:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of device_batch_size {device}"
+            )
+        return self
+
+    def split(self, processes: int) -> tuple[int, int]:
+        """(samples per forward on a device, forwards per step) of `batch_size`. Raises ValueError
+        if so many processes cannot share it."""
+        per_process, rest = divmod(self.batch_size, processes)
+        device = min(self.device_batch_size or per_process, per_process)
+        if rest or per_process % device:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split over {processes} processes with "
+                f"device_batch_size {self.device_batch_size}: their product must divide it"
+            )
+        return device, per_process // device
+
+    @property
+    def guided_by(self) -> Literal["instruction", "uniform"]:
+        """`guidance` with its default filled in."""
+        return self.guidance or ("uniform" if self.prompt == "plain" else "instruction")
+
+
+class Arm(Strict):
+    """One way to use the layers: a layer selection and a fusion strategy."""
+
+    name: str | None = None
+    """How the report calls it. Default: strategy and layers."""
+    layers: Layers
+    """Layer selection: `"3,18,-2"`, `[3, 18, 23]`, `former`, `latter`, `all`, `every:4`,
+    `proportion:1/3:first`, `similarity:3`, groups as `"1-6|7-12"` or `similarity:3:groups`. Index 0
+    is the embedding output, k the output of block k, -1 the last block."""
+    fusion: dict[str, Any]
+    """Strategy `name` and its options (see the strategies' pages)."""
+    seeds: Seeds | None = None
+    """Seeds of this arm. Default: the recipe's."""
+
+    @property
+    def label(self) -> str:
+        return self.name or f"{self.fusion.get('name')} {_layers_text(self.layers)}"
+
+
+class Grid(Strict):
+    """Arms as a product: every layer selection with every fusion."""
+
+    layers: list[Layers] = Field(min_length=1)
+    """Layer selections."""
+    fusion: list[dict[str, Any]] = Field(min_length=1)
+    """Fusion strategies."""
+
+
+class Evaluation(Strict):
+    """How the trained arms are tested: greedy decoding, exact match."""
+
+    data: Data
+    """Held-out samples; every answered turn becomes one question, asked on its own."""
+    batch_size: int = Field(default=32, gt=0)
+    """Questions answered at once."""
+    max_new_tokens: int = Field(default=16, gt=0)
+    """Longest answer."""
+    controls: tuple[Literal["shuffled", "mean"], ...] = ("shuffled", "mean")
+    """Further tests of arms with a guided strategy, to see whether the guidance matters: guided by
+    the question of another test item, or by the mean of the weights over the test."""
+
+
+class Statistics(Strict):
+    """Intervals of the report."""
+
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples (over pictures)."""
+    seed: int = 0
+    """Seed of the resampling."""
+
+
+class Recipe(Strict):
+    """A study: models, data, stages, and the arms to compare."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Name of the study and of its folder under `runs/`."""
+    description: str = ""
+    """One sentence for the report."""
+    encoder: ModelSource
+    """The vision encoder."""
+    llm: ModelSource
+    """The language model."""
+    chat_template: str | None = None
+    """A Jinja chat template file (relative to the recipe) to use instead of the tokenizer's."""
+    image_token: str | None = None
+    """An existing token of the tokenizer that stands for the image. Default: `<image>`, added if
+    it is missing."""
+    similarity: str | None = None
+    """The file of `layerfuse similarity` that selections such as `similarity:3` read."""
+    token_grid: tuple[PositiveInt, PositiveInt] | None = None
+    """Average-pool every layer's patch tokens to (rows, columns): for cheap local studies."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic, frozen weights, cached features and the saved model; `auto` is bfloat16 where the
+    processor has it, else float32. What trains is kept in float32."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    """The LLM's attention kernel."""
+    cache_features: bool = True
+    """Encode each picture once and share the features among all arms and studies. Needs disk space:
+    images × tokens × width × 2 bytes per layer; `$LAYERFUSE_CACHE_GB` (100) is the limit for all. A
+    stage that trains `vision` or crops at random never uses it."""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """What to do about samples that cannot be used (unreadable pictures, conversations without an
+    answer, samples so long that no label or not every image token is left): stop before training,
+    or leave them out for all arms. Both name them."""
+    fusion_defaults: dict[str, Any] = Field(default_factory=dict)
+    """Fusion options for every arm that does not set them."""
+    arms: list[Arm] = Field(default_factory=list)
+    """The arms, in the order of the report."""
+    grid: Grid | None = None
+    """More arms, as a product."""
+    seeds: Seeds = Field(default=[0], min_length=1)
+    """One run per arm and seed: initialisation of the fusion and order of the data."""
+    baseline: str | None = None
+    """The arm that the others are compared with. Default: the first."""
+    stages: dict[str, Stage] = Field(min_length=1)
+    """Training stages in order, usually `align` and `finetune`."""
+    evaluate: Evaluation
+    """The test."""
+    statistics: Statistics = Statistics()
+    """Intervals."""
+    keep_models: Literal["all", "best", "none"] = "best"
+    """Which trained models stay on disk."""
+    report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(default_factory=list)
+    """Where the trainer also writes its curves. Each must be installed."""
+    liger: bool = False
+    """Fused GPU kernels for the LLM's norms, rotary embeddings and MLPs (package liger-kernel)."""
+    resources: Resources = Resources()
+    """What each arm runs on."""
+
+    @model_validator(mode="after")
+    def _arms_are_distinct(self) -> "Recipe":
+        names = [arm.label for arm in self.all_arms()]
+        if not names:
+            raise ValueError("a recipe needs arms or a grid")
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"arms with the same name: {twice}; set `name`")
+        if self.baseline is not None and self.baseline not in names:
+            raise ValueError(f"baseline {self.baseline!r} is no arm; valid: {names}")
+        return self
+
+    def all_arms(self) -> list[Arm]:
+        """Every arm with its defaults filled in."""
+        grid = self.grid or Grid.model_construct(layers=[], fusion=[])
+        product = [Arm(layers=k, fusion=f) for k in grid.layers for f in grid.fusion]
+        return [
+            arm.model_copy(
+                update={
+                    "name": arm.label,
+                    "layers": self._with_file(arm.layers),
+                    "fusion": {**self.fusion_defaults, **arm.fusion},
+                    "seeds": arm.seeds or self.seeds,
+                }
+            )
+            for arm in [*self.arms, *product]
+        ]
+
+    def _with_file(self, layers: Layers) -> Layers:
+        """A selection by similarity with the recipe's file."""
+        bare = isinstance(layers, str) and layers.startswith("similarity:") and "@" not in layers
+        return f"{layers}@{self.similarity}" if bare and self.similarity else layers
+
+    def reads_cache(self, stage: str = "evaluate") -> bool:
+        """Whether a stage or the test can read features that were encoded before any training."""
+        names = list(self.stages)
+        until = names[: names.index(stage) + 1] if stage in self.stages else names
+        trained = any("vision" in self.stages[name].learning_rates for name in until)
+        cropped = stage in self.stages and self.stages[stage].random_crop is not None
+        return self.cache_features and not trained and not cropped
+
+    @property
+    def baseline_name(self) -> str:
+        return self.baseline or self.all_arms()[0].label
+
+    def datasets(self) -> Iterator[tuple[str, Data]]:
+        """Every data source with the name of the stage that reads it."""
+        yield from ((name, stage.data) for name, stage in self.stages.items())
+        yield "evaluate", self.evaluate.data
+
+
+def _layers_text(layers: Layers) -> str:
+    if isinstance(layers, int | str):
+        return str(layers)
+    return "|".join(str(k) if isinstance(k, int) else ",".join(map(str, k)) for k in layers)
