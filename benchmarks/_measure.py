@@ -146,7 +146,7 @@ def strategy(name: str, grid: int = GRID) -> tuple[FusionVLM, dict[str, Any]]:
         given: dict[str, Any] = {
             "features": model.encode_images(torch.randn(1, 3, 14 * grid, 14 * grid))
         }
-    if model.fusion.reads == "sentence":
+    if model.instruction.guided and not model.instruction.made_by_model:
         given["instruction"] = torch.randn(1, model.fusion.config.sentence_width)
     return model, given
 

@@ -36,7 +36,7 @@ def actions(name: str) -> tuple[Action, Action]:
     text = samples(count_tokens(model))
     step = training_step(model, list(model.fusion.parameters()), **text, **inputs)
     width = model.config.text_config.hidden_size
-    read = torch.randn(1, width) if model.fusion.reads == "prompt" else inputs.get("instruction")
+    read = torch.randn(1, width) if model.instruction.made_by_model else inputs.get("instruction")
 
     def alone() -> None:
         visual = model.fuse(inputs["features"], read)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from layerfuse.fusion import FUSIONS, Fusion
+from layerfuse.fusion import FUSIONS, FixedWeights, Fusion, Guidance
 from layerfuse.vision.features import Features
 
 Array = np.ndarray
@@ -117,9 +117,14 @@ class Problem:
     guidance: Any = "instruction"
 
     @classmethod
-    def of(cls, fusion: Fusion, features: Features, instruction: Tensor | None = None) -> "Problem":
+    def of(
+        cls,
+        fusion: Fusion,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> "Problem":
         shapes = fusion.shapes
-        guidance = fusion.guidance
         return cls(
             name=next(n for n in FUSIONS if FUSIONS[n][1] is type(fusion)),
             options=fusion.config,
@@ -131,7 +136,7 @@ class Problem:
             patches=dict(zip(features.layers, map(array, features.patches), strict=True)),
             summary=dict(zip(features.layers, map(array, features.summary), strict=True)),
             instruction=None if instruction is None else array(instruction),
-            guidance=array(guidance) if isinstance(guidance, Tensor) else guidance,
+            guidance=array(guidance.weights) if isinstance(guidance, FixedWeights) else guidance,
         )
 
     @property
@@ -387,7 +392,12 @@ REFERENCES: dict[str, Callable[[Problem], Answer]] = {
 }
 
 
-def solve(fusion: Fusion, features: Features, instruction: Tensor | None = None) -> Answer:
+def solve(
+    fusion: Fusion,
+    features: Features,
+    instruction: Tensor | None = None,
+    guidance: Guidance = "instruction",
+) -> Answer:
     """What the strategy's formula gives for these features."""
-    problem = Problem.of(fusion, features, instruction)
+    problem = Problem.of(fusion, features, instruction, guidance)
     return REFERENCES[problem.name](problem)

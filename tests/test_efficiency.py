@@ -148,8 +148,8 @@ def test_a_guided_turn_that_is_cut_away_leaves_the_others(tmp_path: Path) -> Non
     """As in the unguided row of the same conversation, where `max_length` cuts its end."""
     second = ({"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "two"})
     long = Sample("long", (), (*TALK, *second))
-    batch = Collator(processor(), "chat", 60, None, guided=True)([long, shown(tmp_path)])
+    batch = Collator(processor(), "chat", 60, None)([long, shown(tmp_path)])
     assert len(batch["input_ids"]) == 2
     assert len(batch["pixel_values"]) == 1
     with pytest.raises(ValueError, match="sample gone: no token is labelled"):
-        Collator(processor(), "chat", 60, None, guided=True)([Sample("gone", (), second)])
+        Collator(processor(), "chat", 60, None)([Sample("gone", (), second)])

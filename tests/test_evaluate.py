@@ -8,7 +8,7 @@ from PIL import Image
 
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
-from layerfuse.evaluate.answer import predict, questions
+from layerfuse.evaluate.answer import Answerer, predict, questions
 from layerfuse.evaluate.metrics import exact_match, scores
 from layerfuse.recipe.schema import Data, Evaluation
 from tests import tiny
@@ -84,7 +84,9 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
     how: dict[str, Any] = {"data": Data(path="held out")}
     one, many, short = (
         predict(
-            model, processor, samples, None, Evaluation(**how, batch_size=n, max_new_tokens=tokens)
+            Answerer(model, processor),
+            samples,
+            Evaluation(**how, batch_size=n, max_new_tokens=tokens),
         )
         for n, tokens in ((1, 4), (7, 4), (7, 1))
     )

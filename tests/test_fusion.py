@@ -14,20 +14,21 @@ from transformers import AutoConfig
 from docs.generate import descriptions
 from layerfuse.fusion import (
     FUSIONS,
+    FixedWeights,
+    Fused,
     Fusion,
+    Guidance,
     InjectCross,
     InstructionWeighted,
     Layout,
     Shapes,
     StrategyConfig,
-    Visual,
     parse,
     register,
-    seen_images,
 )
 from layerfuse.fusion.blocks import GatedMLP, Projector
 from layerfuse.fusion.injector import llm_blocks
-from layerfuse.fusion.visual import place
+from layerfuse.fusion.visual import spread
 from layerfuse.model.config import configure
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import select
@@ -38,7 +39,7 @@ ELSEWHERE = {"deformable"}
 """strategies whose formula is tested in a file of their own: tests/test_deformable.py"""
 
 GROUPS = "1-3|4-6"
-FIXED = torch.tensor([0.1, 0.6, 0.3])
+FIXED = FixedWeights(torch.tensor([0.1, 0.6, 0.3]))
 CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("single", [3], {}),
     ("single", [0], {"projector": "linear"}),
@@ -88,8 +89,8 @@ def build(
 ) -> Any:
     shapes = around(layers, depth, **changes)
     own = {"sentence_width": SENTENCE} if name == "instruction_weighted" else {}
-    config, module = parse({"name": name, **own, **options})
-    fusion = module(config.resolve(shapes.selection), shapes).double()
+    strategy = parse({"name": name, **own, **options})
+    fusion = strategy.module(strategy.options.resolve(shapes.selection), shapes).double()
     fusion.reset_parameters()
     return fusion
 
@@ -121,7 +122,7 @@ def randomize(fusion: Fusion) -> None:
             buffer.copy_(torch.rand_like(buffer) + 0.5)
 
 
-def assert_is(answer: naive.Answer, visual: Visual, rel: float) -> None:
+def assert_is(answer: naive.Answer, visual: Fused, rel: float) -> None:
     """Equal to `rel` of the largest value."""
 
     def close(found: Tensor, expected: np.ndarray) -> None:
@@ -169,12 +170,11 @@ def test_formula_in_single_precision(name: str, layers: Any, options: dict[str, 
 def test_formula_without_instruction(name: str, guidance: Any) -> None:
     fusion = build(name, [1, 4, 8], {})
     randomize(fusion)
-    with pytest.raises(ValueError, match=r"got no instruction: .*guidance = 'uniform'"):
+    with pytest.raises(ValueError, match=r"got no instruction: .*guidance='uniform'"):
         fusion(features(fusion))
-    fusion.guidance = guidance
     x = features(fusion)
-    assert_is(naive.solve(fusion, x), fusion(x), rel=1e-9)
-    assert fusion.penalty(fusion(x)) is None
+    expected = naive.solve(fusion, x, guidance=guidance)
+    assert_is(expected, fusion(x, guidance=guidance), rel=1e-9)
 
 
 @pytest.mark.parametrize("summary", ["auto", "mean"])
@@ -216,9 +216,7 @@ def test_cross_attention_formula(case: tuple[str, Any, dict[str, Any]]) -> None:
     randomize(fusion)
     x, mask = features(fusion, images=3, grid=(1, 2)), torch.tensor(ROWS).bool()
     expected = naive.solve(fusion, x)
-    layout = Layout.of(mask, images=3, each=2)
-    seen = seen_images(mask, 2, layout.most)
-    visual = fusion.by_row(replace(fusion(x), mask=mask, seen=seen), layout)
+    visual = fusion.place(fusion(x), Layout.of(mask, images=3, tokens_per_image=2))
     hidden = torch.randn(3, 7, LLM, dtype=torch.double)
     weights, heads = naive.weights_of(fusion), fusion.config.heads or 3
     images = [[0, 1], [], [2]]
@@ -228,7 +226,7 @@ def test_cross_attention_formula(case: tuple[str, Any, dict[str, Any]]) -> None:
             own = [memory[i] for i in images[row]]
             state = naive.array(hidden[row])
             answer = naive.cross_addition(weights, block, heads, state, own, ROWS[row])  # type: ignore[arg-type]
-            sees = seen[row].any(dim=-1)
+            sees = visual.seen[row].any(dim=-1)
             difference = np.abs(naive.array(found[row]) - answer)[sees.numpy()]
             assert difference.size == 0 or difference.max() < 1e-9
 
@@ -238,7 +236,10 @@ def test_seen_images() -> None:
     a, b = [True, False], [False, True]
     nothing, both = [False, False], [True, True]
     expected = [[nothing, a, a, a, b, b, both], [nothing] * 7, [a, a, a, a, a, a, a]]
-    assert seen_images(torch.tensor(ROWS).bool(), each=2, most=2).tolist() == expected
+    assert (
+        Layout.of(torch.tensor(ROWS).bool(), images=3, tokens_per_image=2).seen_images().tolist()
+        == expected
+    )
     for row, answer in zip(ROWS, expected, strict=True):
         found = naive.visible([bool(v) for v in row], each=2)
         assert [{i for i in range(2) if v[i]} for v in answer] == found
@@ -296,7 +297,7 @@ def test_external_direct_double_is_triple() -> None:
 
 def mean_taps(spec: str) -> tuple[list[tuple[int, ...]], int, tuple[int, ...]]:
     selection = select(spec, 24)
-    config: Any = parse({"name": "group_mean"})[0].resolve(selection)
+    config: Any = parse({"name": "group_mean"}).options.resolve(selection)
     return list(selection.groups), config.base, config.taps(selection)
 
 
@@ -353,12 +354,11 @@ def test_uniform_instruction_weighting_is_the_mean_of_all_layers() -> None:
     fusion = build("instruction_weighted", "1-6|7-12|13-18|19-24", {}, depth=24)
     twin = build("weighted_sum", "1-6|7-12|13-18|19-24", {"beside": "concat"}, depth=24)
     assert not twin.logits.any()
-    fusion.guidance = "uniform"
     twin.projector.load_state_dict(fusion.projector.state_dict())
     x = features(fusion)
     mean = torch.stack(x.select(range(1, 25))).mean(dim=0)
     expected = fusion.projector(torch.cat([*x.select([23]), mean], dim=-1))
-    torch.testing.assert_close(fusion(x).tokens, expected)
+    torch.testing.assert_close(fusion(x, guidance="uniform").tokens, expected)
     torch.testing.assert_close(twin(x).tokens, expected)
 
 
@@ -369,11 +369,10 @@ def test_uniform_routing_is_the_static_sum() -> None:
         for name, options in (("text_routed", {}), ("weighted_sum", {"beside": "add"}))
     )
     randomize(fusion)
-    fusion.guidance = "uniform"
     for name in ("norm", "projector"):
         getattr(twin, name).load_state_dict(getattr(fusion, name).state_dict())
     x = features(fusion)
-    torch.testing.assert_close(fusion(x).tokens, twin(x).tokens)
+    torch.testing.assert_close(fusion(x, guidance="uniform").tokens, twin(x).tokens)
 
 
 def entropy(weights: list[float]) -> float:
@@ -384,7 +383,7 @@ WEIGHTS = [[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]]
 
 
 def penalty(fusion: Fusion, weights: list[list[float]]) -> float | None:
-    value = fusion.penalty(Visual(torch.zeros(1), notes={"weights": torch.tensor(weights)}))
+    value = fusion.penalty(Fused(torch.zeros(1), notes={"weights": torch.tensor(weights)}))
     return None if value is None else float(value)
 
 
@@ -435,9 +434,9 @@ def parameters(
     """Number of parameters below `prefix`, for CLIP-L and an LLM with 24 blocks."""
     selection = select(layers, 24)
     shapes = Shapes(selection, 1024, llm_width, 24, llm_heads=16, llm_ffn=5632)
-    config, module = parse({"name": name, **options})
+    strategy = parse({"name": name, **options})
     with torch.device("meta"):
-        fusion = module(config.resolve(selection), shapes)
+        fusion = strategy.module(strategy.options.resolve(selection), shapes)
     return sum(p.numel() for n, p in fusion.named_parameters() if n.startswith(prefix))
 
 
@@ -526,18 +525,18 @@ def test_place_puts_images_in_reading_order() -> None:
     mask = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
     memory = torch.arange(6.0).reshape(3, 2, 1)
     expected = [[0, 0, 1, 0], [0, 0, 0, 0], [2, 3, 4, 5]]
-    assert place(memory, mask)[..., 0].tolist() == expected
+    assert spread(memory, mask)[..., 0].tolist() == expected
 
 
 def test_layout_names_row_and_place_of_each_image() -> None:
-    layout = Layout.of(torch.tensor(ROWS).bool(), images=3, each=2)
+    layout = Layout.of(torch.tensor(ROWS).bool(), images=3, tokens_per_image=2)
     assert layout.row.tolist() == [0, 0, 2]
     assert layout.place.tolist() == [0, 1, 0]
     assert layout.most == 2
     with pytest.raises(ValueError, match=r"6 image tokens in the text, but 2 images of 2 tokens"):
-        Layout.of(torch.tensor(ROWS).bool(), images=2, each=2)
+        Layout.of(torch.tensor(ROWS).bool(), images=2, tokens_per_image=2)
     with pytest.raises(ValueError, match=r"by row: \[3, 1\]"):
-        Layout.of(torch.tensor([[1, 1, 1], [0, 1, 0]]).bool(), images=2, each=2)
+        Layout.of(torch.tensor([[1, 1, 1], [0, 1, 0]]).bool(), images=2, tokens_per_image=2)
 
 
 @pytest.mark.parametrize("name", naive.REFERENCES)
@@ -555,9 +554,7 @@ def test_calibration_standardises_and_scales_the_tokens(name: str) -> None:
     for module in fusion.modules():
         if isinstance(module, Projector):
             module.register_forward_hook(lambda m, i, output: written.append(output.detach()))
-    assert fusion.guidance == "instruction"
-    fusion.guidance = "uniform"  # a guided strategy is measured without text
-    fusion(x)
+    fusion(x, guidance="uniform")  # a guided strategy is measured without text
     assert len(written) == (3 if name.startswith("inject") else 1)
     for output in written:
         assert float(output.std()) == pytest.approx(0.3, rel=1e-5)
@@ -737,10 +734,10 @@ def test_the_limits_of_good_specifications() -> None:
 
 def test_a_width_that_the_allocators_heads_do_not_divide() -> None:
     shapes = replace(around([1, 2]), vision_width=6)
-    config, module = parse({"name": "instruction_weighted"})
-    assert module is InstructionWeighted
+    strategy = parse({"name": "instruction_weighted"})
+    assert strategy.module is InstructionWeighted
     with pytest.raises(ValueError, match="4 heads: they must divide width 6"):
-        module(config.resolve(shapes.selection), shapes)
+        strategy.module(strategy.options.resolve(shapes.selection), shapes)
 
 
 def test_inner_width_of_an_llm_that_does_not_tell() -> None:
@@ -760,9 +757,14 @@ def test_a_users_strategy_is_one_class() -> None:
             super().__init__(config, shapes)
             self.projector = Projector(shapes.vision_width, shapes.llm_width)
 
-        def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+        def forward(
+            self,
+            features: Features,
+            instruction: Tensor | None = None,
+            guidance: Guidance = "instruction",
+        ) -> Fused:
             total: Tensor = sum(self.normalized(features, features.layers))  # type: ignore[assignment]
-            return Visual(self.projector(total))
+            return Fused(self.projector(total))
 
     try:
         fusion = build("test_last_two_sum", [1, 2], {})

@@ -13,7 +13,8 @@ from layerfuse import FusionVLM, Processor
 from layerfuse.data.collate import Collator
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, by_turn
-from layerfuse.evaluate.answer import guided_by, instructions, predict, questions, shuffled
+from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer import Answerer, predict, questions, shuffled
 from layerfuse.fusion import FUSIONS
 from layerfuse.fusion.guided import entropy
 from layerfuse.model.instruction import SentenceEncoder
@@ -62,7 +63,7 @@ def talk(picture: Picture, *turns: str) -> Sample:
 
 def weights(model: FusionVLM, processor: Processor, *samples: Sample) -> Tensor:
     """The layer weights of a training batch, one row per answer."""
-    batch = Collator(processor, "chat", 2048, None, guided=True)(samples)
+    batch = Collator(processor, "chat", 2048, None)(samples)
     with torch.no_grad():
         return model(**batch).visual.notes["weights"]
 
@@ -100,7 +101,7 @@ def test_training_and_generation_see_the_same_instruction(
     model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=False)
     assert len(seen) == 1  # fused once, from the prompt
     torch.testing.assert_close(seen[0], prompt)
-    assert isinstance(model.ask(processor, picture.open(), "What colour?"), str)
+    assert isinstance(Answerer(model, processor).ask([picture.open()], "What colour?"), str)
 
 
 def test_turns_keep_their_context_and_pictures() -> None:
@@ -125,7 +126,8 @@ def test_rows_by_turn_label_the_same_tokens(
     _, processor = build(strategy, sentence_encoder)
     sample = talk(picture, "What colour?", "red", "How many?", "two", "Where?", "left")
     labels = [
-        Collator(processor, "chat", 2048, None, guided=g)([sample])["labels"] for g in (False, True)
+        Collator(processor, "chat", 2048, None, guidance)([sample])["labels"]
+        for guidance in ("uniform", "instruction")
     ]
     assert len(labels[1]) == 3
     assert labels[0][labels[0] >= 0].tolist() == labels[1][labels[1] >= 0].tolist()
@@ -137,10 +139,9 @@ def test_without_instruction_there_is_one_clear_error(
 ) -> None:
     model, processor = build(strategy, sentence_encoder)
     pixels = processor.image_processor([picture.open()], return_tensors="pt")["pixel_values"]
-    with pytest.raises(ValueError, match=r"got no instruction.*guidance = 'uniform'"):
+    with pytest.raises(ValueError, match=r"got no instruction.*guidance='uniform'"):
         model.get_image_features(pixels)
-    model.fusion.guidance = "uniform"
-    visual = model.fuse(model.encode_images(pixels))
+    visual = model.fuse(model.encode_images(pixels), guidance="uniform")
     found = visual.notes["weights"]
     torch.testing.assert_close(found, torch.full_like(found, 1 / found.shape[1]))
 
@@ -151,8 +152,8 @@ def test_uniform_stages_give_every_parameter_a_gradient(
 ) -> None:
     """Zero for the allocator: under data parallelism no parameter may be left out."""
     model, processor = build(strategy, sentence_encoder)
-    model.train().fusion.guidance = "uniform"
-    batch = Collator(processor, "plain", 2048, None)([talk(picture, "", "red")])
+    model.train()
+    batch = Collator(processor, "plain", 2048, None, "uniform")([talk(picture, "", "red")])
     model(**batch).loss.backward()
     gradients = {n: p.grad for n, p in model.fusion.named_parameters()}
     assert all(g is not None for g in gradients.values())
@@ -167,12 +168,12 @@ def test_the_penalty_is_added_in_training_alone(
 ) -> None:
     options = {"sentence_encoder": sentence_encoder, "sentence_width": WIDTH}
     model = tiny.model("instruction_weighted", regularizer=regularizer, **options)
-    batch = Collator(tiny.processor(model), "chat", 2048, None, guided=True)(
+    batch = Collator(tiny.processor(model), "chat", 2048, None)(
         [talk(picture, "What colour?", "red", "How many?", "two")]
     )
     plain = model(**batch).loss
     out = model.train()(**batch)
-    penalty = model.fusion.penalty(out.visual)
+    penalty = model.fusion.penalty(out.visual.fused)
     assert (penalty is None) == (regularizer == "off")
     torch.testing.assert_close(out.loss, plain + (0 if penalty is None else penalty))
     labelled = int((batch["labels"] >= 0).sum())
@@ -208,7 +209,7 @@ def test_one_question_for_all_leaves_out_the_shuffling(
 ) -> None:
     model, processor = build(strategy, sentence_encoder)
     samples = [talk(picture, "How many?", "two")] * 3
-    rows = predict(model, processor, samples, None, HOW)
+    rows = predict(Answerer(model, processor), samples, HOW)
     assert all(row["controls"].keys() == {"mean"} for row in rows)
 
 
@@ -227,11 +228,11 @@ def test_a_named_image_token_is_no_part_of_the_prompt(
         image_token="<other>",
     )
     sample = talk(picture, "What colour?", "red")
-    trained = Collator(processor, "chat", 2048, None, guided=True)([sample])
+    trained = Collator(processor, "chat", 2048, None)([sample])
     expected = model.prompt_embedding(
         trained["input_ids"], trained["attention_mask"], trained["labels"]
     )
-    asked = instructions(model, processor, [(sample, sample.messages[:1])])
+    asked = Answerer(model, processor).instructions(list(questions([sample])))
     assert asked is not None
     torch.testing.assert_close(asked, expected)
 
@@ -239,7 +240,7 @@ def test_a_named_image_token_is_no_part_of_the_prompt(
 @pytest.mark.parametrize("image_rows", [1, 3])
 def test_as_many_instructions_as_rows(image_rows: int, picture: Picture) -> None:
     model = tiny.model("text_routed")
-    batch = Collator(tiny.processor(model), "chat", 2048, None, guided=True)(
+    batch = Collator(tiny.processor(model), "chat", 2048, None)(
         [talk(picture, "a", "b"), talk(picture, "c", "d")]
     )
     with pytest.raises(ValueError, match=f"{image_rows} instructions for 2 rows"):
@@ -280,7 +281,7 @@ def test_controls_take_the_guidance_away(
     samples = [talk(picture, f"Question {k}?", "yes") for k in range(6)]
     used: list[Tensor] = []
     model.fusion.register_forward_hook(lambda m, a, out: used.append(out.notes["weights"]))
-    rows = predict(model, processor, samples, None, HOW)
+    rows = predict(Answerer(model, processor), samples, HOW)
     assert all(row["controls"].keys() == {"shuffled", "mean"} for row in rows)
     guided, again, mixed, mean = (
         torch.cat(used[i : i + 2]).detach() for i in range(0, 8, 2)
@@ -289,19 +290,10 @@ def test_controls_take_the_guidance_away(
     stored = torch.tensor([row["weights"] for row in rows])
     torch.testing.assert_close(stored, guided, atol=1e-5, rtol=0)
     assert not torch.allclose(mixed, guided)
-    asked = [(q.sample, q.messages) for q in questions(samples)]
-    guide = instructions(model, processor, asked)
+    guide = Answerer(model, processor).instructions(list(questions(samples)))
     assert guide is not None
     assert guide.shape[0] == 6
     torch.testing.assert_close(mean, guided.mean(dim=0).expand_as(mean), atol=1e-5, rtol=1e-4)
-    assert model.fusion.guidance == "instruction"
-
-
-def test_guidance_comes_back_after_an_error() -> None:
-    model = tiny.model("text_routed")
-    with pytest.raises(RuntimeError), guided_by(model, "uniform"):
-        raise RuntimeError
-    assert model.fusion.guidance == "instruction"
 
 
 def test_sentences_are_embedded_once(
@@ -331,7 +323,7 @@ def test_padding_does_not_change_a_sentence(sentence_encoder: str) -> None:
 def test_wrong_sentence_width_and_missing_encoder(sentence_encoder: str) -> None:
     with pytest.raises(ValueError, match="has width 16, sentence_width is 384: set sentence_width"):
         SentenceEncoder(sentence_encoder, 384)(["x"])
-    with pytest.raises(OSError, match="cannot find the sentence encoder no/where"):
+    with pytest.raises(LayerfuseError, match="cannot find the sentence encoder no/where"):
         SentenceEncoder("no/where", 384)(["x"])
 
 

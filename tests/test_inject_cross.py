@@ -2,7 +2,6 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from layerfuse import FusionVLM
-from layerfuse.fusion import Visual, seen_images
+from layerfuse.fusion import Layout, Placed
 from tests import naive, tiny
 
 TOKENS, LENGTH, BLOCKS = 16, 60, [1, 4]
@@ -217,7 +216,7 @@ def test_addition_is_its_formula_in_mixed_rows(variant: str) -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def visual_of(model: FusionVLM, batch: dict[str, Tensor]) -> Visual:
+def visual_of(model: FusionVLM, batch: dict[str, Tensor]) -> Placed:
     visual = model(**batch).visual
     assert visual is not None
     return visual
@@ -377,7 +376,7 @@ def test_decoding_is_one_forward_over_everything(variant: str, llm: str) -> None
         torch.testing.assert_close(
             stepwise, whole, atol=3e-5, rtol=1e-4, msg=lambda m, n=name: n + m
         )
-    blind = replace(visual_of(model, batch), memory={})
+    blind = visual_of(model, batch).without_memory()
     without = model(**{k: v for k, v in batch.items() if k != "pixel_values"}, visual=blind).logits
     assert not torch.allclose(without[0, -1], found["cached"].logits[0][0], atol=1e-3)
 
@@ -391,7 +390,7 @@ def test_decoded_tokens_look_at_the_memory() -> None:
     assert out.visual is not None
     token = torch.tensor([[50]])
     cache = copy.deepcopy(out.past_key_values)
-    with_memory = model(input_ids=token, past_key_values=cache, visual=out.visual.decoding()).logits
+    with_memory = model(input_ids=token, past_key_values=cache, visual=out.visual).logits
     alone = model(input_ids=token, past_key_values=out.past_key_values).logits
     assert float((with_memory - alone).abs().max()) > 1e-2
 
@@ -544,8 +543,8 @@ def test_seen_images_of_a_prompt() -> None:
     batch = prompts(MIXED)
     mask = batch["input_ids"] == tiny.IMAGE_ID
     seen = visual_of(model, batch).seen
-    assert seen is not None
-    assert torch.equal(seen, seen_images(mask, TOKENS, 2))
+    layout = Layout.of(mask, images=sum(map(len, MIXED)), tokens_per_image=TOKENS)
+    assert torch.equal(seen, layout.seen_images())
     for row, own in zip(seen.tolist(), mask.tolist(), strict=True):
         assert [{i for i in range(2) if v[i]} for v in row] == naive.visible(own, TOKENS)
 

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from layerfuse import FusionVLM, Processor
+from layerfuse import Answerer, FusionVLM, Processor
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from tests import tiny
@@ -452,18 +452,20 @@ def test_ask_and_reload_with_auto_classes(tmp_path: Path) -> None:
     from PIL import Image
 
     picture = Image.new("RGB", (40, 50), "red")
-    asked = [
-        model.ask(processor, image, "What colour?", max_new_tokens=5)
-        for image in (picture, [picture, picture], None)
-    ]
-    assert all(isinstance(answer, str) for answer in asked)
+    answerer = Answerer(model.eval(), processor)
+    file = tmp_path / "picture.png"
+    picture.save(file)
+    asked = answerer.ask([picture], "What colour?", max_new_tokens=5)
+    assert answerer.ask([file], "What colour?", max_new_tokens=5) == asked
+    for images in ([picture, picture], []):
+        assert isinstance(answerer.ask(images, "What colour?", max_new_tokens=5), str)
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     again: Any = AutoModelForImageTextToText.from_pretrained(folder)
     loaded = AutoProcessor.from_pretrained(folder)
     assert isinstance(loaded, Processor)
-    assert again.ask(loaded, picture, "What colour?", max_new_tokens=5) == asked[0]
+    assert Answerer(again, loaded).ask([picture], "What colour?", max_new_tokens=5) == asked
 
 
 @pytest.mark.parametrize(

@@ -100,10 +100,10 @@ def test_killed_and_started_again_gives_the_same_results(
         "import os, signal, sys\n"
         "from layerfuse.study import coordinate as run, execute as engine\n"
         "original = engine.predict\n"
-        "def predict(model, *args, **kwargs):\n"
-        "    if len(model.config.vision_layers) == 2:\n"
+        "def predict(answerer, *args, **kwargs):\n"
+        "    if len(answerer.model.config.vision_layers) == 2:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return original(model, *args, **kwargs)\n"
+        "    return original(answerer, *args, **kwargs)\n"
         "engine.predict = predict\n"
         "run.study(sys.argv[1], output=run.Path(sys.argv[2]))\n"
     )

@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 # Importing torch and transformers takes seconds, so the public names load on first use.
 _PUBLIC = {
+    "Answerer": "layerfuse.evaluate.answer",
     "Encoder": "layerfuse.vision.encoder",
     "Features": "layerfuse.vision.features",
     "Fusion": "layerfuse.fusion",

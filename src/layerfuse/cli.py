@@ -175,7 +175,8 @@ def ask(
     imports: Imports = None,
 ) -> None:
     """Ask a trained model one question about one picture."""
-    typer.echo(_run("model.vlm", "ask", **locals()))
+    answerer = _run("evaluate.answer", "load_answerer", imports, folder=model)
+    typer.echo(answerer.ask([image], question, max_new_tokens))
 
 
 @cache.command("list")

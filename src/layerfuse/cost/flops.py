@@ -1,7 +1,6 @@
 """Parameters and FLOPs, counted on the meta device."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig
 
-from layerfuse.fusion import Layout, seen_images
+from layerfuse.fusion import Layout
 from layerfuse.local_models.registry import resolve
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.vlm import FusionVLM
@@ -28,8 +27,7 @@ Known = dict[tuple[str, Any, int], int]
 
 def tokens_of(model: FusionVLM, size: int) -> int:
     """Number of tokens that replace an image of `size` pixels."""
-    grid, fusion = model.vision_tower.grid(size, size), model.fusion
-    return fusion.num_tokens(fusion.config, grid, len(model.config.vision_layers))
+    return model.config.num_image_tokens(size, size)
 
 
 def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
@@ -51,20 +49,19 @@ def flops(
     """
     fusion, tower, known = model.fusion, model.vision_tower, {} if known is None else known
     width = model.config.text_config.hidden_size
-    sentence = fusion.config.sentence_width if fusion.reads == "sentence" else width
+    instruction_width = model.instruction.width(width)
     rows, columns = tower.grid(size, size)
     with torch.device("meta"):
         patches = torch.empty(1, rows * columns, model.config.vision_config.hidden_size)
         each = ((patches,) * len(tower.layers), (patches[:, 0],) * len(tower.layers))
         with FlopCounterMode(display=False) as counter:
             features = Features(tower.layers, *each, (rows, columns))
-            visual = fusion(features, torch.empty(1, sentence))
+            fused = fusion(features, torch.empty(1, instruction_width))
         found = {"fusion": counter.get_total_flops()}
-        tokens = visual.tokens.shape[1]
+        tokens = fused.tokens.shape[1]
         length = tokens + TEXT_TOKENS
         layout = Layout.of(torch.zeros(1, length, dtype=torch.bool), 1, tokens)
-        seen = seen_images(layout.mask, tokens, layout.most)
-        visual = fusion.by_row(replace(visual, mask=layout.mask, seen=seen), layout)
+        visual = fusion.place(fused, layout)
         given: dict[str, Any] = {"visual": visual, "use_cache": False}
         given["attention_mask"] = torch.zeros(1, 1, length, length)  # finished: none is made
         given["inputs_embeds"] = torch.empty(1, length, width)

@@ -92,7 +92,7 @@ class LengthGroups(Sampler[int]):
 class Collator:
     """Makes training batches: right-padded text, answer labels, pixels or cached features.
 
-    With `guided`, for strategies that an instruction guides, a conversation of several answers
+    With `guidance: instruction`, for strategies that one guides, a conversation of several answers
     becomes one row per answer, so that each is guided by its own question and by nothing after it;
     the labelled tokens stay the same. With `blank`, a batch of text alone gets a picture behind its
     first row, masked and without labels, so that every process runs the same modules. Raises
@@ -103,8 +103,13 @@ class Collator:
     prompt: Literal["chat", "plain"]
     max_length: int
     store: FeatureStore | None
-    guided: bool = False
+    guidance: Literal["instruction", "uniform"] = "instruction"
     blank: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """Whether an instruction guides these batches."""
+        return self.guidance == "instruction" and self.processor.instruction.guided
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         if self.guided:
@@ -128,10 +133,18 @@ class Collator:
         ids = pad_sequence([e["input_ids"] for e in encoded], batch_first=True, padding_value=pad)
         labels = pad_sequence([e["labels"] for e in encoded], True, padding_value=IGNORED)
         mask = pad_sequence([e["attention_mask"] for e in encoded], batch_first=True)
-        if self.guided and self.processor.reads == "sentence":
-            asked = [question_of(sample.messages) for sample in samples]
-            batch["instruction"] = self.processor.sentences(asked)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **batch}
+        if self.guided:
+            questions = [question_of(sample.messages) for sample in samples]
+            instruction = self.processor.instruction.embed(questions)
+            if instruction is not None:
+                batch["instruction"] = instruction
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "guidance": self.guidance,
+            **batch,
+        }
 
     def _encode(self, sample: Sample, tokens: int) -> dict[str, torch.Tensor] | None:
         """The sample's row; None for one turn of many whose answer `max_length` cuts away."""
@@ -178,7 +191,7 @@ def visual_inputs(
 def image_tokens(processor: Processor, batch: dict[str, Any]) -> int:
     """Tokens per image of a batch from `visual_inputs`."""
     if "features" in batch:
-        return processor.num_fused_tokens(batch["features"].grid)
+        return processor.image_tokens.of_grid(batch["features"].grid)
     if "pixel_values" in batch:
         return processor.num_image_tokens(*batch["pixel_values"].shape[-2:])
     return 0

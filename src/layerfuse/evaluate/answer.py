@@ -1,29 +1,31 @@
 """Ask a model every held-out question, greedily and in batches, and score its answers; guided
 strategies also without their guidance: does the instruction matter?"""
 
+import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.feature_store import FeatureStore
+from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.metrics import exact_match
-from layerfuse.fusion.base import Fusion, Guidance
+from layerfuse.fusion import FixedWeights, Guidance
+from layerfuse.hardware import device
 from layerfuse.model.processor import IMAGE_TOKEN, Message, Processor, question_of
 from layerfuse.model.vlm import FusionVLM
+from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Evaluation
-
-Progress = Callable[[int, int], None]
-Asked = Sequence[tuple[Sample, Sequence[Message]]]
-"""the sample and the conversation of each question"""
 
 
 @dataclass(frozen=True)
@@ -62,151 +64,278 @@ def questions(samples: Sequence[Sample]) -> Iterator[Question]:
             asked_of[sample.id] += 1
 
 
-@torch.inference_mode()
+class Answerer:
+    """The one way to ask a model: greedy answers, in batches, each question on its own.
+
+    Args:
+        model: a trained model, in evaluation mode.
+        processor: its processor.
+        store: cached features of the pictures, or None to encode them as they come.
+    """
+
+    def __init__(
+        self, model: FusionVLM, processor: Processor, store: FeatureStore | None = None
+    ) -> None:
+        self.model: Any = model  # transformers types `generate` for its own classes only
+        self.processor = processor
+        self.store = None
+        if store is not None:
+            self.store = store.restrict(model.vision_tower.layers)
+
+    def ask(
+        self, images: Sequence[Path | str | Image.Image], question: str, max_new_tokens: int = 64
+    ) -> str:
+        """The answer to one question about pictures, which are read as training reads them.
+
+        Args:
+            images: files or images, in the order in which the question shows them; may be empty.
+            question: the question, without image markers.
+            max_new_tokens: longest answer, in tokens.
+
+        Raises:
+            LayerfuseError: if a picture cannot be read.
+        """
+        pictures = tuple(_picture_of(image) for image in images)
+        content = question
+        if pictures:
+            content = IMAGE_TOKEN * len(pictures) + "\n" + question
+        messages: tuple[Message, ...] = ({"role": "user", "content": content},)
+        sample = Sample("asked", pictures, messages)
+        asked = Question("asked", sample, messages, answer="", family="all", category="all")
+        return self._answer_batch([asked], max_new_tokens, None, "instruction")[0]
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        questions: Sequence[Question],
+        *,
+        max_new_tokens: int = 16,
+        batch_size: int = 32,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+        progress: Progress = silent,
+    ) -> list[str]:
+        """The answer to every question.
+
+        Args:
+            questions: what to ask.
+            max_new_tokens: longest answer, in tokens.
+            batch_size: questions answered at once.
+            instruction: (questions, E), what guides instead of the questions themselves.
+            guidance: what weighs the layers of guided strategies.
+            progress: told of every batch.
+        """
+        answers: list[str] = []
+        for start in range(0, len(questions), batch_size):
+            batch = questions[start : start + batch_size]
+            guide = None
+            if instruction is not None:
+                guide = instruction[start : start + batch_size]
+            answers += self._answer_batch(batch, max_new_tokens, guide, guidance)
+            progress("evaluate", len(answers), len(questions))
+        return answers
+
+    @torch.inference_mode()
+    def _answer_batch(
+        self,
+        questions: Sequence[Question],
+        max_new_tokens: int,
+        instruction: Tensor | None,
+        guidance: Guidance,
+    ) -> list[str]:
+        visual = visual_inputs(self.processor, [q.sample for q in questions], self.store)
+        tokens_per_image = image_tokens(self.processor, visual)
+        text = self.processor.text_inputs([q.messages for q in questions], tokens_per_image)
+        if instruction is not None:
+            text["instruction"] = instruction
+        if not visual:
+            # Without a picture there is nothing to guide.
+            text.pop("instruction", None)
+        inputs = {}
+        for name, value in {**visual, **text}.items():
+            inputs[name] = value.to(self.model.device)
+        output = self.model.generate(
+            **inputs, guidance=guidance, max_new_tokens=max_new_tokens, do_sample=False
+        )
+        prompt_length = text["input_ids"].shape[1]
+        texts = self.processor.tokenizer.batch_decode(
+            output[:, prompt_length:], skip_special_tokens=True
+        )
+        return [text.strip() for text in texts]
+
+    @torch.inference_mode()
+    def instructions(self, questions: Sequence[Question]) -> Tensor | None:
+        """(questions, E): what guides each question; None if the strategy reads nothing."""
+        source = self.processor.instruction
+        if not source.guided:
+            return None
+        if not source.made_by_model:
+            return source.embed([question_of(q.messages) for q in questions])
+        embeddings = []
+        for question in questions:
+            # One by one there is no padding, and an embedding look-up costs nothing.
+            text = self.processor.text_inputs([question.messages], tokens_per_image=1)
+            prompt = text["input_ids"].to(self.model.device)
+            embeddings.append(self.model.prompt_embedding(prompt).cpu())
+        return torch.cat(embeddings)
+
+    @torch.inference_mode()
+    def layer_weights(
+        self, questions: Sequence[Question], instruction: Tensor, batch_size: int = 32
+    ) -> list[list[float] | None]:
+        """The weights over layers or groups that guide each question.
+
+        Args:
+            questions: what is asked.
+            instruction: (questions, E), what guides each.
+            batch_size: questions at once.
+
+        Returns:
+            For each question the mean over its pictures; None for a question without a picture.
+        """
+        weights_of_questions: list[list[float] | None] = []
+        for start in range(0, len(questions), batch_size):
+            samples = [q.sample for q in questions[start : start + batch_size]]
+            visual = visual_inputs(self.processor, samples, self.store)
+            if not visual:
+                weights_of_questions += [None] * len(samples)
+                continue
+            features = visual.get("features")
+            if features is None:
+                features = self.model.encode_images(visual["pixel_values"].to(self.model.device))
+            images_by_question = [len(sample.pictures) for sample in samples]
+            rows = torch.repeat_interleave(
+                torch.arange(len(samples)), torch.tensor(images_by_question)
+            )
+            weights = self.model.fuse(features, instruction[start + rows]).notes["weights"]
+            for of_images in weights.float().cpu().split(images_by_question):
+                if len(of_images):
+                    weights_of_questions.append(of_images.mean(dim=0).tolist())
+                else:
+                    weights_of_questions.append(None)
+        return weights_of_questions
+
+
+def _picture_of(image: Path | str | Image.Image) -> Picture:
+    """A picture that is read as those of samples are."""
+    if not isinstance(image, Image.Image):
+        return Picture(str(image))
+    # PNG keeps every pixel; the EXIF data say which way is up.
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=image.getexif())
+    return Picture("the given image", file.getvalue)
+
+
+def load_answerer(folder: Path) -> Answerer:
+    """The model in a folder, on this process's device, ready to be asked.
+
+    Raises:
+        LayerfuseError: if the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise LayerfuseError(
+            f"no model in {folder}: give a folder such as runs/<study>/arms/<arm>/model"
+        )
+    model: Any = FusionVLM.from_pretrained(folder)
+    return Answerer(model.to(device()).eval(), Processor.from_pretrained(folder))
+
+
 def predict(
-    model: FusionVLM,
-    processor: Processor,
+    answerer: Answerer,
     samples: Sequence[Sample],
-    store: FeatureStore | None,
-    how: Evaluation,
-    progress: Progress = lambda done, total: None,
+    evaluation: Evaluation,
+    progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """The model's greedy answer to every question, as rows of `predictions.jsonl`.
 
     Rows of guided strategies also hold the layer weights, and the answers under each control.
     """
     asked = list(questions(samples))
-    store = store and store.restrict(model.vision_tower.layers)
-    conversations = [(q.sample, q.messages) for q in asked]
-    guide = instructions(model, processor, conversations)
-    controls = how.controls if guide is not None else ()
-    done = 0
+    instruction = answerer.instructions(asked)
+    controls: list[str] = []
+    if instruction is not None:
+        controls = list(evaluation.controls)
+        # One question for all pictures: there is no other instruction to take.
+        if "shuffled" in controls and (instruction == instruction[:1]).all():
+            controls.remove("shuffled")
+    passes = 1 + len(controls)
 
-    def answer(instruction: Tensor | None) -> list[str]:
-        nonlocal done
-        found: list[str] = []
-        for start in range(0, len(asked), how.batch_size):
-            part = slice(start, start + how.batch_size)
-            own = None if instruction is None else instruction[part]
-            found += _answer(model, processor, asked[part], store, how.max_new_tokens, own)
-            done += len(asked[part])
-            progress(done, (1 + len(controls)) * len(asked))
-        return found
+    def answer_all(pass_number: int, guide: Tensor | None, guidance: Guidance) -> list[str]:
+        def of_all_passes(phase: str, done: int, total: int, note: str = "") -> None:
+            progress(phase, pass_number * total + done, passes * total, note)
 
-    rows = [_row(q, text) for q, text in zip(asked, answer(guide), strict=True)]
-    if guide is not None:
-        weights = layer_weights(model, processor, conversations, guide, store, how.batch_size)
-        for row, w in zip(rows, weights, strict=True):
-            row["weights"] = w and [round(x, 5) for x in w]
-            row["controls"] = {}
-        for control in controls:
-            if control == "shuffled" and (guide == guide[:1]).all():
-                continue  # one question for all pictures: there is no other instruction
-            instruction, guidance = controlled(model.fusion, control, guide, weights)
-            with guided_by(model, guidance):
-                answers = answer(instruction)
-            for row, text in zip(rows, answers, strict=True):
-                correct = exact_match(text, row["answer"])
-                row["controls"][control] = {"prediction": text, "correct": correct}
+        return answerer.answer(
+            asked,
+            max_new_tokens=evaluation.max_new_tokens,
+            batch_size=evaluation.batch_size,
+            instruction=guide,
+            guidance=guidance,
+            progress=of_all_passes,
+        )
+
+    rows = []
+    for question, text in zip(asked, answer_all(0, instruction, "instruction"), strict=True):
+        rows.append(_row(question, text))
+    if instruction is None:
+        return rows
+
+    weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
+    for row, weights_of_question in zip(rows, weights, strict=True):
+        row["weights"] = None
+        if weights_of_question is not None:
+            row["weights"] = [round(weight, 5) for weight in weights_of_question]
+        row["controls"] = {}
+    for number, control in enumerate(controls, start=1):
+        guide, guidance = controlled(control, instruction, weights)
+        answers = answer_all(number, guide, guidance)
+        for row, text in zip(rows, answers, strict=True):
+            correct = exact_match(text, row["answer"])
+            row["controls"][control] = {"prediction": text, "correct": correct}
     return rows
-
-
-def _answer(
-    model: Any, processor: Processor, batch: list[Question], store: Any, most: int, guide: Any
-) -> list[str]:
-    visual = visual_inputs(processor, [q.sample for q in batch], store)
-    expanded = processor.image_token * image_tokens(processor, visual)
-    texts = [processor.prompt(list(q.messages)).replace(IMAGE_TOKEN, expanded) for q in batch]
-    how: dict[str, Any] = {"add_special_tokens": False, "padding": True, "return_tensors": "pt"}
-    tokens = processor.tokenizer(texts, **how).to(model.device)
-    if visual and guide is not None:
-        visual["instruction"] = guide
-    given = {name: value.to(model.device) for name, value in visual.items()}
-    given |= {name: tokens[name] for name in ("input_ids", "attention_mask")}
-    output = model.generate(**given, max_new_tokens=most, do_sample=False)
-    new = output[:, tokens["input_ids"].shape[1] :]
-    said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [text.strip() for text in said]
 
 
 def _row(question: Question, prediction: str) -> dict[str, Any]:
     pictures = question.sample.pictures
-    row: dict[str, Any] = {"id": question.id, "sample": question.sample.id}
-    row["image"] = pictures[0].name if pictures and pictures[0].reader is None else None
-    row |= {"question": question_of(question.messages), "answer": question.answer}
-    row |= {"prediction": prediction, "correct": exact_match(prediction, question.answer)}
-    row |= {"family": question.family, "category": question.category}
-    return {**row, "novel": question.sample.novel}
-
-
-@torch.inference_mode()
-def instructions(model: FusionVLM, processor: Processor, asked: Asked) -> Tensor | None:
-    """(questions, E): what guides each question, or None if the strategy reads nothing."""
-    if model.fusion.reads == "sentence":
-        return processor.sentences([question_of(messages) for _, messages in asked])
-    if model.fusion.reads == "nothing":
-        return None
-    found = []
-    for _, messages in asked:  # one by one: no padding, and an embedding look-up costs nothing
-        text = processor.prompt(list(messages)).replace(IMAGE_TOKEN, processor.image_token)
-        tokens = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")
-        found.append(model.prompt_embedding(tokens["input_ids"].to(model.device)).cpu())
-    return torch.cat(found)
+    image = None
+    if pictures and pictures[0].reader is None:
+        image = pictures[0].name
+    return {
+        "id": question.id,
+        "sample": question.sample.id,
+        "image": image,
+        "question": question_of(question.messages),
+        "answer": question.answer,
+        "prediction": prediction,
+        "correct": exact_match(prediction, question.answer),
+        "family": question.family,
+        "category": question.category,
+        "novel": question.sample.novel,
+    }
 
 
 def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
     """Each row's instruction replaced by that of a random row with another instruction.
 
-    Raises ValueError if all rows have the same.
+    Raises:
+        ValueError: if all rows have the same.
     """
     kind = torch.unique(instruction, dim=0, return_inverse=True)[1].numpy()
-    if len(set(kind)) < 2:
+    kinds = set(kind)
+    if len(kinds) < 2:
         raise ValueError("all questions have the same instruction: there is nothing to shuffle")
     rng = np.random.default_rng(seed)
-    others = {k: np.flatnonzero(kind != k) for k in set(kind)}
+    others = {k: np.flatnonzero(kind != k) for k in kinds}
     return instruction[torch.tensor([int(rng.choice(others[k])) for k in kind])]
 
 
-@torch.inference_mode()
-def layer_weights(
-    model: FusionVLM, processor: Processor, asked: Asked, guide: Tensor, store: Any, batch_size: int
-) -> list[list[float] | None]:
-    """The weights over layers or groups of each question (the mean over its pictures), or None for
-    a question without a picture."""
-    found: list[list[float] | None] = []
-    for start in range(0, len(asked), batch_size):
-        batch = [sample for sample, _ in asked[start : start + batch_size]]
-        pictures = [len(sample.pictures) for sample in batch]
-        visual = visual_inputs(processor, batch, store)
-        if not visual:
-            found += [None] * len(batch)
-            continue
-        features = visual.get("features")
-        if features is None:
-            features = model.encode_images(visual["pixel_values"].to(model.device))
-        rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(pictures))
-        notes = model.fuse(features, guide[start + rows]).notes
-        for weights in notes["weights"].float().cpu().split(pictures):
-            found.append(weights.mean(dim=0).tolist() if len(weights) else None)
-    return found
-
-
-@contextmanager
-def guided_by(model: FusionVLM, guidance: Guidance) -> Iterator[None]:
-    """Inside, the strategy's weights come from `guidance`."""
-    before, model.fusion.guidance = model.fusion.guidance, guidance
-    try:
-        yield
-    finally:
-        model.fusion.guidance = before
-
-
 def controlled(
-    fusion: Fusion, control: str, instruction: Tensor, weights: list[list[float] | None]
+    control: str, instruction: Tensor, weights: Sequence[Sequence[float] | None]
 ) -> tuple[Tensor, Guidance]:
     """What guides all questions under a control: `shuffled` gives each the instruction of another,
     `mean` fixes the weights at their mean over the test."""
     if control == "shuffled":
-        return shuffled(instruction), fusion.guidance
-    known = torch.tensor([w for w in weights if w is not None])
-    return instruction, known.mean(dim=0) if len(known) else "uniform"
+        return shuffled(instruction), "instruction"
+    known = [of_question for of_question in weights if of_question is not None]
+    if not known:
+        return instruction, "uniform"
+    return instruction, FixedWeights(torch.tensor(known).mean(dim=0))

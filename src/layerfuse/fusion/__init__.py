@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from layerfuse.fusion.base import FUSIONS, Fusion, Shapes, StrategyConfig, register
+from layerfuse.fusion.base import FUSIONS, Fusion, Shapes, Strategy, StrategyConfig, register
 from layerfuse.fusion.concat import Concat
 from layerfuse.fusion.deformable import Deformable
 from layerfuse.fusion.group_mean import GroupMean
@@ -16,11 +16,11 @@ from layerfuse.fusion.instruction_weighted import InstructionWeighted
 from layerfuse.fusion.single import Single
 from layerfuse.fusion.text_routed import TextRouted
 from layerfuse.fusion.token_concat import TokenConcat
-from layerfuse.fusion.visual import Layout, Visual, seen_images
+from layerfuse.fusion.visual import FixedWeights, Fused, Guidance, Layout, Placed
 from layerfuse.fusion.weighted_sum import WeightedSum
 
 
-def parse(spec: dict[str, Any]) -> tuple[StrategyConfig, type[Fusion]]:
+def parse(spec: dict[str, Any]) -> Strategy:
     """A strategy from its recipe form, `{"name": "concat", "projector": "mlp"}`.
 
     Raises ValueError naming the valid strategies, or the valid options of this one.
@@ -33,7 +33,7 @@ def parse(spec: dict[str, Any]) -> tuple[StrategyConfig, type[Fusion]]:
     name = options.pop("name")
     config, module = FUSIONS[name]
     try:
-        return config(**options), module
+        return Strategy(name, config(**options), module)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors()

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from layerfuse.fusion.blocks import Normalization, OwnInit, Projector, Standardize, normalization
-from layerfuse.fusion.visual import Layout, Visual
+from layerfuse.fusion.visual import Fused, Guidance, Layout, Placed
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import LayerSpec, Selection, resolve_layer
 
@@ -79,15 +79,11 @@ class Shapes:
     has_cls: bool = True
 
 
-Guidance = Literal["instruction", "uniform"] | Tensor
-"""what weighs the layers of a guided strategy: the instruction, nothing, or (n,) fixed weights"""
-
-
 class Fusion(nn.Module):
-    """Base of all strategies: features of the selected layers in, `Visual` out.
+    """Base of all strategies: features of the selected layers in, `Fused` out.
 
     A subclass sets `kind`, `paper` and `published`, and has a `forward` and projectors. Internal
-    strategies also fill `Visual.memory` and implement `addition`; those that change the number of
+    strategies also fill `Fused.memory` and implement `addition`; those that change the number of
     tokens override `num_tokens`; guided ones set `reads` and derive from `GuidedFusion`.
     """
 
@@ -100,8 +96,6 @@ class Fusion(nn.Module):
     (B, D) means of the LLM's embeddings of the prompt"""
     attends: ClassVar[bool] = False
     """whether decoded tokens too look at the memory, and not only at the KV cache"""
-    guidance: Guidance = "instruction"
-    """changed for stages without instruction and for controls; not saved"""
     position: str = "pre"
     """where in an LLM block `addition` is added: see `layerfuse.fusion.injector`"""
 
@@ -124,20 +118,36 @@ class Fusion(nn.Module):
         """Visual tokens that replace an image of that patch grid when so many layers are taken."""
         return grid[0] * grid[1]
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
-        """Features of B images, and the instruction that `reads` names -> what the LLM gets."""
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
+        """Fuse the layers of B images.
+
+        Args:
+            features: the layers that `config.taps` names.
+            instruction: (B, E), what `reads` names, for guided strategies.
+            guidance: what weighs the layers of guided strategies; others ignore it.
+        """
         raise NotImplementedError
 
-    def addition(self, block: int, hidden: Tensor, visual: Visual) -> Tensor:
+    def addition(self, block: int, hidden: Tensor, visual: Placed) -> Tensor:
         """What is added to (rows, T, D) `hidden`, at `position` in LLM block `block`."""
         raise NotImplementedError
 
-    def by_row(self, visual: Visual, layout: Layout) -> Visual:
-        """Arrange the memory by rows of the prompt, once per prompt; strategies that attend do."""
-        return visual
+    def place(self, fused: Fused, layout: Layout) -> Placed:
+        """Arrange what was made of B images by rows of the prompt, once per prompt."""
+        memory = self.arrange(fused.memory, layout)
+        return Placed(fused, memory, layout.mask, layout.seen_images())
 
-    def penalty(self, visual: Visual) -> Tensor | None:
-        """A term of the training loss, if the strategy has one."""
+    def arrange(self, memory: dict[int, Tensor], layout: Layout) -> dict[int, Tensor]:
+        """The memory as `addition` reads it; strategies that attend arrange it by rows."""
+        return memory
+
+    def penalty(self, fused: Fused) -> Tensor | None:
+        """A term of the training loss where the instruction guides, if the strategy has one."""
         return None
 
     def normalized(self, features: Features, layers: Sequence[int]) -> list[Tensor]:
@@ -180,11 +190,40 @@ class Fusion(nn.Module):
 
         projectors = [m for m in self.modules() if isinstance(m, Projector)]
         handles = [m.register_forward_hook(rescale) for m in projectors]
-        guidance, self.guidance = self.guidance, "uniform"  # pictures are measured without text
-        self(features)
-        self.guidance = guidance
+        # Pictures are measured without text, so nothing can guide.
+        self(features, guidance="uniform")
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A fusion strategy with its validated options.
+
+    name     as registered, such as `concat`
+    options  the validated options
+    module   the class that `build` makes an instance of
+    """
+
+    name: str
+    options: Any  # a subclass of StrategyConfig with fields of its own, which `module` knows
+    module: type[Fusion]
+
+    def num_tokens(self, grid: tuple[int, int], layers: int) -> int:
+        """Visual tokens that replace an image.
+
+        Args:
+            grid: (rows, columns) of the image's patches.
+            layers: number of selected layers.
+
+        Raises:
+            ValueError: if the options do not fit such a grid.
+        """
+        return self.module.num_tokens(self.options, grid, layers)
+
+    def build(self, shapes: Shapes) -> Fusion:
+        """The module with random weights. Raises ValueError if the options do not fit `shapes`."""
+        return self.module(self.options, shapes)
 
 
 class Registry(dict[str, tuple[type[StrategyConfig], type[Fusion]]]):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerfuse.fusion.base import Fusion, Shapes, StrategyConfig, options, register
 from layerfuse.fusion.blocks import Projector, ProjectorKind
-from layerfuse.fusion.visual import Visual
+from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
 
@@ -38,6 +38,11 @@ class Concat(Fusion):
         width = len(shapes.selection.layers) * shapes.vision_width
         self.projector = Projector(width, shapes.llm_width, config.projector)
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
         layers = self.normalized(features, self.shapes.selection.layers)
-        return Visual(self.projector(torch.cat(layers, dim=-1)))
+        return Fused(self.projector(torch.cat(layers, dim=-1)))

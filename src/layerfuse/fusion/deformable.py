@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import OwnInit, Projector
-from layerfuse.fusion.visual import Visual
+from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
 Sizes = tuple[tuple[int, int], ...]
@@ -105,7 +105,12 @@ class Deformable(Fusion):
         self.gamma_2 = nn.Parameter(torch.zeros(width))
         self.projector = Projector(width, shapes.llm_width)
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
         base = self.normalized(features, [self.config.base])[0]
         layers = self.normalized(features, self.shapes.selection.layers)
         values = self.norm_value(torch.cat(layers, dim=1))
@@ -114,7 +119,7 @@ class Deformable(Fusion):
         read = self.cross(self.norm_query(base), values, centers, levels)
         normed = self.norm_self(read)
         read = read + self.gamma_2 * self.self_attention(normed, normed, centers, levels[:1])
-        return Visual(self.projector(base + self.gamma_1 * read))
+        return Fused(self.projector(base + self.gamma_1 * read))
 
 
 def cell_centers(grid: tuple[int, int], like: Tensor) -> Tensor:

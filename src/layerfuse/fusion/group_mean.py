@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import Projector, ProjectorKind
-from layerfuse.fusion.visual import Visual
+from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
 
@@ -36,6 +36,11 @@ class GroupMean(Fusion):
         width = (len(shapes.selection.groups) + 1) * shapes.vision_width
         self.projector = Projector(width, shapes.llm_width, config.projector)
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
         parts = self.group_means(features) + self.normalized(features, [self.config.base])
-        return Visual(self.projector(torch.cat(parts, dim=-1)))
+        return Fused(self.projector(torch.cat(parts, dim=-1)))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from layerfuse.fusion.base import Fusion, Shapes
+from layerfuse.fusion.visual import FixedWeights, Guidance
 from layerfuse.vision.features import Features
 
 
@@ -34,17 +35,20 @@ class GuidedFusion(Fusion):
         """(B, n) weights over layers or groups, each row summing to one."""
         raise NotImplementedError
 
-    def weights(self, features: Features, instruction: Tensor | None) -> Tensor:
-        """(B, n) weights as `guidance` says. Raises ValueError if the instruction is missing."""
+    def weights(self, features: Features, instruction: Tensor | None, guidance: Guidance) -> Tensor:
+        """(B, n) weights over layers or groups.
+
+        Raises:
+            ValueError: if the instruction is to guide and there is none.
+        """
         images, n = len(features.patches[0]), self.choices
-        if isinstance(self.guidance, Tensor):
-            return self.guidance.to(features.patches[0]).expand(images, n)
-        if self.guidance == "uniform":
+        if isinstance(guidance, FixedWeights):
+            return guidance.weights.to(features.patches[0]).expand(images, n)
+        if guidance == "uniform":
             return features.patches[0].new_full((images, n), 1 / n)
         if instruction is None:
             raise ValueError(
                 f"fusion {type(self).__name__} is guided by a {self.reads} and got no instruction: "
-                "give the model `instruction` (`Processor.inputs` does), or set "
-                "`model.fusion.guidance = 'uniform'`"
+                "give the model `instruction` (`Processor.inputs` does), or `guidance='uniform'`"
             )
         return self.allocate(features, instruction)

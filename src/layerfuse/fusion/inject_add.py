@@ -12,7 +12,7 @@ from torch import Tensor, nn, zeros
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import Projector
 from layerfuse.fusion.injector import Placement, llm_blocks
-from layerfuse.fusion.visual import Visual, place
+from layerfuse.fusion.visual import Fused, Guidance, Placed, spread
 from layerfuse.vision.features import Features
 
 
@@ -47,7 +47,12 @@ class InjectAdd(Fusion):
         self.projectors = nn.ModuleList(Projector(*widths) for _ in self.blocks)
         self.gates = nn.Parameter(zeros(len(self.blocks))) if config.gate else None
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
         memory: dict[int, Tensor] = {}
         layers = self.normalized(features, self.shapes.selection.layers)
         for i, (block, x) in enumerate(zip(self.blocks, layers, strict=True)):
@@ -56,10 +61,10 @@ class InjectAdd(Fusion):
                 added = added * self.gates[i].tanh()
             memory[block] = memory[block] + added if block in memory else added
         tokens = self.projector(self.normalized(features, [self.config.base])[0])
-        return Visual(tokens, memory)
+        return Fused(tokens, memory)
 
-    def addition(self, block: int, hidden: Tensor, visual: Visual) -> Tensor:
+    def addition(self, block: int, hidden: Tensor, visual: Placed) -> Tensor:
         """Nothing while decoding: the KV cache carries what was added in the prompt."""
         if visual.mask is None:
             return hidden.new_zeros(())
-        return place(visual.memory[block].to(hidden.dtype), visual.mask)
+        return spread(visual.memory[block].to(hidden.dtype), visual.mask)

@@ -12,7 +12,6 @@ An image is seen by its own tokens and by all text after it; text before it and 
 exactly zero. Keys and values are projected once per image and carried through decoding.
 """
 
-from dataclasses import replace
 from typing import Literal
 
 from pydantic import PositiveInt
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import GatedCrossAttention, GatedMLP, Projector
 from layerfuse.fusion.injector import PLAIN, SANDWICH, Placement, llm_blocks
-from layerfuse.fusion.visual import Layout, Visual
+from layerfuse.fusion.visual import Fused, Guidance, Layout, Placed
 from layerfuse.vision.features import Features
 
 
@@ -78,24 +77,30 @@ class InjectCross(Fusion):
             {str(b): GatedMLP(width, inner, norm=own_norm) for b in blocks if config.mlp}
         )
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
         layers = self.normalized(features, self.shapes.selection.layers)
         memory: dict[int, Tensor] = {}
         parts = zip(self.attention.items(), self.projectors, layers, strict=True)
         for (block, attend), project, x in parts:
             memory[int(block)] = attend.keys_values(project(x))  # type: ignore[operator]
-        return Visual(self.projector(self.normalized(features, [self.config.base])[0]), memory)
+        return Fused(self.projector(self.normalized(features, [self.config.base])[0]), memory)
 
-    def by_row(self, visual: Visual, layout: Layout) -> Visual:
-        memory = {}
-        for block, images in visual.memory.items():
+    def arrange(self, memory: dict[int, Tensor], layout: Layout) -> dict[int, Tensor]:
+        """Images side by side in their row, zero behind the last: (rows, images · N, *)."""
+        by_row = {}
+        for block, images in memory.items():
             empty = images.new_zeros(len(layout.mask), layout.most, *images.shape[1:])
-            memory[block] = empty.index_put((layout.row, layout.place), images).flatten(1, 2)
-        return replace(visual, memory=memory)
+            by_row[block] = empty.index_put((layout.row, layout.place), images).flatten(1, 2)
+        return by_row
 
-    def addition(self, block: int, hidden: Tensor, visual: Visual) -> Tensor:
+    def addition(self, block: int, hidden: Tensor, visual: Placed) -> Tensor:
         memory, seen = visual.memory[block], visual.seen
-        if seen is None or len(memory) != len(hidden):
+        if len(memory) != len(hidden):
             raise ValueError(
                 f"the visual memory has {len(memory)} rows and the LLM's input {len(hidden)}"
             )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfuse.fusion.base import Fusion, Shapes
-from layerfuse.fusion.visual import Visual
+from layerfuse.fusion.visual import Placed
 
 PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 SANDWICH = ("gemma2", "gemma3_text")
@@ -40,7 +40,7 @@ class Injector:
     def __init__(self, fusion: Fusion, block: int) -> None:
         self.fusion = fusion
         self.block = block
-        self.visual: dict[int, Visual] = {}
+        self.visual: dict[int, Placed] = {}
         self.kept: dict[int, Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Injector":
@@ -67,8 +67,8 @@ class Injector:
         elif position == "released":
             middle.register_forward_hook(self.after_middle)
 
-    def _take(self, kwargs: dict[str, Any]) -> Visual | None:
-        visual: Visual | None = kwargs.pop("visual", None)
+    def _take(self, kwargs: dict[str, Any]) -> Placed | None:
+        visual: Placed | None = kwargs.pop("visual", None)
         return visual if visual is not None and self.block in visual.memory else None
 
     def before_block(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -108,7 +108,7 @@ class Injector:
     def after_middle(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         """`released`: in rows with images the residual after attention is N2 y instead of y."""
         visual = self.visual.get(_thread())
-        if visual is not None and visual.seen is not None:
+        if visual is not None:
             rows = visual.seen.any(dim=2).any(dim=1)
             self.kept[_thread()] = (output - args[0]).masked_fill(~rows[:, None, None], 0)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
 from layerfuse.fusion.blocks import OwnInit, Projector, weighted
 from layerfuse.fusion.guided import GuidedFusion, entropy
-from layerfuse.fusion.visual import Visual
+from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
 HEADS, BLOCKS = 4, 4
@@ -126,18 +126,23 @@ class InstructionWeighted(GuidedFusion):
         means = [torch.stack([by_layer[k] for k in group]).mean(dim=0) for group in groups]
         return self.allocator(instruction, torch.stack(means, dim=1))
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
-        weights = self.weights(features, instruction)
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
+        weights = self.weights(features, instruction, guidance)
         fused = weighted(weights, self.group_means(features))
         base = self.normalized(features, [self.config.base])[0]
         tokens = self.projector(torch.cat([base, fused], dim=-1))
-        return Visual(tokens, notes={"weights": weights})
+        return Fused(tokens, notes={"weights": weights})
 
-    def penalty(self, visual: Visual) -> Tensor | None:
+    def penalty(self, fused: Fused) -> Tensor | None:
         kind = self.config.regularizer
-        if self.guidance != "instruction" or kind == "off":
+        if kind == "off":
             return None
-        weights = visual.notes["weights"].float()
+        weights = fused.notes["weights"].float()
         if kind == "released":
             weights = weights.softmax(dim=-1)
         elif kind == "balance":

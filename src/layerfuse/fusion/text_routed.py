@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
 from layerfuse.fusion.blocks import Projector, weighted
 from layerfuse.fusion.guided import GuidedFusion, entropy
-from layerfuse.fusion.visual import Visual
+from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
 
@@ -51,13 +51,18 @@ class TextRouted(GuidedFusion):
     def allocate(self, features: Features, instruction: Tensor) -> Tensor:
         return self.router(instruction).softmax(dim=-1)
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
-        weights = self.weights(features, instruction)
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
+        weights = self.weights(features, instruction, guidance)
         base = self.normalized(features, [self.config.base])[0]
         mix = weighted(weights, self.normalized(features, self.shapes.selection.layers))
-        return Visual(self.projector(self.norm(base + mix)), notes={"weights": weights})
+        return Fused(self.projector(self.norm(base + mix)), notes={"weights": weights})
 
-    def penalty(self, visual: Visual) -> Tensor | None:
-        if self.guidance != "instruction" or self.config.entropy_weight == 0:
+    def penalty(self, fused: Fused) -> Tensor | None:
+        if self.config.entropy_weight == 0:
             return None
-        return -self.config.entropy_weight * entropy(visual.notes["weights"].float().mean(dim=0))
+        return -self.config.entropy_weight * entropy(fused.notes["weights"].float().mean(dim=0))

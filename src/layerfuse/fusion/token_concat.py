@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import Projector
-from layerfuse.fusion.visual import Visual
+from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
 
@@ -47,8 +47,13 @@ class TokenConcat(Fusion):
             )
         return tokens + layers * (tokens // config.stride)
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
         base = self.normalized(features, [self.config.base])
         early = self.normalized(features, self.shapes.selection.layers)
         pooled = [F.avg_pool1d(x.mT, self.config.stride).mT for x in early]
-        return Visual(self.projector(cat(base + pooled, dim=1)))
+        return Fused(self.projector(cat(base + pooled, dim=1)))

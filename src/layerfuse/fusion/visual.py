@@ -1,85 +1,142 @@
-"""What a strategy makes of images, and where it stands in rows of text."""
+"""What a strategy makes of images (`Fused`), and that arranged by rows of a prompt (`Placed`).
+
+Images are always in reading order: row by row of the prompt, left to right within a row.
+"""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Images of a batch, in reading order: row by row, left to right.
+class FixedWeights:
+    """Weights over layers or groups that are the same for every image: `weights` (n,)."""
 
-    mask   (rows, T) positions of image tokens
-    row    (B,) the row of each image
-    place  (B,) its place among the images of that row
-    most   an upper bound of the images in one row
+    weights: Tensor
+
+
+Guidance = Literal["instruction", "uniform"] | FixedWeights
+"""what weighs the layers of a guided strategy: the instruction, nothing, or fixed weights"""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What a fusion strategy makes of B images, before it is known where they stand in text.
+
+    tokens  (B, N', D) replace the image tokens
+    memory  {LLM block: (B, N, *)} for injection into that block
+    notes   {name: tensor} weights and gates, for losses and figures
+    """
+
+    tokens: Tensor
+    memory: dict[int, Tensor] = field(default_factory=dict)
+    notes: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the images of a batch stand in rows of text.
+
+    mask              (rows, T) positions of image tokens
+    row               (B,) the row of each image
+    place             (B,) its place among the images of that row
+    most              an upper bound of the images in one row
+    tokens_per_image  number of image tokens of one image
     """
 
     mask: Tensor
     row: Tensor
     place: Tensor
     most: int
+    tokens_per_image: int
 
     @classmethod
-    def of(cls, mask: Tensor, images: int, each: int) -> "Layout":
-        """The layout of `images` images of `each` tokens. Raises ValueError if they do not fit."""
+    def of(cls, mask: Tensor, images: int, tokens_per_image: int) -> "Layout":
+        """Assign every image to the row whose image tokens it replaces.
+
+        Args:
+            mask: (rows, T), true at image tokens.
+            images: number of images B.
+            tokens_per_image: number of image tokens that each image replaces.
+
+        Raises:
+            ValueError: if the rows do not hold exactly the image tokens of these images.
+        """
         counts = mask.sum(dim=1)
-        if torch.compiler.is_compiling() or mask.is_meta:  # values are unknown: bounded by shapes
-            most = max(1, min(images, mask.shape[1] // each))
+        if torch.compiler.is_compiling() or mask.is_meta:
+            # Values are unknown while tracing, so the number of images is bounded by shapes.
+            most = max(1, min(images, mask.shape[1] // tokens_per_image))
         else:
-            found = counts.tolist()
-            if sum(found) != images * each or any(n % each for n in found):
+            by_row = counts.tolist()
+            divided = any(count % tokens_per_image for count in by_row)
+            if divided or sum(by_row) != images * tokens_per_image:
                 raise ValueError(
-                    f"{sum(found)} image tokens in the text, but {images} images of {each} tokens "
-                    f"(by row: {found})"
+                    f"{sum(by_row)} image tokens in the text, but {images} images of "
+                    f"{tokens_per_image} tokens (by row: {by_row})"
                 )
-            most = max(n // each for n in found)
-        counts = counts // each
+            most = max(by_row) // tokens_per_image
+        images_of_row = counts // tokens_per_image
         rows = torch.arange(len(counts), device=mask.device)
-        row = torch.repeat_interleave(rows, counts, output_size=images)
-        first = counts.cumsum(dim=0) - counts
-        return cls(mask, row, torch.arange(images, device=mask.device) - first[row], most)
+        row = torch.repeat_interleave(rows, images_of_row, output_size=images)
+        first_of_row = images_of_row.cumsum(dim=0) - images_of_row
+        place = torch.arange(images, device=mask.device) - first_of_row[row]
+        return cls(mask, row, place, most, tokens_per_image)
 
+    def seen_images(self) -> Tensor:
+        """(rows, T, most): which images of its row each position sees.
 
-def seen_images(mask: Tensor, each: int, most: int) -> Tensor:
-    """(rows, T, most): which images of its row each position sees.
-
-    An image's tokens see that image; text sees the images that stand before it.
-    """
-    tokens = mask.cumsum(dim=1)
-    own = (tokens - 1).div(each, rounding_mode="floor")
-    before = tokens // each
-    image = torch.arange(most, device=mask.device)
-    return torch.where(mask[..., None], image == own[..., None], image < before[..., None])
-
-
-def place(memory: Tensor, mask: Tensor) -> Tensor:
-    """(B, N, D) visual memory -> (rows, T, D), zero where `mask` (rows, T) is false."""
-    dense = memory.new_zeros(*mask.shape, memory.shape[-1])
-    return dense.masked_scatter(mask.unsqueeze(-1), memory)
+        An image's tokens see that image; text sees the images that stand before it.
+        """
+        image_tokens_so_far = self.mask.cumsum(dim=1)
+        own_image = (image_tokens_so_far - 1).div(self.tokens_per_image, rounding_mode="floor")
+        images_before = image_tokens_so_far // self.tokens_per_image
+        image = torch.arange(self.most, device=self.mask.device)
+        at_image = image == own_image[..., None]
+        at_text = image < images_before[..., None]
+        return torch.where(self.mask[..., None], at_image, at_text)
 
 
 @dataclass(frozen=True)
-class Visual:
-    """What a fusion strategy gives to the LLM.
+class Placed:
+    """The images of a batch, arranged by rows of its prompt; made by `Fusion.place`.
 
-    tokens  (B, N', D) replace the image tokens
-    memory  {LLM block: (B, N, *)} for injection into that block; (rows, images * N, *) once
-            `Fusion.by_row` has arranged it
-    mask    (rows, T) image positions in the prompt; None while decoding
-    seen    (rows, T, images) which images of its row each position may look at; while decoding
-            (rows, 1, images), all images of the row
-    notes   {name: tensor} weights and gates, for losses and figures
+    fused   what the strategy made of the images
+    memory  {LLM block: tensor} as the strategy's `addition` reads it: for strategies that attend
+            (rows, images · N, *), for the others (B, N, *)
+    mask    (rows, T) image positions in the prompt; None for the tokens that follow the prompt
+    seen    (rows, T, images) which images of its row each position may look at; for the tokens
+            that follow the prompt (rows, 1, images), all images of the row
     """
 
-    tokens: Tensor
-    memory: dict[int, Tensor] = field(default_factory=dict)
-    mask: Tensor | None = None
-    seen: Tensor | None = None
-    notes: dict[str, Tensor] = field(default_factory=dict)
+    fused: Fused
+    memory: dict[int, Tensor]
+    mask: Tensor | None
+    seen: Tensor
 
-    def decoding(self) -> "Visual":
+    @property
+    def tokens(self) -> Tensor:
+        """(B, N', D) what replaces the image tokens."""
+        return self.fused.tokens
+
+    @property
+    def notes(self) -> dict[str, Tensor]:
+        """Weights and gates, for losses and figures."""
+        return self.fused.notes
+
+    def decoding(self) -> "Placed":
         """The same for the tokens that follow the prompt, which come after all images."""
-        seen = None if self.seen is None else self.seen.any(dim=1, keepdim=True)
-        return replace(self, mask=None, seen=seen)
+        if self.mask is None:
+            return self
+        return replace(self, mask=None, seen=self.seen.any(dim=1, keepdim=True))
+
+    def without_memory(self) -> "Placed":
+        """Tokens and notes alone, where nothing is decoded: the memory need not be kept alive."""
+        return replace(self, memory={}, fused=replace(self.fused, memory={}))
+
+
+def spread(memory: Tensor, mask: Tensor) -> Tensor:
+    """(B, N, D) visual memory -> (rows, T, D), zero where `mask` (rows, T) is false."""
+    dense = memory.new_zeros(*mask.shape, memory.shape[-1])
+    return dense.masked_scatter(mask.unsqueeze(-1), memory)

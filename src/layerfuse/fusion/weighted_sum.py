@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import Projector, weighted
-from layerfuse.fusion.visual import Visual
+from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import Selection
 
@@ -49,11 +49,16 @@ class WeightedSum(Fusion):
         self.norm = nn.LayerNorm(width) if config.beside == "add" else nn.Identity()
         self.projector = Projector(width * (1 + (config.beside == "concat")), shapes.llm_width)
 
-    def forward(self, features: Features, instruction: Tensor | None = None) -> Visual:
+    def forward(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
         weights = self.logits.softmax(dim=0)
         mix = weighted(weights.unsqueeze(0), self.group_means(features))
         if self.config.beside != "none":
             base = self.normalized(features, [self.config.base])[0]
             concat = self.config.beside == "concat"
             mix = torch.cat([base, mix], dim=-1) if concat else self.norm(base + mix)
-        return Visual(self.projector(mix), notes={"weights": weights})
+        return Fused(self.projector(mix), notes={"weights": weights})

@@ -1,15 +1,44 @@
 """From an encoder and an LLM to a FusionVLM: its configuration, its LLM, its processor."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from layerfuse.fusion import Shapes, parse
+from layerfuse.fusion import Shapes, Strategy, parse
 from layerfuse.vision.encoder import FAMILIES
 from layerfuse.vision.selection import LayerSpec, Selection, select
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The one place that counts the tokens that an image becomes.
+
+    strategy    the fusion strategy
+    layers      number of selected layers
+    patch_size  pixels of a patch, both ways
+    token_grid  (rows, columns) to which patches are pooled; None: no pooling
+    """
+
+    strategy: Strategy
+    layers: int
+    patch_size: int
+    token_grid: Sequence[int] | None
+
+    def of_grid(self, grid: tuple[int, int]) -> int:
+        """Tokens of an image whose features have (rows, columns) of patches."""
+        return self.strategy.num_tokens(grid, self.layers)
+
+    def of_pixels(self, height: int, width: int) -> int:
+        """Tokens of a preprocessed image of that many pixels."""
+        if self.token_grid:
+            rows, columns = self.token_grid
+        else:
+            rows, columns = height // self.patch_size, width // self.patch_size
+        return self.of_grid((rows, columns))
 
 
 class FusionConfig(PreTrainedConfig):
@@ -43,6 +72,30 @@ class FusionConfig(PreTrainedConfig):
         """The selected layers, in the order in which the strategy takes them."""
         return list(self.selection.layers)
 
+    @property
+    def strategy(self) -> Strategy:
+        """The fusion strategy with its validated options."""
+        return parse(self.fusion or {"name": "single"})
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The layers that the encoder must give, ascending: the selected ones and the base."""
+        return self.strategy.options.taps(self.selection)
+
+    @property
+    def image_tokens(self) -> "ImageTokens":
+        """How many tokens an image becomes."""
+        return ImageTokens(
+            self.strategy,
+            layers=len(self.vision_layers),
+            patch_size=self.vision_config.patch_size,
+            token_grid=self.token_grid,
+        )
+
+    def num_image_tokens(self, height: int, width: int) -> int:
+        """Tokens that replace one preprocessed image of that many pixels."""
+        return self.image_tokens.of_pixels(height, width)
+
 
 def configure(
     vision: PreTrainedConfig,
@@ -57,16 +110,17 @@ def configure(
     Raises ValueError for unknown strategies and options, and layers that do not exist.
     """
     selection = select(layers, vision.num_hidden_layers)
-    options, module = parse(fusion)
-    options = options.resolve(selection)
-    module.num_tokens(options, _grid(vision, token_grid), len(selection.layers))
-    with torch.device("meta"):  # the constructor checks what only it can know
-        module(options, shapes(selection, vision, text))
+    parsed = parse(fusion)
+    strategy = replace(parsed, options=parsed.options.resolve(selection))
+    strategy.num_tokens(_grid(vision, token_grid), len(selection.layers))
+    # The constructor checks what only it can know; on the meta device it costs no memory.
+    with torch.device("meta"):
+        strategy.build(shapes(selection, vision, text))
     return FusionConfig(
         vision_config=vision,
         text_config=text,
         vision_groups=[list(group) for group in selection.groups],
-        fusion={"name": fusion["name"], **asdict(options)},
+        fusion={"name": strategy.name, **asdict(strategy.options)},
         token_grid=list(token_grid) if token_grid else None,
         image_token_id=image_token_id,
         tie_word_embeddings=text.tie_word_embeddings,

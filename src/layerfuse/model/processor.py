@@ -9,7 +9,8 @@ from jinja2 import TemplateError
 from transformers import BatchFeature, ProcessorMixin
 
 from layerfuse.fusion import parse
-from layerfuse.model.instruction import SentenceEncoder
+from layerfuse.model.config import ImageTokens
+from layerfuse.model.instruction import instruction_source
 
 IMAGE_TOKEN = "<image>"
 IGNORED = -100
@@ -75,11 +76,9 @@ class Processor(ProcessorMixin):
         self.token_grid = list(token_grid) if token_grid else None
         self.fusion = fusion or {"name": "single"}
         self.layers = layers
-        options, module = parse(self.fusion)
-        self.reads = module.reads
-        if self.reads == "sentence":
-            settings: Any = options
-            self.sentences = SentenceEncoder(settings.sentence_encoder, settings.sentence_width)
+        strategy = parse(self.fusion)
+        self.image_tokens = ImageTokens(strategy, layers, patch_size, self.token_grid)
+        self.instruction = instruction_source(strategy)
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         tokenizer.padding_side = "left"
@@ -87,14 +86,7 @@ class Processor(ProcessorMixin):
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens that one preprocessed image of that many pixels becomes."""
-        patch = self.patch_size
-        grid = self.token_grid or [height // patch, width // patch]
-        return self.num_fused_tokens((grid[0], grid[1]))
-
-    def num_fused_tokens(self, grid: tuple[int, int]) -> int:
-        """Tokens that the fusion makes of one image's patch grid."""
-        config, module = parse(self.fusion)
-        return module.num_tokens(config, grid, self.layers)
+        return self.image_tokens.of_pixels(height, width)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
         height, width = image_inputs["pixel_values"][image_idx].shape[-2:]
@@ -117,13 +109,39 @@ class Processor(ProcessorMixin):
         With a strategy that reads sentences, `instruction` holds the embedding of each
         conversation's last question.
         """
-        options: Any = {"add_special_tokens": False, "padding": True, "return_tensors": "pt"}
-        text = [self.prompt(m).replace(IMAGE_TOKEN, self.image_token) for m in conversations]
-        found = self(text=text, images=images or None, **options)
-        if self.reads == "sentence":
-            asked = [question_of(m).replace(self.image_token, "").strip() for m in conversations]
-            found["instruction"] = self.sentences(asked)
-        return found
+        pixels: dict[str, Any] = {}
+        tokens_per_image = 0
+        if images:
+            pixels = dict(self.image_processor(images, return_tensors="pt"))
+            tokens_per_image = self.num_image_tokens(*pixels["pixel_values"].shape[-2:])
+        return BatchFeature({**pixels, **self.text_inputs(conversations, tokens_per_image)})
+
+    def text_inputs(
+        self, conversations: Sequence[Sequence[Message]], tokens_per_image: int
+    ) -> dict[str, torch.Tensor]:
+        """The one way to build what the model is asked.
+
+        Args:
+            conversations: one per row, each ending with a user message.
+            tokens_per_image: image tokens that replace each `<image>` marker.
+
+        Returns:
+            Left-padded `input_ids` and `attention_mask` (rows, T) that end where the answers
+            begin, and `instruction` (rows, E) for strategies that read the question.
+        """
+        texts = []
+        questions = []
+        for messages in conversations:
+            # Both `<image>` and the tokenizer's own image token mark a picture.
+            prompt = self.prompt(list(messages)).replace(IMAGE_TOKEN, self.image_token)
+            texts.append(prompt.replace(self.image_token, self.image_token * tokens_per_image))
+            questions.append(question_of(messages).replace(self.image_token, "").strip())
+        tokens = self.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+        inputs = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        instruction = self.instruction.embed(questions)
+        if instruction is not None:
+            inputs["instruction"] = instruction
+        return inputs
 
     def encode(
         self,

@@ -1,11 +1,10 @@
 """FusionVLM: encoder, fusion and LLM as one ordinary Hugging Face model."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -18,9 +17,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from layerfuse.fusion import Layout, Visual, attach, parse, seen_images
-from layerfuse.hardware import device
+from layerfuse.fusion import Fused, Guidance, Layout, Placed, attach
 from layerfuse.model.config import FusionConfig, configure, shapes
+from layerfuse.model.instruction import instruction_source
 from layerfuse.model.pretrained import (
     NameOrConfig,
     decoder_blocks,
@@ -38,90 +37,10 @@ from layerfuse.vision.selection import LayerSpec
 class FusionOutput(CausalLMOutputWithPast):
     """The LLM's output, and `visual`: what the fusion gave, `notes` with weights among it."""
 
-    visual: Visual | None = None
+    visual: Placed | None = None
 
 
-class ImageGeneration(GenerationMixin):
-    """`generate` with images: encoded and fused once, from the prompt alone."""
-
-    def prepare_inputs_for_generation(
-        self: Any, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Images go in at prefill. Later steps get the prompt's `visual`: without a KV cache to
-        write its tokens again, with one only if the strategy attends to its memory."""
-        visual: Visual | None = kwargs.get("visual")
-        if visual is not None and not is_first_iteration:
-            for name in ("pixel_values", "features", "instruction"):
-                kwargs.pop(name, None)
-            if kwargs.get("use_cache", True):
-                kwargs["visual"] = visual.decoding() if self.fusion.attends else None
-        parent: Any = super()
-        return parent.prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-
-    def _update_model_kwargs_for_generation(
-        self: Any, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        if model_kwargs.get("visual") is None and outputs.visual is not None:
-            model_kwargs["visual"] = outputs.visual
-        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-
-    def _expand_inputs_for_generation(
-        self: Any,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Encode the images, once for all beams, and repeat rows with all their images. This is the
-        last place where `input_ids` is the prompt and nothing else, which a router reads."""
-        features: Any = kwargs.pop("features", None)
-        pixels: Any = kwargs.pop("pixel_values", None)
-        if features is None and pixels is not None:
-            features = self.encode_images(pixels)
-        if features is not None and input_ids is not None:
-            if kwargs.get("instruction") is None and self.fusion.reads == "prompt":
-                mask = kwargs.get("attention_mask")
-                kwargs["instruction"] = self.prompt_embedding(input_ids, mask)
-            if expand_size > 1:
-                order = self._repeat_images(input_ids, len(features.patches[0]), expand_size)
-                features = features.take(order)
-        parent: Any = super()
-        ids, kwargs = parent._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **kwargs
-        )
-        return ids, kwargs if features is None else {**kwargs, "features": features}
-
-    def _repeat_images(self: Any, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
-        tokens = (input_ids == self.config.image_token_id).sum(dim=1)
-        if not tokens.any():
-            raise ValueError(f"0 image tokens in the text, but {images} images")
-        per_row = (tokens // (tokens.sum() // images)).tolist()
-        rows = torch.arange(images, device=input_ids.device).split(per_row)
-        return torch.cat([row.repeat(expand_size) for row in rows])
-
-    @torch.inference_mode()
-    def ask(
-        self: Any,
-        processor: Processor,
-        image: Any,
-        question: str,
-        max_new_tokens: int = 64,
-        **generate: Any,
-    ) -> str:
-        """The model's answer to one question about an image (path or PIL), several, or None."""
-        images = [] if image is None else image if isinstance(image, list) else [image]
-        images = [Image.open(x).convert("RGB") if isinstance(x, str | Path) else x for x in images]
-        content = processor.image_token * len(images) + ("\n" if images else "") + question
-        inputs = processor.inputs([[{"role": "user", "content": content}]], images)
-        options = {"do_sample": False, **generate}
-        output = self.generate(**inputs.to(self.device), max_new_tokens=max_new_tokens, **options)
-        new = output[0, inputs["input_ids"].shape[1] :]
-        return processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-
-
-class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
+class FusionVLM(PreTrainedModel, GenerationMixin):
     """A vision encoder, a fusion strategy and a decoder-only LLM.
 
     Attributes: `vision_tower` (Encoder), `fusion` (Fusion), `language_model` (a stock causal LM).
@@ -144,13 +63,18 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         language_model: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config)
-        options, module = parse(config.fusion or {"name": "single"})
-        selection = config.selection
-        grid = (config.token_grid[0], config.token_grid[1]) if config.token_grid else None
+        grid = None
+        if config.token_grid:
+            grid = (config.token_grid[0], config.token_grid[1])
         self.vision_tower = vision_tower or Encoder.from_config(
-            config.vision_config, options.taps(selection), grid
+            config.vision_config, config.taps, grid
         )
-        self.fusion = module(options, shapes(selection, config.vision_config, config.text_config))
+        strategy = config.strategy
+        self.fusion = strategy.build(
+            shapes(config.selection, config.vision_config, config.text_config)
+        )
+        self.instruction = instruction_source(strategy)
+        self.image_tokens = config.image_tokens
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(
             config.text_config
         )
@@ -189,7 +113,7 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
             tokens = load_tokenizer(llm, image_token)
             image_token_id = int(tokens.convert_tokens_to_ids(image_token or IMAGE_TOKEN))
         config = configure(vision, text, layers, fusion, token_grid, image_token_id)
-        taps = parse(config.fusion or {})[0].taps(config.selection)
+        taps = config.taps
         if isinstance(encoder, str):
             tower = Encoder(load_tower(encoder, vision, dtype), taps, token_grid)
         else:
@@ -220,11 +144,23 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         """(B, 3, height, width) -> features of the selected layers, without gradient if frozen."""
         return self.vision_tower(pixel_values)
 
-    def fuse(self, features: Features, instruction: Tensor | None = None) -> Visual:
-        """Run the fusion strategy in its own dtype; `instruction` (B, E) for guided ones."""
-        to = {"device": self.device, "dtype": self.fusion_dtype}
-        given = None if instruction is None else instruction.to(**to)
-        return self.fusion(features.to(**to), given)
+    def fuse(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
+        """Run the fusion strategy on B images, in its own dtype.
+
+        Args:
+            features: the selected layers of the images.
+            instruction: (B, E), for guided strategies.
+            guidance: what weighs the layers of guided strategies.
+        """
+        features = features.to(device=self.device, dtype=self.fusion_dtype)
+        if instruction is not None:
+            instruction = instruction.to(device=self.device, dtype=self.fusion_dtype)
+        return self.fusion(features, instruction, guidance)
 
     def get_image_features(
         self, pixel_values: Tensor, instruction: Tensor | None = None, **_: Any
@@ -257,7 +193,8 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         features: Features | None = None,
         instruction: Tensor | None = None,
-        visual: Visual | None = None,
+        guidance: Guidance = "instruction",
+        visual: Placed | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -266,109 +203,239 @@ class FusionVLM(ImageGeneration, PreTrainedModel, GenerationMixin):
     ) -> FusionOutput:
         """Next-token logits, and the loss if `labels` are given.
 
-        input_ids (rows, T) with one image token per visual token; pixel_values (images, 3, h, w)
-        or cached `features`, images in reading order; labels (rows, T), -100 where ignored.
-        `instruction` (rows, E) guides the strategies that read one; by default those that read the
-        prompt take `prompt_embedding`. `visual` is that of an earlier forward with the same images.
-        In training mode with labels, logits exist only at labelled positions and are not returned.
-        `num_items_in_batch`: number of labelled tokens over all accumulated batches, if known.
+        Args:
+            input_ids: (rows, T), with one image token per visual token.
+            attention_mask: (rows, T), zero at padding.
+            pixel_values: (images, 3, height, width), images in reading order.
+            features: the same images encoded before, instead of `pixel_values`.
+            instruction: (rows, E), what guides a guided strategy. By default strategies that read
+                the prompt take `prompt_embedding`.
+            guidance: what weighs the layers of guided strategies: the instruction, nothing
+                (`uniform`), or fixed weights.
+            visual: that of an earlier forward with the same images. With a filled KV cache the
+                tokens follow the prompt, and see all images of their row.
+            labels: (rows, T), -100 where ignored.
+            inputs_embeds: (rows, T, D) instead of `input_ids`, without images.
+            logits_to_keep: number of last positions, or the positions, that get logits.
+            num_items_in_batch: number of labelled tokens over all accumulated batches, if known.
+            kwargs: what the LLM's own forward takes.
+
+        Returns:
+            In training mode with labels, logits exist only at labelled positions and are not
+            returned.
+
+        Raises:
+            ValueError: if the images do not fit the image tokens, or the instruction is missing.
         """
+        has_images = features is not None or (pixel_values is not None and visual is None)
         if features is None and pixel_values is not None and visual is None:
             features = self.encode_images(pixel_values)
         if features is not None:
-            visual = self._visual(features, input_ids, instruction, attention_mask, labels)
-        embeds, visual = self._embed(input_ids, inputs_embeds, visual, features is not None)
+            visual = self._fuse_and_place(
+                features, input_ids, instruction, guidance, attention_mask, labels
+            )
+        elif visual is not None:
+            visual = self._place_again(visual, input_ids, kwargs.get("past_key_values"))
+        embeds = self._embed(input_ids, inputs_embeds, visual)
+        if self.training:
+            embeds = self._with_unused_parts(embeds, has_images, guidance)
+
         targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        sparse = targets is not None and self.training
-        if targets is not None and sparse:
+        labelled_only = targets is not None and self.training
+        if targets is not None and labelled_only:
             kwargs.setdefault("use_cache", False)
-            logits_to_keep, targets = targets != IGNORED, targets[targets != IGNORED]
+            logits_to_keep = targets != IGNORED
+            targets = targets[logits_to_keep]
         elif isinstance(logits_to_keep, int) and logits_to_keep:
-            # as indices: a slice is not contiguous, and on CPU a frozen head multiplies row by row
-            length = embeds.shape[1]
-            logits_to_keep = torch.arange(length, device=embeds.device)[-logits_to_keep:]
-        kwargs |= {"attention_mask": attention_mask, "visual": visual}
-        out = self.language_model(inputs_embeds=embeds, logits_to_keep=logits_to_keep, **kwargs)
-        loss = None if targets is None else self._loss(out, targets, num_items_in_batch, visual)
-        if sparse and visual is not None:
-            visual = replace(visual, memory={}, seen=None)  # nothing is decoded after a loss
+            # As indices: a slice is not contiguous, and on CPU a frozen head multiplies row by row.
+            positions = torch.arange(embeds.shape[1], device=embeds.device)
+            logits_to_keep = positions[-logits_to_keep:]
+        outputs = self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            logits_to_keep=logits_to_keep,
+            visual=visual,
+            **kwargs,
+        )
+
+        loss = None
+        if targets is not None:
+            loss = self._loss(outputs.logits, targets, num_items_in_batch, visual, guidance)
+        if labelled_only and visual is not None:
+            visual = visual.without_memory()
         return FusionOutput(
             loss=loss,
-            logits=None if sparse else out.logits,
-            past_key_values=out.past_key_values,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
+            logits=None if labelled_only else outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
             visual=visual,
         )
 
-    def _embed(
-        self, input_ids: Tensor | None, given: Tensor | None, visual: Visual | None, fresh: bool
-    ) -> tuple[Tensor, Visual | None]:
-        """The LLM's input: text embeddings with the visual tokens written over image tokens.
-        `fresh`: the batch has images of its own."""
-        if given is None and input_ids is None:
-            raise ValueError("give input_ids or inputs_embeds")
-        embeds: Tensor = self.get_input_embeddings()(input_ids) if given is None else given
-        unguided = self.fusion.reads != "nothing" and self.fusion.guidance == "uniform"
-        if self.training and (unguided or not fresh):
-            # what the batch does not use takes part with zero gradient, the same on every rank
-            unused = [self.fusion] if fresh else [self.fusion, self.vision_tower]
-            nothing = [p.sum() for part in unused for p in part.parameters() if p.requires_grad]
-            if nothing:
-                embeds = embeds + (torch.stack(nothing).sum() * 0).to(embeds.dtype)
-        if visual is None or visual.mask is None or input_ids is None:
-            return embeds, visual
-        mask = input_ids == self.config.image_token_id  # longer than before without a cache
-        most = 1 if visual.seen is None else visual.seen.shape[-1]
-        visual = replace(visual, mask=mask, seen=seen_images(mask, visual.tokens.shape[1], most))
-        tokens = visual.tokens.to(embeds.dtype)
-        return embeds.masked_scatter(mask.unsqueeze(-1), tokens), visual
-
-    def _visual(
-        self, features: Features, input_ids: Tensor | None, instruction: Tensor | None, *text: Any
-    ) -> Visual:
-        """What the fusion makes of the images; `text`: attention mask and labels of the rows."""
+    def _fuse_and_place(
+        self,
+        features: Features,
+        input_ids: Tensor | None,
+        instruction: Tensor | None,
+        guidance: Guidance,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+    ) -> Placed:
+        """Fuse the images and arrange them by rows of `input_ids`."""
         if input_ids is None:
             raise ValueError("give input_ids: the image tokens say where images belong")
-        if instruction is None and self.fusion.reads == "prompt":
-            instruction = self.prompt_embedding(input_ids, *text)
-        mask = input_ids == self.config.image_token_id
-        layers = len(self.config.vision_layers)
-        each = self.fusion.num_tokens(self.fusion.config, features.grid, layers)
-        layout = Layout.of(mask, len(features.patches[0]), each)
-        if instruction is not None and len(instruction) != len(input_ids):
-            raise ValueError(
-                f"{len(instruction)} instructions for {len(input_ids)} rows: give one per row"
-            )
-        visual = self.fuse(features, None if instruction is None else instruction[layout.row])
-        seen = seen_images(mask, each, layout.most)
-        return self.fusion.by_row(replace(visual, mask=mask, seen=seen), layout)
+        if instruction is None and self.instruction.made_by_model:
+            instruction = self.prompt_embedding(input_ids, attention_mask, labels)
+        layout = Layout.of(
+            input_ids == self.config.image_token_id,
+            images=len(features.patches[0]),
+            tokens_per_image=self.image_tokens.of_grid(features.grid),
+        )
+        if instruction is not None:
+            if len(instruction) != len(input_ids):
+                raise ValueError(
+                    f"{len(instruction)} instructions for {len(input_ids)} rows: give one per row"
+                )
+            # Every image is guided by the instruction of its row.
+            instruction = instruction[layout.row]
+        fused = self.fuse(features, instruction, guidance)
+        return self.fusion.place(fused, layout)
+
+    def _place_again(
+        self, visual: Placed, input_ids: Tensor | None, past_key_values: Any
+    ) -> Placed:
+        """The images of an earlier forward for these tokens: the tokens that follow the prompt, or,
+        without a KV cache, the prompt with what was decoded so far."""
+        if visual.mask is None:
+            return visual
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return visual.decoding()
+        if input_ids is None:
+            return visual
+        tokens = visual.fused.tokens
+        layout = Layout.of(
+            input_ids == self.config.image_token_id,
+            images=len(tokens),
+            tokens_per_image=tokens.shape[1],
+        )
+        return self.fusion.place(visual.fused, layout)
+
+    def _embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, visual: Placed | None
+    ) -> Tensor:
+        """(rows, T, D), the LLM's input: visual tokens are written over image tokens."""
+        if inputs_embeds is not None:
+            embeds = inputs_embeds
+        elif input_ids is not None:
+            embeds = self.get_input_embeddings()(input_ids)
+        else:
+            raise ValueError("give input_ids or inputs_embeds")
+        if visual is None or visual.mask is None or input_ids is None:
+            return embeds
+        return embeds.masked_scatter(visual.mask.unsqueeze(-1), visual.tokens.to(embeds.dtype))
+
+    def _with_unused_parts(self, embeds: Tensor, has_images: bool, guidance: Guidance) -> Tensor:
+        """The same values, with zero gradient to what trains but this batch does not use.
+
+        Processes that train together wait for each other's gradients: all must have the same.
+        """
+        unused: list[nn.Module] = []
+        if not has_images:
+            unused = [self.fusion, self.vision_tower]
+        elif self.instruction.guided and guidance == "uniform":
+            unused = [self.fusion]
+        sums = []
+        for part in unused:
+            for parameter in part.parameters():
+                if parameter.requires_grad:
+                    sums.append(parameter.sum())
+        if not sums:
+            return embeds
+        return embeds + (torch.stack(sums).sum() * 0).to(embeds.dtype)
 
     def _loss(
-        self, out: Any, targets: Tensor, count: Tensor | int | None, visual: Visual | None
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        num_items_in_batch: Tensor | int | None,
+        visual: Placed | None,
+        guidance: Guidance,
     ) -> Tensor:
-        """Cross-entropy summed over the labelled tokens, divided by `count` or by their number,
-        and in training the strategy's penalty, by the batch's share of the labelled tokens."""
+        """Cross-entropy summed over the labelled tokens, divided by their number in all accumulated
+        batches, and in training the strategy's penalty, by this batch's share of them."""
         flat = targets.flatten()
         total = F.cross_entropy(
-            out.logits.float().flatten(0, -2), flat, ignore_index=IGNORED, reduction="sum"
+            logits.float().flatten(0, -2), flat, ignore_index=IGNORED, reduction="sum"
         )
-        own = (flat != IGNORED).sum().clamp_min(1)
-        loss = total / (count or own)
-        penalty = self.fusion.penalty(visual) if self.training and visual is not None else None
-        return loss if penalty is None else loss + penalty * own / (count or own)
+        labelled = (flat != IGNORED).sum().clamp_min(1)
+        loss = total / (num_items_in_batch or labelled)
+        if not self.training or visual is None or guidance != "instruction":
+            return loss
+        penalty = self.fusion.penalty(visual.fused)
+        if penalty is None:
+            return loss
+        return loss + penalty * labelled / (num_items_in_batch or labelled)
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Images go in at prefill. Later steps get the prompt's `visual`: without a KV cache to
+        write its tokens again, with one only if the strategy attends to its memory."""
+        visual: Placed | None = kwargs.get("visual")
+        if visual is not None and not is_first_iteration:
+            for name in ("pixel_values", "features", "instruction"):
+                kwargs.pop(name, None)
+            if kwargs.get("use_cache", True):
+                kwargs["visual"] = visual.decoding() if self.fusion.attends else None
+        parent: Any = super()  # transformers types `self` as a protocol that no model fulfils
+        return parent.prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
 
-def ask(model: Path, image: Path, question: str, max_new_tokens: int = 64) -> str:
-    """The answer of the model in a folder to one question about one picture.
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        if model_kwargs.get("visual") is None and outputs.visual is not None:
+            model_kwargs["visual"] = outputs.visual
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
-    Raises FileNotFoundError if the folder holds no model.
-    """
-    if not (model / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {model}")
-    vlm: Any = FusionVLM.from_pretrained(model).eval()
-    vlm.to(device())
-    return vlm.ask(Processor.from_pretrained(model), image, question, max_new_tokens)
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Encode the images, once for all beams, and repeat rows with all their images. This is the
+        last place where `input_ids` is the prompt and nothing else, which a router reads."""
+        features: Features | None = kwargs.pop("features", None)
+        pixel_values: Tensor | None = kwargs.pop("pixel_values", None)
+        if features is None and pixel_values is not None:
+            features = self.encode_images(pixel_values)
+        if features is not None and input_ids is not None:
+            if kwargs.get("instruction") is None and self.instruction.made_by_model:
+                attention_mask = kwargs.get("attention_mask")
+                kwargs["instruction"] = self.prompt_embedding(input_ids, attention_mask)
+            if expand_size > 1:
+                images = len(features.patches[0])
+                features = features.take(self._repeated_images(input_ids, images, expand_size))
+        parent: Any = super()  # transformers annotates no types there
+        expanded_ids, kwargs = parent._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **kwargs
+        )
+        if features is not None:
+            kwargs["features"] = features
+        return expanded_ids, kwargs
+
+    def _repeated_images(self, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
+        """The images of every row, once for each of its beams."""
+        tokens_by_row = (input_ids == self.config.image_token_id).sum(dim=1)
+        if not tokens_by_row.any():
+            raise ValueError(f"0 image tokens in the text, but {images} images")
+        tokens_per_image = tokens_by_row.sum() // images
+        images_by_row = (tokens_by_row // tokens_per_image).tolist()
+        rows = torch.arange(images, device=input_ids.device).split(images_by_row)
+        return torch.cat([row.repeat(expand_size) for row in rows])
 
 
 AutoConfig.register("layerfuse", FusionConfig, exist_ok=True)

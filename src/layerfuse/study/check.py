@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from layerfuse.data.feature_store import Progress
 from layerfuse.data.sources import Samples, faults, load
 from layerfuse.evaluate.answer import questions
-from layerfuse.fusion import FUSIONS, parse
+from layerfuse.fusion import parse
 from layerfuse.model.config import FusionConfig, configure
-from layerfuse.model.instruction import SentenceEncoder
+from layerfuse.model.instruction import instruction_source
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
 from layerfuse.model.processor import Processor
 from layerfuse.recipe.schema import Recipe, Stage
@@ -47,11 +47,7 @@ def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Fa
     height, width = blank["pixel_values"].shape[-2:]
     longest = 0
     for config in configs:
-        patch = config.vision_config.patch_size
-        rows, columns = config.token_grid or (height // patch, width // patch)
-        options, module = parse(config.fusion or {})
-        tokens = module.num_tokens(options, (rows, columns), len(config.vision_layers))
-        longest = max(longest, tokens)
+        longest = max(longest, config.num_image_tokens(height, width))
     samples, bad = {}, {}
     for name, data in recipe.datasets():
         samples[name] = load(data)
@@ -140,9 +136,7 @@ def check_arms(recipe: Recipe) -> list[FusionConfig]:
     for arm in recipe.all_arms():
         try:
             configs.append(configure(vision, text, arm.layers, arm.fusion, recipe.token_grid))
-            options: Any = parse(arm.fusion)[0]
-            if FUSIONS[arm.fusion["name"]][1].reads == "sentence":
-                SentenceEncoder(options.sentence_encoder, options.sentence_width).check()
+            instruction_source(parse(arm.fusion)).check()
         except ValueError as error:
             raise ValueError(f"arm {arm.label!r}: {error}") from error
     with torch.device("meta"):

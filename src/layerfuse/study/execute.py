@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from accelerate import PartialState
 
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.sources import Samples
-from layerfuse.evaluate.answer import predict
+from layerfuse.evaluate.answer import Answerer, predict
 from layerfuse.evaluate.metrics import scores
 from layerfuse.files import write_text
 from layerfuse.paths import home
@@ -70,8 +69,12 @@ def run_arm(job: Job, run: PlannedRun, step: Step) -> None:
         return
     started = time.perf_counter()
     used = store if recipe.reads_cache() else None
-    given = (trained.model, trained.processor, job.samples["evaluate"], used, recipe.evaluate)
-    rows = predict(*given, progress=partial(report, "evaluate"))
+    answerer = Answerer(trained.model, trained.processor, used)
+
+    def tested(phase: str, done: int, total: int, note: str = "") -> None:
+        report(phase, done, total)
+
+    rows = predict(answerer, job.samples["evaluate"], recipe.evaluate, tested)
     trained.seconds["evaluate"] = round(time.perf_counter() - started, 2)
     write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     if recipe.keep_models != "none":

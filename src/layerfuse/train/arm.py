@@ -52,7 +52,7 @@ def encoder_for(recipe: Recipe) -> Encoder:
     taps: set[int] = set()
     for arm in recipe.all_arms():
         selection = select(arm.layers, config.num_hidden_layers)
-        taps |= set(parse(arm.fusion)[0].resolve(selection).taps(selection))
+        taps |= set(parse(arm.fusion).options.resolve(selection).taps(selection))
     tower = load_tower(recipe.encoder.model, config, DTYPES[recipe.dtype])
     return Encoder(tower, taps, recipe.token_grid).eval()
 
@@ -104,13 +104,13 @@ def embed_questions(
     recipe: Recipe, processor: Processor, samples: Mapping[str, Samples], report: Report
 ) -> None:
     """Embed every question of the guided stages once, if the strategy reads sentences."""
-    if processor.reads != "sentence":
+    if not processor.instruction.guided or processor.instruction.made_by_model:
         return
     guided = (samples[n] for n, stage in recipe.stages.items() if stage.guided_by == "instruction")
     turns = (turn for part in guided for sample in part for turn in by_turn(sample))
-    processor.sentences.remember(
+    processor.instruction.remember(
         (question_of(turn.messages) for turn in turns),
-        lambda done, total: report("embedding questions", done, total, None),
+        lambda phase, done, total, note="": report(phase, done, total, None),
     )
 
 
@@ -133,20 +133,18 @@ def train_arm(
     trained = Trained(model, processor, {}, {}, {})
     for name, stage in remaining_stages(recipe, folder, trained):
         started = time.perf_counter()
-        trained.model.fusion.guidance = stage.guided_by
         set_seed(seed)  # adapters begin alike, whether or not the stage before was continued
         adapted = stages.begin_stage(trained.model, stage, DTYPES[recipe.dtype])
         if recipe.liger:
             stages.apply_liger(trained.model)
         trained.parameters = stages.count_parameters(trained.model)
         used = store if recipe.reads_cache(name) else None
-        guided = trained.model.fusion.reads != "nothing" and stage.guided_by == "instruction"
         trained.losses[name], saved = fit(
             trained.model,
             recipe,
             name,
             SampleDataset(samples[name], stage.random_crop, seed),
-            Collator(processor, stage.prompt, stage.max_length, used, guided),
+            Collator(processor, stage.prompt, stage.max_length, used, stage.guided_by),
             folder / "stages" / name,
             partial(report, name),
         )
@@ -158,7 +156,6 @@ def train_arm(
         if PartialState().is_main_process:
             curves = {"losses": trained.losses, "seconds": trained.seconds}
             write_text(folder / "stages" / "finished.json", json.dumps(curves))
-    trained.model.fusion.guidance = "instruction"
     whole: Any = trained.model
     whole.to(device()).eval()
     return trained
