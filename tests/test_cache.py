@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,9 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
-    yield tmp_path / "home" / "features"
-    shards._map.cache_clear()
+    return tmp_path / "home" / "features"
 
 
 def pictures(folder: Path, count: int = 10) -> list[Picture]:
@@ -159,7 +157,6 @@ def test_a_file_cut_anywhere_counts_as_missing(tmp_path: Path, home: Path) -> No
     file = next(home.rglob("*.safetensors"))
     whole = file.read_bytes()
     for length in range(0, len(whole), 97):
-        shards._map.cache_clear()
         file.with_suffix(".tmp").write_bytes(whole[:length])  # what a killed writer leaves
         file.write_bytes(whole[:length])
         assert same(encode(given).features(given), expected), length
@@ -177,7 +174,6 @@ def test_a_flipped_byte_is_found_and_the_entry_encoded_again(
     file = next(home.rglob("*.safetensors"))
     whole = file.read_bytes()
     for at in range(0, len(whole), 61):
-        shards._map.cache_clear()
         caplog.clear()
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
         assert same(encode(given).features(given), expected), at
@@ -194,7 +190,6 @@ def test_another_type_in_the_header_is_damage(tmp_path: Path, home: Path, kind: 
     expected = encode(given).features(given)
     for file in home.rglob("*.safetensors"):
         file.write_bytes(file.read_bytes().replace(b"F32", kind))
-    shards._map.cache_clear()
     assert same(encode(given).features(given), expected)
 
 
@@ -205,7 +200,6 @@ def test_a_picture_that_changes_meanwhile_is_not_stored_as_the_old_one(
     store = encode(given)
     for file in home.rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    shards._map.cache_clear()
     Image.new("RGB", (40, 30), "white").save(given[3].name)
     store.features(given[:3])
     with pytest.raises(OSError, match=r"3\.png changed while the study ran"):
@@ -216,15 +210,14 @@ def test_a_cache_that_is_cleared_meanwhile_is_one_clear_error(tmp_path: Path) ->
     given = pictures(tmp_path, 4)
     store = encode(given)
     shards.clear(None)
-    shards._map.cache_clear()
     with pytest.raises(OSError, match="removed while in use; start the study again"):
         store.features([given[0]])
 
 
-def test_moved_and_mended_entries_are_found(
+def test_moved_and_repaired_entries_are_found(
     tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`cache verify` moves what is intact into another shard; another process mended the rest."""
+    """`cache verify` moves what is intact into another shard; another process repaired the rest."""
     given = pictures(tmp_path, 4)
     store = encode(given)
     expected = pickle.loads(pickle.dumps(store)).features(given)
@@ -232,33 +225,31 @@ def test_moved_and_mended_entries_are_found(
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert shards.verify(lambda _: None) == 2
     encode(given)
-    shards._map.cache_clear()
     caplog.clear()
     CountingEncoder.seen = 0
     assert same(store.features(given), expected)
     assert CountingEncoder.seen == 0
 
 
-def test_mending_waits_for_whoever_writes(tmp_path: Path, home: Path) -> None:
-    """Whoever holds the lock removes unfinished files: they would be those of the mender."""
+def test_a_repair_waits_for_whoever_writes(tmp_path: Path, home: Path) -> None:
+    """Whoever holds the lock removes unfinished files: they would be those of the repair."""
     given = pictures(tmp_path, 2)
     store = encode(given)
     for file in home.rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    shards._map.cache_clear()
     (lock,) = home.glob("*/.lock")
-    holds, mended = threading.Event(), threading.Event()
+    holds, repaired = threading.Event(), threading.Event()
 
     def hold() -> None:
         with FileLock(lock):
             holds.set()
-            assert not mended.wait(0.5)
+            assert not repaired.wait(0.5)
 
     holder = threading.Thread(target=hold)
     holder.start()
     holds.wait()
     store.features(given)
-    mended.set()
+    repaired.set()
     holder.join()
 
 
@@ -314,9 +305,7 @@ def test_damage_while_it_is_in_use_is_repaired_in_another_process(
     elsewhere: FeatureStore = pickle.loads(pickle.dumps(encode(given)))
     for file in home.rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    shards._map.cache_clear()
     assert same(elsewhere.features(given), expected)
-    shards._map.cache_clear()
     assert same(encode(given).features(given), expected)
     assert CountingEncoder.seen == 0  # the repaired entries were kept
 
@@ -387,7 +376,6 @@ def test_list_verify_and_clear(tmp_path: Path, home: Path) -> None:
     file = sorted(home.rglob("*.safetensors"))[0]
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     file.with_suffix(".tmp").write_bytes(b"left by a killed writer")
-    shards._map.cache_clear()
     found = run(app, ["cache", "verify"])
     assert found.exit_code == 1
     assert "1 damaged, 9 kept" in " ".join(found.output.split())

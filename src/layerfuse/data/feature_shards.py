@@ -1,6 +1,8 @@
-"""The feature cache on disk, `$LAYERFUSE_HOME/features/<encoder, preprocessing>/<layer>/`: shards
-that are written whole or not at all and never changed, safetensors files with one layer's features
-of many pictures. The header names the pictures by digest and holds checksums of them and itself.
+"""The feature cache on disk, `$LAYERFUSE_HOME/features/<encoder, preprocessing>/<layer>/`.
+
+Shards are written whole or not at all and never changed. Each is a safetensors file with one
+layer's features of many pictures; its header names the pictures by digest and holds checksums of
+them and of itself.
 """
 
 import json
@@ -12,7 +14,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +23,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.files import locked
 from layerfuse.paths import home
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]
-Pair = tuple[Tensor, Tensor]
-"""Patch tokens (N, D) and summary (D,) of one picture in one layer."""
+
+MAPPED_SHARDS = 1024
+"""Shards that one reader keeps mapped: more than a study of 100 GB has, fewer than a process may
+map."""
+
+
+class Pair(NamedTuple):
+    """What the cache holds of one picture in one layer: patch tokens (N, D) and summary (D,)."""
+
+    patches: Tensor
+    summary: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,47 +50,93 @@ class Entry:
     row: int
     checksum: int
 
-    def read(self, verify: bool = False) -> Pair:
-        """A view into the mapped file. Raises OSError if it is missing, unreadable or, looked at
-        with `verify`, damaged."""
-        patches, summary = _map(self.file)
-        pair = patches[self.row], summary[self.row]
-        if verify and checksum(pair) != self.checksum:
-            raise OSError(f"{self.file} is damaged")
+
+class ShardReader:
+    """Reads entries from shards, of which it keeps the last `MAPPED_SHARDS` mapped into memory.
+
+    A copy, such as one for another process, starts without any mapped file.
+    """
+
+    def __init__(self) -> None:
+        self._tensors_of = lru_cache(maxsize=MAPPED_SHARDS)(_map)
+
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[()]]:
+        # Mapped files cannot be sent to another process, which maps what it reads itself.
+        return ShardReader, ()
+
+    def read(self, entry: Entry, *, verify: bool = False) -> Pair:
+        """The features of an entry, as views into the mapped file.
+
+        Args:
+            entry: where they are.
+            verify: whether to compare them with their checksum.
+
+        Returns:
+            Patch tokens (N, D) and summary (D,).
+
+        Raises:
+            OSError: the file is missing, unreadable or, looked at with `verify`, damaged.
+        """
+        tensors = self._tensors_of(entry.file)
+        pair = Pair(tensors.patches[entry.row], tensors.summary[entry.row])
+        if verify and checksum(pair) != entry.checksum:
+            raise OSError(f"{entry.file} is damaged")
         return pair
 
 
 def checksum(pair: Pair) -> int:
     """CRC-32 of type, shape and bytes of both tensors."""
-    shapes = str([(x.dtype, tuple(x.shape)) for x in pair]).encode()
-    patches, summary = (x.contiguous().view(torch.uint8).numpy().data.cast("B") for x in pair)
-    return zlib.crc32(summary, zlib.crc32(patches, zlib.crc32(shapes)))
+    # The types and shapes are part of it: damage to the file's own header changes nothing else.
+    kinds = [(tensor.dtype, tuple(tensor.shape)) for tensor in pair]
+    total = zlib.crc32(str(kinds).encode())
+    for tensor in pair:
+        # Viewed as bytes because numpy has no bfloat16.
+        content = tensor.contiguous().view(torch.uint8).numpy()
+        total = zlib.crc32(content.data.cast("B"), total)
+    return total
 
 
-@cache
 def _map(file: Path) -> Pair:
+    """The stacked tensors of a shard: patch tokens (pictures, N, D), summaries (pictures, D)."""
     try:
         with safe_open(file, framework="pt") as shard:
-            return shard.get_tensor("patches"), shard.get_tensor("summary")
+            return Pair(shard.get_tensor("patches"), shard.get_tensor("summary"))
     except SafetensorError as error:
         raise OSError(f"cannot read {file}: {error}") from error
 
 
 def write_shard(
-    folder: Path, pairs: Mapping[str, Pair], grid: tuple[int, int], about: dict[str, Any]
+    folder: Path,
+    pairs: Mapping[str, Pair],
+    grid: tuple[int, int],
+    about: dict[str, Any],
 ) -> Path:
-    """Write the features of pictures, by digest, under a name later than those of all before it.
+    """Write the features of pictures under a name later than those of all shards before it.
 
-    Raises OSError (disk full, no permission) and leaves nothing behind.
+    Args:
+        folder: the layer's folder, made if it is missing.
+        pairs: the features by the picture's digest.
+        grid: rows and columns of the patch tokens.
+        about: what `show` says of the shard: encoder, layer, dtype.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: the disk is full or the folder may not be written; nothing is left behind.
     """
-    content = json.dumps([{k: checksum(pair) for k, pair in pairs.items()}, grid, about])
+    checksums = {digest: checksum(pair) for digest, pair in pairs.items()}
+    content = json.dumps([checksums, grid, about])
     header = {"content": content, "checksum": str(zlib.crc32(content.encode()))}
-    patches, summary = zip(*pairs.values(), strict=True)
+    tensors = {
+        "patches": torch.stack([pair.patches for pair in pairs.values()]),
+        "summary": torch.stack([pair.summary for pair in pairs.values()]),
+    }
     file = folder / f"{time.time_ns():020d}-{os.getpid()}.safetensors"
     unfinished = file.with_suffix(".tmp")
     folder.mkdir(parents=True, exist_ok=True)
+    # Renamed when it is complete, so that no reader meets half a shard.
     try:
-        tensors = {"patches": torch.stack(patches), "summary": torch.stack(summary)}
         save_file(tensors, unfinished, metadata=header)
         unfinished.replace(file)
     except SafetensorError as error:
@@ -97,19 +155,28 @@ class Header(NamedTuple):
 
 
 def read_header(file: Path) -> Header:
-    """The header of a shard, without its features. Raises OSError if it is damaged."""
+    """The header of a shard, without its features.
+
+    Raises:
+        OSError: the file is missing, unreadable or its header is damaged.
+    """
     try:
         with safe_open(file, framework="pt") as shard:
-            found = shard.metadata() or {}
-            rows = [shard.get_slice(name).get_shape()[0] for name in ("patches", "summary")]
+            metadata = shard.metadata() or {}
+            num_patches = shard.get_slice("patches").get_shape()[0]
+            num_summaries = shard.get_slice("summary").get_shape()[0]
     except SafetensorError as error:
         raise OSError(f"cannot read {file}: {error}") from error
-    content = found.get("content", "")
-    intact = str(zlib.crc32(content.encode())) == found.get("checksum")
-    checksums, grid, about = json.loads(content) if intact else ({}, (0, 0), {})
-    if rows != 2 * [len(checksums)]:
+    content = metadata.get("content", "")
+    if str(zlib.crc32(content.encode())) != metadata.get("checksum"):
         raise OSError(f"the header of {file} is damaged")
-    entries = {k: Entry(file, row, own) for row, (k, own) in enumerate(checksums.items())}
+    checksums, grid, about = json.loads(content)
+    # Shapes are outside the checksummed content: they must agree with it.
+    if not num_patches == num_summaries == len(checksums):
+        raise OSError(f"the header of {file} is damaged")
+    entries = {}
+    for row, (digest, expected) in enumerate(checksums.items()):
+        entries[digest] = Entry(file, row, expected)
     return Header(entries, (grid[0], grid[1]), about)
 
 
@@ -123,80 +190,132 @@ def features_home() -> Path:
     return home() / "features"
 
 
-def layer_folders(name: str = "") -> dict[str, Path]:
-    """Every layer's folder by its name, <encoder and preprocessing>/<layer>, that begins so."""
+def layer_folders(prefix: str = "") -> dict[str, Path]:
+    """The layers' folders by their names, <encoder and preprocessing>/<layer>.
+
+    Args:
+        prefix: only folders whose name begins so.
+    """
     root = features_home()
-    found = sorted(folder for folder in root.glob("*/*") if folder.is_dir())
-    named = {str(folder.relative_to(root)): folder for folder in found}
-    return {own: folder for own, folder in named.items() if own.startswith(name)}
+    folders = {}
+    for folder in sorted(root.glob("*/*")):
+        name = str(folder.relative_to(root))
+        if folder.is_dir() and name.startswith(prefix):
+            folders[name] = folder
+    return folders
 
 
-def alone(space: Path) -> AbstractContextManager[None]:
-    """Inside, no other process writes what this encoder makes."""
-    wait = partial(log.warning, "waiting for another process that works on %s", space)
-    return locked(space / ".lock", wait)
+def locked_space(space: Path) -> AbstractContextManager[None]:
+    """A lock inside which no other process writes what this encoder makes.
+
+    Args:
+        space: the folder of the encoder and preprocessing.
+    """
+
+    def tell() -> None:
+        log.warning("waiting for another process that works on %s", space)
+
+    return locked(space / ".lock", tell)
 
 
 def show(say: Say) -> None:
-    """One line per layer: encoder, layer, token grid, dtype, distinct pictures, size; the sum."""
+    """Say one line per layer (encoder, layer, token grid, dtype, pictures, size), then the sum.
+
+    Args:
+        say: is given each line.
+    """
     total = 0
     for name, folder in layer_folders().items():
-        pictures: set[str] = set()
-        what = "damaged; see `layerfuse cache verify`"
+        digests: set[str] = set()
+        content = "damaged; see `layerfuse cache verify`"
         for file in shards_of(folder):
             try:
                 entries, grid, about = read_header(file)
             except OSError:
-                continue  # `verify` names and removes it
-            pictures |= set(entries)
-            what = f"{about['encoder']}, layer {about['layer']}, {grid}, {about['dtype']}"
+                # `verify` names damaged shards and removes them.
+                continue
+            # A set, because a repaired picture is in two shards.
+            digests.update(entries)
+            content = f"{about['encoder']}, layer {about['layer']}, {grid}, {about['dtype']}"
         size = _size(folder)
         total += size
-        say(f"{name}  {what}: {len(pictures):,} pictures, {size / 1e9:.2f} GB")
-    say(f"{total / 1e9:.2f} GB in {features_home()}" if total else f"{features_home()} is empty")
+        say(f"{name}  {content}: {len(digests):,} pictures, {size / 1e9:.2f} GB")
+    if total:
+        say(f"{total / 1e9:.2f} GB in {features_home()}")
+    else:
+        say(f"{features_home()} is empty")
 
 
 def _size(folder: Path) -> int:
+    """The bytes of a layer's shards."""
     return sum(file.stat().st_size for file in shards_of(folder))
 
 
 def verify(say: Say) -> int:
-    """Read every entry; drop the damaged ones, and what killed writers left. Returns the number of
-    files that were mended; what is dropped is encoded again when it is needed."""
-    mended = 0
+    """Read every entry; drop the damaged ones, and what killed writers left.
+
+    What is dropped is encoded again when it is needed.
+
+    Args:
+        say: is given one line per damaged file.
+
+    Returns:
+        The number of damaged files.
+    """
+    num_damaged = 0
     for folder in layer_folders().values():
-        with alone(folder.parent):
-            for stale in folder.glob("*.tmp"):
-                stale.unlink()
+        with locked_space(folder.parent):
+            # Whoever holds the lock is the only writer: these were left by a killed one.
+            for unfinished in folder.glob("*.tmp"):
+                unfinished.unlink()
             for file in shards_of(folder):
-                entries, kept = {}, {}
-                try:
-                    entries, grid, about = read_header(file)
-                    pairs = {digest: entry.read() for digest, entry in entries.items()}
-                    kept = {k: x for k, x in pairs.items() if checksum(x) == entries[k].checksum}
-                    if len(kept) == len(entries):
-                        continue
-                    if kept:
-                        write_shard(folder, kept, grid, about)
-                except OSError:
-                    kept = {}
-                mended += 1
-                say(f"{file}: {len(entries) - len(kept) or 'all'} damaged, {len(kept)} kept")
-                file.unlink()
-    return mended
+                num_damaged += _drop_damaged(file, say)
+    return num_damaged
+
+
+def _drop_damaged(file: Path, say: Say) -> bool:
+    """Move what is intact of a damaged shard into another one; whether it was damaged."""
+    reader = ShardReader()
+    header = Header({}, (0, 0), {})
+    intact: dict[str, Pair] = {}
+    try:
+        header = read_header(file)
+        for digest, entry in header.entries.items():
+            pair = reader.read(entry)
+            if checksum(pair) == entry.checksum:
+                intact[digest] = pair
+        if len(intact) == len(header.entries):
+            return False
+        # Written before the damaged file goes: a killed `verify` loses nothing.
+        if intact:
+            write_shard(file.parent, intact, header.grid, header.about)
+    except OSError:
+        intact = {}
+    num_lost = len(header.entries) - len(intact)
+    say(f"{file}: {num_lost or 'all'} damaged, {len(intact)} kept")
+    file.unlink()
+    return True
 
 
 def clear(name: str | None) -> int:
-    """Remove everything, or the folders whose name in `show` begins with `name`; the bytes freed.
+    """Remove the cache or a part of it.
 
-    Raises ValueError if nothing has that name.
+    Args:
+        name: the beginning of the names, as `show` says them, of the folders to remove; None
+            removes everything.
+
+    Returns:
+        The bytes that were freed.
+
+    Raises:
+        LayerfuseError: nothing has that name.
     """
     chosen = layer_folders(name or "")
     if name and not chosen:
-        raise ValueError(f"nothing in the cache is called {name!r}; see `layerfuse cache list`")
+        raise LayerfuseError(f"nothing in the cache is called {name!r}; see `layerfuse cache list`")
     freed = 0
     for folder in chosen.values():
-        with alone(folder.parent):
+        with locked_space(folder.parent):
             freed += _size(folder)
             shutil.rmtree(folder)
     return freed

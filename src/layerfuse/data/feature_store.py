@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -25,19 +25,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from layerfuse.data import feature_shards as shards
-from layerfuse.data.feature_shards import Entry, Pair
+from layerfuse.data.feature_shards import Entry, Pair, ShardReader
 from layerfuse.data.picture import Picture
+from layerfuse.errors import LayerfuseError
 from layerfuse.hardware import device
 from layerfuse.vision.encoder import Encoder
 from layerfuse.vision.features import Features
 
 Progress = Callable[[int, int], None]
-LIMIT_GB, DEFAULT_GB = "LAYERFUSE_CACHE_GB", "100"
-SHARD_BYTES, SHARD_SECONDS = 2**28, 60  # when a shard is written: so large, or so late
-AHEAD = 4096  # pictures that threads work on at once
-DECODERS = 4  # processes that decode pictures while a GPU encodes others
+Result = TypeVar("Result")
+
+LIMIT_GB = "LAYERFUSE_CACHE_GB"
+DEFAULT_GB = "100"
+SHARD_BYTES = 2**28
+"""A shard is written when it is about this large."""
+SHARD_SECONDS = 60
+"""A shard is written after this time even if it is small: a stopped pass loses no more."""
+AHEAD = 4096
+"""Pictures that threads work on at once."""
+DECODERS = 4
+"""Processes that decode pictures while a GPU encodes others."""
 
 log = logging.getLogger(__name__)
+
+
+def _ignore(done: int, total: int) -> None:
+    """Report nothing."""
 
 
 @dataclass
@@ -51,144 +64,241 @@ class FeatureStore:
     pictures: dict[str, Picture]
     """by name, in the order in which they are encoded"""
     digests: dict[str, str]
+    """of the pictures' bytes, by the picture's name"""
     layers: tuple[int, ...]
     grid: tuple[int, int]
+    """rows and columns of the patch tokens"""
     load: Callable[[], Encoder]
-    image_processor: Any
+    """makes the encoder on the CPU"""
+    image_processor: Any  # of transformers, whose image processors share no typed base
     batch_size: int
     folders: dict[int, Path]
+    """of each layer"""
     entries: dict[int, dict[str, Entry]]
+    """by layer and the picture's digest"""
     bad: dict[str, str] = field(default_factory=dict)
     """pictures that cannot be decoded, with the reason"""
 
     def __post_init__(self) -> None:
         self.checked: set[tuple[int, str]] = set()
-        self.mender: Encoder | None = None
+        self.reader = ShardReader()
+        self.repair_encoder: Encoder | None = None
 
     def features(self, pictures: Sequence[Picture]) -> Features:
-        """The features of `pictures`, in that order. Raises OSError if they were removed."""
-        pairs = [[self._pair(layer, picture.name) for picture in pictures] for layer in self.layers]
-        patches = tuple(torch.stack([p for p, _ in own]) for own in pairs)
-        summary = tuple(torch.stack([s for _, s in own]) for own in pairs)
-        return Features(self.layers, patches, summary, self.grid)
+        """The features of pictures, from disk.
+
+        Args:
+            pictures: some of the store's, in any order, repeated or not.
+
+        Returns:
+            For each layer the patch tokens (pictures, N, D) and the summaries (pictures, D), in
+            the order of `pictures`.
+
+        Raises:
+            OSError: the features were removed or a picture to repair changed meanwhile.
+        """
+        patches = []
+        summaries = []
+        for layer in self.layers:
+            pairs = [self._pair(layer, picture.name) for picture in pictures]
+            patches.append(torch.stack([pair.patches for pair in pairs]))
+            summaries.append(torch.stack([pair.summary for pair in pairs]))
+        return Features(self.layers, tuple(patches), tuple(summaries), self.grid)
 
     def restrict(self, layers: Iterable[int]) -> "FeatureStore":
         """The same pictures with only these layers, ascending."""
         return replace(self, layers=tuple(sorted(set(layers))))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "mender": None}
+        # The repair encoder is large, and another process loads its own if it needs one.
+        return {**vars(self), "repair_encoder": None}
 
     def _pair(self, layer: int, name: str) -> Pair:
+        """One picture's features of one layer, repaired if they are damaged."""
         digest = self.digests[name]
-        if entry := self.entries[layer].get(digest):
+        entry = self.entries[layer].get(digest)
+        if entry is not None:
             try:
-                pair = entry.read(verify=(layer, digest) not in self.checked)
+                verify = (layer, digest) not in self.checked
+                pair = self.reader.read(entry, verify=verify)
                 self.checked.add((layer, digest))
                 return pair
             except OSError as error:
                 log.warning("%s", error)
-        _index(self)  # other processes and `cache verify` put what is intact into later files
+        # Other processes and `cache verify` put what is intact into later files.
+        _index(self)
         if not self.folders[layer].is_dir():
             raise OSError(f"{self.folders[layer]} was removed while in use; start the study again")
-        if self.entries[layer].get(digest) not in (None, entry):
+        later_entry = self.entries[layer].get(digest)
+        if later_entry is not None and later_entry != entry:
             return self._pair(layer, name)
         return self._repair(layer, name)
 
     def _repair(self, layer: int, name: str) -> Pair:
-        """Encode a damaged entry again, on the CPU, and keep it; in a batch as large as it was in,
-        at the place where it was, so that the bits are the same."""
+        """Encode a damaged entry again, on the CPU, and keep it."""
         log.warning("encoding %s again", name)
-        self.mender = self.mender or self.load()
+        if self.repair_encoder is None:
+            self.repair_encoder = self.load()
+        # In a batch as large as it was in, at the place where it was: kernels round differently
+        # for other sizes and places, and the bits must be the same.
         digest = self.digests[name]
         place = list(self.digests.values()).index(digest)
-        start = place - place % self.batch_size
+        row = place % self.batch_size
+        start = place - row
         size = min(self.batch_size, len(self.digests) - start)
+        pixels, _ = self.pixels([name])
         with torch.inference_mode():
-            features = self.mender(self.pixels([name])[0].repeat(size, 1, 1, 1))
+            features = self.repair_encoder(pixels[0].repeat(size, 1, 1, 1))
         index = features.layers.index(layer)
-        pair = features.patches[index][place - start], features.summary[index][place - start]
-        with shards.alone(self.folders[layer].parent):
-            self.write(layer, {digest: pair}, self.mender)
+        pair = Pair(features.patches[index][row], features.summary[index][row])
+        with shards.locked_space(self.folders[layer].parent):
+            self.write(layer, {digest: pair}, self.repair_encoder)
         return pair
 
     def pixels(self, names: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
-        """A batch's pixels, grey where a picture cannot be decoded, and those with the reason."""
-        images, bad = [], {}
+        """Decode and preprocess one batch.
+
+        Args:
+            names: of the batch's pictures.
+
+        Returns:
+            Pixels (pictures, 3, height, width), grey where a picture cannot be decoded, and the
+            reason by the name of each such picture.
+
+        Raises:
+            OSError: a picture changed since its digest was taken.
+        """
+        images = []
+        bad = {}
         for name in names:
-            content = self.pictures[name].read()  # once: what is checked is decoded
+            # Read once, so that the bytes that are checked are those that are decoded.
+            content = self.pictures[name].read()
             if sha256(content).hexdigest() != self.digests[name]:
                 raise OSError(f"{name} changed while the study ran; start it again")
             try:
                 images.append(Picture(name, partial(bytes, content)).open())
             except ValueError as error:
                 bad[name] = str(error)
+                # A place holder keeps the others at their places in the batch.
                 images.append(Image.new("RGB", (64, 64)))
-        return self.image_processor(images, return_tensors="pt")["pixel_values"], bad
+        inputs = self.image_processor(images, return_tensors="pt")
+        return inputs["pixel_values"], bad
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Those of the pictures without an entry in some layer."""
-        own = self.entries.values()
-        return [n for n in names if any(self.digests[n] not in found for found in own)]
+        missing = []
+        for name in names:
+            digest = self.digests[name]
+            if any(digest not in entries for entries in self.entries.values()):
+                missing.append(name)
+        return missing
 
     def write(self, layer: int, pairs: dict[str, Pair], encoder: Encoder) -> None:
-        """Keep entries of a layer on disk."""
-        if pairs:
-            config, dtype = encoder.tower.config, str(encoder.tower.dtype)
-            about = {"encoder": config.model_type, "layer": layer, "dtype": dtype}
-            about |= {"width": config.hidden_size, "grid": list(self.grid)}
-            file = shards.write_shard(self.folders[layer], pairs, self.grid, about)
-            self.entries[layer].update(shards.read_header(file).entries)
+        """Keep features of a layer on disk.
+
+        Args:
+            layer: of the encoder.
+            pairs: the features by the picture's digest; nothing is written if there are none.
+            encoder: what made them.
+        """
+        if not pairs:
+            return
+        about = {
+            "encoder": encoder.tower.config.model_type,
+            "layer": layer,
+            "dtype": str(encoder.tower.dtype),
+            "width": encoder.tower.config.hidden_size,
+            "grid": list(self.grid),
+        }
+        file = shards.write_shard(self.folders[layer], pairs, self.grid, about)
+        self.entries[layer].update(shards.read_header(file).entries)
 
 
-def digests_of(
-    pictures: Iterable[Picture], progress: Progress = lambda done, total: None
-) -> dict[str, str]:
-    """The SHA-256 of every picture's bytes, by its name."""
+def digests_of(pictures: Iterable[Picture], progress: Progress = _ignore) -> dict[str, str]:
+    """The SHA-256 of every picture's bytes, by its name.
+
+    Args:
+        pictures: any, repeated or not.
+        progress: is given the number of pictures that are read and of all.
+    """
     distinct = {picture.name: picture for picture in pictures}
     digests: dict[str, str] = {}
-    for name, digest in zip(distinct, in_threads(Picture.digest, distinct), strict=True):
+    results = in_threads(Picture.digest, distinct)
+    for name, digest in zip(distinct, results, strict=True):
         digests[name] = digest
         progress(len(digests), len(distinct))
     return digests
 
 
-def in_threads(function: Callable[[Picture], Any], pictures: dict[str, Picture]) -> Iterator[Any]:
-    """The results for all pictures, in their order."""
-    given = list(pictures.values())
+def in_threads(
+    function: Callable[[Picture], Result], pictures: dict[str, Picture]
+) -> Iterator[Result]:
+    """The results of a function for all pictures, in their order.
+
+    Args:
+        function: called in several threads at once.
+        pictures: by name.
+    """
+    remaining = list(pictures.values())
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(given), AHEAD):
-            yield from pool.map(function, given[start : start + AHEAD])
+        # A part at a time: the pool would else hold a task for every picture of a large study.
+        for start in range(0, len(remaining), AHEAD):
+            yield from pool.map(function, remaining[start : start + AHEAD])
 
 
 def cached_features(
     load: Callable[[], Encoder],
-    image_processor: Any,
+    image_processor: Any,  # of transformers, whose image processors share no typed base
     pictures: Iterable[Picture],
     *,
     digests: dict[str, str] | None = None,
     batch_size: int = 32,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = _ignore,
 ) -> FeatureStore:
     """The features of all distinct pictures, from disk where they were computed before.
 
-    `load` makes the encoder on the CPU (here, and where an entry must be repaired), `digests` are
-    those of `digests_of` if they are known. Several processes may do this at once: one encodes,
-    the others wait for it. Pictures that cannot be decoded are
-    named in `bad`. Raises OSError if the features would exceed $LAYERFUSE_CACHE_GB (default 100) or
-    the free disk space, or if a picture changes meanwhile.
+    Several processes may do this at once: one encodes, the others wait for it.
+
+    Args:
+        load: makes the encoder on the CPU (here, and where an entry must be repaired).
+        image_processor: of transformers; its settings are part of the features' address.
+        pictures: any, repeated or not.
+        digests: those of `digests_of` if they are known.
+        batch_size: pictures that are encoded at once.
+        progress: is given the number of batches that are encoded and of all.
+
+    Returns:
+        The store; pictures that cannot be decoded are named in its `bad`.
+
+    Raises:
+        OSError: the features would exceed $LAYERFUSE_CACHE_GB (default 100) or the free disk
+            space, or a picture changes meanwhile.
     """
     encoder = load().to(device())
-    own = encoder.digests()
+    encoder_digests = encoder.digests()
     settings = json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
-    space = shards.features_home() / sha256((own[0] + settings).encode()).hexdigest()[:16]
-    folders = {k: space / f"{k:02d}-{own[k][:12]}" for k in encoder.layers}
+    # The digest at 0 is of what comes before all layers: it names the space that they share.
+    address = sha256((encoder_digests[0] + settings).encode()).hexdigest()
+    space = shards.features_home() / address[:16]
+    folders = {}
+    for layer in encoder.layers:
+        folders[layer] = space / f"{layer:02d}-{encoder_digests[layer][:12]}"
     distinct = {picture.name: picture for picture in pictures}
     known = digests or digests_of(distinct.values())
-    layers, rest = encoder.layers, (load, image_processor, batch_size, folders, {})
-    store = FeatureStore(distinct, {k: known[k] for k in distinct}, layers, (0, 0), *rest)
+    store = FeatureStore(
+        pictures=distinct,
+        digests={name: known[name] for name in distinct},
+        layers=encoder.layers,
+        grid=(0, 0),
+        load=load,
+        image_processor=image_processor,
+        batch_size=batch_size,
+        folders=folders,
+        entries={},
+    )
     space.mkdir(parents=True, exist_ok=True)
-    with shards.alone(space):
+    with shards.locked_space(space):
+        # Inside the lock: another process may just have encoded the same pictures.
         _index(store)
         _encode(store, encoder, progress)
     _index(store)
@@ -196,10 +306,11 @@ def cached_features(
 
 
 def _index(store: FeatureStore) -> None:
-    """Find the entries of the store's pictures; later shards replace earlier ones."""
+    """Find the entries of the store's pictures."""
     wanted = set(store.digests.values())
     for layer, folder in store.folders.items():
-        store.entries[layer] = {}
+        entries: dict[str, Entry] = {}
+        # Oldest first: a repaired entry in a later shard replaces the damaged one.
         for file in shards.shards_of(folder):
             try:
                 header = shards.read_header(file)
@@ -207,60 +318,118 @@ def _index(store: FeatureStore) -> None:
                 log.warning("%s: what it held is encoded again", error)
                 continue
             store.grid = header.grid
-            store.entries[layer].update(
-                {digest: entry for digest, entry in header.entries.items() if digest in wanted}
-            )
+            for digest, entry in header.entries.items():
+                if digest in wanted:
+                    entries[digest] = entry
+        store.entries[layer] = entries
 
 
 @torch.inference_mode()
 def _encode(store: FeatureStore, encoder: Encoder, progress: Progress) -> None:
     """Encode every batch in which an entry is missing, and write what is missing."""
-    for stale in (file for folder in store.folders.values() for file in folder.glob("*.tmp")):
-        stale.unlink()  # a killed writer's: whoever holds the lock is alone
-    names, size = list(store.digests), store.batch_size
-    every = [names[start : start + size] for start in range(0, len(names), size)]
-    batches: Any = [batch for batch in every if store.missing(batch)]
-    kept: dict[int, dict[str, Pair]] = {layer: {} for layer in store.layers}
-    held, written = 0, time.monotonic()
-    decode: Any = store.pixels
-    workers = 0 if device().type == "cpu" else DECODERS
-    pixels_of = DataLoader(batches, None, collate_fn=decode, num_workers=workers)
-    for done, (batch, (pixels, bad)) in enumerate(zip(batches, pixels_of, strict=True), start=1):
-        store.bad |= bad
-        if new := [name for name in store.missing(batch) if name not in bad]:
+    _remove_unfinished(store)
+    batches = _incomplete_batches(store)
+    num_workers = DECODERS
+    if device().type == "cpu":
+        # The encoder needs all cores itself.
+        num_workers = 0
+    # The names take the place of a dataset's samples; the collate function reads the pictures.
+    names_to_pixels: Any = store.pixels
+    dataset: Any = batches
+    loader = DataLoader(dataset, None, collate_fn=names_to_pixels, num_workers=num_workers)
+    unwritten: dict[int, dict[str, Pair]] = {layer: {} for layer in store.layers}
+    unwritten_bytes = 0
+    written_at = time.monotonic()
+    for done, (batch, (pixels, bad)) in enumerate(zip(batches, loader, strict=True), start=1):
+        store.bad.update(bad)
+        new_names = [name for name in store.missing(batch) if name not in bad]
+        if new_names:
             features = encoder(pixels.to(device())).to("cpu")
             store.grid = features.grid
-            if not held:
+            if unwritten_bytes == 0:
                 _check_space(store, features)
-            for name in new:
-                digest, at = store.digests[name], batch.index(name)
-                for index, layer in enumerate(features.layers):
-                    if digest not in store.entries[layer]:
-                        pair = features.patches[index][at], features.summary[index][at]
-                        held += kept[layer].setdefault(digest, pair)[0].nbytes
+            for name in new_names:
+                row = batch.index(name)
+                unwritten_bytes += _keep_missing(store, unwritten, features, name, row)
         progress(done, len(batches))
-        late = time.monotonic() - written > SHARD_SECONDS or done == len(batches)
-        if late or held >= SHARD_BYTES * len(kept):
-            for layer, pairs in kept.items():
+        is_late = time.monotonic() - written_at > SHARD_SECONDS
+        is_large = unwritten_bytes >= SHARD_BYTES * len(unwritten)
+        if is_late or is_large or done == len(batches):
+            for layer, pairs in unwritten.items():
                 store.write(layer, pairs, encoder)
                 pairs.clear()
-            held, written = 0, time.monotonic()
+            unwritten_bytes = 0
+            written_at = time.monotonic()
+
+
+def _remove_unfinished(store: FeatureStore) -> None:
+    """Remove what a killed writer left: whoever holds the lock is the only writer."""
+    for folder in store.folders.values():
+        for unfinished in folder.glob("*.tmp"):
+            unfinished.unlink()
+
+
+def _incomplete_batches(store: FeatureStore) -> list[list[str]]:
+    """The names of the pictures of each batch in which an entry is missing."""
+    names = list(store.digests)
+    batches = []
+    # Cut from all pictures, not from the missing ones: a continued pass makes the same batches.
+    for start in range(0, len(names), store.batch_size):
+        batch = names[start : start + store.batch_size]
+        if store.missing(batch):
+            batches.append(batch)
+    return batches
+
+
+def _keep_missing(
+    store: FeatureStore,
+    unwritten: dict[int, dict[str, Pair]],
+    features: Features,
+    name: str,
+    row: int,
+) -> int:
+    """Put one picture's features of the layers that lack them into `unwritten`.
+
+    Args:
+        store: knows what is on disk.
+        unwritten: the features to be written, by layer and digest.
+        features: of the picture's batch.
+        name: the picture's.
+        row: the picture's place in the batch.
+
+    Returns:
+        The bytes of its patch tokens.
+    """
+    digest = store.digests[name]
+    num_bytes = 0
+    for index, layer in enumerate(features.layers):
+        if digest in store.entries[layer]:
+            continue
+        pair = Pair(features.patches[index][row], features.summary[index][row])
+        # The first of two pictures with the same bytes stays.
+        kept_pair = unwritten[layer].setdefault(digest, pair)
+        num_bytes += kept_pair.patches.nbytes
+    return num_bytes
 
 
 def _check_space(store: FeatureStore, features: Features) -> None:
     """Raise OSError, before anything is written, if the missing features will not fit."""
-    each = (features.patches[0][0].nbytes + features.summary[0][0].nbytes) / 1e9
+    picture_bytes = features.patches[0][0].nbytes + features.summary[0][0].nbytes
     digests = set(store.digests.values())
-    need = each * sum(len(digests - own.keys()) for own in store.entries.values())
+    num_missing = 0
+    for entries in store.entries.values():
+        num_missing += len(digests - entries.keys())
+    needed_gb = picture_bytes / 1e9 * num_missing
     root = shards.features_home()
-    held = sum(file.stat().st_size for file in root.rglob("*.safetensors")) / 1e9
-    given = os.environ.get(LIMIT_GB, DEFAULT_GB)
-    if not re.fullmatch(r"\d+(\.\d+)?", given):
-        raise ValueError(f"${LIMIT_GB} must be a number of GB, not {given!r}")
-    free = shutil.disk_usage(root).free / 1e9
-    if held + need > float(given) or need > free:
+    held_gb = sum(file.stat().st_size for file in root.rglob("*.safetensors")) / 1e9
+    limit = os.environ.get(LIMIT_GB, DEFAULT_GB)
+    # Not `float`, which takes "nan" and "inf".
+    if not re.fullmatch(r"\d+(\.\d+)?", limit):
+        raise LayerfuseError(f"${LIMIT_GB} must be a number of GB, not {limit!r}")
+    free_gb = shutil.disk_usage(root).free / 1e9
+    if held_gb + needed_gb > float(limit) or needed_gb > free_gb:
         raise OSError(
-            f"the missing features need {need:.3g} GB beside the {held:.3g} GB in {root}; "
-            f"${LIMIT_GB} allows {given} GB and {free:.1f} GB of the disk are free. "
+            f"the missing features need {needed_gb:.3g} GB beside the {held_gb:.3g} GB in {root}; "
+            f"${LIMIT_GB} allows {limit} GB and {free_gb:.1f} GB of the disk are free. "
             "Raise the limit, run `layerfuse cache clear`, or set `cache_features: false`"
         )
