@@ -9,5 +9,8 @@ from pathlib import Path
 def home() -> Path:
     """The cache folder: `$LAYERFUSE_HOME`, else `layerfuse` in the user's cache directory."""
     chosen = os.environ.get("LAYERFUSE_HOME")
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(chosen or f"{cache}/layerfuse").expanduser()
+    if chosen:
+        return Path(chosen).expanduser()
+    # An empty variable counts as unset, as the XDG specification says.
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(f"{user_cache}/layerfuse").expanduser()

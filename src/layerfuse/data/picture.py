@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from layerfuse.errors import LayerfuseError
+
 LONGEST = 200
 """The longer side of a picture in shorter sides: encoders resize the shorter side to their own
 size, which makes gigabytes of a thinner picture."""
@@ -25,13 +27,23 @@ class Picture:
 
     def read(self) -> bytes:
         """The encoded bytes. Raises FileNotFoundError naming the file."""
-        return self.reader() if self.reader else Path(self.name).read_bytes()
+        if self.reader is not None:
+            return self.reader()
+        return Path(self.name).read_bytes()
 
     def digest(self) -> str:
+        """The SHA-256 of the encoded bytes, in hexadecimal."""
         return hashlib.sha256(self.read()).hexdigest()
 
     def fault(self, whole: bool = False) -> str | None:
-        """Why this is no image, from a file's header alone or from the whole; None if it is one."""
+        """Why this is no image.
+
+        Args:
+            whole: whether to decode it; else a file's header is read alone.
+
+        Returns:
+            The reason, or None if it is an image.
+        """
         try:
             if whole:
                 self.open()
@@ -46,35 +58,40 @@ class Picture:
     def open(self) -> Image.Image:
         """The decoded image as 8-bit RGB, upright as its EXIF says, transparency over white.
 
-        Raises ValueError naming a file that is no readable image or thinner than `LONGEST`.
+        Raises:
+            LayerfuseError: naming a file that is no readable image or thinner than `LONGEST`.
         """
         try:
             with Image.open(io.BytesIO(self.read())) as image:
                 width, height = image.size
                 thin = max(image.size) > LONGEST * min(image.size)
-                found = image if thin else _rgb(ImageOps.exif_transpose(image))
+                # A thin picture is refused below, before its pixels are decoded.
+                decoded = image if thin else _rgb(ImageOps.exif_transpose(image))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot read the image {self.name}: {error}") from error
+            raise LayerfuseError(f"cannot read the image {self.name}: {error}") from error
         if thin:
-            raise ValueError(
+            raise LayerfuseError(
                 f"the image {self.name} has {width} x {height} pixels; its longer side may be at "
                 f"most {LONGEST} times its shorter side"
             )
         if self.crop is None:
-            return found
+            return decoded
         left, top, right, bottom = self.crop
-        width, height = found.size
+        width, height = decoded.size
         corners = (left * width, top * height, right * width, bottom * height)
-        return found.resize(found.size, box=corners)
+        return decoded.resize(decoded.size, box=corners)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, of which `convert` would keep the lowest 8
+    """The image as 8-bit RGB, with transparent parts over white."""
+    if image.mode.startswith("I"):
+        # 16 bits, of which `convert` would keep the lowest 8.
         levels = np.asarray(image).astype(np.float64) / 257
         image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
         raise UnidentifiedImageError("floating-point pixels; save it with 8 or 16 bits")
     if image.has_transparency_data:
-        over = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+        foreground = image.convert("RGBA")
+        white = Image.new("RGBA", foreground.size, "white")
+        return Image.alpha_composite(white, foreground).convert("RGB")
     return image.convert("RGB")
