@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from layerfuse.data import scenes
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, cells, from_columns, from_llava
+from layerfuse.errors import LayerfuseError
 from layerfuse.paths import home
 from layerfuse.recipe.schema import Data
 
@@ -36,14 +37,14 @@ class Records(Sequence[Item]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        own = self.order[index]
-        return self.convert(own, self.records[own])
+        record_index = self.order[index]
+        return self.convert(record_index, self.records[record_index])
 
     def without(self, left_out: Collection[int]) -> "Records[Item]":
         """All but those with these indices (their own, not their places here)."""
-        kept = Records(self.records, self.convert)
-        kept.order = [own for own in self.order if own not in left_out]
-        return kept
+        remaining = Records(self.records, self.convert)
+        remaining.order = [index for index in self.order if index not in left_out]
+        return remaining
 
 
 Samples = Records[Sample]
@@ -67,36 +68,46 @@ def load(data: Data) -> Samples:
     if data.limit is not None:
         samples.order = samples.order[: data.limit]
     if not len(samples):
-        raise ValueError(f"no samples in {data.path or data.dataset}")
+        raise LayerfuseError(f"no samples in {data.path or data.dataset}")
     return samples
 
 
 def faults(samples: Samples) -> dict[int, tuple[str, str]]:
     """(id, reason) of every sample that cannot be converted, or whose image file is missing or has
     no readable header, by its index."""
-    found: dict[int, tuple[str, str]] = {}
-    seen: dict[str, str | None] = {}
-    for own in samples.order:
+    faulty: dict[int, tuple[str, str]] = {}
+    # Many samples show the same picture: each file is looked at once.
+    picture_faults: dict[str, str | None] = {}
+    for index in samples.order:
         try:
-            sample = samples.convert(own, samples.records[own])
+            sample = samples.convert(index, samples.records[index])
         except ValueError as error:
-            found[own] = (str(own), str(error))
+            faulty[index] = (str(index), str(error))
             continue
         for picture in sample.pictures:
-            if picture.reader is None and picture.name not in seen:
-                seen[picture.name] = picture.fault()
-            if reason := seen.get(picture.name):
-                found[own] = (sample.id, f"sample {sample.id}: {reason}")
-    return found
+            if picture.reader is None and picture.name not in picture_faults:
+                picture_faults[picture.name] = picture.fault()
+            reason = picture_faults.get(picture.name)
+            if reason:
+                faulty[index] = (sample.id, f"sample {sample.id}: {reason}")
+    return faulty
 
 
 def _write_scenes(spec: Any) -> Path:
     asked = "+".join(spec.families or ["all"])
     key = f"{spec.split}-{spec.count}-{spec.seed}-{spec.questions}-{asked}-v{scenes.VERSION}"
     folder = home() / "scenes" / key
-    options = {"seed": spec.seed, "questions": spec.questions, "families": spec.families}
-    scenes.write(folder, spec.count, spec.split, **options)
-    return folder / ("captions.json" if spec.captions else "conversations.json")
+    scenes.write(
+        folder,
+        spec.count,
+        spec.split,
+        seed=spec.seed,
+        questions=spec.questions,
+        families=spec.families,
+    )
+    if spec.captions:
+        return folder / "captions.json"
+    return folder / "conversations.json"
 
 
 def _json(path: Path, images: str | None = None) -> Samples:
@@ -107,9 +118,11 @@ def _json(path: Path, images: str | None = None) -> Samples:
         else:
             records = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise LayerfuseError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(records, list):
-        raise ValueError(f"{path} must hold a list of conversations, not {type(records).__name__}")
+        raise LayerfuseError(
+            f"{path} must hold a list of conversations, not {type(records).__name__}"
+        )
     base = Path(images) if images else path.parent
     if not base.is_dir():
         raise FileNotFoundError(f"no image folder {base}")
@@ -152,20 +165,20 @@ def open_dataset(name: str, split: str) -> Samples:
     import datasets
 
     if Path(name).is_dir():
-        found = datasets.load_from_disk(name)
-        if isinstance(found, datasets.DatasetDict):
-            if split not in found:
-                raise ValueError(f"{name} has no split {split!r}; valid: {list(found)}")
-            found = found[split]
+        dataset = datasets.load_from_disk(name)
+        if isinstance(dataset, datasets.DatasetDict):
+            if split not in dataset:
+                raise LayerfuseError(f"{name} has no split {split!r}; valid: {list(dataset)}")
+            dataset = dataset[split]
     else:
-        found = datasets.load_dataset(name, split=split)
+        dataset = datasets.load_dataset(name, split=split)
     for column in ("image", "images"):
-        feature = (found.features or {}).get(column)
+        feature = (dataset.features or {}).get(column)
         if isinstance(feature, datasets.Image):
-            found = found.cast_column(column, datasets.Image(decode=False))
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
-            found = found.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    return Samples(_Rows(found, f"{name}:{split}"), partial(from_columns, base=Path(name)))
+            dataset = dataset.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    return Samples(_Rows(dataset, f"{name}:{split}"), partial(from_columns, base=Path(name)))
 
 
 @dataclass
@@ -181,8 +194,10 @@ class _Rows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = dict(self.dataset[index])
         for column in row.keys() & {"image", "images"}:
-            held = enumerate(cells(row[column]))
-            row[column] = [self._picture(cell, index, column, k) for k, cell in held]
+            pictures = []
+            for place, cell in enumerate(cells(row[column])):
+                pictures.append(self._picture(cell, index, column, place))
+            row[column] = pictures
         return row
 
     def _picture(self, cell: Any, index: int, column: str, k: int) -> Any:
