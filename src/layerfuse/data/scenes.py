@@ -21,6 +21,7 @@ from PIL import Image
 
 from layerfuse.data import drawing
 from layerfuse.data.drawing import SIZE
+from layerfuse.errors import LayerfuseError
 
 Split = Literal["train", "test"]
 VERSION = 2
@@ -124,19 +125,19 @@ def _absent(pair: tuple[str, str], novel: bool, rng: np.random.Generator) -> tup
     return others[int(rng.choice(len(others), p=weights / weights.sum()))]
 
 
-def _scene(own: dict[str, str], asked: tuple[str, str], rng: np.random.Generator) -> Scene:
+def _scene(answers: dict[str, str], asked: tuple[str, str], rng: np.random.Generator) -> Scene:
     """A scene with these answers; group and card lie anywhere that they fit."""
     radius, side, gap = rng.uniform((19, 54, 6), (23, 60, 9)).tolist()
     half = 0.6 * side  # covers a turned card
-    beside = own["position"] in ("left", "right")
-    cells = rng.permutation(6)[: int(own["count"])]
+    beside = answers["position"] in ("left", "right")
+    cells = rng.permutation(6)[: int(answers["count"])]
     grid = np.stack([cells % 2, cells // 2], 1)
     spots = rng.uniform(-2.5, 2.5, (len(cells), 2))
     spots += (2 * radius + 7) * (grid if beside else grid[:, ::-1])
     low, high = spots.min(0) - radius, spots.max(0) + radius
     card = (low + high) / 2 + rng.uniform(-0.3, 0.3) * (high - low)
     across = 0 if beside else 1
-    before = own["position"] in ("left", "top")
+    before = answers["position"] in ("left", "top")
     card[across] = low[across] - gap - half if before else high[across] + gap + half
     low, high = np.minimum(low, card - half), np.maximum(high, card + half)
     shift = rng.uniform(6 - low, SIZE - 6 - high)
@@ -145,7 +146,7 @@ def _scene(own: dict[str, str], asked: tuple[str, str], rng: np.random.Generator
     clear = np.hypot(*(free[:, None] - spots).transpose(2, 0, 1)).min(1) > radius + 11
     free = free[clear & (np.abs(free - card).max(1) > half + 11)]
     return Scene(
-        **own,
+        **answers,
         asked=asked,
         objects=tuple((x, y, rng.uniform(-10, 10)) for x, y in spots.tolist()),
         radius=radius,
@@ -160,21 +161,26 @@ def _scene(own: dict[str, str], asked: tuple[str, str], rng: np.random.Generator
 def sample(count: int, split: Split, seed: int = 0, novel_share: float = 0.25) -> list[Scene]:
     """``count`` scenes; ``novel_share`` of a test split (to the nearest 8) show held-out pairs.
 
-    Raises ValueError for a count below 1, an unknown split, a negative seed or a bad share.
+    Raises LayerfuseError for a count below 1, an unknown split, a negative seed or a bad share.
     """
     if split not in _SPLITS:
-        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
+        raise LayerfuseError(f"split must be 'train' or 'test', not {split!r}")
     if count < 1 or seed < 0 or not 0 <= novel_share <= 1:
-        raise ValueError(f"out of range: {count=}, {seed=} or {novel_share=}")
+        raise LayerfuseError(f"out of range: {count=}, {seed=} or {novel_share=}")
     share = novel_share if split == "test" else 0.0
     deal = np.random.default_rng([seed, _SPLITS[split], 0, 1])
     columns = {name: _deal(ANSWERS[name], count, deal) for name in list(FAMILIES)[2:]}
     scenes = []
     for i, pair in enumerate(_deal_pairs(count, share, deal)):
         rng = np.random.default_rng([seed, _SPLITS[split], 1, i + 1])
-        own = {"colour": pair[0], "shape": pair[1], **{n: c[i] for n, c in columns.items()}}
-        asked = pair if own.pop("presence") == "yes" else _absent(pair, rng.random() < share, rng)
-        scenes.append(_scene(own, asked, rng))
+        answers = {"colour": pair[0], "shape": pair[1]}
+        for name, column in columns.items():
+            answers[name] = column[i]
+        if answers.pop("presence") == "yes":
+            asked = pair
+        else:
+            asked = _absent(pair, rng.random() < share, rng)
+        scenes.append(_scene(answers, asked, rng))
     return scenes
 
 
@@ -207,22 +213,37 @@ def write(
 
     Each question is of another of ``families`` (default: all eight). The folder appears complete
     or not at all; one that holds the same scenes already is left as it is.
-    Raises ValueError for bad arguments and for a folder that holds anything else.
+    Raises LayerfuseError for bad arguments and for a folder that holds anything else.
     """
     asked = list(families or FAMILIES)
-    if unknown := [family for family in asked if family not in FAMILIES]:
-        raise ValueError(f"unknown question families {unknown}; valid: {list(FAMILIES)}")
+    unknown = [family for family in asked if family not in FAMILIES]
+    if unknown:
+        raise LayerfuseError(f"unknown question families {unknown}; valid: {list(FAMILIES)}")
     if not 1 <= questions <= len(set(asked)) == len(asked):
-        raise ValueError(f"questions must lie between 1 and {len(set(asked))}, not {questions}")
+        raise LayerfuseError(f"questions must lie between 1 and {len(set(asked))}, not {questions}")
     share = novel_share if split == "test" else 0.0
-    settings: dict[str, Any] = {"version": VERSION, "count": count, "split": split, "seed": seed}
-    settings |= {"questions": questions, "novel_share": share, "families": asked}
+    settings: dict[str, Any] = {
+        "version": VERSION,
+        "count": count,
+        "split": split,
+        "seed": seed,
+        "questions": questions,
+        "novel_share": share,
+        "families": asked,
+    }
     if folder.exists() and any(folder.iterdir()):
-        kept = folder / "scenes.json"
-        found = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
-        if unlike := {k: found.get(k) for k, v in settings.items() if found.get(k) != v}:
-            raise ValueError(f"{folder} was not written with {settings}: it has {unlike}")
+        settings_file = folder / "scenes.json"
+        written_settings: dict[str, Any] = {}
+        if settings_file.is_file():
+            written_settings = json.loads(settings_file.read_text("utf-8"))
+        different = {}
+        for name, value in settings.items():
+            if written_settings.get(name) != value:
+                different[name] = written_settings.get(name)
+        if different:
+            raise LayerfuseError(f"{folder} was not written with {settings}: it has {different}")
         return folder
+    # Renamed when it is complete, under a name of its own: several processes may write at once.
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         _fill(partial, sample(count, split, seed, novel_share), settings)
