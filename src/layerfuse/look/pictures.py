@@ -29,8 +29,11 @@ def find_pictures(source: str | None, split: str = "train", limit: int | None = 
     elif path.suffix in (".json", ".jsonl"):
         found = _of(Data(path=source))
     elif path.is_dir() and not conversations.is_saved_dataset(path):
-        images = (p for p in path.rglob("*") if p.suffix.lower() in conversations.IMAGE_SUFFIXES)
-        found = [Picture(str(p)) for p in sorted(images) if p.is_file()]
+        found = []
+        for file in sorted(path.rglob("*")):
+            # A folder can be named like an image.
+            if file.suffix.lower() in conversations.IMAGE_SUFFIXES and file.is_file():
+                found.append(Picture(str(file)))
     elif path.is_dir() or (not path.exists() and source[0] not in "./" and source.count("/") < 2):
         found = conversations.Records(conversations.open_dataset(source, split).records, _first)
     else:
@@ -38,7 +41,9 @@ def find_pictures(source: str | None, split: str = "train", limit: int | None = 
     if not found:
         suffixes = ", ".join(sorted(conversations.IMAGE_SUFFIXES))
         raise FileNotFoundError(f"no images ({suffixes}) in {source}")
-    return found if limit is None else found[:limit]
+    if limit is None:
+        return found
+    return found[:limit]
 
 
 def require_look(module: str) -> Path:
@@ -53,8 +58,8 @@ def photographs() -> list[Picture]:
     """The pictures inside scikit-image's wheel (photographs, micrographs, textures, drawings), read
     as files: its loaders would download others. Raises ImportError without scikit-image."""
     folder = require_look("skimage") / "data"
-    files = [p for suffix in ("*.jpg", "*.png") for p in folder.glob(suffix)]
-    return [Picture(str(p)) for p in sorted(files)]
+    files = [*folder.glob("*.jpg"), *folder.glob("*.png")]
+    return [Picture(str(file)) for file in sorted(files)]
 
 
 def _first(index: int, row: dict[str, Any]) -> Picture:
@@ -63,8 +68,12 @@ def _first(index: int, row: dict[str, Any]) -> Picture:
 
 
 def _of(data: Data) -> list[Picture]:
-    samples = conversations.load(data)
-    return list({p.name: p for sample in samples for p in sample.pictures}.values())
+    # Several questions can be about one picture: it counts once, at its first place.
+    by_name: dict[str, Picture] = {}
+    for sample in conversations.load(data):
+        for picture in sample.pictures:
+            by_name[picture.name] = picture
+    return list(by_name.values())
 
 
 def batches(
@@ -77,16 +86,27 @@ def batches(
     """
 
     def prepare(begin: int) -> tuple[list[str], list[Tensor]]:
-        chosen = [pictures[i] for i in range(begin, min(begin + batch_size, len(pictures)))]
-        images = [picture.open() for picture in chosen]
-        pixels = [p(images, return_tensors="pt")["pixel_values"] for p in processors]
-        return [picture.name for picture in chosen], pixels
+        names = []
+        images = []
+        for index in range(begin, min(begin + batch_size, len(pictures))):
+            picture = pictures[index]
+            names.append(picture.name)
+            images.append(picture.open())
+        pixels = []
+        for processor in processors:
+            pixels.append(processor(images, return_tensors="pt")["pixel_values"])
+        return names, pixels
 
     starts = range(start, len(pictures), batch_size)
     with ThreadPoolExecutor(max_workers=1) as thread:
         ahead = None
-        for begin in [*starts, None]:
-            ready = ahead and ahead.result()
-            ahead = None if begin is None else thread.submit(prepare, begin)
-            if ready:
+        for begin in starts:
+            # The next batch is prepared while the caller works on this one.
+            ready = None
+            if ahead is not None:
+                ready = ahead.result()
+            ahead = thread.submit(prepare, begin)
+            if ready is not None:
                 yield ready
+        if ahead is not None:
+            yield ahead.result()
