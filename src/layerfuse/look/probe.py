@@ -42,7 +42,7 @@ Answers = dict[str, tuple[Picture, dict[str, str]]]
 SCENES: dict[Literal["train", "test"], int] = {"train": 800, "test": 400}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
     """One family of questions: the answer about each picture, by its place; None: not asked."""
 
@@ -59,7 +59,7 @@ class Task:
         return asked.count(commonest) / len(asked)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Problem:
     """Tasks over training and test pictures, and the families that are none, with the reason."""
 
@@ -94,29 +94,47 @@ def find_tasks(
     if len(samples) > 1:
         tested, _ = _answers(samples[1])
     else:
-        names = np.random.default_rng(seed).permutation(sorted(train)).tolist()
-        held = set(names[: round(0.3 * len(names))])
-        tested = {name: train.pop(name) for name in list(train) if name in held}
-    problem = Problem([p for p, _ in train.values()], [p for p, _ in tested.values()], [], {})
-    for name in sorted({task for _, found in train.values() for task in found}):
-        columns = [[found.get(name) for _, found in part.values()] for part in (train, tested)]
-        counts = Counter(a for a in columns[0] if a is not None)
-        classes = sorted(a for a, n in counts.items() if n >= COMMON)
-        task = Task(name, columns[0], columns[1], classes)
+        shuffled = np.random.default_rng(seed).permutation(sorted(train)).tolist()
+        held_out = set(shuffled[: round(0.3 * len(shuffled))])
+        # Both parts keep the order of the data.
+        tested = {name: train[name] for name in train if name in held_out}
+        train = {name: train[name] for name in train if name not in held_out}
+    possible: list[Task] = []
+    left_out: dict[str, str] = {}
+    for name in sorted(wordings):
+        task = _task(name, train, tested)
+        # What cannot be learned or measured is no task; the report says why.
+        if task is None:
+            continue
         if len(wordings[name]) > WORDINGS:
-            problem.left_out[name] = f"{len(wordings[name])} different questions"
+            left_out[name] = f"{len(wordings[name])} different questions"
         elif len(task.classes) < 2:
-            problem.left_out[name] = f"{len(task.classes)} answers with {COMMON} training pictures"
+            left_out[name] = f"{len(task.classes)} answers with {COMMON} training pictures"
         elif not any(task.test):
-            problem.left_out[name] = "not asked about a test picture"
+            left_out[name] = "not asked about a test picture"
         else:
-            problem.tasks.append(task)
-    found = [task.name for task in problem.tasks]
-    missing = sorted(set(wanted or ()) - set(found))
-    if missing or not found:
-        raise ValueError(f"no task {missing or ''}; tasks: {found}, left out: {problem.left_out}")
-    problem.tasks = [task for task in problem.tasks if wanted is None or task.name in wanted]
-    return problem
+            possible.append(task)
+    names = [task.name for task in possible]
+    missing = sorted(set(wanted or ()) - set(names))
+    if missing or not names:
+        raise ValueError(f"no task {missing or ''}; tasks: {names}, left out: {left_out}")
+    return Problem(
+        train=[picture for picture, _ in train.values()],
+        test=[picture for picture, _ in tested.values()],
+        tasks=[task for task in possible if wanted is None or task.name in wanted],
+        left_out=left_out,
+    )
+
+
+def _task(name: str, train: Answers, test: Answers) -> Task | None:
+    """The task of this name; None if no training picture is asked for it."""
+    train_answers = [answers.get(name) for _, answers in train.values()]
+    test_answers = [answers.get(name) for _, answers in test.values()]
+    counts = Counter(answer for answer in train_answers if answer is not None)
+    if not counts:
+        return None
+    classes = sorted(answer for answer, count in counts.items() if count >= COMMON)
+    return Task(name=name, train=train_answers, test=test_answers, classes=classes)
 
 
 def _answers(samples: Samples) -> tuple[Answers, dict[str, set[str]]]:
@@ -192,11 +210,20 @@ def probe(
     chosen = [list(layers) for layers in dict.fromkeys(each)]  # each once
     processor = load_image_processor(encoder)
     folder.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"encoder": encoder, "depth": depth, "source": data}
-    report |= {"test": test, "asked": tasks, "grid": grid, "dtype": dtype, "seed": seed}
-    report |= {"train_pictures": len(problem.train), "test_pictures": len(problem.test)}
-    report["tasks"] = {t.name: {"chance": t.chance, "classes": t.classes} for t in problem.tasks}
-    report["left_out"] = problem.left_out
+    report: dict[str, Any] = {
+        "encoder": encoder,
+        "depth": depth,
+        "source": data,
+        "test": test,
+        "asked": tasks,
+        "grid": grid,
+        "dtype": dtype,
+        "seed": seed,
+        "train_pictures": len(problem.train),
+        "test_pictures": len(problem.test),
+        "tasks": {t.name: {"chance": t.chance, "classes": t.classes} for t in problem.tasks},
+        "left_out": problem.left_out,
+    }
     everything = [*problem.train, *problem.test]
     with progress_bar(console) as bar:
         tick = partial(bar.advance, bar.add_task("encoding pictures", total=len(everything)))
