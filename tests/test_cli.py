@@ -1,0 +1,68 @@
+"""What all verbs share: messages, tracebacks and the version."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import layerfuse.cost.recipe_table
+from layerfuse import __version__
+from layerfuse.cli import app
+from layerfuse.errors import LayerfuseError
+
+CASES = [LayerfuseError, ValueError, OSError, RuntimeError, ImportError]
+
+
+def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `layerfuse show` raise an error."""
+
+    def show(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(layerfuse.cost.recipe_table, "show", show)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_what_the_user_can_mend_is_one_message(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(kind("no such layer"), monkeypatch)
+    ended = CliRunner().invoke(app, ["show", "recipe.yaml"])
+    assert ended.exit_code == 2
+    assert "error: no such layer" in ended.output
+    assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_debug_raises_what_would_be_a_message(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(kind("no such layer"), monkeypatch)
+    ended = CliRunner().invoke(app, ["--debug", "show", "recipe.yaml"])
+    assert type(ended.exception) is kind
+    assert "error:" not in ended.output
+
+
+def test_any_other_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(KeyError("layer"), monkeypatch)
+    ended = CliRunner().invoke(app, ["show", "recipe.yaml"])
+    assert isinstance(ended.exception, KeyError)
+    assert ended.exit_code == 1
+
+
+def test_version() -> None:
+    ended = CliRunner().invoke(app, ["--version"])
+    assert ended.exit_code == 0
+    assert ended.output.strip() == f"layerfuse {__version__}"
+
+
+def test_modules_of_the_user_are_imported_before_the_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_broken_strategies.py").write_text("raise ImportError('needs a package')")
+    ended = CliRunner().invoke(app, ["show", "none.yaml", "--import", "my_broken_strategies"])
+    assert ended.exit_code == 2
+    assert "error: needs a package" in ended.output
