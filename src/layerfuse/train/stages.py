@@ -1,5 +1,6 @@
 """Which parts train in a stage, in which precision, at which learning rate."""
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,12 @@ def begin_stage(model: Any, stage: Stage, dtype: torch.dtype) -> Any:
                 target_modules=lora.target_modules,
                 task_type="CAUSAL_LM",
             )
-            adapted = get_peft_model(model.language_model, settings)
+            # peft asks for a property by a name that transformers deprecates.
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", ".*is_gradient_checkpointing.*", category=FutureWarning
+                )
+                adapted = get_peft_model(model.language_model, settings)
     return adapted
 
 
