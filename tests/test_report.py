@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from layerfuse import plots
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import FinishedRun
 from layerfuse.evaluate.significance import summarize
 from layerfuse.study.findings import findings
@@ -220,7 +221,11 @@ def test_examples_show_each_picture_once():
         FinishedRun({"arm": "x", "seed": 1}, answers([False] * 6)),
         FinishedRun({"arm": "y", "seed": 0}, answers([False, False, False, False, True, True])),
     ]
-    assert [(why, item["id"], [arm for arm, _ in row]) for why, item, row in choose(runs)] == [
+    shown = []
+    for example in choose(runs):
+        arms = [answer.arm for answer in example.answers]
+        shown.append((example.why, example.item["id"], arms))
+    assert shown == [
         ("a: arms disagree", "0", ["x", "y"]),
         ("b: arms disagree", "3", ["x", "y"]),
         ("all right", "4", ["x", "y"]),
@@ -253,7 +258,7 @@ def test_unfinished_studies(tmp_path: Path):
     assert "Unfinished: a, b have no result yet." in text
     assert "all right · picture not stored" in text or "all wrong · picture not stored" in text
     (folder / "recipe.yaml").write_text("name: x\n")
-    with pytest.raises(ValueError, match="names no baseline"):
+    with pytest.raises(LayerfuseError, match="names no baseline"):
         write_report(folder)
 
 

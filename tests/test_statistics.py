@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate import significance as st
 
 
@@ -76,8 +77,8 @@ def test_scores_and_resamples_equal_loops():
         run("a", 1, random_items(0.5, 2)),
         run("b", 0, random_items(0.8, 3)),
     ]
-    table = st.Table(runs, (5, 7), lambda i: i["family"])
-    weights = st.picture_weights(60, 5, 7)
+    table = st.ScoreTable.from_runs(runs, st.Bootstrap(5, 7), st.family_of)
+    weights = st.picture_weights(60, st.Bootstrap(5, 7))
     pictures = sorted({i["sample"] for i in runs[0].items})
     assert table.mean.value[1] == pytest.approx(naive_score(runs[2].items, pictures))
     for b in range(5):
@@ -91,13 +92,15 @@ def test_bootstrap_is_over_pictures_not_questions():
     rng = np.random.default_rng(0)
     right = rng.random(100) < 0.5
     items = [item(p, q, "a", "x", bool(right[p])) for p in range(100) for q in range(8)]
-    samples = st.Table([run("a", 0, items)], (4000, 0), lambda i: i["family"]).mean.samples[:, 0]
+    samples = st.ScoreTable.from_runs(
+        [run("a", 0, items)], st.Bootstrap(4000, 0), st.family_of
+    ).mean.samples[:, 0]
     assert samples.std() == pytest.approx(right.std() / 10, rel=0.05)
 
 
 def test_questions_sharing_an_image_are_one_cluster():
     items = [{**item(p, 0, "a", "x", p % 2 == 0), "image": f"{p // 2}.png"} for p in range(20)]
-    table = st.Table([run("a", 0, items)], (50, 0), lambda i: i["family"])
+    table = st.ScoreTable.from_runs([run("a", 0, items)], st.Bootstrap(50, 0), st.family_of)
     assert table.images == 10
     assert table.mean.samples[:, 0].std() == 0  # each image holds one right and one wrong answer
 
@@ -106,7 +109,7 @@ def test_chance_is_the_share_of_the_commonest_answer():
     answers = ["red", "red", "blue", "green"]
     items = [item(p, 0, "colour", a, True) for p, a in enumerate(answers)]
     items += [item(p, 1, "count", a, False) for p, a in enumerate("1122")]
-    table = st.Table([run("a", 0, items)], (10, 0), lambda i: i["family"])
+    table = st.ScoreTable.from_runs([run("a", 0, items)], st.Bootstrap(10, 0), st.family_of)
     assert st.commonest_answers(items) == {"colour": "red", "count": "1"}
     assert table.rates[0, :, -1].tolist() == [0.5, 0.5]
 
@@ -118,6 +121,17 @@ def test_interval_at_the_edge_is_exact():
     assert st.interval(0.5, np.arange(1001.0), 30) == [25.0, 975.0]
 
 
+@pytest.mark.parametrize("images", [1, 2, 30, 400])
+@pytest.mark.parametrize("right", [False, True])
+def test_interval_at_the_edge_is_that_of_clopper_and_pearson(images: int, right: bool):
+    exact = stats.binomtest(images * right, images).proportion_ci(0.95, method="exact")
+    low, high = st.interval(float(right), np.full(10, float(right)), images)
+    assert (low, high) == (
+        pytest.approx(exact.low, abs=1e-12),
+        pytest.approx(exact.high, abs=1e-12),
+    )
+
+
 def test_holm_textbook_values():
     assert st.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert st.holm([0.9, 0.8]) == [1.0, 1.0]
@@ -127,12 +141,17 @@ def test_seed_noise_is_pooled():
     noise = st.seed_noise({"a": [0.5, 0.6], "b": [0.7, 0.7, 0.73], "c": [0.1]})
     assert noise is not None
     pooled = (np.var([0.5, 0.6], ddof=1) + 2 * np.var([0.7, 0.7, 0.73], ddof=1)) / 3
-    assert (noise["sd"], noise["df"]) == (pytest.approx(math.sqrt(pooled)), 3)
-    assert (noise["spread"], noise["spread_arm"]) == (pytest.approx(0.1), "a")
+    assert (noise.sd, noise.df) == (pytest.approx(math.sqrt(pooled)), 3)
+    assert (noise.spread, noise.spread_arm) == (pytest.approx(0.1), "a")
     assert st.seed_noise({"a": [0.5], "b": [0.7]}) is None
 
 
-def scores(difference: float, item_sd: float, noise: dict | None, runs=(2, 2)) -> st.Scores:
+def noise_of(sd: float, df: int) -> st.SeedNoise:
+    """Noise between seeds of which only these two numbers matter."""
+    return st.SeedNoise(sd=sd, df=df, spread=0.0, spread_arm="a")
+
+
+def scores(difference: float, item_sd: float, noise: st.SeedNoise | None, runs=(2, 2)) -> st.Scores:
     """Two arms whose paired difference has exactly this item standard deviation."""
     spread = np.linspace(-1, 1, 2001)
     spread *= item_sd / spread.std(ddof=1)
@@ -143,19 +162,19 @@ def scores(difference: float, item_sd: float, noise: dict | None, runs=(2, 2)) -
 def test_items_alone_give_a_plain_t_interval():
     found = st.contrast(scores(0.05, 0.02, None), 0, 1)
     half = 1.983972 * 0.02
-    assert found["interval"] == pytest.approx([0.05 - half, 0.05 + half])
-    assert found["p"] == found["item_p"] == pytest.approx(0.014047, abs=2e-5)
+    assert found.interval == pytest.approx([0.05 - half, 0.05 + half])
+    assert found.p == found.item_p == pytest.approx(0.014047, abs=2e-5)
 
 
 def test_seed_noise_widens_by_welch_satterthwaite():
-    noise = {"sd": 0.03, "df": 4}
+    noise = noise_of(0.03, 4)
     found = st.contrast(scores(0.05, 0.02, noise, runs=(2, 3)), 0, 1)
     seeds = 0.03**2 * (1 / 2 + 1 / 3)
     df = (0.0004 + seeds) ** 2 / (0.0004**2 / 100 + seeds**2 / 4)
-    assert found["df"] == pytest.approx(df)
+    assert found.df == pytest.approx(df)
     half = stats.t.ppf(0.975, df) * math.sqrt(0.0004 + seeds)
-    assert found["interval"] == pytest.approx([0.05 - half, 0.05 + half])
-    assert found["item_p"] < 0.05 < found["p"]
+    assert found.interval == pytest.approx([0.05 - half, 0.05 + half])
+    assert found.item_p < 0.05 < found.p
 
 
 @pytest.mark.parametrize(
@@ -166,25 +185,25 @@ def test_seed_noise_widens_by_welch_satterthwaite():
         (0.01, None, "tie", False),
         (0.042, None, "better", False),
         (0.037, None, "tie", False),  # t 2.1 and 1.85, 100 df
-        (0.10, {"sd": 0.2, "df": 5}, "tie", True),
-        (0.01, {"sd": 0.2, "df": 5}, "tie", False),
+        (0.10, noise_of(0.2, 5), "tie", True),
+        (0.01, noise_of(0.2, 5), "tie", False),
     ],
 )
-def test_verdicts(difference: float, noise: dict | None, verdict: str, unresolved: bool):
+def test_verdicts(difference: float, noise: st.SeedNoise | None, verdict: str, unresolved: bool):
     (found,) = st.judge([st.contrast(scores(difference, 0.02, noise), 0, 1)])
-    assert (found["verdict"], found["unresolved"]) == (verdict, unresolved)
+    assert (found.verdict, found.unresolved) == (verdict, unresolved)
 
 
 def test_holm_makes_a_tie_of_one_lucky_arm_in_many():
     lucky = st.contrast(scores(0.045, 0.02, None), 0, 1)
     others = [st.contrast(scores(0.0, 0.02, None), 0, 1) for _ in range(9)]
-    assert st.judge([dict(lucky)])[0]["verdict"] == "better"
-    assert st.judge([dict(lucky), *others])[0]["verdict"] == "tie"
+    assert st.judge([lucky])[0].verdict == "better"
+    assert st.judge([lucky, *others])[0].verdict == "tie"
 
 
 def test_equal_answers_tie_and_constant_difference_counts():
-    assert st.contrast(scores(0.0, 0.0, None), 0, 1)["p"] == 1.0
-    assert st.contrast(scores(0.1, 0.0, None), 0, 1)["p"] == 0.0
+    assert st.contrast(scores(0.0, 0.0, None), 0, 1).p == 1.0
+    assert st.contrast(scores(0.1, 0.0, None), 0, 1).p == 0.0
 
 
 @pytest.mark.parametrize("seed_sd", [0.0, 0.05])
@@ -194,11 +213,11 @@ def test_coverage_of_the_difference(seed_sd: float):
     for _ in range(200):
         level = rng.normal(0.6, 0.2, (40, 1, 1)) + rng.normal(0, 0.15, (40, 4, 1))
         each = level + rng.normal(0, seed_sd, (1, 4, 2)) + rng.normal(0, 0.1, (40, 4, 2))
-        samples = st.picture_weights(40, 200, 0) @ each.mean(2) / 40
+        samples = st.picture_weights(40, st.Bootstrap(200, 0)) @ each.mean(2) / 40
         noise = st.seed_noise(dict(zip("abcd", each.mean(0).tolist(), strict=True)))
         found = st.contrast(st.Scores(each.mean((0, 2)), samples, np.full(4, 2), noise, 40), 0, 1)
-        covered += found["interval"][0] <= 0 <= found["interval"][1]
-        alone += found["item_interval"][0] <= 0 <= found["item_interval"][1]
+        covered += found.interval[0] <= 0 <= found.interval[1]
+        alone += found.item_interval[0] <= 0 <= found.item_interval[1]
     assert 186 <= covered <= 200
     assert (alone < 170) == (seed_sd > 0)  # items alone miss what the seeds do
 
@@ -282,7 +301,7 @@ def test_seen_and_novel_use_the_families_that_have_both(tmp_path: Path):
 
 def test_errors_name_what_is_wrong(tmp_path: Path):
     def failing(name: str, runs: list[st.FinishedRun], match: str, baseline: str = "a") -> None:
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(LayerfuseError, match=match):
             st.summarize(save(tmp_path / name, runs), baseline)
 
     good = random_items(0.5, 0)
@@ -302,12 +321,12 @@ def test_missing_torn_and_double_lines(tmp_path: Path):
     results = folder / "results.jsonl"
     whole = results.read_text()
     results.write_text(whole + whole)
-    with pytest.raises(ValueError, match="arm 'a' seed 0 twice"):
+    with pytest.raises(LayerfuseError, match="arm 'a' seed 0 twice"):
         st.summarize(folder, "a")
     results.write_text(whole[:-9])
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
+    with pytest.raises(LayerfuseError, match="line 2 is not JSON"):
         st.summarize(folder, "a")
     results.write_text(whole)
     (folder / "arms/a.1/predictions.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"a\.1/predictions\.jsonl is missing"):
+    with pytest.raises(LayerfuseError, match=r"a\.1/predictions\.jsonl is missing"):
         st.summarize(folder, "a")

@@ -8,231 +8,688 @@
   Welch-Satterthwaite degrees of freedom; the sum covers 94 to 99 % in simulation.
 * Above chance: whether the trained runs beat guessing is judged by the items alone.
 * Several arms: verdicts use Holm's correction (Holm 1979); the intervals are per comparison.
+
+Shapes: B resamples, I pictures, Q questions, G groups of questions, K runs, A arms.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.stats import t as student_t
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import FinishedRun, read_runs
 
 LEVEL = 0.95
 
+# The group of an item, or None where the item belongs to no group.
+GroupKey = Callable[[dict], str | None]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How pictures are redrawn: the number of resamples and the seed of the draws."""
+
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """How much training again with another seed moves a score, pooled over the arms.
+
+    Attributes:
+        sd: standard deviation between the seeds of one arm, as a share of 1.
+        df: its degrees of freedom.
+        spread: the widest range of scores within one arm.
+        spread_arm: the arm of that range.
+    """
+
+    sd: float
+    df: int
+    spread: float
+    spread_arm: str
+
+
+@dataclass(frozen=True)
+class ArmScore:
+    """A score as a share of 1, and its 95 % interval [low, high] over pictures."""
+
+    score: float
+    interval: list[float]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One arm minus another.
+
+    Attributes:
+        difference: of the scores, as a share of 1.
+        interval: 95 % interval [low, high] over pictures and seeds.
+        item_interval: 95 % interval [low, high] over pictures alone.
+        df: degrees of freedom of `interval`.
+        p: two-sided p value over pictures and seeds.
+        item_p: two-sided p value over pictures alone.
+    """
+
+    difference: float
+    interval: list[float]
+    item_interval: list[float]
+    df: float
+    p: float
+    item_p: float
+
+
+@dataclass(frozen=True)
+class JudgedContrast(Contrast):
+    """A contrast with its verdict among several comparisons.
+
+    Attributes:
+        p_holm: `p` after Holm's correction.
+        verdict: `better`, `worse` or `tie`.
+        unresolved: a tie that the noise between seeds alone prevents from being a difference.
+    """
+
+    p_holm: float
+    verdict: str
+    unresolved: bool
+
+
+@dataclass(frozen=True)
+class LayerLeader:
+    """The leading single-layer arm of one family, and whether it beats each other one."""
+
+    family: str
+    leader: str
+    second: str
+    difference: float
+    beyond_noise: bool
+
 
 @dataclass(frozen=True)
 class Scores:
-    """One score per arm, the last being blind guessing: values (A), resamples (B, A), runs (A)."""
+    """One score per arm, the last being blind guessing.
+
+    Attributes:
+        value: scores on the test set (A).
+        samples: scores in each resample (B, A); NaN where nothing was asked.
+        runs: the number of runs of each arm (A); infinite for guessing, which has no seed noise.
+        noise: between seeds, or None where no arm has two.
+        images: the number of pictures.
+    """
 
     value: np.ndarray
     samples: np.ndarray
     runs: np.ndarray
-    noise: dict | None
+    noise: SeedNoise | None
     images: int
 
 
 def commonest_answers(items: list[dict]) -> dict[str, str]:
-    """The most frequent answer of each family (the first in sorted order where two are equal)."""
+    """Give the most frequent answer of each family, the first in sorted order among equals."""
     counts: dict[str, Counter] = {}
     for item in items:
-        counts.setdefault(item["family"], Counter())[item["answer"]] += 1
-    return {f: min(c, key=lambda a: (-c[a], str(a))) for f, c in sorted(counts.items())}
+        family_counts = counts.setdefault(item["family"], Counter())
+        family_counts[item["answer"]] += 1
+    commonest = {}
+    for family in sorted(counts):
+        # Stable sorting keeps the alphabetical order among equally frequent answers.
+        answers = sorted(counts[family], key=str)
+        answers.sort(key=counts[family].__getitem__, reverse=True)
+        commonest[family] = answers[0]
+    return commonest
 
 
-def rates(weights: np.ndarray, cluster: np.ndarray, group: np.ndarray, right: np.ndarray):
-    """Share right (B, G, K) under picture weights (B, I): cluster and group (Q), right (Q, K).
+def rates(
+    weights: np.ndarray, cluster: np.ndarray, group: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    """Share of right answers per resample, group and run.
 
-    A group without a question in a resample is NaN there.
+    Args:
+        weights: how often each picture is drawn in each resample (B, I).
+        cluster: the picture of each question (Q), 0..I-1.
+        group: the group of each question (Q), 0..G-1.
+        right: 1 where a run answers rightly, else 0 (Q, K).
+
+    Returns:
+        Shares (B, G, K); NaN where a resample asks no question of a group.
     """
-    counts = np.zeros((weights.shape[1], int(group.max()) + 1, right.shape[1] + 1))
-    np.add.at(counts, (cluster, group), np.column_stack([right, np.ones(len(right))]))
-    drawn = np.tensordot(weights, counts, axes=1)  # the last column: how many were asked
-    found, total = drawn[:, :, :-1], drawn[:, :, -1:]
-    return np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
+    images = weights.shape[1]
+    groups = int(group.max()) + 1
+    runs = right.shape[1]
+    # One more column counts the questions, so that one product gives both parts of the share.
+    counted = np.column_stack([right, np.ones(len(right))])
+    counts = np.zeros((images, groups, runs + 1))
+    np.add.at(counts, (cluster, group), counted)
+    drawn = np.tensordot(weights, counts, axes=1)
+    right_drawn = drawn[:, :, :-1]
+    asked = drawn[:, :, -1:]
+    undefined = np.full_like(right_drawn, np.nan)
+    return np.divide(right_drawn, asked, out=undefined, where=asked > 0)
 
 
-def picture_weights(images: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each picture is drawn in each resample (B, I)."""
+def picture_weights(images: int, bootstrap: Bootstrap) -> np.ndarray:
+    """Give how often each picture is drawn in each resample (B, I)."""
     share = np.full(images, 1 / images)
-    return np.random.default_rng(seed).multinomial(images, share, size=resamples).astype(float)
+    generator = np.random.default_rng(bootstrap.seed)
+    return generator.multinomial(images, share, size=bootstrap.resamples).astype(float)
 
 
 def percentiles(samples: np.ndarray) -> list[float]:
-    """The central 95 % of resampled values."""
-    return np.percentile(samples[~np.isnan(samples)], [50 - 50 * LEVEL, 50 + 50 * LEVEL]).tolist()
+    """Give the central 95 % [low, high] of resampled values (B), NaN left out."""
+    defined = samples[~np.isnan(samples)]
+    return np.percentile(defined, [50 - 50 * LEVEL, 50 + 50 * LEVEL]).tolist()
 
 
 def interval(value: float, samples: np.ndarray, images: int) -> list[float]:
-    """95 % percentile interval; at 0 or 1, where no resample varies, the exact binomial bound."""
+    """95 % interval of a score.
+
+    Args:
+        value: the score, as a share of 1.
+        samples: the score in each resample (B).
+        images: the number of pictures.
+
+    Returns:
+        [low, high]: percentiles, or at 0 and 1 the exact binomial bound.
+    """
+    # At 0 or 1 no resample varies; there Clopper and Pearson's bound has a closed form.
     bound = ((1 - LEVEL) / 2) ** (1 / images)
-    return {0.0: [0.0, 1 - bound], 1.0: [bound, 1.0]}.get(float(value)) or percentiles(samples)
+    if value == 0:
+        return [0.0, 1 - bound]
+    if value == 1:
+        return [bound, 1.0]
+    return percentiles(samples)
 
 
-def seed_noise(values: dict[str, list[float]]) -> dict | None:
-    """Pooled standard deviation over seeds, or None when no arm has two seeds."""
-    if not (several := {name: v for name, v in values.items() if len(v) > 1}):
+def seed_noise(values: dict[str, list[float]]) -> SeedNoise | None:
+    """Pool the noise between seeds over the arms.
+
+    Args:
+        values: the score of each seed, by arm.
+
+    Returns:
+        The noise, or None where no arm has two seeds.
+    """
+    df = 0
+    squares = 0.0
+    spreads = []
+    for arm, seeds in values.items():
+        if len(seeds) < 2:
+            continue
+        df += len(seeds) - 1
+        squares += len(seeds) * float(np.var(seeds))
+        spreads.append((float(max(seeds) - min(seeds)), arm))
+    if not spreads:
         return None
-    df = sum(len(v) - 1 for v in several.values())
-    squares = sum(len(v) * float(np.var(v)) for v in several.values())
-    spread, arm = max((float(max(v) - min(v)), name) for name, v in several.items())
-    return {"sd": math.sqrt(squares / df), "df": df, "spread": spread, "spread_arm": arm}
+    spread, spread_arm = max(spreads)
+    return SeedNoise(sd=math.sqrt(squares / df), df=df, spread=spread, spread_arm=spread_arm)
 
 
-def holm(p: list[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given."""
-    adjusted, running = [1.0] * len(p), 0.0
-    for rank, index in enumerate(np.argsort(p, kind="stable").tolist()):
-        running = max(running, min(1.0, (len(p) - rank) * p[index]))
-        adjusted[index] = running
+def holm(p_values: list[float]) -> list[float]:
+    """Give Holm's adjusted p values, in the order given."""
+    adjusted = [1.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        corrected = min(1.0, (len(p_values) - rank) * p_values[index])
+        # A larger p value never gets a smaller adjusted one.
+        largest = max(largest, corrected)
+        adjusted[index] = largest
     return adjusted
 
 
-def contrast(scores: Scores, a: int, b: int) -> dict:
-    """Arm a minus arm b: the item interval, the interval of items and seeds, their p values."""
+def two_sided_p(difference: float, error: float, df: float) -> float:
+    """Give the p value of a difference with this standard error; without error it is 0 or 1."""
+    if error == 0:
+        return float(difference == 0)
+    return 2 * float(student_t.sf(abs(difference) / error, df))
+
+
+def contrast(scores: Scores, a: int, b: int) -> Contrast:
+    """Compare two arms on the same resamples.
+
+    Args:
+        scores: of all arms.
+        a: position of the arm in question.
+        b: position of the arm that is subtracted.
+
+    Returns:
+        Arm a minus arm b.
+    """
     difference = float(scores.value[a] - scores.value[b])
     samples = scores.samples[:, a] - scores.samples[:, b]
-    # one picture says nothing of others: the largest variance that a share can have
-    item = float(np.nanvar(samples, ddof=1)) if scores.images > 1 else 1.0
+    # One picture says nothing of others: the largest variance that a share can have.
+    item_variance = 1.0
+    if scores.images > 1:
+        item_variance = float(np.nanvar(samples, ddof=1))
     item_df = max(scores.images - 1, 1)
-    known = scores.noise or {"sd": 0.0, "df": 1}
-    seeds = known["sd"] ** 2 * float(1 / scores.runs[a] + 1 / scores.runs[b])
-    error = math.sqrt(item + seeds)
-    df = error**4 / (item**2 / item_df + seeds**2 / known["df"]) if error else item_df
-    half = float(stdtrit(df, 0.5 + LEVEL / 2)) * error
-    p, item_p = (
-        2 * float(stdtr(n, -abs(difference) / se)) if se else float(difference == 0)
-        for se, n in ((error, df), (math.sqrt(item), item_df))
+
+    seed_variance = 0.0
+    seed_df = 1
+    if scores.noise is not None:
+        seed_variance = scores.noise.sd**2 * float(1 / scores.runs[a] + 1 / scores.runs[b])
+        seed_df = scores.noise.df
+
+    error = math.sqrt(item_variance + seed_variance)
+    df = float(item_df)
+    if error > 0:
+        # Welch and Satterthwaite: the degrees of freedom of a sum of two variances.
+        df = error**4 / (item_variance**2 / item_df + seed_variance**2 / seed_df)
+    half = float(student_t.ppf(0.5 + LEVEL / 2, df)) * error
+    return Contrast(
+        difference=difference,
+        interval=[difference - half, difference + half],
+        item_interval=percentiles(samples),
+        df=df,
+        p=two_sided_p(difference, error, df),
+        item_p=two_sided_p(difference, math.sqrt(item_variance), item_df),
     )
-    ends = [difference - half, difference + half]
-    found = {"difference": difference, "interval": ends, "item_interval": percentiles(samples)}
-    return {**found, "df": float(df), "p": p, "item_p": item_p}
 
 
-def judge(rows: list[dict]) -> list[dict]:
-    """Add Holm's p, the verdict and whether only the seed noise prevents another one."""
-    both = zip(holm([r["p"] for r in rows]), holm([r["item_p"] for r in rows]), strict=True)
-    for row, (p, item_p) in zip(rows, both, strict=True):
-        side = "better" if row["difference"] > 0 else "worse"
-        row["p_holm"], row["verdict"] = p, side if p < 1 - LEVEL else "tie"
-        row["unresolved"] = row["verdict"] == "tie" and item_p < 1 - LEVEL
-    return rows
+def judge(contrasts: list[Contrast]) -> list[JudgedContrast]:
+    """Give each contrast its verdict, corrected for all of them together."""
+    corrected = holm([test.p for test in contrasts])
+    item_corrected = holm([test.item_p for test in contrasts])
+    judged = []
+    for test, p_holm, item_p_holm in zip(contrasts, corrected, item_corrected, strict=True):
+        if p_holm >= 1 - LEVEL:
+            verdict = "tie"
+        elif test.difference > 0:
+            verdict = "better"
+        else:
+            verdict = "worse"
+        judged.append(
+            JudgedContrast(
+                difference=test.difference,
+                interval=test.interval,
+                item_interval=test.item_interval,
+                df=test.df,
+                p=test.p,
+                item_p=test.item_p,
+                p_holm=p_holm,
+                verdict=verdict,
+                unresolved=verdict == "tie" and item_p_holm < 1 - LEVEL,
+            )
+        )
+    return judged
 
 
-class Table:
-    """All arms' scores by one key of the items, resampled; items of key None are left out."""
+@dataclass(frozen=True)
+class ScoreTable:
+    """All arms' scores by groups of questions, resampled.
 
-    def __init__(
-        self, runs: list[FinishedRun], draws: tuple[int, int], key: Callable[[dict], str | None]
-    ):
-        kept = [i for i, item in enumerate(runs[0].items) if key(item) is not None]
-        items = [runs[0].items[i] for i in kept]
-        images = [item.get("image") or item["sample"] for item in items]
-        self.images, cluster = len(set(images)), np.unique(images, return_inverse=True)[1]
-        names, group = np.unique([str(key(item)) for item in items], return_inverse=True)
-        self.groups: list[str] = names.tolist()
-        self.arms = list(dict.fromkeys(run.record["arm"] for run in runs))
-        self.columns = [[i for i, r in enumerate(runs) if r.record["arm"] == a] for a in self.arms]
-        blind = commonest_answers(items)
-        right = [[run.items[i]["correct"] for i in kept] for run in runs]
-        right.append([item["answer"] == blind[item["family"]] for item in items])
-        weights = np.vstack([np.ones(self.images), picture_weights(self.images, *draws)])
-        self.rates = rates(weights, cluster, group, np.array(right, float).T)
-        sizes = [len(set(cluster[group == g])) for g in range(len(names))]
-        self.each = [self._scores(self.rates[:, g], size) for g, size in enumerate(sizes)]
-        self.mean = self._scores(np.nanmean(self.rates, axis=1), self.images)
+    Attributes:
+        groups: names of the groups (G), sorted.
+        arms: names of the arms (A without guessing), in the order of their first runs.
+        columns: for each arm the columns of its runs in `rates`.
+        images: the number of pictures.
+        rates: shares right (1 + B, G, K + 1): first the test set itself, then the resamples; the
+            last column is guessing.
+        each: the scores of each group.
+        mean: the scores of the mean over groups.
+    """
 
-    def _scores(self, runs: np.ndarray, images: int) -> Scores:
-        columns = [*self.columns, [runs.shape[1] - 1]]
-        arms = np.stack([runs[:, c].mean(axis=1) for c in columns], axis=1)
-        seeds = [runs[0, c].tolist() for c in self.columns]
-        noise = seed_noise(dict(zip(self.arms, seeds, strict=True)))
-        return Scores(arms[0], arms[1:], np.array([*map(len, self.columns), np.inf]), noise, images)
+    groups: list[str]
+    arms: list[str]
+    columns: list[list[int]]
+    images: int
+    rates: np.ndarray
+    each: list[Scores]
+    mean: Scores
+
+    @classmethod
+    def from_runs(
+        cls, runs: list[FinishedRun], bootstrap: Bootstrap, key: GroupKey
+    ) -> "ScoreTable":
+        """Resample the answers of all runs.
+
+        Args:
+            runs: finished runs that answer the same questions in the same order.
+            bootstrap: how pictures are redrawn.
+            key: the group of an item; items of key None are left out.
+
+        Returns:
+            The table.
+        """
+        positions = []
+        items = []
+        labels = []
+        pictures = []
+        for position, item in enumerate(runs[0].items):
+            label = key(item)
+            if label is None:
+                continue
+            positions.append(position)
+            items.append(item)
+            labels.append(str(label))
+            # Samples may share a picture; without a stored one the sample stands for it.
+            pictures.append(item.get("image") or item["sample"])
+        picture_names, cluster = np.unique(pictures, return_inverse=True)
+        group_names, group = np.unique(labels, return_inverse=True)
+        images = len(picture_names)
+
+        columns: dict[str, list[int]] = {}
+        for column, run in enumerate(runs):
+            columns.setdefault(run.record["arm"], []).append(column)
+
+        drawn = picture_weights(images, bootstrap)
+        # The first row draws each picture once: the test set itself.
+        weights = np.vstack([np.ones(images), drawn])
+        shares = rates(weights, cluster, group, right_answers(runs, positions, items))
+
+        each = []
+        for index in range(len(group_names)):
+            group_images = len(np.unique(cluster[group == index]))
+            each.append(arm_scores(shares[:, index], columns, group_images))
+        return cls(
+            groups=group_names.tolist(),
+            arms=list(columns),
+            columns=list(columns.values()),
+            images=images,
+            rates=shares,
+            each=each,
+            mean=arm_scores(np.nanmean(shares, axis=1), columns, images),
+        )
 
 
-def entry(scores: Scores, arm: int) -> dict:
-    """An arm's score with the interval of the items."""
+def right_answers(runs: list[FinishedRun], positions: list[int], items: list[dict]) -> np.ndarray:
+    """Give 1 where an answer is right (Q, K + 1), the last column being the commonest answer.
+
+    Args:
+        runs: the finished runs (K).
+        positions: where the questions stand in each run (Q).
+        items: the same questions of the first run (Q).
+    """
+    rows = []
+    for run in runs:
+        rows.append([run.items[position]["correct"] for position in positions])
+    blind = commonest_answers(items)
+    rows.append([item["answer"] == blind[item["family"]] for item in items])
+    return np.array(rows, dtype=float).T
+
+
+def arm_scores(shares: np.ndarray, columns: dict[str, list[int]], images: int) -> Scores:
+    """Average the runs of each arm.
+
+    Args:
+        shares: shares right (1 + B, K + 1), the test set first, guessing last.
+        columns: the columns of each arm's runs.
+        images: the number of pictures.
+
+    Returns:
+        The scores of the arms and of guessing.
+    """
+    means = []
+    counts = []
+    seeds = {}
+    for arm, own_columns in columns.items():
+        means.append(shares[:, own_columns].mean(axis=1))
+        counts.append(float(len(own_columns)))
+        seeds[arm] = shares[0, own_columns].tolist()
+    means.append(shares[:, -1])
+    counts.append(math.inf)
+    stacked = np.stack(means, axis=1)
+    return Scores(
+        value=stacked[0],
+        samples=stacked[1:],
+        runs=np.array(counts),
+        noise=seed_noise(seeds),
+        images=images,
+    )
+
+
+def arm_score(scores: Scores, arm: int) -> ArmScore:
+    """Give one arm's score with its interval over pictures."""
     score = float(scores.value[arm])
-    return {"score": score, "interval": interval(score, scores.samples[:, arm], scores.images)}
+    return ArmScore(score, interval(score, scores.samples[:, arm], scores.images))
 
 
-def layer_leaders(table: Table, single: list[int]) -> list[dict]:
-    """Per family, the leading single-layer arm, and whether it beats each other one (Holm)."""
-    rows, tests = [], []
-    for family, scores in zip(table.groups, table.each, strict=True) if single[1:] else ():
-        lead, *others = sorted(single, key=lambda a, s=scores: -s.value[a])
-        tests.append([contrast(scores, lead, other) for other in others])
-        row = {"family": family, "leader": table.arms[lead], "second": table.arms[others[0]]}
-        rows.append({**row, "difference": tests[-1][0]["difference"]})
-    judge(list(chain.from_iterable(tests)))
-    for row, found in zip(rows, tests, strict=True):
-        row["beyond_noise"] = all(test["verdict"] == "better" for test in found)
-    return rows
+def compare_all(scores: Scores, arms: int, reference: int) -> dict[int, JudgedContrast]:
+    """Compare every arm with a reference, corrected for all comparisons.
+
+    Args:
+        scores: of the arms and of guessing.
+        arms: the number of arms.
+        reference: position of what they are compared with.
+
+    Returns:
+        The contrast of each arm by its position, without the reference itself.
+    """
+    others = [arm for arm in range(arms) if arm != reference]
+    contrasts = [contrast(scores, arm, reference) for arm in others]
+    return dict(zip(others, judge(contrasts), strict=True))
 
 
-def make_tables(runs: list[FinishedRun], draws: tuple[int, int]) -> dict[str, Table]:
-    """By family and category; seen and held-out combinations over the families that have both."""
+def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
+    """Find the leading single-layer arm of each family.
 
-    kinds = {(item["family"], bool(item.get("novel"))) for item in runs[0].items}
-    both = {family for family, novel in kinds if novel and (family, False) in kinds}
+    Args:
+        table: scores by family.
+        single: positions of the arms that use one layer alone.
 
-    def part(item: dict, novel: bool) -> str | None:
-        wanted = item["family"] in both and bool(item.get("novel")) == novel
-        return item["family"] if wanted else None
+    Returns:
+        One leader a family; none where fewer than two arms use one layer.
+    """
+    if len(single) < 2:
+        return []
+    ranked_arms = []
+    contrasts = []
+    for scores in table.each:
+        ranked = sorted(single, key=scores.value.__getitem__, reverse=True)
+        ranked_arms.append(ranked)
+        for other in ranked[1:]:
+            contrasts.append(contrast(scores, ranked[0], other))
+    # All families together are one set of comparisons.
+    judged = judge(contrasts)
+    others = len(single) - 1
+    leaders = []
+    for index, family in enumerate(table.groups):
+        own_tests = judged[index * others : (index + 1) * others]
+        ranked = ranked_arms[index]
+        leaders.append(
+            LayerLeader(
+                family=family,
+                leader=table.arms[ranked[0]],
+                second=table.arms[ranked[1]],
+                difference=own_tests[0].difference,
+                beyond_noise=all(test.verdict == "better" for test in own_tests),
+            )
+        )
+    return leaders
 
-    keys = {"families": lambda i: i["family"], "categories": lambda i: i.get("category") or "none"}
+
+@dataclass(frozen=True)
+class StudyTables:
+    """The scores of a study by family and by category of questions.
+
+    Attributes:
+        families: by family.
+        categories: by category.
+        seen: combinations that training holds, by the families that have both; None without any.
+        novel: held-out combinations, by the same families; None without any.
+    """
+
+    families: ScoreTable
+    categories: ScoreTable
+    seen: ScoreTable | None
+    novel: ScoreTable | None
+
+
+def family_of(item: dict) -> str:
+    """Give the family of an item."""
+    return item["family"]
+
+
+def category_of(item: dict) -> str:
+    """Give the category of an item."""
+    return item.get("category") or "none"
+
+
+def novelty_key(families: set[str], novel: bool) -> GroupKey:
+    """Make a key that groups by family and leaves out other families and the other novelty."""
+
+    def key(item: dict) -> str | None:
+        if item["family"] in families and bool(item.get("novel")) == novel:
+            return item["family"]
+        return None
+
+    return key
+
+
+def make_tables(runs: list[FinishedRun], bootstrap: Bootstrap) -> StudyTables:
+    """Score the runs by family and category, and by whether a combination was seen in training."""
+    families_seen = set()
+    families_novel = set()
+    for item in runs[0].items:
+        if item.get("novel"):
+            families_novel.add(item["family"])
+        else:
+            families_seen.add(item["family"])
+    seen = None
+    novel = None
+    # Only families with both kinds make the two columns comparable.
+    both = families_seen & families_novel
     if both:
-        keys |= {"seen": lambda i: part(i, False), "novel": lambda i: part(i, True)}
-    return {name: Table(runs, draws, key) for name, key in keys.items()}
+        seen = ScoreTable.from_runs(runs, bootstrap, novelty_key(both, novel=False))
+        novel = ScoreTable.from_runs(runs, bootstrap, novelty_key(both, novel=True))
+    return StudyTables(
+        families=ScoreTable.from_runs(runs, bootstrap, family_of),
+        categories=ScoreTable.from_runs(runs, bootstrap, category_of),
+        seen=seen,
+        novel=novel,
+    )
 
 
-def arm_row(runs: list[FinishedRun], arm: int, tables: dict[str, Table]) -> dict:
-    """What one arm is and scores: everything but the comparisons."""
-    table = tables["families"]
-    mine = [runs[i].record for i in table.columns[arm]]
-    row = {key: mine[0].get(key) for key in ("arm", "layers", "depth", "fusion", "kind")}
-    row |= {"seeds": [r["seed"] for r in mine], "parameters": mine[0].get("parameters", {})}
-    row["seconds"] = [r.get("seconds", {}) for r in mine]
-    row["mean"] = entry(table.mean, arm)
-    row["seed_means"] = np.nanmean(table.rates[0], axis=0)[table.columns[arm]].tolist()
-    for name, t in tables.items():
-        each = {g: entry(s, arm) for g, s in zip(t.groups, t.each, strict=True)}
-        row[name] = entry(t.mean, arm) if name in ("seen", "novel") else each
+def group_scores(table: ScoreTable, arm: int) -> dict[str, dict]:
+    """Give one arm's score of each group, as JSON."""
+    scores_by_group = {}
+    for group, scores in zip(table.groups, table.each, strict=True):
+        scores_by_group[group] = asdict(arm_score(scores, arm))
+    return scores_by_group
+
+
+def arm_row(runs: list[FinishedRun], arm: int, tables: StudyTables) -> dict:
+    """Describe one arm for summary.json: everything but the comparisons.
+
+    Args:
+        runs: all finished runs.
+        arm: position of the arm.
+        tables: the scores of the study.
+
+    Returns:
+        What the arm is and what it scores.
+    """
+    table = tables.families
+    records = [runs[column].record for column in table.columns[arm]]
+    first_record = records[0]
+    run_means = np.nanmean(table.rates[0], axis=0)
+    row = {
+        "arm": first_record["arm"],
+        "layers": first_record["layers"],
+        "depth": first_record.get("depth"),
+        "fusion": first_record["fusion"],
+        "kind": first_record.get("kind"),
+        "seeds": [record["seed"] for record in records],
+        "parameters": first_record.get("parameters", {}),
+        "seconds": [record.get("seconds", {}) for record in records],
+        "mean": asdict(arm_score(table.mean, arm)),
+        "seed_means": run_means[table.columns[arm]].tolist(),
+        "families": group_scores(table, arm),
+        "categories": group_scores(tables.categories, arm),
+    }
+    if tables.seen is not None and tables.novel is not None:
+        row["seen"] = asdict(arm_score(tables.seen.mean, arm))
+        row["novel"] = asdict(arm_score(tables.novel.mean, arm))
     return row
 
 
+def arm_rows(runs: list[FinishedRun], tables: StudyTables, baseline: int) -> list[dict]:
+    """Describe and compare all arms for summary.json.
+
+    Args:
+        runs: all finished runs.
+        tables: the scores of the study.
+        baseline: position of the baseline.
+
+    Returns:
+        One row an arm, the highest score first.
+    """
+    mean = tables.families.mean
+    arms = len(tables.families.arms)
+    leader = int(np.argmax(mean.value[:-1]))
+    # Whether what was trained beats guessing is a question about the items alone.
+    versus_chance = compare_all(replace(mean, noise=None), arms, reference=arms)
+    versus_baseline = compare_all(mean, arms, baseline)
+    versus_leader = compare_all(mean, arms, leader)
+    leader_beats_baseline = leader != baseline and versus_baseline[leader].verdict == "better"
+    rows = []
+    for arm in range(arms):
+        first = arm == leader or versus_leader[arm].verdict == "tie"
+        # The two sets of comparisons are corrected apart; a beaten baseline is never first.
+        if arm == baseline and leader_beats_baseline:
+            first = False
+        row = arm_row(runs, arm, tables)
+        row["versus_chance"] = asdict(versus_chance[arm])
+        row["versus_baseline"] = None
+        if arm != baseline:
+            row["versus_baseline"] = asdict(versus_baseline[arm])
+        row["first"] = first
+        rows.append(row)
+    rows.sort(key=lambda row: -row["mean"]["score"])
+    return rows
+
+
 def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int = 0) -> dict:
-    """Everything a report states, as JSON-serialisable numbers; unfinished studies work."""
-    tables = make_tables(runs := read_runs(Path(study_dir)), (resamples, seed))
-    table = tables["families"]
-    mean, names = table.mean, table.arms
-    if baseline not in names:
-        raise ValueError(f"baseline {baseline!r} has no finished run; arms with one: {names}")
+    """State everything that a report says, as JSON; unfinished studies work.
+
+    Args:
+        study_dir: the study's folder.
+        baseline: the arm that all others are compared with.
+        resamples: number of bootstrap resamples.
+        seed: of the resamples.
+
+    Returns:
+        The content of summary.json without its sentences.
+
+    Raises:
+        LayerfuseError: the baseline has no finished run, the test set has one picture, or the
+            runs cannot be read or compared.
+    """
+    runs = read_runs(Path(study_dir))
+    tables = make_tables(runs, Bootstrap(resamples, seed))
+    table = tables.families
+    if baseline not in table.arms:
+        raise LayerfuseError(
+            f"baseline {baseline!r} has no finished run; arms with one: {table.arms}"
+        )
     if table.images < 2:
-        raise ValueError("the test set has one picture: intervals need at least two")
-    base, lead = names.index(baseline), int(np.argmax(mean.value[:-1]))
-    rows = [arm_row(runs, a, tables) for a in range(len(names))]
-    references = {"versus_chance": len(names), "versus_baseline": base, "first": lead}
-    for field, reference in references.items():
-        others = [a for a in range(len(names)) if a != reference]
-        # Whether what was trained beats guessing is a question about the items alone.
-        scores = replace(mean, noise=None) if field == "versus_chance" else mean
-        found = judge([contrast(scores, a, reference) for a in others])
-        for a, row in enumerate(rows):
-            row[field] = dict(zip(others, found, strict=True)).get(a)
-    for row in rows:
-        row["first"] = row["first"] is None or row["first"]["verdict"] == "tie"
-    if (rows[lead]["versus_baseline"] or {}).get("verdict") == "better":
-        rows[base]["first"] = False
-    single = [a for a, row in enumerate(rows) if row["fusion"]["name"] == "single"]
-    blind = dict(zip(table.groups, table.rates[0, :, -1].tolist(), strict=True))
-    found = {"baseline": baseline, "resamples": resamples, "runs": len(runs)}
-    found |= {"items": len(runs[0].items), "images": table.images, "families": table.groups}
-    found["chance"] = {"mean": float(mean.value[-1]), "families": blind}
-    found |= {"noise": mean.noise, "single_layer": [names[a] for a in single]}
-    found["leaders"] = layer_leaders(table, single)
-    return {**found, "arms": sorted(rows, key=lambda row: -row["mean"]["score"])}
+        raise LayerfuseError("the test set has one picture: intervals need at least two")
+
+    # An arm whose first run says so uses one layer alone.
+    single = []
+    for arm, columns in enumerate(table.columns):
+        if runs[columns[0]].record["fusion"]["name"] == "single":
+            single.append(arm)
+    noise = None
+    if table.mean.noise is not None:
+        noise = asdict(table.mean.noise)
+    chance_rates = table.rates[0, :, -1].tolist()
+    return {
+        "baseline": baseline,
+        "resamples": resamples,
+        "runs": len(runs),
+        "items": len(runs[0].items),
+        "images": table.images,
+        "families": table.groups,
+        "chance": {
+            "mean": float(table.mean.value[-1]),
+            "families": dict(zip(table.groups, chance_rates, strict=True)),
+        },
+        "noise": noise,
+        "single_layer": [table.arms[arm] for arm in single],
+        "leaders": [asdict(leader) for leader in layer_leaders(table, single)],
+        "arms": arm_rows(runs, tables, table.arms.index(baseline)),
+    }

@@ -3,64 +3,210 @@
 import base64
 import io
 import json
-from dataclasses import replace
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
-from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import FinishedRun, read_runs
-from layerfuse.evaluate.significance import Table, contrast, entry, judge, summarize
+from layerfuse.evaluate.significance import (
+    ArmScore,
+    Bootstrap,
+    JudgedContrast,
+    Scores,
+    ScoreTable,
+    arm_score,
+    contrast,
+    family_of,
+    judge,
+    summarize,
+)
 from layerfuse.files import write_text
 from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
 
-PICTURES, PIXELS = 8, 224
+# A study imports this module before it trains; matplotlib is loaded when figures are drawn.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Cards of examples on the page, and the longer side of their pictures in pixels.
+PICTURES = 8
+PIXELS = 224
+
+# Figures: inches, and labels of arms in a row of the legend.
+WIDTH = 9.2
+LEGEND_ROW = 0.26
+LEGEND_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class ArmAnswer:
+    """One arm's answer to a question: its line of predictions.jsonl."""
+
+    arm: str
+    item: dict
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with the answers of all arms, and the rule by which it was chosen."""
+
+    why: str
+    item: dict
+    answers: list[ArmAnswer]
+
+
+@dataclass(frozen=True)
+class ExampleRule:
+    """Choose the first question of this family (None: any) that is answered in this way."""
+
+    why: str
+    family: str | None
+    outcomes: set[bool]
+
+
+@dataclass(frozen=True)
+class ControlComparison:
+    """The scores of a guided arm (the first) and of its controls; `column` is one control's."""
+
+    arm: str
+    control: str
+    runs: list[FinishedRun]
+    scores: Scores
+    column: int
+
+
+@dataclass(frozen=True)
+class GuidanceRow:
+    """A guided arm against itself without its guidance.
+
+    Attributes:
+        arm: the guided arm.
+        control: what replaces its guidance.
+        guided: its score.
+        controlled: its score under the control.
+        weights: mean weights over layers or groups, by family of questions.
+        spread: standard deviation of a weight over questions.
+        difference: guided minus controlled.
+    """
+
+    arm: str
+    control: str
+    guided: ArmScore
+    controlled: ArmScore
+    weights: dict[str, list[float]]
+    spread: float
+    difference: JudgedContrast
 
 
 def draw(summary: dict, runs: list[FinishedRun], folder: Path) -> list[str]:
-    """Write the figures into a folder, as PNG and SVG; their names."""
+    """Write the figures as PNG and SVG.
+
+    Args:
+        summary: the content of summary.json.
+        runs: all finished runs.
+        folder: where the figures go.
+
+    Returns:
+        The names of the figures.
+    """
     from layerfuse import plots
 
-    order = {name: i for i, name in enumerate(dict.fromkeys(r.record["arm"] for r in runs))}
-    arms = [{**a, **a["mean"], "index": order[a["arm"]]} for a in summary["arms"]]
-    stages = list(dict.fromkeys(stage for r in runs for stage in r.record.get("losses", {})))
-    legend, chance = 0.26 * -(-len(arms) // 4), summary["chance"]
-    with plots.figure(folder / "scores", 9.2, 1.1 + 0.42 * len(arms)) as figure:
+    # An arm's look follows its place in the recipe, not its rank, so that it stays between reports.
+    order: dict[str, int] = {}
+    stages: list[str] = []
+    for run in runs:
+        order.setdefault(run.record["arm"], len(order))
+        for stage in run.record.get("losses", {}):
+            if stage not in stages:
+                stages.append(stage)
+    arms = []
+    for row in summary["arms"]:
+        arms.append(
+            {
+                "arm": row["arm"],
+                "index": order[row["arm"]],
+                "score": row["mean"]["score"],
+                "interval": row["mean"]["interval"],
+                "seed_means": row["seed_means"],
+                "families": row["families"],
+            }
+        )
+    chance = summary["chance"]
+    legend = LEGEND_ROW * math.ceil(len(arms) / LEGEND_COLUMNS)
+
+    with plots.figure(folder / "scores", WIDTH, 1.1 + 0.42 * len(arms)) as figure:
         data = {"arms": arms, "baseline": summary["baseline"], "chance": chance["mean"]}
         plots.plot_scores(data, figure.subplots())
-    with plots.figure(folder / "families", 9.2, 4 + legend) as figure:
+    with plots.figure(folder / "families", WIDTH, 4 + legend) as figure:
         data = {"arms": arms, "families": summary["families"], "chance": chance["families"]}
-        add_legend(figure, [plots.plot_families(data, figure.subplots())])
+        axes = plots.plot_families(data, figure.subplots())
+        add_legend(figure, [axes])
     if not stages:
         return ["scores", "families"]
-    with plots.figure(folder / "losses", 9.2, 3.4 + legend) as figure:
-        axes = figure.subplots(1, len(stages), squeeze=False)[0]
-        for stage, axis in zip(stages, axes, strict=True):
-            curves = []
-            for record in (r.record for r in runs):
-                points, arm = record.get("losses", {}).get(stage, []), record["arm"]
-                curves.append({"arm": arm, "index": order[arm], "points": points})
-            plots.plot_losses({"stage": stage, "curves": curves}, axis)
-        add_legend(figure, axes)
+
+    with plots.figure(folder / "losses", WIDTH, 3.4 + legend) as figure:
+        stage_axes = figure.subplots(1, len(stages), squeeze=False)[0]
+        for stage, axes in zip(stages, stage_axes, strict=True):
+            curves = loss_curves(runs, stage, order)
+            plots.plot_losses({"stage": stage, "curves": curves}, axes)
+        add_legend(figure, stage_axes)
     return ["scores", "families", "losses"]
 
 
-def add_legend(figure, axes) -> None:
-    """Every label of the axes once, below them."""
-    pairs = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
-    handles = {label: handle for handle, label in chain.from_iterable(pairs)}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+def loss_curves(runs: list[FinishedRun], stage: str, order: dict[str, int]) -> list[dict]:
+    """Give the losses of one stage as `plots.plot_losses` wants them, one curve a run."""
+    curves = []
+    for run in runs:
+        arm = run.record["arm"]
+        curves.append(
+            {
+                "arm": arm,
+                "index": order[arm],
+                "points": run.record.get("losses", {}).get(stage, []),
+            }
+        )
+    return curves
+
+
+def add_legend(figure: "Figure", all_axes: "Iterable[Axes]") -> None:
+    """Write every label of the axes once, below them."""
+    handles = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles[label] = handle
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=LEGEND_COLUMNS,
+    )
 
 
 def inline(file: Path) -> str:
-    """The SVG element alone, with ids of its own, grey as the page's text, scaling to its box."""
+    """Make an SVG file part of a page.
+
+    Args:
+        file: the figure.
+
+    Returns:
+        Its element alone, with ids of its own, grey as the page's text, scaling to its box.
+    """
     from layerfuse.plots import INK
 
-    name, text = file.stem, file.read_text("utf-8")
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    name = file.stem
+    text = file.read_text("utf-8")
+    text = text[text.index("<svg") :]
+    # The page decides the colour of text, so that it is legible in light and dark mode.
+    text = text.replace(INK, "currentColor")
+    # Figures on one page must not share ids.
     for before in ('id="', 'href="#', "url(#"):
         text = text.replace(before, f"{before}{name}-")
     head, body = text.split(">", 1)
@@ -72,7 +218,15 @@ def inline(file: Path) -> str:
 
 
 def thumbnail(study_dir: Path, image: str | None) -> str | None:
-    """A picture as a PNG data address, at most 224 pixels; None where there is no file."""
+    """Make a small copy of a picture that a page can hold.
+
+    Args:
+        study_dir: the study's folder.
+        image: the picture's path in it.
+
+    Returns:
+        A PNG as a data address, at most 224 pixels; None where there is no file.
+    """
     from PIL import Image
 
     path = study_dir / (image or "")
@@ -86,114 +240,256 @@ def thumbnail(study_dir: Path, image: str | None) -> str | None:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def choose(runs: list[FinishedRun]) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
-    """(why, question, [(arm, its answer)]) by a rule: the first ids, a new picture each.
+def choose(runs: list[FinishedRun]) -> list[Example]:
+    """Choose examples by a rule: the first ids, a new picture each.
 
     Each arm's first run; per family the first question on which arms disagree, then the first
     that all answer rightly and the first that all answer wrongly.
+
+    Args:
+        runs: all finished runs.
+
+    Returns:
+        At most eight examples; rules that no question fits are left out.
     """
-    firsts = list({r.record["arm"]: r for r in reversed(runs)}.values())[::-1]
-    rows = [[(r.record["arm"], r.items[i]) for r in firsts] for i in range(len(runs[0].items))]
-    families = sorted({item["family"] for item in runs[0].items})[: PICTURES - 2]
-    wanted = [(f"{family}: arms disagree", family, {True, False}) for family in families]
-    wanted += [("all right", None, {True}), ("all wrong", None, {False})]
-    chosen, shown = [], set()
-    for why, family, outcome in wanted:
-        for row in rows:
-            item = row[0][1]
-            fits = item["sample"] not in shown and family in (None, item["family"])
-            if fits and {bool(answer["correct"]) for _, answer in row} == outcome:
-                chosen.append((why, item, row))
-                shown.add(item["sample"])
-                break
+    first_runs: dict[str, FinishedRun] = {}
+    for run in reversed(runs):
+        # Going backwards, the last run that stands for an arm is its first one.
+        first_runs[run.record["arm"]] = run
+    shown_runs = list(first_runs.values())
+    shown_runs.reverse()
+
+    families = sorted({item["family"] for item in runs[0].items})
+    rules = []
+    for family in families[: PICTURES - 2]:
+        rules.append(ExampleRule(f"{family}: arms disagree", family, {True, False}))
+    rules.append(ExampleRule("all right", None, {True}))
+    rules.append(ExampleRule("all wrong", None, {False}))
+
+    chosen = []
+    shown_samples: set[str] = set()
+    for rule in rules:
+        example = first_example(rule, shown_runs, shown_samples)
+        if example is not None:
+            chosen.append(example)
+            shown_samples.add(example.item["sample"])
     return chosen
 
 
-def guidance_rows(runs: list[FinishedRun], draws: tuple[int, int]) -> list[dict]:
-    """One row per guided arm and control: scores, the paired difference guided − control with its
-    verdict (Holm over all rows), and the spread of the weights; `weights` per family of questions.
+def first_example(
+    rule: ExampleRule, runs: list[FinishedRun], shown_samples: set[str]
+) -> Example | None:
+    """Find the first question that fits a rule and whose sample is not shown yet."""
+    for position, item in enumerate(runs[0].items):
+        if item["sample"] in shown_samples:
+            continue
+        if rule.family is not None and item["family"] != rule.family:
+            continue
+        answers = [ArmAnswer(run.record["arm"], run.items[position]) for run in runs]
+        outcomes = {bool(answer.item["correct"]) for answer in answers}
+        if outcomes == rule.outcomes:
+            return Example(rule.why, item, answers)
+    return None
+
+
+def guidance_rows(runs: list[FinishedRun], bootstrap: Bootstrap) -> list[GuidanceRow]:
+    """Compare each guided arm with itself under each control.
+
     The same trained models answer the same questions, so that the difference holds no noise of
     seeds beyond what the intervals over pictures show.
 
-    `draws`: number and seed of the bootstrap resamples.
+    Args:
+        runs: all finished runs.
+        bootstrap: how pictures are redrawn.
+
+    Returns:
+        One row per guided arm and control; verdicts are corrected for all rows together.
     """
-    rows, tests = [], []
-    for arm in dict.fromkeys(r.record["arm"] for r in runs if "controls" in r.items[0]):
-        own = [r for r in runs if r.record["arm"] == arm]
-        names = list(own[0].items[0]["controls"])
-        variants = [_under(r, name) for name in names for r in own]
-        table = Table([*own, *variants], draws, lambda item: item["family"])
-        scores = replace(table.mean, noise=None)
-        weights = {"weights": _by_family(own), "spread": _spread(own)}
-        for column, name in enumerate(names, 1):
-            tests.append(contrast(scores, 0, column))
-            found = {"guided": entry(scores, 0), "controlled": entry(scores, column)}
-            rows.append({"arm": arm, "control": name, **found, **weights})
-    for row, test in zip(rows, judge(tests), strict=True):
-        row["difference"] = test
+    runs_by_arm: dict[str, list[FinishedRun]] = {}
+    guided_arms = []
+    for run in runs:
+        arm = run.record["arm"]
+        runs_by_arm.setdefault(arm, []).append(run)
+        if "controls" in run.items[0] and arm not in guided_arms:
+            guided_arms.append(arm)
+
+    comparisons = []
+    for arm in guided_arms:
+        comparisons.extend(control_comparisons(arm, runs_by_arm[arm], bootstrap))
+    contrasts = [contrast(each.scores, 0, each.column) for each in comparisons]
+
+    rows = []
+    for comparison, difference in zip(comparisons, judge(contrasts), strict=True):
+        rows.append(
+            GuidanceRow(
+                arm=comparison.arm,
+                control=comparison.control,
+                guided=arm_score(comparison.scores, 0),
+                controlled=arm_score(comparison.scores, comparison.column),
+                weights=weights_by_family(comparison.runs),
+                spread=weight_spread(comparison.runs),
+                difference=difference,
+            )
+        )
     return rows
 
 
-def _under(run: FinishedRun, control: str) -> FinishedRun:
-    """The run as if its answers under a control were its answers."""
-    items = [{**item, "correct": item["controls"][control]["correct"]} for item in run.items]
-    return FinishedRun({**run.record, "arm": f"{run.record['arm']} ({control})"}, items)
+def control_comparisons(
+    arm: str, runs: list[FinishedRun], bootstrap: Bootstrap
+) -> list[ControlComparison]:
+    """Score one guided arm beside its controls, on the same resamples.
+
+    Args:
+        arm: the guided arm.
+        runs: its runs.
+        bootstrap: how pictures are redrawn.
+
+    Returns:
+        One comparison a control.
+    """
+    controls = list(runs[0].items[0]["controls"])
+    all_runs = list(runs)
+    for control in controls:
+        for run in runs:
+            all_runs.append(run_under_control(run, control))
+    table = ScoreTable.from_runs(all_runs, bootstrap, family_of)
+    # One model gives both answers: training it again would move them together.
+    scores = replace(table.mean, noise=None)
+    comparisons = []
+    for column, control in enumerate(controls, start=1):
+        comparisons.append(ControlComparison(arm, control, runs, scores, column))
+    return comparisons
 
 
-def _by_family(runs: list[FinishedRun]) -> dict[str, list[float]]:
-    """The mean weights over layers or groups for each family of questions, over all seeds."""
-    found: dict[str, list[list[float]]] = {}
-    for item in (item for run in runs for item in run.items if item.get("weights")):
-        found.setdefault(item["family"], []).append(item["weights"])
-    return {name: np.mean(rows, axis=0).round(5).tolist() for name, rows in sorted(found.items())}
+def run_under_control(run: FinishedRun, control: str) -> FinishedRun:
+    """Give the run as if its answers under a control were its answers."""
+    record = {**run.record, "arm": f"{run.record['arm']} ({control})"}
+    items = []
+    for item in run.items:
+        items.append({**item, "correct": item["controls"][control]["correct"]})
+    return FinishedRun(record, items)
 
 
-def _spread(runs: list[FinishedRun]) -> float:
-    """How far the weights of one question lie from the run's mean weights: the standard deviation
-    over questions, averaged over layers and runs. Zero: the instruction changes nothing."""
-    weights = [[i["weights"] for i in run.items if i.get("weights")] for run in runs]
-    each = [float(np.std(known, axis=0).mean()) for known in weights if known]
-    return float(np.mean(each)) if each else 0.0
+def weights_by_family(runs: list[FinishedRun]) -> dict[str, list[float]]:
+    """Give the mean weights over layers or groups for each family of questions, over all seeds."""
+    weights: dict[str, list[list[float]]] = {}
+    for run in runs:
+        for item in run.items:
+            if item.get("weights"):
+                weights.setdefault(item["family"], []).append(item["weights"])
+    means = {}
+    for family in sorted(weights):
+        means[family] = np.mean(weights[family], axis=0).round(5).tolist()
+    return means
 
 
-def planned(recipe: dict, summary: dict) -> list[str]:
-    """Arms that the recipe names and that have no finished run."""
-    names = [a if isinstance(a, str) else a.get("name") for a in recipe.get("arms") or []]
-    done = {a["arm"] for a in summary["arms"]}
-    return [n for n in names if n and n not in done] if done <= set(names) else []
+def weight_spread(runs: list[FinishedRun]) -> float:
+    """Measure how far the weights of one question lie from the run's mean weights.
+
+    Args:
+        runs: the runs of one arm.
+
+    Returns:
+        The standard deviation over questions, averaged over layers and runs. Zero: the
+        instruction changes nothing.
+    """
+    spreads = []
+    for run in runs:
+        weights = [item["weights"] for item in run.items if item.get("weights")]
+        if weights:
+            spreads.append(float(np.std(weights, axis=0).mean()))
+    if not spreads:
+        return 0.0
+    return float(np.mean(spreads))
+
+
+def waiting_arms(recipe: dict, summary: dict) -> list[str]:
+    """Name the arms of the recipe that have no finished run.
+
+    Args:
+        recipe: as written in the study's folder.
+        summary: the content of summary.json.
+
+    Returns:
+        Their names; none where the recipe does not spell out all arms, as with a grid.
+    """
+    names = []
+    for arm in recipe.get("arms") or []:
+        if isinstance(arm, str):
+            names.append(arm)
+        else:
+            names.append(arm.get("name"))
+    finished = {row["arm"] for row in summary["arms"]}
+    if not finished <= set(names):
+        return []
+    return [name for name in names if name and name not in finished]
+
+
+def page_template() -> Template:
+    """Load the page's template; all that it is given is escaped."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["signed"] = signed
+    environment.filters["span"] = span
+    text = files("layerfuse.study").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)
 
 
 def write_report(study_dir: Path) -> Path:
-    """Write summary.json, figures/ and report.html into the study's folder; the page's path."""
+    """Write summary.json, figures/ and report.html into the study's folder.
+
+    Args:
+        study_dir: the study's folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        LayerfuseError: the recipe names no baseline, or the runs cannot be read or compared.
+    """
     study_dir = Path(study_dir)
-    text = (study_dir / "recipe.yaml").read_text(encoding="utf-8")
-    recipe = yaml.safe_load(text)
+    recipe_text = (study_dir / "recipe.yaml").read_text(encoding="utf-8")
+    recipe = yaml.safe_load(recipe_text)
     if not isinstance(recipe, dict) or not recipe.get("baseline"):
-        raise ValueError(f"{study_dir / 'recipe.yaml'} names no baseline; add 'baseline: ARM'")
+        raise LayerfuseError(f"{study_dir / 'recipe.yaml'} names no baseline; add 'baseline: ARM'")
+
     runs = read_runs(study_dir)
     options = recipe.get("statistics") or {}
     summary = summarize(study_dir, recipe["baseline"], **options)
-    summary["guidance"] = guidance_rows(runs, (summary["resamples"], options.get("seed", 0)))
-    guidance = guidance_sentence(summary["guidance"])
-    summary["findings"] = {**findings(summary), "guidance": guidance}
-    environment = study_dir / "environment.json"
-    names = draw(summary, runs, study_dir / "figures")
-    page = Environment(autoescape=True, undefined=StrictUndefined)
-    page.trim_blocks = page.lstrip_blocks = True
-    page.filters |= {"percent": percent, "signed": signed, "span": span}
-    template = files("layerfuse.study").joinpath("report.html.j2").read_text(encoding="utf-8")
-    chosen = choose(runs)
-    html = page.from_string(template).render(
+    bootstrap = Bootstrap(summary["resamples"], options.get("seed", 0))
+    summary["guidance"] = [asdict(row) for row in guidance_rows(runs, bootstrap)]
+    sentences = findings(summary)
+    sentences["guidance"] = guidance_sentence(summary["guidance"])
+    summary["findings"] = sentences
+
+    figures = {}
+    for name in draw(summary, runs, study_dir / "figures"):
+        figures[name] = inline(study_dir / "figures" / f"{name}.svg")
+    examples = []
+    for example in choose(runs):
+        examples.append((example, thumbnail(study_dir, example.item.get("image"))))
+    environment = {}
+    environment_file = study_dir / "environment.json"
+    if environment_file.is_file():
+        environment = json.loads(environment_file.read_text())
+
+    html = page_template().render(
         s=summary,
         title=recipe.get("name") or study_dir.resolve().name,
-        recipe=text,
+        recipe=recipe_text,
         description=recipe.get("description") or "",
-        waiting=planned(recipe, summary),
+        waiting=waiting_arms(recipe, summary),
         unmeasured=UNMEASURED,
-        environment=json.loads(environment.read_text()) if environment.is_file() else {},
-        figures={name: inline(study_dir / "figures" / f"{name}.svg") for name in names},
-        examples=[(*found, thumbnail(study_dir, found[1].get("image"))) for found in chosen],
+        environment=environment,
+        figures=figures,
+        examples=examples,
     )
+    # Written last and together, so that a failure leaves the earlier report whole.
     write_text(study_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_text(study_dir / "report.html", html)
     return study_dir / "report.html"
