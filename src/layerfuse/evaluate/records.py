@@ -127,7 +127,7 @@ def read_runs(study_dir: Path) -> list[FinishedRun]:
     names: set[str] = set()
     for record in read_lines(study_dir / "results.jsonl", RESULT_FIELDS):
         items = read_lines(study_dir / record["folder"] / "predictions.jsonl", ANSWER_FIELDS)
-        # Distributed evaluation writes in any order; sorted, position i is one question everywhere.
+        # Sorted, position i is the same question in every run: comparisons are paired by it.
         items.sort(key=lambda item: item["id"])
         run = FinishedRun(record, items)
         if run.name in names:

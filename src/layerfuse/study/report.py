@@ -119,7 +119,7 @@ def draw(summary: dict, runs: list[FinishedRun], folder: Path) -> list[str]:
     """
     from layerfuse import plots
 
-    # An arm's look follows its place in the recipe, not its rank, so that it stays between reports.
+    # An arm's look follows its place in results.jsonl, not its rank, which new runs may change.
     order: dict[str, int] = {}
     stages: list[str] = []
     for run in runs:
@@ -411,7 +411,7 @@ def waiting_arms(recipe: dict, summary: dict) -> list[str]:
         summary: the content of summary.json.
 
     Returns:
-        Their names; none where the recipe does not spell out all arms, as with a grid.
+        Their names; none where an arm has finished that the recipe does not name.
     """
     names = []
     for arm in recipe.get("arms") or []:
@@ -489,7 +489,7 @@ def write_report(study_dir: Path) -> Path:
         figures=figures,
         examples=examples,
     )
-    # Written last and together, so that a failure leaves the earlier report whole.
+    # Written last, so that a failure above leaves the earlier numbers and page as they were.
     write_text(study_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_text(study_dir / "report.html", html)
     return study_dir / "report.html"
