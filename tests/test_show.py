@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from layerfuse.cost.flops import count, flops
+import layerfuse.cost.flops
+from layerfuse.cost.flops import count, flops, text_config
 from layerfuse.cost.recipe_table import show, steps_of
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Stage
+from layerfuse.recipe.schema import ModelSource, Stage
 from tests import tiny
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -97,7 +99,7 @@ def test_a_model_without_configuration_is_a_clear_error(tmp_path: Path) -> None:
     lines = tail.splitlines()
     kept = [lines[0], *lines[next(i for i, x in enumerate(lines) if x.startswith("chat_")) :]]
     (tmp_path / "r.yaml").write_text(head + "llm:\n" + "\n".join(kept))
-    with pytest.raises(OSError, match="write `config:` in the recipe"):
+    with pytest.raises(LayerfuseError, match="write `config:` in the recipe"):
         show(tmp_path / "r.yaml", console=quiet())
 
 
@@ -129,3 +131,27 @@ def test_every_strategy_has_a_recipe_at_the_published_scale() -> None:
         if recipe.encoder.config is not None:
             used |= {arm.fusion["name"] for arm in recipe.all_arms()}
     assert used == set(FUSIONS)
+
+
+@pytest.mark.parametrize("name", ["single", "inject_add", "inject_cross"])
+def test_blocks_of_one_kind_are_counted_as_if_each_ran(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shortcut changes no number: injected blocks are told from plain ones."""
+    text = tiny.text_config(num_hidden_layers=6)
+    model, _ = count(
+        configure(tiny.vision_config(), text, [4] if name == "single" else [1, 4], {"name": name})
+    )
+    short = flops(model, tiny.SIZE)
+    kinds = iter(range(1000))
+    monkeypatch.setattr(layerfuse.cost.flops, "_kind_of", lambda block: next(kinds))
+    assert flops(model, tiny.SIZE) == short
+    blocks = [*model.language_model.get_decoder().layers]
+    assert all("forward" not in vars(block) for block in blocks)
+
+
+def test_a_multimodal_llm_is_refused_as_training_does() -> None:
+    """Its text part alone would be counted, and training would then refuse it."""
+    source = ModelSource(model="some/llava", config={"model_type": "llava"})
+    with pytest.raises(ValueError, match="multimodal model"):
+        text_config(source)

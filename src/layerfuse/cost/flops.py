@@ -1,103 +1,272 @@
 """Parameters and FLOPs, counted on the meta device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.initialization import no_init_weights
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Layout
+from layerfuse.fusion.visual import Fused, Placed
 from layerfuse.local_models.registry import resolve
 from layerfuse.model.config import FusionConfig
+from layerfuse.model.pretrained import decoder_blocks, text_config_of
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.schema import ModelSource
-from layerfuse.vision.encoder import vision_config_of
+from layerfuse.vision.encoder import load_vision_config
 from layerfuse.vision.features import Features
 
-TEXT_TOKENS = 64  # per sample in the FLOP estimate, beside the visual ones
-
-
+TEXT_TOKENS = 64
+"""text tokens per sample in the FLOP estimate, beside the visual ones"""
 PARTS = ("vision", "fusion", "llm")
-
-
+"""the parts of a model, by their names in a recipe"""
 Known = dict[tuple[str, Any, int], int]
+"""FLOPs that strategies share, by part, by what they depend on and by the length of the row"""
 
 
 def tokens_of(model: FusionVLM, size: int) -> int:
-    """Number of tokens that replace an image of `size` pixels."""
+    """Number of tokens that replace one image.
+
+    Args:
+        model: the model that reads the image.
+        size: height and width of the image in pixels.
+
+    Returns:
+        Tokens per image.
+    """
     return model.config.num_image_tokens(size, size)
 
 
 def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
-    """A model on the meta device and the number of parameters of each of its parts."""
-    with torch.device("meta"):
+    """Build a model without memory for its weights, and count them.
+
+    Args:
+        config: the configuration of the model.
+
+    Returns:
+        The model on the meta device, and the number of parameters of each of `PARTS`.
+    """
+    # Tensors on the meta device hold no numbers, so drawing random weights would only take time.
+    with torch.device("meta"), no_init_weights():
         model = FusionVLM(config).eval()
-    parts = {"vision": model.vision_tower, "fusion": model.fusion, "llm": model.language_model}
-    return model, {name: sum(p.numel() for p in x.parameters()) for name, x in parts.items()}
+    parts = {
+        "vision": model.vision_tower,
+        "fusion": model.fusion,
+        "llm": model.language_model,
+    }
+    parameters = {}
+    for name, part in parts.items():
+        parameters[name] = sum(weight.numel() for weight in part.parameters())
+    return model, parameters
 
 
 @torch.no_grad()
 def flops(
-    model: FusionVLM, size: int, known: Known | None = None, parts: Sequence[str] = PARTS
+    model: FusionVLM,
+    size: int,
+    known: Known | None = None,
+    parts: Sequence[str] = PARTS,
 ) -> dict[str, int]:
-    """Forward FLOPs of one image of `size` pixels and TEXT_TOKENS tokens of text, per part, counted
-    by torch from the operations on meta tensors; what is injected counts with the LLM.
+    """Forward FLOPs of one image and TEXT_TOKENS tokens of text.
 
-    `known` keeps what is the same for other strategies with this encoder and LLM.
+    Torch counts them from the matrix products of a forward pass on meta tensors. What is injected
+    into blocks of the LLM counts with the LLM.
+
+    Args:
+        model: a model on the meta device.
+        size: height and width of the image in pixels.
+        known: what was counted for other strategies with the same encoder and LLM; what they
+            share is read from here, and what is counted is added.
+        parts: which of `PARTS` to count; the fusion is always counted.
+
+    Returns:
+        FLOPs by part.
     """
-    fusion, tower, known = model.fusion, model.vision_tower, {} if known is None else known
-    width = model.config.text_config.hidden_size
-    instruction_width = model.instruction.width(width)
-    rows, columns = tower.grid(size, size)
+    if known is None:
+        known = {}
     with torch.device("meta"):
-        patches = torch.empty(1, rows * columns, model.config.vision_config.hidden_size)
-        each = ((patches,) * len(tower.layers), (patches[:, 0],) * len(tower.layers))
-        with FlopCounterMode(display=False) as counter:
-            features = Features(tower.layers, *each, (rows, columns))
-            fused = fusion(features, torch.empty(1, instruction_width))
-        found = {"fusion": counter.get_total_flops()}
-        tokens = fused.tokens.shape[1]
-        length = tokens + TEXT_TOKENS
-        layout = Layout.of(torch.zeros(1, length, dtype=torch.bool), 1, tokens)
-        visual = fusion.place(fused, layout)
-        given: dict[str, Any] = {"visual": visual, "use_cache": False}
-        given["attention_mask"] = torch.zeros(1, 1, length, length)  # finished: none is made
-        given["inputs_embeds"] = torch.empty(1, length, width)
-        look = partial(tower, torch.empty(1, 3, size, size))
-        read = partial(model.language_model, **given)
-        own = f"{fusion.config} {model.config.vision_groups}" if visual.memory else ""
-        for part, key, action in (("vision", max(tower.layers), look), ("llm", own, read)):
-            if part in parts and (part, key, length) not in known:
-                with FlopCounterMode(display=False) as counter:
-                    action()
-                known[part, key, length] = counter.get_total_flops()
-            if part in parts:
-                found[part] = known[part, key, length]
-    return found
+        fused, fusion_flops = _fuse(model, size)
+        image_tokens = fused.tokens.shape[1]
+        length = image_tokens + TEXT_TOKENS
+        counted = {"fusion": fusion_flops}
+
+        if "vision" in parts:
+            tower = model.vision_tower
+            key = ("vision", max(tower.layers), length)
+            if key not in known:
+                known[key] = _count_flops(
+                    partial(tower, torch.empty(1, 3, size, size)),
+                    tower.family.blocks(tower.tower),
+                )
+            counted["vision"] = known[key]
+
+        if "llm" in parts:
+            # Only what is injected makes the LLM's own work depend on the strategy.
+            injected = ""
+            if fused.memory:
+                injected = f"{model.fusion.config} {model.config.vision_groups}"
+            key = ("llm", injected, length)
+            if key not in known:
+                plain_blocks = []
+                for index, block in enumerate(decoder_blocks(model.language_model)):
+                    if index not in fused.memory:
+                        plain_blocks.append(block)
+                # Where the image stands in the row does not change the number of products.
+                text_mask = torch.zeros(1, length, dtype=torch.bool)
+                placed = model.fusion.place(fused, Layout.of(text_mask, 1, image_tokens))
+                known[key] = _count_flops(partial(_read, model, placed, length), plain_blocks)
+            counted["llm"] = known[key]
+    return counted
+
+
+def _fuse(model: FusionVLM, size: int) -> tuple[Fused, int]:
+    """Run the fusion strategy on features of one image.
+
+    Args:
+        model: a model on the meta device.
+        size: height and width of the image in pixels.
+
+    Returns:
+        What the strategy makes of the image, and the FLOPs of that.
+    """
+    tower = model.vision_tower
+    rows, columns = tower.grid(size, size)
+    patches = torch.empty(1, rows * columns, model.config.vision_config.hidden_size)
+    summary = patches[:, 0]
+    depth = len(tower.layers)
+    features = Features(tower.layers, (patches,) * depth, (summary,) * depth, (rows, columns))
+    instruction_width = model.instruction.width(model.config.text_config.hidden_size)
+    instruction = torch.empty(1, instruction_width)
+    with FlopCounterMode(display=False) as counter:
+        fused = model.fusion(features, instruction)
+    return fused, counter.get_total_flops()
+
+
+def _read(model: FusionVLM, placed: Placed, length: int) -> None:
+    """Run the LLM on one row of `length` tokens with the image in it."""
+    model.language_model(
+        inputs_embeds=torch.empty(1, length, model.config.text_config.hidden_size),
+        # A finished mask, so that transformers makes none, which the meta device cannot.
+        attention_mask=torch.zeros(1, 1, length, length),
+        visual=placed,
+        use_cache=False,
+    )
+
+
+@dataclass(frozen=True)
+class MeasuredBlock:
+    """One run of a block of a tower or of an LLM."""
+
+    output: Any
+    """what the block returned: a meta tensor, or whatever that build of transformers returns"""
+    flops: int
+
+
+class BlockRepeats:
+    """Runs one block of each kind, and repeats its output and its FLOPs for the others.
+
+    A tower has up to 40 blocks of one shape, and a run on the meta device takes as long for every
+    one of them.
+
+    Attributes:
+        measured: the first run of each kind.
+        skipped_flops: FLOPs of the blocks that were not run, which no counter saw.
+    """
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self.counter = counter
+        self.measured: dict[Hashable, MeasuredBlock] = {}
+        self.skipped_flops = 0
+
+    def run(self, forward: Callable[..., Any], kind: Hashable, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for `forward` of a block of a kind; takes what it takes."""
+        if kind in self.measured:
+            earlier = self.measured[kind]
+            self.skipped_flops += earlier.flops
+            return earlier.output
+        before = self.counter.get_total_flops()
+        output = forward(*args, **kwargs)
+        self.measured[kind] = MeasuredBlock(output, self.counter.get_total_flops() - before)
+        return output
+
+
+def _kind_of(block: nn.Module) -> Hashable:
+    """What blocks of equal FLOPs have in common, if nothing is injected into them."""
+    shapes = tuple((name, weight.shape) for name, weight in block.named_parameters())
+    return type(block), getattr(block, "attention_type", None), shapes
+
+
+def _count_flops(action: Callable[[], object], blocks: Iterable[nn.Module]) -> int:
+    """FLOPs of the forward pass of a tower or of an LLM on one sequence.
+
+    Args:
+        action: the forward pass.
+        blocks: the blocks that do nothing but their own work: nothing is injected into them.
+
+    Returns:
+        The same number as if every block ran.
+    """
+    with FlopCounterMode(display=False) as counter, ExitStack() as stack:
+        repeats = BlockRepeats(counter)
+        for block in blocks:
+            # An attribute of the instance hides the method until it is deleted.
+            block.forward = partial(repeats.run, block.forward, _kind_of(block))
+            stack.callback(delattr, block, "forward")
+        action()
+    return counter.get_total_flops() + repeats.skipped_flops
 
 
 def vision_config(source: ModelSource) -> PreTrainedConfig:
-    """The configuration of an encoder. Raises ValueError if it is none, OSError if not found."""
-    return vision_config_of(_config(source))
+    """The configuration of an encoder, checked as it is for training.
+
+    Args:
+        source: the encoder.
+
+    Returns:
+        The configuration of the vision tower.
+
+    Raises:
+        LayerfuseError: it cannot be found.
+        ValueError: it is no vision encoder.
+    """
+    return load_vision_config(_config(source))
 
 
 def text_config(source: ModelSource) -> PreTrainedConfig:
-    """The configuration of a language model. Raises OSError if it cannot be found."""
-    return _config(source).get_text_config()
+    """The configuration of a language model, checked as it is for training.
+
+    Args:
+        source: the language model.
+
+    Returns:
+        Its configuration.
+
+    Raises:
+        LayerfuseError: it cannot be found.
+        ValueError: it is more than a language model.
+    """
+    return text_config_of(_config(source))
 
 
 def _config(source: ModelSource) -> PreTrainedConfig:
     """The configuration that the recipe spells out, else that of the folder or hub id."""
-    if settings := dict(source.config or {}):
+    if source.config:
+        settings = dict(source.config)
         if "model_type" not in settings:
-            raise ValueError(f"the configuration of {source.model} needs a model_type")
-        return AutoConfig.for_model(settings.pop("model_type"), **settings)
+            raise LayerfuseError(f"the configuration of {source.model} needs a model_type")
+        model_type = settings.pop("model_type")
+        return AutoConfig.for_model(model_type, **settings)
     try:
         return AutoConfig.from_pretrained(resolve(source.model))
     except OSError as error:
-        raise OSError(
+        raise LayerfuseError(
             f"cannot read the configuration of {source.model}: no such folder, and no hub answered."
             " Pull a local model (`layerfuse models pull`), or write `config:` in the recipe"
         ) from error
