@@ -71,6 +71,7 @@ def test_the_verb(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     for name in FUSIONS:
         assert name in shown.output
+    assert "…" not in shown.output
     unknown = runner.invoke(app, ["list", "fusions", "--encoder", "no/such-encoder"])
     assert unknown.exit_code == 2
     assert "no hub answered" in unknown.output

@@ -1,5 +1,6 @@
 """`layerfuse show`: published counts, without weights or network."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,17 @@ def test_a_multimodal_llm_is_refused_as_training_does() -> None:
     source = ModelSource(model="some/llava", config={"model_type": "llava"})
     with pytest.raises(ValueError, match="multimodal model"):
         text_config(source)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 300])
+def test_nothing_is_cut_off(width: int) -> None:
+    console = Console(record=True, width=width, quiet=False, file=io.StringIO())
+    _, arms = show(RECIPES / "igva.yaml", console=console)
+    text = console.export_text()
+    assert "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    words = " ".join(text.split())
+    for shown in arms:
+        assert shown.arm.label in words
+        assert f"{shown.flops['llm'] / 1e9:,.1f}" in words
+    assert "fusion 2e-05, llm 2e-05" in words

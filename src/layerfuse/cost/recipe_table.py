@@ -3,13 +3,12 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Column, Table
 from transformers import PreTrainedConfig
 
+from layerfuse.cost.fitted_table import Heading, print_fitted
 from layerfuse.cost.flops import (
     PARTS,
     TEXT_TOKENS,
@@ -21,13 +20,12 @@ from layerfuse.cost.flops import (
     vision_config,
 )
 from layerfuse.data.sources import load
+from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Data, ModelSource, Recipe, Stage
-
-LAYOUT: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2)}
 
 
 @dataclass(frozen=True)
@@ -45,19 +43,37 @@ class Shown:
 
 
 def show(
-    recipe_path: str | Path, overrides: tuple[str, ...] = (), console: Console | None = None
+    recipe_path: str | Path,
+    overrides: tuple[str, ...] = (),
+    console: Console | None = None,
 ) -> tuple[Recipe, list[Shown]]:
-    """Print the resolved recipe, its arms, and its stages. Returns the recipe and the arms. Raises
-    ValueError naming an arm that cannot be built."""
+    """Print the resolved recipe, its arms, and its stages.
+
+    Args:
+        recipe_path: the recipe's file.
+        overrides: changes to it, as `key.sub=value`.
+        console: where to print; the terminal by default.
+
+    Returns:
+        The recipe and its arms in numbers.
+
+    Raises:
+        LayerfuseError: an arm cannot be built, or a configuration cannot be read.
+        ValueError: something else in the recipe is not valid.
+    """
     recipe = load_recipe(recipe_path, overrides)
-    console = console or Console()
-    vision, text = vision_config(recipe.encoder), text_config(recipe.llm)
-    size, arms, known = _image_size(recipe.encoder, vision), [], {}
+    if console is None:
+        console = Console()
+    vision = vision_config(recipe.encoder)
+    text = text_config(recipe.llm)
+    size = _image_size(recipe.encoder, vision)
+    arms: list[Shown] = []
+    known: Known = {}
     for arm in recipe.all_arms():
         try:
             config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
         except ValueError as error:
-            raise ValueError(f"arm {arm.label!r}: {error}") from error
+            raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
         arms.append(measure(arm, config, size, recipe.stages, known))
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
     console.print(
@@ -65,9 +81,11 @@ def show(
         f"{vision.hidden_size}, {size} px\n"
         f"LLM {recipe.llm.model}: {text.num_hidden_layers} blocks of width {text.hidden_size}\n"
     )
-    console.print(_arm_table(recipe, arms), _stage_table(recipe, arms))
+    _print_arms(recipe, arms, console)
+    console.print()
+    _print_stages(recipe, arms, console)
     console.print(
-        f"GFLOPs: forward of one image and {TEXT_TOKENS} text tokens. PFLOPs: all samples of a "
+        f"\nGFLOPs: forward of one image and {TEXT_TOKENS} text tokens. PFLOPs: all samples of a "
         "stage, one forward of the encoder and three times the forward of fusion and LLM; cached "
         "features and frozen parts cost less."
     )
@@ -75,30 +93,62 @@ def show(
 
 
 def measure(
-    arm: Arm, config: FusionConfig, size: int, stages: dict[str, Stage], known: Known
+    arm: Arm,
+    config: FusionConfig,
+    size: int,
+    stages: dict[str, Stage],
+    known: Known,
 ) -> Shown:
-    """Build an arm on the meta device and count, with pictures of `size` pixels."""
-    model, counts = count(config)
-    trained = {stage: _trained(model, how, counts) for stage, how in stages.items()}
-    cost = flops(model, size, known)
-    return Shown(arm, config.vision_layers, tokens_of(model, size), counts, trained, cost)
+    """Build an arm on the meta device and count.
+
+    Args:
+        arm: the arm.
+        config: its configuration.
+        size: height and width of the pictures in pixels.
+        stages: the stages of the recipe by name.
+        known: FLOPs that arms share; what is counted is added.
+
+    Returns:
+        The arm in numbers.
+    """
+    model, parameters = count(config)
+    trained = {}
+    for name, stage in stages.items():
+        trained[name] = _trained(model, stage, parameters)
+    return Shown(
+        arm=arm,
+        layers=config.vision_layers,
+        visual_tokens=tokens_of(model, size),
+        parameters=parameters,
+        trained=trained,
+        flops=flops(model, size, known),
+    )
 
 
-def _trained(model: FusionVLM, stage: Stage, counts: dict[str, int]) -> int:
+def _trained(model: FusionVLM, stage: Stage, parameters: dict[str, int]) -> int:
+    """Number of parameters that train in a stage."""
     lora = stage.lora
-    total = sum(counts[part] for part in stage.learning_rates if part != "llm" or not lora)
+    total = 0
+    for part in stage.learning_rates:
+        # With LoRA the LLM itself is frozen; only its adapters train.
+        if part != "llm" or lora is None:
+            total += parameters[part]
     if lora is None:
         return total
     for name, module in model.language_model.get_decoder().named_modules():
-        named = lora.target_modules == "all-linear" or name.split(".")[-1] in lora.target_modules
-        if named and isinstance(module, torch.nn.Linear):
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        if lora.target_modules == "all-linear" or name.split(".")[-1] in lora.target_modules:
+            # The two factors of a low-rank update: (r, in) and (out, r).
             total += lora.r * (module.in_features + module.out_features)
     return total
 
 
 def _image_size(source: ModelSource, vision: PreTrainedConfig) -> int:
+    """Height and width in pixels of what the encoder's image processor makes."""
     if source.image_size is not None:
         return source.image_size
+    # The processor may crop to another size than the encoder was configured for.
     if source.config is None and Path(resolve(source.model)).is_dir():
         from layerfuse.model.pretrained import load_image_processor
 
@@ -109,7 +159,14 @@ def _image_size(source: ModelSource, vision: PreTrainedConfig) -> int:
 
 
 def samples_in(data: Data) -> int | None:
-    """Number of samples, counted if the data is at hand."""
+    """Number of samples of a data set.
+
+    Args:
+        data: the data set.
+
+    Returns:
+        The number, counted if the data is at hand; None if nothing tells it.
+    """
     if data.scenes is not None:
         return data.scenes.count
     if data.path is not None and Path(data.path).exists():
@@ -117,37 +174,88 @@ def samples_in(data: Data) -> int | None:
     return min(filter(None, (data.expected_samples, data.limit)), default=None)
 
 
-def _arm_table(recipe: Recipe, arms: list[Shown]) -> Table:
-    numbers = ("visual tokens", *PARTS, "GFLOPs vision / fusion / llm")
-    right = [Column(name, justify="right") for name in numbers]
-    table = Table("arm", "layers", *right, title="arms", **LAYOUT)
+def _print_arms(recipe: Recipe, arms: list[Shown], console: Console) -> None:
+    headings = [
+        Heading("arm"),
+        Heading("layers"),
+        Heading("visual tokens", is_number=True),
+        Heading("vision", is_number=True),
+        Heading("fusion", is_number=True),
+        Heading("llm", is_number=True),
+        Heading("GFLOPs vision / fusion / llm", is_number=True),
+    ]
+    rows = []
     for shown in arms:
-        name = shown.arm.label + (" (baseline)" if shown.arm.label == recipe.baseline_name else "")
-        flops = " / ".join(f"{shown.flops[part] / 1e9:,.1f}" for part in PARTS)
-        counts = [_millions(shown.parameters[part]) for part in PARTS]
-        layers = ",".join(map(str, shown.layers))
-        table.add_row(name, layers, str(shown.visual_tokens), *counts, flops)
-    return table
+        label = shown.arm.label
+        if label == recipe.baseline_name:
+            label = f"{label} (baseline)"
+        gflops = [f"{shown.flops[part] / 1e9:,.1f}" for part in PARTS]
+        cells = [
+            label,
+            ",".join(map(str, shown.layers)),
+            str(shown.visual_tokens),
+            _millions(shown.parameters["vision"]),
+            _millions(shown.parameters["fusion"]),
+            _millions(shown.parameters["llm"]),
+            " / ".join(gflops),
+        ]
+        rows.append(cells)
+    print_fitted(console, headings, rows, "arms")
 
 
-def _stage_table(recipe: Recipe, arms: list[Shown]) -> Table:
-    columns = ("stage", "samples", "batch", "steps", "learning rates", "trains", "trained")
-    table = Table(*columns, "PFLOPs, at most", title="stages", **LAYOUT)
-    for name, stage in recipe.stages.items():
-        samples = samples_in(stage.data)
-        steps = steps_of(stage, samples) if samples else stage.steps
-        rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rates.items())
-        ways = {part: "LoRA" if part == "llm" and stage.lora else "full" for part in PARTS}
-        how = ", ".join(f"{part} ({ways[part]})" for part in stage.learning_rates)
-        trained = [shown.trained[name] for shown in arms]
-        span = " to ".join(_millions(n) for n in sorted({min(trained), max(trained)}))
-        count = "unknown" if samples is None else f"{samples:,}"
-        passes = {"vision": 3 if "vision" in stage.learning_rates else 1, "fusion": 3, "llm": 3}
-        cost = max(sum(passes[part] * shown.flops[part] for part in PARTS) for shown in arms)
-        total = f"{steps * stage.batch_size * cost / 1e15:,.2f}" if steps else "unknown"
-        cells = (count, str(stage.batch_size), str(steps or "unknown"), rates, how, span, total)
-        table.add_row(name, *cells)
-    return table
+def _print_stages(recipe: Recipe, arms: list[Shown], console: Console) -> None:
+    headings = [
+        Heading("stage"),
+        Heading("samples"),
+        Heading("batch"),
+        Heading("steps"),
+        Heading("learning rates"),
+        Heading("trains"),
+        Heading("trained"),
+        Heading("PFLOPs, at most"),
+    ]
+    rows = [_stage_cells(name, stage, arms) for name, stage in recipe.stages.items()]
+    print_fitted(console, headings, rows, "stages")
+
+
+def _stage_cells(name: str, stage: Stage, arms: list[Shown]) -> list[str]:
+    """The row of one stage, over all arms."""
+    samples = samples_in(stage.data)
+    steps = stage.steps
+    if samples:
+        steps = steps_of(stage, samples)
+
+    rates = []
+    trains = []
+    for part, rate in stage.learning_rates.items():
+        rates.append(f"{part} {rate:g}")
+        by_lora = part == "llm" and stage.lora is not None
+        trains.append(f"{part} (LoRA)" if by_lora else f"{part} (full)")
+
+    # A backward pass costs twice a forward pass; a frozen encoder has none.
+    passes = {"vision": 1, "fusion": 3, "llm": 3}
+    if "vision" in stage.learning_rates:
+        passes["vision"] = 3
+    largest = 0
+    for shown in arms:
+        cost = sum(passes[part] * shown.flops[part] for part in PARTS)
+        largest = max(largest, cost)
+    total = "unknown"
+    if steps:
+        total = f"{steps * stage.batch_size * largest / 1e15:,.2f}"
+
+    trained = [shown.trained[name] for shown in arms]
+    span = sorted({min(trained), max(trained)})
+    return [
+        name,
+        "unknown" if samples is None else f"{samples:,}",
+        str(stage.batch_size),
+        str(steps or "unknown"),
+        ", ".join(rates),
+        ", ".join(trains),
+        " to ".join(map(_millions, span)),
+        total,
+    ]
 
 
 def _millions(count: int) -> str:
@@ -155,5 +263,16 @@ def _millions(count: int) -> str:
 
 
 def steps_of(stage: Stage, samples: int) -> int:
-    """Optimizer steps of a stage, as the trainer counts them: an epoch has whole batches."""
-    return stage.steps or math.ceil(stage.epochs * math.ceil(samples / stage.batch_size))
+    """Optimizer steps of a stage, as the trainer counts them: an epoch has whole batches.
+
+    Args:
+        stage: the stage.
+        samples: the number of its samples.
+
+    Returns:
+        Steps of all epochs.
+    """
+    if stage.steps:
+        return stage.steps
+    batches_per_epoch = math.ceil(samples / stage.batch_size)
+    return math.ceil(stage.epochs * batches_per_epoch)
