@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate, normalize
 from transformers import AutoModel
 
 from layerfuse.data.picture import Picture
+from layerfuse.errors import LayerfuseError
 from layerfuse.look import accumulate as statistics
 from layerfuse.look import similarity as verb
 from layerfuse.look.accumulate import LayerStatistics, grams, intrinsic_dimension, matrix_entropy
@@ -266,7 +267,7 @@ def test_groups_are_the_best_of_all(n: int) -> None:
             expected = silhouette_score(1 - s, labels, metric="precomputed")
             assert silhouette(s, groups) == pytest.approx(expected, abs=1e-9)
     for count in (0, n + 1):
-        with pytest.raises(ValueError, match=rf"valid: 1\.\.{n}"):
+        with pytest.raises(LayerfuseError, match=rf"valid: 1\.\.{n}"):
             split(s, count)
 
 
