@@ -242,7 +242,7 @@ def test_one_or_identical_pictures(images: int) -> None:
 def test_undefined_features_name_picture_and_layer(value: float) -> None:
     layers = random_layers(5, 6)
     layers[3][4, 2, 1] = value
-    with pytest.raises(ValueError, match="layer 3 of picture 4 holds"):
+    with pytest.raises(LayerfuseError, match="layer 3 of picture 4 holds"):
         look(features(layers))
 
 

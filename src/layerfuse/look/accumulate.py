@@ -12,6 +12,7 @@ grows towards 1 as a block has fewer examples than dimensions.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,234 +20,422 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.vision.features import Features
 
-BLOCK_IMAGES, BLOCK_TOKENS = 64, 512
-"""Examples of one CKA block: pictures (each its mean token), and tokens drawn from them."""
-KEPT_IMAGES, KEPT_TOKENS = 256, 2048
-"""The seeded sample of tokens that is kept: for what needs the mean token first, and for scores."""
-KINDS = {"": True, "_biased": False}
+BLOCK_IMAGES = 64
+"""Pictures of one CKA block; each gives its mean token as an example."""
+BLOCK_TOKENS = 512
+"""Tokens that a CKA block draws from its pictures."""
+KEPT_IMAGES = 256
+"""Pictures of the seeded sample whose tokens are kept.
+
+They serve what needs the mean token first (the centred cosine), and the scores.
+"""
+KEPT_TOKENS = 2048
+"""Tokens that are kept of that sample."""
 MINIMUM = 4
 """Examples that the unbiased estimator needs."""
+EXAMPLES = ("tokens", "images")
+"""What CKA compares layers over."""
+ESTIMATORS = {"": True, "_biased": False}
+"""Suffix of a CKA's name, and whether its HSIC is the unbiased one."""
+
+
+@dataclass
+class _Block:
+    """The examples of one encoder in the unfinished CKA block, one entry per picture."""
+
+    tokens: list[Tensor] = field(default_factory=list)
+    """Drawn tokens, each (L, t, D)."""
+    means: list[Tensor] = field(default_factory=list)
+    """Mean tokens, each (L, 1, D)."""
+
+    def layers(self, examples: str) -> list[Tensor]:
+        """The examples `tokens` or `images` of each layer, L times (n, D)."""
+        pictures = self.means if examples == "images" else self.tokens
+        return list(torch.cat(pictures, dim=1))
 
 
 class LayerStatistics:
-    """Sums over `total` pictures for the layers of one encoder, and CKA with those of others.
+    """Sums over pictures for the layers of one encoder, and CKA with those of others.
 
     The first encoder gives the cosines, scores and norms; all give CKA. The first picture decides
-    shapes. `seed` draws the tokens: which of them depends on the picture's place only.
+    shapes.
     """
 
     def __init__(self, total: int, seed: int = 0) -> None:
-        self.total, self.seed = total, seed
-        self.done = self.layers = 0
+        """Start with no pictures.
+
+        Args:
+            total: number of pictures that the pass will see.
+            seed: draws the tokens; which of them depends on the picture's place only.
+        """
+        self.total = total
+        self.seed = seed
+        self.done = 0
+        # Layers of all encoders together
+        self.layers = 0
         self.sums: dict[str, Tensor] = {}
-        self.tokens: list[list[Tensor]] = []  # per encoder, per picture of the block: (L, t, D)
-        self.means: list[list[Tensor]] = []  # the same, (L, 1, D)
-        self.kept: list[Tensor] = []  # per picture of the sample: (L, t, D)
+        # One block per encoder
+        self.blocks: list[_Block] = []
+        # One entry (L, t, D) per picture of the sample
+        self.kept: list[Tensor] = []
         order = np.random.default_rng(seed).permutation(total)
         self.sample = set(order[:KEPT_IMAGES].tolist())
 
     def add(self, encoders: Sequence[Features], names: Sequence[str]) -> None:
-        """Add a batch, seen by each encoder. Raises ValueError naming a picture with infinities."""
-        grid = encoders[0].grid
-        maps = [encoders[0].patches, *(_resample(other, grid) for other in encoders[1:])]
-        self.layers = sum(map(len, maps))
-        self.tokens = self.tokens or [[] for _ in maps]
-        self.means = self.means or [[] for _ in maps]
-        for row, name in enumerate(names):
-            for tower, patches in enumerate(maps):
-                self._add(tower, torch.stack([p[row] for p in patches], dim=1), name)
-            self.done += 1
-            if len(self.means[0]) == BLOCK_IMAGES:
-                self._flush()
+        """Add a batch of B pictures.
 
-    def _add(self, tower: int, layers: Tensor, name: str) -> None:
-        """One picture's tokens (N, L, D) in one encoder."""
+        Args:
+            encoders: what each encoder says of the batch.
+            names: of the B pictures, for messages.
+
+        Raises:
+            LayerfuseError: a picture gives infinite or undefined features; it is named.
+        """
+        # CKA over tokens pairs them by place, so all encoders need the grid of the first
+        grid = encoders[0].grid
+        patches_of_encoders = [_resample(features, grid) for features in encoders]
+        self.layers = sum(map(len, patches_of_encoders))
+        if not self.blocks:
+            self.blocks = [_Block() for _ in encoders]
+
+        for row, name in enumerate(names):
+            for place, patches in enumerate(patches_of_encoders):
+                of_picture = [layer[row] for layer in patches]
+                layers = torch.stack(of_picture, dim=1)
+                self._add_picture(place, layers, name)
+            self.done += 1
+            if len(self.blocks[0].means) == BLOCK_IMAGES:
+                self._finish_block()
+
+    def _add_picture(self, place: int, layers: Tensor, name: str) -> None:
+        """Add one picture's tokens (N, L, D) in the encoder at `place`."""
         tokens = layers.float()
-        products = tokens @ tokens.mT  # (N, L, L): norms and cosines in one reading of the tokens
+        # One reading of the tokens gives norms (the diagonal) and cosines: (N, L, L)
+        products = tokens @ tokens.mT
         squares = products.diagonal(dim1=1, dim2=2)
         finite = squares.isfinite().all(dim=0)
         if not finite.all():
             layer = int((~finite).nonzero()[0])
-            raise ValueError(f"layer {layer} of {name} holds infinite or undefined features")
+            raise LayerfuseError(f"layer {layer} of {name} holds infinite or undefined features")
+
+        # The draw depends on the picture's place alone, so that a resumed pass repeats it
         count = len(tokens)
-        positions = np.random.default_rng([self.seed, self.done]).permutation(count)
+        random = np.random.default_rng([self.seed, self.done])
+        positions = random.permutation(count)
         drawn = min(count, BLOCK_TOKENS // min(self.total, BLOCK_IMAGES))
-        kept = min(count, KEPT_TOKENS // min(self.total, KEPT_IMAGES))
         mean = tokens.mean(dim=0)
-        self.tokens[tower].append(layers[positions[:drawn]].transpose(0, 1))
-        self.means[tower].append(mean[:, None])
-        if tower:
+        block = self.blocks[place]
+        sample = layers[positions[:drawn]]
+        block.tokens.append(sample.transpose(0, 1))
+        block.means.append(mean[:, None])
+
+        # Other encoders are there for CKA only
+        if place > 0:
             return
         norms = squares.sqrt()
+        # A token of zeros keeps cosine 0 instead of an undefined one
         scale = norms.clamp_min(1e-30).reciprocal()
-        self._sum("cosine", (products * scale[:, :, None] * scale[:, None]).mean(dim=0))
+        cosines = products * scale[:, :, None] * scale[:, None]
+        self._sum("cosine", cosines.mean(dim=0))
         self._sum("mean", mean)
         self._sum("norm", norms.mean(dim=0))
         if self.done in self.sample:
-            self.kept.append(layers[positions[:kept]].transpose(0, 1).cpu())
+            kept = min(count, KEPT_TOKENS // min(self.total, KEPT_IMAGES))
+            sample = layers[positions[:kept]]
+            self.kept.append(sample.transpose(0, 1).cpu())
 
     def _sum(self, name: str, value: Tensor) -> None:
-        found = value.detach().cpu().double()
-        self.sums[name] = self.sums[name] + found if name in self.sums else found
+        """Add to a sum, in float64: rounding must not grow with the number of pictures."""
+        addend = value.detach().cpu().double()
+        if name in self.sums:
+            self.sums[name] = self.sums[name] + addend
+        else:
+            self.sums[name] = addend
 
-    def _flush(self) -> None:
+    def _finish_block(self) -> None:
         """Turn the block into HSICs, weighted by its number of pictures."""
-        for name, block in (("tokens", self.tokens), ("images", self.means)):
-            stacked = [layer for tower in block for layer in torch.cat(tower, dim=1)]
-            if len(stacked[0]) >= MINIMUM:
-                kernels, weight = grams(stacked), len(self.means[0])
-                for kind, debiased in KINDS.items():
-                    self._sum(f"cka_{name}{kind}", weight * hsic(kernels, debiased))
-                squares = [x.float().square().sum(dim=1).mean() for x in stacked]
-                self._sum(f"energy_{name}", weight * torch.stack(squares))
-                self._sum(f"weight_{name}", torch.tensor(weight))
-        self.tokens, self.means = [[] for _ in self.tokens], [[] for _ in self.means]
+        weight = len(self.blocks[0].means)
+        for examples in EXAMPLES:
+            layers: list[Tensor] = []
+            for block in self.blocks:
+                layers.extend(block.layers(examples))
+            if len(layers[0]) < MINIMUM:
+                continue
+            kernels = grams(layers)
+            for suffix, debiased in ESTIMATORS.items():
+                hsics = hsic(kernels, debiased)
+                self._sum(f"cka_{examples}{suffix}", weight * hsics)
+
+            # The mean squared norm tells a constant layer from one that varies
+            energies = []
+            for layer in layers:
+                squares = layer.float().square()
+                energies.append(squares.sum(dim=1).mean())
+            self._sum(f"energy_{examples}", weight * torch.stack(energies))
+            self._sum(f"weight_{examples}", torch.tensor(weight))
+        self.blocks = [_Block() for _ in self.blocks]
 
     def state(self) -> dict[str, Tensor]:
-        """All that `restore` needs, as tensors."""
-        found = {f"sums.{name}": value for name, value in self.sums.items()}
-        found["done"] = torch.tensor(self.done)
-        for name, block in (("tokens", self.tokens), ("means", self.means)):
-            for tower, pictures in enumerate(block):
-                if pictures:
-                    found[f"{name}.{tower}"] = torch.stack(pictures).cpu()
+        """Give all that `restore` needs.
+
+        Returns:
+            Tensors by name, for a safetensors file.
+        """
+        state = {f"sums.{name}": value for name, value in self.sums.items()}
+        state["done"] = torch.tensor(self.done)
+        for place, block in enumerate(self.blocks):
+            # A block that has just been finished holds nothing to stack
+            if block.means:
+                state[f"tokens.{place}"] = torch.stack(block.tokens).cpu()
+                state[f"means.{place}"] = torch.stack(block.means).cpu()
         if self.kept:
-            found["kept"] = torch.stack(self.kept)
-        found["shape"] = torch.tensor([len(self.tokens), self.layers])
-        return found
+            state["kept"] = torch.stack(self.kept)
+        state["shape"] = torch.tensor([len(self.blocks), self.layers])
+        return state
 
     def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Continue from a saved state of the same pictures and seed."""
+        """Continue from a saved state of the same pictures and seed.
+
+        Args:
+            state: what `state` gave.
+            device: where the encoders run; the unfinished block goes there.
+        """
         self.done = int(state["done"])
-        self.sums = {k[5:]: v for k, v in state.items() if k.startswith("sums.")}
         self.kept = list(state.get("kept", ()))
-        towers, self.layers = range(int(state["shape"][0])), int(state["shape"][1])
-        self.tokens, self.means = (
-            [[x.to(device) for x in state.get(f"{name}.{t}", ())] for t in towers]
-            for name in ("tokens", "means")
-        )
+        self.sums = {}
+        for name, value in state.items():
+            if name.startswith("sums."):
+                self.sums[name.removeprefix("sums.")] = value
+
+        encoders, self.layers = state["shape"].tolist()
+        self.blocks = [_Block() for _ in range(encoders)]
+        for place, block in enumerate(self.blocks):
+            if f"means.{place}" in state:
+                tokens = state[f"tokens.{place}"].to(device)
+                means = state[f"means.{place}"].to(device)
+                block.tokens = list(tokens)
+                block.means = list(means)
 
     def result(self) -> dict[str, Any]:
-        """Matrices of the first encoder's L layers, `cross` (L, M) with those of the others.
+        """Compute the matrices from the sums; the unfinished block counts as it is.
 
-        An entry is NaN where it is undefined: a layer that does not vary, or too few examples.
+        Returns:
+            By name, with L layers of the first encoder, M of the others, and width D:
+
+            * `images`: the number of pictures.
+            * `cosine`, `cosine_centred` (L, L): mean cosine, of tokens and of tokens without each
+              layer's mean; `cosine_centred_error`: the latter's largest standard error.
+            * `norm` (L,), `mean` (L, D): mean norm and mean token.
+            * `cka_tokens`, `cka_images` (L, L): CKA among the first encoder's layers, and
+              `cross_tokens`, `cross_images` (L, M) with those of the others; all unbiased, and
+              biased with the suffix `_biased`.
+
+            An entry is NaN where it is undefined: a layer that does not vary, or too few examples.
         """
-        if self.means[0]:
-            self._flush()
+        # The last block may be smaller
+        if self.blocks[0].means:
+            self._finish_block()
+        cosine = (self.sums["cosine"] / self.done).numpy()
+        result: dict[str, Any] = {
+            "images": self.done,
+            "cosine": cosine,
+            "norm": (self.sums["norm"] / self.done).numpy(),
+            "mean": (self.sums["mean"] / self.done).numpy(),
+        }
+        # A layer whose tokens are all zero has no direction
+        zero = np.diag(cosine) == 0
+        cosine[zero] = np.nan
+        cosine[:, zero] = np.nan
+
         first = len(self.sums["norm"])
-        means = {x: (self.sums[x] / self.done).numpy() for x in ("cosine", "norm", "mean")}
-        found: dict[str, Any] = {"images": self.done, **means}
-        zero = np.diag(found["cosine"]) == 0
-        found["cosine"][zero], found["cosine"][:, zero] = np.nan, np.nan
-        for name in ("tokens", "images"):
-            for kind in KINDS:
-                whole = self._cka(name, kind)
-                found[f"cka_{name}{kind}"] = whole[:first, :first]
-                found[f"cross_{name}{kind}"] = whole[:first, first:]
-        found["cosine_centred"], found["cosine_centred_error"] = self._centred()
-        return found
+        for examples in EXAMPLES:
+            for suffix in ESTIMATORS:
+                whole = self._cka(examples, suffix)
+                result[f"cka_{examples}{suffix}"] = whole[:first, :first]
+                result[f"cross_{examples}{suffix}"] = whole[:first, first:]
+        centred, error = self._centred_cosine()
+        result["cosine_centred"] = centred
+        result["cosine_centred_error"] = error
+        return result
 
     def scores(self) -> dict[str, Any]:
-        """The training-free scores of the first encoder's layers, from the kept tokens."""
+        """Compute the training-free scores of the first encoder's layers from the kept tokens.
+
+        Returns:
+            `kept_tokens`, their number, and a list with a value per layer for `entropy`
+            (`matrix_entropy`) and `dimension` (`intrinsic_dimension`).
+        """
         tokens = torch.cat(self.kept, dim=1).float()
-        scores = {"entropy": matrix_entropy, "dimension": intrinsic_dimension}
-        found = {name: [score(x) for x in tokens] for name, score in scores.items()}
-        return {"kept_tokens": tokens.shape[1], **found}
+        return {
+            "kept_tokens": tokens.shape[1],
+            "entropy": [matrix_entropy(layer) for layer in tokens],
+            "dimension": [intrinsic_dimension(layer) for layer in tokens],
+        }
 
-    def _cka(self, name: str, kind: str) -> np.ndarray:
-        if f"weight_{name}" not in self.sums:
+    def _cka(self, examples: str, suffix: str) -> np.ndarray:
+        """CKA between all layers of all encoders; NaN without a block that was large enough."""
+        if f"weight_{examples}" not in self.sums:
             return np.full((self.layers, self.layers), np.nan)
-        weight = self.sums[f"weight_{name}"]
-        energy = (self.sums[f"energy_{name}"] / weight).numpy()
-        return alignment((self.sums[f"cka_{name}{kind}"] / weight).numpy(), energy)
+        weight = self.sums[f"weight_{examples}"]
+        hsics = (self.sums[f"cka_{examples}{suffix}"] / weight).numpy()
+        energy = (self.sums[f"energy_{examples}"] / weight).numpy()
+        return alignment(hsics, energy)
 
-    def _centred(self) -> tuple[np.ndarray, float]:
-        """Mean cosine of the kept tokens without each layer's mean token, and the largest standard
-        error, over pictures, of its entries."""
+    def _centred_cosine(self) -> tuple[np.ndarray, float]:
+        """Mean cosine of the kept tokens without each layer's mean token.
+
+        Returns:
+            The matrix (L, L), and the largest standard error, over pictures, of its entries.
+        """
         mean = (self.sums["mean"] / self.done).float()[:, None]
-        pairs, share = [], torch.zeros(2, len(mean))
-        for tokens in self.kept:
-            moved = tokens.float() - mean
-            unit = F.normalize(moved, dim=-1).flatten(1)
-            pairs.append(unit @ unit.T / tokens.shape[1])
-            share += torch.stack([x.float().square().sum(dim=(1, 2)) for x in (moved, tokens)])
-        table = torch.stack(pairs).double()
-        found = table.mean(dim=0).numpy()
-        constant = (share[0] <= 1e-10 * share[1]).numpy()
-        found[constant], found[:, constant] = np.nan, np.nan
-        if len(pairs) < 2:
-            return found, float("nan")
-        return found, float((table.std(dim=0) / len(pairs) ** 0.5).max())
+        cosines = []
+        energy = torch.zeros(len(mean))
+        centred_energy = torch.zeros(len(mean))
+        for kept in self.kept:
+            tokens = kept.float()
+            centred = tokens - mean
+            unit = F.normalize(centred, dim=-1).flatten(1)
+            cosines.append(unit @ unit.T / tokens.shape[1])
+            energy += tokens.square().sum(dim=(1, 2))
+            centred_energy += centred.square().sum(dim=(1, 2))
+        cosines_of_pictures = torch.stack(cosines).double()
+        matrix = cosines_of_pictures.mean(dim=0).numpy()
+
+        # What is left of a constant layer without its mean is rounding
+        constant = (centred_energy <= 1e-10 * energy).numpy()
+        matrix[constant] = np.nan
+        matrix[:, constant] = np.nan
+
+        pictures = len(cosines)
+        if pictures < 2:
+            return matrix, math.nan
+        errors = cosines_of_pictures.std(dim=0) / pictures**0.5
+        return matrix, float(errors.max())
 
 
-def _resample(features: Features, grid: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Patch tokens of another grid, interpolated bilinearly (antialiased) to `grid`."""
+def _resample(features: Features, grid: tuple[int, int]) -> Sequence[Tensor]:
+    """Patch tokens of each layer, interpolated bilinearly (antialiased) to `grid`."""
     if features.grid == grid:
         return features.patches
-    maps = [x.float().transpose(1, 2).unflatten(2, features.grid) for x in features.patches]
-    resized = [F.interpolate(x, size=grid, mode="bilinear", antialias=True) for x in maps]
-    return tuple(x.flatten(2).transpose(1, 2) for x in resized)
+    resampled = []
+    for patches in features.patches:
+        channels_first = patches.float().transpose(1, 2)
+        maps = F.interpolate(
+            channels_first.unflatten(2, features.grid),
+            size=grid,
+            mode="bilinear",
+            antialias=True,
+        )
+        resampled.append(maps.flatten(2).transpose(1, 2))
+    return resampled
 
 
 def grams(features: list[Tensor]) -> Tensor:
-    """Linear Gram matrices (M, n, n) of M layers' features, each (n, width), in float32."""
-    centred = (x.float() - x.float().mean(dim=0) for x in features)
-    return torch.stack([x @ x.T for x in centred])
+    """Compute linear Gram matrices of centred features.
+
+    Args:
+        features: those of M layers, each (n, width) in any width.
+
+    Returns:
+        (M, n, n), in float32.
+    """
+    kernels = []
+    for layer in features:
+        examples = layer.float()
+        centred = examples - examples.mean(dim=0)
+        kernels.append(centred @ centred.T)
+    return torch.stack(kernels)
 
 
 def hsic(kernels: Tensor, debiased: bool) -> Tensor:
-    """HSIC between all pairs of M layers, (M, n, n) -> (M, M). Unbiased, it needs n >= 4."""
-    n = kernels.shape[-1]
+    """Compute HSIC between all pairs of M layers.
+
+    Args:
+        kernels: Gram matrices (M, n, n).
+        debiased: the unbiased estimator, which needs n >= 4, instead of the biased one.
+
+    Returns:
+        (M, M).
+    """
     if debiased:
-        from cka.hsic import hsic_cross  # imports matplotlib, which takes a second
+        # It imports matplotlib, which takes a second
+        from cka.hsic import hsic_cross
 
         return hsic_cross(kernels, kernels)
+    count = kernels.shape[-1]
     rows = kernels.mean(dim=-1, keepdim=True)
     centred = kernels - rows - rows.mT + rows.mean(dim=-2, keepdim=True)
-    return centred.flatten(1) @ centred.flatten(1).T / (n - 1) ** 2
+    flat = centred.flatten(1)
+    return flat @ flat.T / (count - 1) ** 2
 
 
 def alignment(hsics: np.ndarray, energy: np.ndarray) -> np.ndarray:
-    """CKA (M, M) from accumulated HSICs; NaN where a layer does not vary over the examples.
+    """Compute CKA from accumulated HSICs.
 
-    `energy` (M) is each layer's mean squared norm: what varies less than its rounding is constant.
+    Args:
+        hsics: HSIC between all pairs of M layers, (M, M).
+        energy: each layer's mean squared norm, (M,).
+
+    Returns:
+        (M, M); NaN where a layer does not vary over the examples.
     """
-    own = np.diag(hsics)
-    varies = own > 1e-20 * energy**2
-    scale = np.sqrt(np.where(varies, own, np.nan))
+    variation = np.diag(hsics)
+    # What varies less than the rounding of its features is constant
+    varies = variation > 1e-20 * energy**2
+    scale = np.sqrt(np.where(varies, variation, np.nan))
     return hsics / np.outer(scale, scale)
 
 
 def matrix_entropy(tokens: Tensor) -> float:
-    """Von Neumann entropy of the tokens' normalised Gram matrix, in 0..1.
+    """Compute the von Neumann entropy of the tokens' normalised Gram matrix.
 
     With unit tokens Z (n, D) and the eigenvalues λ of Z Zᵀ / n: -Σ λ ln λ / ln min(n, D). 0: all
     tokens point one way, 1: all directions alike (Giraldo et al. 2014; Skean et al. 2025 compare
-    layers by it, and VDE chooses a visual layer by it). NaN for tokens that are all zero.
+    layers by it, and VDE chooses a visual layer by it).
+
+    Args:
+        tokens: (n, D).
+
+    Returns:
+        The entropy in 0..1; NaN for tokens that are all zero.
     """
     unit = F.normalize(tokens.double(), dim=-1)
-    n, width = unit.shape
-    small = unit @ unit.T if n < width else unit.T @ unit
-    values = torch.linalg.eigvalsh(small / n).clamp_min(0)
-    if values.sum() == 0:
+    count, width = unit.shape
+    # Z Zᵀ and Zᵀ Z share the eigenvalues that are not zero: take the smaller matrix
+    gram = unit @ unit.T if count < width else unit.T @ unit
+    eigenvalues = torch.linalg.eigvalsh(gram / count).clamp_min(0)
+    if eigenvalues.sum() == 0:
         return math.nan
-    values = values / values.sum()
-    return float(torch.special.entr(values).sum() / math.log(max(2, min(n, width))))
+    shares = eigenvalues / eigenvalues.sum()
+    # A single token or dimension has entropy 0: any positive divisor will do
+    largest = math.log(max(2, min(count, width)))
+    return float(torch.special.entr(shares).sum() / largest)
 
 
 def intrinsic_dimension(tokens: Tensor) -> float:
-    """TwoNN intrinsic dimension (Facco et al. 2017) by maximum likelihood: (n - 1) / Σ ln(r2 / r1).
+    """Estimate the TwoNN intrinsic dimension (Facco et al. 2017) by maximum likelihood.
 
-    r1 and r2 are the distances of each token (n, D) to its two nearest others. Ansuini et al. 2019
-    find that it rises and then falls with depth. Repeated tokens are left out; NaN with fewer than
-    three different ones.
+    (n - 1) / Σ ln(r2 / r1), where r1 and r2 are the distances of each token to its two nearest
+    others. Ansuini et al. 2019 find that it rises and then falls with depth. Repeated tokens are
+    left out.
+
+    Args:
+        tokens: (n, D).
+
+    Returns:
+        The dimension; NaN with fewer than three different tokens.
     """
     different = torch.unique(tokens.double(), dim=0)
     if len(different) < 3:
         return math.nan
     distances = torch.cdist(different, different)
+    # The nearest of all is the token itself
     nearest = distances.topk(3, largest=False).values[:, 1:]
-    ratios = (nearest[:, 1] / nearest[:, 0].clamp_min(1e-300)).log().sum()
-    return float((len(different) - 1) / ratios) if ratios > 0 else math.nan
+    ratios = nearest[:, 1] / nearest[:, 0].clamp_min(1e-300)
+    total = ratios.log().sum()
+    if total <= 0:
+        return math.nan
+    return float((len(different) - 1) / total)
