@@ -24,6 +24,7 @@ from layerfuse.look import similarity as verb
 from layerfuse.look.accumulate import LayerStatistics, grams, intrinsic_dimension, matrix_entropy
 from layerfuse.look.grouping import all_groups, best_count, medoid, silhouette, split
 from layerfuse.look.pictures import find_pictures
+from layerfuse.progress import Progress, silent
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import select
 from tests import tiny
@@ -218,7 +219,7 @@ def test_a_constant_layer_is_undefined_and_the_others_are_not(value: float) -> N
         matrix = found.result()[name]
         assert np.isnan([matrix[2], matrix[:, 2]]).all(), name
         near(np.delete(np.delete(matrix, 2, axis=0), 2, axis=1), kept[name], atol=1e-5)
-        with pytest.raises(ValueError, match=rf"{name} is undefined \(layers \[2\]\)"):
+        with pytest.raises(LayerfuseError, match=rf"{name} is undefined \(layers \[2\]\)"):
             verb.describe(found, name)
     if value:
         report = json.loads(json.dumps(verb.describe(found), allow_nan=False))
@@ -234,7 +235,7 @@ def test_one_or_identical_pictures(images: int) -> None:
     report = json.loads(json.dumps(verb.describe(found, groups=2), allow_nan=False))
     assert report["cka_images"] == [[None] * 4] * 4
     assert np.isfinite(np.array(report["cka_tokens"], dtype=float)).all()
-    with pytest.raises(ValueError, match="cka_images is undefined"):
+    with pytest.raises(LayerfuseError, match="cka_images is undefined"):
         verb.describe(found, "cka_images")
 
 
@@ -313,7 +314,7 @@ def test_a_killed_pass_continues(
     monkeypatch.setattr(Picture, "open", lambda self: (seen.append(self.name), read(self))[1])
     monkeypatch.setattr(verb, "SAVE_SECONDS", -1)
 
-    def run(file: str | None, seed: int, progress: Any = lambda done: None) -> dict[str, Any]:
+    def run(file: str | None, seed: int, progress: Progress = silent) -> dict[str, Any]:
         options: dict[str, Any] = {"unfinished": file and folder / file, "progress": progress}
         processors = [verb.load_image_processor(name) for name in names]
         given = find_pictures(str(folder / "in"))
@@ -321,7 +322,7 @@ def test_a_killed_pass_continues(
             verb.measure(towers, processors, given, batch_size=2, seed=seed, **options)
         )
 
-    def kill(done: int) -> None:
+    def kill(phase: str, done: int, total: int, note: str = "") -> None:
         if done == 6:  # after four were saved
             raise KeyboardInterrupt
 
@@ -376,7 +377,7 @@ def test_three_pictures_can_be_compared_with_another_encoder(folder: Path) -> No
 def test_what_cannot_be_measured_writes_nothing(
     folder: Path, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         written(folder, **options)
     assert not list((folder / "out").glob("*"))
 
@@ -386,7 +387,7 @@ def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
 
     (folder / "out").mkdir()
     (folder / "out" / "similarity.unfinished").write_bytes(b"cut")
-    with pytest.raises(ValueError, match=r"similarity\.unfinished is damaged .*: delete it"):
+    with pytest.raises(LayerfuseError, match=r"similarity\.unfinished is damaged .*: delete it"):
         written(folder)
 
     (tmp_path / "similarity.json").write_text('{"depth": 4, "gro')

@@ -1,11 +1,14 @@
-"""How alike the layers of an encoder are: one pass over pictures, groups of layers with their
-representatives, a file and a figure."""
+"""How alike the layers of an encoder are.
+
+One pass over pictures, groups of layers with their representatives, a file and a figure.
+"""
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from layerfuse.data.picture import Picture
+from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES
 from layerfuse.look import output as reports
@@ -23,11 +28,53 @@ from layerfuse.look.accumulate import LayerStatistics
 from layerfuse.look.grouping import all_groups, best_count
 from layerfuse.look.pictures import batches, find_pictures, require_look
 from layerfuse.model.pretrained import load_image_processor
+from layerfuse.progress import Progress, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
 
 MEASURES = tuple(reports.TITLES)
+"""Matrices that groups can come from."""
 SAVE_SECONDS = 60
+"""How often an unfinished pass is saved."""
 FILE = "similarity.json"
+DIGITS = 6
+"""Decimals of the numbers in the file."""
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The file from which a killed pass resumes.
+
+    `key` says what the pass depends on: another encoder, picture or seed must start anew.
+    """
+
+    file: Path
+    key: str
+
+    def load(self) -> dict[str, Tensor] | None:
+        """The saved state, or None if there is none of the same pass."""
+        if not self.file.exists():
+            return None
+        try:
+            state = load_file(self.file)
+        except SafetensorError as error:
+            raise LayerfuseError(
+                f"{self.file} is damaged ({error}): delete it to restart"
+            ) from error
+        saved_key = bytes(state.pop("key").tolist()).decode()
+        if saved_key != self.key:
+            return None
+        return state
+
+    def save(self, state: dict[str, Tensor]) -> None:
+        """Write a state whole or not at all."""
+        tensors = {}
+        for name, tensor in state.items():
+            tensors[name] = tensor.contiguous()
+        tensors["key"] = torch.tensor(list(self.key.encode()))
+        # The process in the name keeps two passes in one folder apart
+        written = self.file.with_suffix(f".{os.getpid()}")
+        save_file(tensors, written)
+        written.replace(self.file)
 
 
 @torch.inference_mode()
@@ -39,44 +86,74 @@ def measure(
     batch_size: int = 16,
     seed: int = 0,
     unfinished: Path | None = None,
-    progress: Callable[[int], Any] = lambda done: None,
+    progress: Progress = silent,
 ) -> LayerStatistics:
-    """One pass over the pictures through every encoder, each with its own image processor.
+    """Make one pass over the pictures through every encoder.
 
-    With `unfinished`, sums are saved there each minute, and a killed pass continues from them if
-    encoders, pictures and seed are the same. Raises ValueError naming a picture that cannot be
-    used.
+    Args:
+        encoders: the encoder to look at, and others to compare with.
+        processors: the image processor of each (`Any`: transformers gives them no common type).
+        pictures: what to look at.
+        batch_size: pictures encoded at once.
+        seed: draws the tokens.
+        unfinished: file where sums are saved each minute; a killed pass continues from it if
+            encoders, pictures and seed are the same.
+        progress: told of every batch, in pictures.
+
+    Returns:
+        The statistics of all pictures.
+
+    Raises:
+        LayerfuseError: a picture cannot be used, which is named, or `unfinished` is damaged.
     """
-    found = LayerStatistics(len(pictures), seed)
+    statistics = LayerStatistics(len(pictures), seed)
     device = next(encoders[0].parameters()).device
-    key = _key(encoders, processors, pictures, seed) if unfinished else ""
-    if unfinished and unfinished.exists():
-        try:
-            state = load_file(unfinished)
-        except SafetensorError as error:
-            raise ValueError(f"{unfinished} is damaged ({error}): delete it to restart") from error
-        if bytes(state.pop("key").tolist()).decode() == key:
-            found.restore(state, device)
+    checkpoint = None
+    if unfinished is not None:
+        key = _key(encoders, processors, pictures, seed)
+        checkpoint = _Checkpoint(unfinished, key)
+        state = checkpoint.load()
+        if state is not None:
+            statistics.restore(state, device)
+
+    phase = "looking at pictures"
+    progress(phase, statistics.done, len(pictures))
     saved = time.monotonic()
-    for names, pixels in batches(pictures, processors, batch_size, found.done):
-        seen = zip(encoders, pixels, strict=True)
-        found.add([encoder(x.to(device)) for encoder, x in seen], names)
-        progress(found.done)
-        if unfinished and time.monotonic() - saved > SAVE_SECONDS:
-            state = {name: tensor.contiguous() for name, tensor in found.state().items()}
-            whole = unfinished.with_suffix(f".{os.getpid()}")
-            save_file({**state, "key": torch.tensor(list(key.encode()))}, whole)
-            whole.replace(unfinished)
+    for names, pixels in batches(pictures, processors, batch_size, statistics.done):
+        features = []
+        for encoder, pixels_of_encoder in zip(encoders, pixels, strict=True):
+            features.append(encoder(pixels_of_encoder.to(device)))
+        statistics.add(features, names)
+        progress(phase, statistics.done, len(pictures))
+        if checkpoint is not None and time.monotonic() - saved > SAVE_SECONDS:
+            checkpoint.save(statistics.state())
             saved = time.monotonic()
-    return found
+    return statistics
 
 
-def _key(encoders: Any, processors: Any, pictures: Any, seed: int) -> str:
-    towers = [encoder.digests()[encoder.layers[-1]] for encoder in encoders]
-    known = pictures if isinstance(pictures, list) else [len(pictures), pictures[0]]
-    names = [p.name if isinstance(p, Picture) else p for p in known]
-    settings = [towers, [p.to_dict() for p in processors], names, seed]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+def _key(
+    encoders: Sequence[Encoder],
+    processors: Sequence[Any],
+    pictures: Sequence[Picture],
+    seed: int,
+) -> str:
+    """A digest of all that the sums depend on."""
+    # The last layer's digest covers the weights of all layers before it
+    weights = [encoder.digests()[encoder.layers[-1]] for encoder in encoders]
+    names: list[Any]
+    if isinstance(pictures, list):
+        names = [picture.name for picture in pictures]
+    else:
+        # Rows of a dataset are not all read for their names: their number and the first must do
+        names = [len(pictures), pictures[0].name]
+    settings = [
+        weights,
+        [processor.to_dict() for processor in processors],
+        names,
+        seed,
+    ]
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def similarity(
@@ -94,75 +171,151 @@ def similarity(
     output: Path | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Measure how alike the layers of an encoder are; returns the path of `similarity.json`.
+    """Measure how alike the layers of an encoder are, and write a report and figures.
 
-    `images` is what `find_pictures` takes. `other` is a second encoder to compare with by CKA. The
-    `groups` groups come from the matrix `by`, one of `MEASURES`; 0: as many as have the widest mean
-    silhouette. Everything goes to `output` (default `runs/look-<encoder>`). Raises ValueError or
-    OSError for what cannot be used, ImportError without the packages of the extra `look`.
+    Args:
+        encoder: name or folder of the encoder.
+        images: what `find_pictures` takes.
+        other: a second encoder to compare with by CKA.
+        by: the matrix that the groups come from, one of `MEASURES`.
+        groups: number of groups; 0: as many as have the widest mean silhouette.
+        split: split of a dataset.
+        limit: use only the first pictures.
+        batch_size: pictures encoded at once.
+        dtype: number type of the encoders, a name in `DTYPES`.
+        seed: draws the tokens.
+        output: folder of everything written; `look_folder(encoder)` by default.
+        console: where tables are printed.
+
+    Returns:
+        The path of `similarity.json`.
+
+    Raises:
+        LayerfuseError: an option, picture or file cannot be used.
     """
-    _check(by, batch_size, limit)
+    _require_options(by, batch_size, limit)
     console = console or Console()
     folder = output or look_folder(encoder)
     pictures = find_pictures(images, split, limit)
-    towers = [load_encoder(name, DTYPES[dtype]) for name in (encoder, other) if name]
-    layers, prefix = list(towers[0].layers), towers[0].prefix
-    if not 0 <= groups <= layers[-1]:
-        raise ValueError(f"{groups} groups cannot be made; valid: 0..{layers[-1]}")
-    processors = [load_image_processor(name) for name in (encoder, other) if name]
+    names = [encoder]
+    if other:
+        names.append(other)
+    encoders = [load_encoder(name, DTYPES[dtype]) for name in names]
+    layers = list(encoders[0].layers)
+    depth = layers[-1]
+    if not 0 <= groups <= depth:
+        raise LayerfuseError(f"{groups} groups cannot be made; valid: 0..{depth}")
+    processors = [load_image_processor(name) for name in names]
+
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "similarity.unfinished"
-    how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "unfinished": unfinished}
     with reports.progress_bar(console) as bar:
-        task = bar.add_task("looking at pictures", total=len(pictures))
-        how["progress"] = lambda done: bar.update(task, completed=done)
-        found = measure(towers, processors, pictures, **how)
-    report: dict = {"encoder": encoder, "other": other, "depth": layers[-1], "layers": layers}
-    report["left_out"] = f"{prefix} prefix tokens (CLS, registers) of every picture"
-    report |= {"source": images, "split": split, "limit": limit, "dtype": dtype, "seed": seed}
-    report |= {"by": by, **describe(found, by, groups)}
+        statistics = measure(
+            encoders,
+            processors,
+            pictures,
+            batch_size=batch_size,
+            seed=seed,
+            unfinished=unfinished,
+            progress=reports.shown_on(bar),
+        )
+    report: dict[str, Any] = {
+        "encoder": encoder,
+        "other": other,
+        "depth": depth,
+        "layers": layers,
+        "left_out": f"{encoders[0].prefix} prefix tokens (CLS, registers) of every picture",
+        "source": images,
+        "split": split,
+        "limit": limit,
+        "dtype": dtype,
+        "seed": seed,
+        "by": by,
+        **describe(statistics, by, groups),
+    }
+    return _publish(report, folder, unfinished, console)
+
+
+def _publish(report: dict[str, Any], folder: Path, unfinished: Path, console: Console) -> Path:
+    """Write figures and `similarity.json`, whose path it returns, and print the table."""
     reports.draw_similarity(report, folder)
-    write_text(file := folder / FILE, json.dumps(report) + "\n")
+    file = folder / FILE
+    write_text(file, json.dumps(report) + "\n")
+    # Only a written report makes the saved sums superfluous
     unfinished.unlink(missing_ok=True)
     reports.similarity_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)
     return file
 
 
-def _check(by: str, batch_size: int, limit: int | None) -> None:
-    """Raises as `similarity` does, before anything is loaded."""
+def _require_options(by: str, batch_size: int, limit: int | None) -> None:
+    """Raise as `similarity` does, before anything is loaded."""
     for module in ("cka", "sklearn"):
         require_look(module)
     if by not in MEASURES:
-        raise ValueError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
+        raise LayerfuseError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
     if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError("the batch size and the limit must be at least 1")
+        raise LayerfuseError("the batch size and the limit must be at least 1")
 
 
 def look_folder(encoder: str) -> Path:
-    """Where the verbs that look at an encoder write by default."""
-    return Path("runs") / f"look-{Path(encoder).name}"
+    """Give the folder where the verbs that look at an encoder write by default.
+
+    Args:
+        encoder: name or folder of the encoder.
+
+    Returns:
+        A path relative to the working directory.
+    """
+    name = Path(encoder).name
+    return Path("runs") / f"look-{name}"
 
 
-def describe(found: LayerStatistics, by: str = "cosine", groups: int = 3) -> dict:
-    """The measured numbers as plain lists (undefined: None) with the groups of layers 1..L."""
-    result = found.result()
+def describe(statistics: LayerStatistics, by: str = "cosine", groups: int = 3) -> dict[str, Any]:
+    """Give the measured numbers as they stand in `similarity.json`.
+
+    Args:
+        statistics: of all pictures.
+        by: the matrix that the groups come from, one of `MEASURES`.
+        groups: number of groups; 0: as many as have the widest mean silhouette.
+
+    Returns:
+        The results and scores of `LayerStatistics` but the mean tokens, as plain lists (undefined:
+        None), with `groups` (those of layers 1..L for each count) and `chosen`, a count.
+
+    Raises:
+        LayerfuseError: the matrix `by` has undefined entries.
+    """
+    result = statistics.result()
+    # Layer 0, the embedding of patches, belongs to no group
     matrix = result[by][1:, 1:]
     if not np.isfinite(matrix).all():
-        undefined = [k for k, row in enumerate(result[by]) if k and not np.isfinite(row).any()]
-        raise ValueError(
+        defined = np.isfinite(result[by]).any(axis=1)
+        undefined = [layer for layer in range(1, len(defined)) if not defined[layer]]
+        raise LayerfuseError(
             f"{by} is undefined (layers {undefined or 'all'}): layers must vary over the pictures, "
             f"and CKA needs 4 of them; more or other pictures help, or another measure"
         )
-    parts = all_groups(matrix, list(range(1, len(matrix) + 1)))
+    groups_by_count = all_groups(matrix, list(range(1, len(matrix) + 1)))
+
     del result["mean"]
-    plain = {name: _plain(value) for name, value in {**result, **found.scores()}.items()}
-    return {**plain, "groups": parts, "chosen": groups or best_count(parts)}
+    result.update(statistics.scores())
+    description = {}
+    for name, value in result.items():
+        description[name] = _plain(value)
+    description["groups"] = groups_by_count
+    description["chosen"] = groups
+    if groups == 0:
+        description["chosen"] = best_count(groups_by_count)
+    return description
 
 
 def _plain(value: Any) -> Any:
+    """Numbers, arrays and lists as JSON holds them: rounded, None where undefined."""
     if isinstance(value, np.ndarray | list):
         return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return round(float(value), 6) if np.isfinite(value) else None
-    return value
+    if not isinstance(value, float | np.floating):
+        return value
+    if not np.isfinite(value):
+        return None
+    return round(float(value), DIGITS)
