@@ -391,5 +391,5 @@ def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
         written(folder)
 
     (tmp_path / "similarity.json").write_text('{"depth": 4, "gro')
-    with pytest.raises(ValueError, match=r"similarity\.json is damaged .*: delete it"):
+    with pytest.raises(LayerfuseError, match=r"similarity\.json is damaged .*: delete it"):
         read_json(tmp_path / "similarity.json")
