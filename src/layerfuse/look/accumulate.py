@@ -239,18 +239,21 @@ class LayerStatistics:
         if self.blocks[0].means:
             self._finish_block()
         cosine = (self.sums["cosine"] / self.done).numpy()
+        norm = (self.sums["norm"] / self.done).numpy()
+        mean = (self.sums["mean"] / self.done).numpy()
         result: dict[str, Any] = {
             "images": self.done,
             "cosine": cosine,
-            "norm": (self.sums["norm"] / self.done).numpy(),
-            "mean": (self.sums["mean"] / self.done).numpy(),
+            "norm": norm,
+            "mean": mean,
         }
         # A layer whose tokens are all zero has no direction
         zero = np.diag(cosine) == 0
         cosine[zero] = np.nan
         cosine[:, zero] = np.nan
 
-        first = len(self.sums["norm"])
+        # The layers of the other encoders follow those of the first
+        first = len(norm)
         for examples in EXAMPLES:
             for suffix in ESTIMATORS:
                 whole = self._cka(examples, suffix)
@@ -268,6 +271,7 @@ class LayerStatistics:
             `kept_tokens`, their number, and a list with a value per layer for `entropy`
             (`matrix_entropy`) and `dimension` (`intrinsic_dimension`).
         """
+        # Pictures do not matter here: all kept tokens of a layer are one sample
         tokens = torch.cat(self.kept, dim=1).float()
         return {
             "kept_tokens": tokens.shape[1],
@@ -368,6 +372,7 @@ def hsic(kernels: Tensor, debiased: bool) -> Tensor:
     count = kernels.shape[-1]
     rows = kernels.mean(dim=-1, keepdim=True)
     centred = kernels - rows - rows.mT + rows.mean(dim=-2, keepdim=True)
+    # The trace of a product of symmetric matrices is their inner product
     flat = centred.flatten(1)
     return flat @ flat.T / (count - 1) ** 2
 
@@ -385,7 +390,8 @@ def alignment(hsics: np.ndarray, energy: np.ndarray) -> np.ndarray:
     variation = np.diag(hsics)
     # What varies less than the rounding of its features is constant
     varies = variation > 1e-20 * energy**2
-    scale = np.sqrt(np.where(varies, variation, np.nan))
+    defined = np.where(varies, variation, np.nan)
+    scale = np.sqrt(defined)
     return hsics / np.outer(scale, scale)
 
 

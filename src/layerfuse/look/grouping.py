@@ -51,6 +51,7 @@ def split(similarity: np.ndarray, count: int) -> list[list[int]]:
     if not np.isfinite(similarity).all():
         raise LayerfuseError("a layer is constant over the pictures: its similarity is undefined")
 
+    # Many partitions share a group, so each group's scatter is computed once
     scatter = _scatter_of_ranges(similarity)
     # The best partition of the first `end` layers into the groups counted so far, by `end`
     best = {0: _Partition(scatter=0.0, ends=(0,))}
@@ -73,7 +74,8 @@ def _scatter_of_ranges(similarity: np.ndarray) -> dict[tuple[int, int], float]:
     for start in range(depth):
         for end in range(start + 1, depth + 1):
             inside = similarity[start:end, start:end]
-            scatter[start, end] = float(np.trace(inside) - inside.sum() / (end - start))
+            between = inside.sum() / (end - start)
+            scatter[start, end] = float(np.trace(inside) - between)
     return scatter
 
 

@@ -34,6 +34,7 @@ def draw_similarity(report: dict[str, Any], folder: Path) -> None:
     with plots.figure(folder / "similarity", 11, 9.6) as figure:
         axes = figure.subplots(2, 2).flat
         for ax, (name, title) in zip(axes, TITLES.items(), strict=True):
+            # The groups of one matrix say nothing about another
             framed = []
             if name == report["by"]:
                 framed = report["groups"][chosen]["groups"]
@@ -49,6 +50,7 @@ def draw_similarity(report: dict[str, Any], folder: Path) -> None:
     if not report["other"]:
         return
     with plots.figure(folder / "cross", 11, 4.9) as figure:
+        # Rows are layers of the encoder, columns those of the other
         axes = figure.subplots(1, 2)
         for ax, examples in zip(axes, ("tokens", "images"), strict=True):
             matrix = {

@@ -70,11 +70,15 @@ class _Checkpoint:
         tensors = {}
         for name, tensor in state.items():
             tensors[name] = tensor.contiguous()
+        # A safetensors file holds tensors only, so the text goes in as bytes
         tensors["key"] = torch.tensor(list(self.key.encode()))
         # The process in the name keeps two passes in one folder apart
         written = self.file.with_suffix(f".{os.getpid()}")
-        save_file(tensors, written)
-        written.replace(self.file)
+        try:
+            save_file(tensors, written)
+            written.replace(self.file)
+        except (OSError, SafetensorError) as error:
+            raise LayerfuseError(f"{self.file} cannot be written: {error}") from error
 
 
 @torch.inference_mode()
@@ -117,6 +121,7 @@ def measure(
             statistics.restore(state, device)
 
     phase = "looking at pictures"
+    # A resumed pass starts where it was saved
     progress(phase, statistics.done, len(pictures))
     saved = time.monotonic()
     for names, pixels in batches(pictures, processors, batch_size, statistics.done):
@@ -193,6 +198,7 @@ def similarity(
     Raises:
         LayerfuseError: an option, picture or file cannot be used.
     """
+    # Loading takes minutes, so what can be refused is refused first
     _require_options(by, batch_size, limit)
     console = console or Console()
     folder = output or look_folder(encoder)
@@ -207,7 +213,7 @@ def similarity(
         raise LayerfuseError(f"{groups} groups cannot be made; valid: 0..{depth}")
     processors = [load_image_processor(name) for name in names]
 
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     unfinished = folder / "similarity.unfinished"
     with reports.progress_bar(console) as bar:
         statistics = measure(
@@ -246,6 +252,14 @@ def _publish(report: dict[str, Any], folder: Path, unfinished: Path, console: Co
     reports.similarity_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)
     return file
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder before the pass, so that hours of measuring do not end without a place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LayerfuseError(f"the folder {folder} cannot be made: {error}") from error
 
 
 def _require_options(by: str, batch_size: int, limit: int | None) -> None:
@@ -298,6 +312,7 @@ def describe(statistics: LayerStatistics, by: str = "cosine", groups: int = 3) -
         )
     groups_by_count = all_groups(matrix, list(range(1, len(matrix) + 1)))
 
+    # A token per layer is too much for a file that people read
     del result["mean"]
     result.update(statistics.scores())
     description = {}
@@ -316,6 +331,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if not isinstance(value, float | np.floating):
         return value
+    # JSON has no NaN
     if not np.isfinite(value):
         return None
     return round(float(value), DIGITS)
