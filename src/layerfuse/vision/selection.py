@@ -8,7 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
+
+from layerfuse.errors import LayerfuseError
 
 LayerSpec = int | str | Sequence[int] | Sequence[Sequence[int]]
 
@@ -37,17 +39,32 @@ class Selection:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return tuple(layer for group in self.groups for layer in group)
+        """The layers of all groups, one group after the other."""
+        layers: list[int] = []
+        for group in self.groups:
+            layers.extend(group)
+        return tuple(layers)
 
 
 def resolve_layer(layer: int, depth: int) -> int:
     """A non-negative index for `layer`; -1 is the last block, as in `hidden_states[-1]`.
 
-    Raises ValueError if the layer does not exist in an encoder with `depth` blocks.
+    Args:
+        layer: an index into `hidden_states`, negative to count from the end.
+        depth: number of blocks of the encoder.
+
+    Returns:
+        The index in 0..depth.
+
+    Raises:
+        LayerfuseError: if the layer does not exist in such an encoder.
     """
-    resolved = layer + depth + 1 if layer < 0 else layer
+    resolved = layer
+    if layer < 0:
+        # depth blocks and the embeddings are depth + 1 hidden states
+        resolved = layer + depth + 1
     if not 0 <= resolved <= depth:
-        raise ValueError(
+        raise LayerfuseError(
             f"layer {layer} does not exist: the encoder has {depth} blocks, so layers are "
             f"0..{depth} (or -{depth + 1}..-1)"
         )
@@ -57,79 +74,166 @@ def resolve_layer(layer: int, depth: int) -> int:
 def select(spec: LayerSpec, depth: int) -> Selection:
     """Resolve a layer specification against an encoder with `depth` blocks.
 
-    Accepts the string syntax above, one integer, a list of integers, or a list of groups.
-    Raises ValueError for unknown syntax, layers out of range and repeated layers.
+    Args:
+        spec: the string syntax of `SYNTAX`, one integer, a list of integers, or a list of groups.
+        depth: number of blocks of the encoder.
+
+    Returns:
+        The groups in the order asked for, with non-negative indices.
+
+    Raises:
+        LayerfuseError: for unknown syntax, layers out of range and repeated layers, and for a
+            similarity file that is missing or of another encoder.
     """
     groups = _parse(spec.strip(), depth) if isinstance(spec, str) else _listed(spec)
-    resolved = tuple(tuple(resolve_layer(k, depth) for k in group) for group in groups)
+
+    resolved: list[tuple[int, ...]] = []
+    for group in groups:
+        resolved.append(tuple(resolve_layer(layer, depth) for layer in group))
     if not resolved or not all(resolved):
-        raise ValueError(f"no layer is selected by {spec!r}; {SYNTAX}")
-    selection = Selection(resolved, depth)
-    repeated = sorted({k for k in selection.layers if selection.layers.count(k) > 1})
+        raise LayerfuseError(f"no layer is selected by {spec!r}; {SYNTAX}")
+
+    # names of one layer, such as 3 and -22, are compared after they are resolved
+    selection = Selection(tuple(resolved), depth)
+    seen: set[int] = set()
+    repeated: set[int] = set()
+    for layer in selection.layers:
+        if layer in seen:
+            repeated.add(layer)
+        seen.add(layer)
     if repeated:
-        raise ValueError(f"layers {repeated} are selected more than once by {spec!r}")
+        raise LayerfuseError(f"layers {sorted(repeated)} are selected more than once by {spec!r}")
     return selection
 
 
-def _listed(spec: Any) -> list[list[int]]:
+def _listed(spec: int | Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
     """Groups from a list of layers or of lists of layers."""
-    items = list(spec) if isinstance(spec, Sequence) else [spec]
-    groups = [list(x) if isinstance(x, list | tuple) else [x] for x in items]
-    wrong = [k for group in groups for k in group if type(k) is not int]
-    if wrong:
-        raise ValueError(f"layers must be integers, not {wrong[0]!r} in {spec!r}; {SYNTAX}")
+    # what a YAML file holds may be anything, whatever the annotation promises
+    items: list[object] = [spec]
+    if isinstance(spec, Sequence):
+        items = list(spec)
+
+    groups: list[list[int]] = []
+    for item in items:
+        members: list[object] = [item]
+        if isinstance(item, list | tuple):
+            members = list(cast(Sequence[object], item))
+        groups.append([_integer(member, spec) for member in members])
     return groups
+
+
+def _integer(member: object, spec: object) -> int:
+    """The member itself, if it is an integer."""
+    # no isinstance: YAML's true and false are integers to Python, but no layers
+    if type(member) is not int:
+        raise LayerfuseError(f"layers must be integers, not {member!r} in {spec!r}; {SYNTAX}")
+    return member
 
 
 def _parse(spec: str, depth: int) -> list[list[int]]:
-    former, latter = list(range(1, depth // 2 + 1)), list(range(depth // 2 + 1, depth + 1))
-    named = {"former": [former], "latter": [latter], "all": [former, latter]}
-    if spec in named:
-        return [group for group in named[spec] if group]
-    if match := re.fullmatch(r"every:([1-9]\d*)", spec):
-        return [[k] for k in range(depth, 0, -int(match[1]))][::-1]
-    if match := re.fullmatch(r"proportion:(\d+)/([1-9]\d*):(first|last)", spec):
-        return [_share(int(match[1]), int(match[2]), match[3] == "first", depth)]
-    if match := re.fullmatch(r"similarity:([1-9]\d*)(:groups)?(@(.+))?", spec):
-        if match[4] is None:
-            raise ValueError(f"{spec!r} needs a file: {spec}@FILE, or the recipe's `similarity`")
-        return _similar(Path(match[4]), match[1], match[2] is not None, depth)
-    groups: list[list[int]] = []
-    for part in spec.split("|"):
-        layers = [k for item in part.split(",") for k in _parse_item(item.strip(), spec, depth)]
-        groups += [layers] if "|" in spec else [[k] for k in layers]
-    return groups
+    """Groups of the string syntax; indices may still be negative or out of range."""
+    if spec in ("former", "latter", "all"):
+        return _halves(spec, depth)
+
+    every = re.fullmatch(r"every:([1-9]\d*)", spec)
+    if every is not None:
+        # counted back from the last block, so that it is always among them
+        step = int(every[1])
+        return [[layer] for layer in sorted(range(depth, 0, -step))]
+
+    proportion = re.fullmatch(r"proportion:(\d+)/([1-9]\d*):(first|last)", spec)
+    if proportion is not None:
+        part = int(proportion[1])
+        whole = int(proportion[2])
+        return [_share(part, whole, proportion[3] == "first", depth)]
+
+    similarity = re.fullmatch(r"similarity:([1-9]\d*)(:groups)?(@(.+))?", spec)
+    if similarity is not None:
+        if similarity[4] is None:
+            raise LayerfuseError(
+                f"{spec!r} needs a file: {spec}@FILE, or the recipe's `similarity`"
+            )
+        file = Path(similarity[4])
+        return _similar(file, similarity[1], similarity[2] is not None, depth)
+
+    return _parse_groups(spec, depth)
+
+
+def _halves(name: str, depth: int) -> list[list[int]]:
+    """The groups `former`, `latter` or `all` (both) of layers 1..depth."""
+    middle = depth // 2
+    former = list(range(1, middle + 1))
+    latter = list(range(middle + 1, depth + 1))
+    if name == "former":
+        halves = [former]
+    elif name == "latter":
+        halves = [latter]
+    else:
+        halves = [former, latter]
+    # an encoder of one block has no former half
+    return [half for half in halves if half]
 
 
 def _share(part: int, whole: int, first: bool, depth: int) -> list[int]:
     """The first or last part/whole of layers 1..depth; complementary shares do not overlap."""
     if not 0 < part <= whole:
-        raise ValueError(f"the proportion {part}/{whole} is not in 0..1; {SYNTAX}")
+        raise LayerfuseError(f"the proportion {part}/{whole} is not in 0..1; {SYNTAX}")
     if first:
-        return list(range(1, depth * part // whole + 1))
-    return list(range(depth * (whole - part) // whole + 1, depth + 1))
+        end = depth * part // whole
+        return list(range(1, end + 1))
+    # rounded as the first (whole - part)/whole is, so that this starts where that ends
+    end = depth * (whole - part) // whole
+    return list(range(end + 1, depth + 1))
 
 
-def _similar(file: Path, count: str, groups: bool, depth: int) -> list[list[int]]:
+def _similar(file: Path, count: str, as_groups: bool, depth: int) -> list[list[int]]:
     """Representatives or groups saved in a similarity file of an encoder with `depth` blocks."""
     if not file.is_file():
-        raise ValueError(f"no similarity file {file}; `layerfuse similarity ENCODER` writes one")
+        raise LayerfuseError(
+            f"no similarity file {file}; `layerfuse similarity ENCODER` writes one"
+        )
     saved = json.loads(file.read_text("utf-8"))
-    if not isinstance(saved, dict) or not {"depth", "groups"} <= set(saved):
-        raise ValueError(f"{file} is no file of `layerfuse similarity`")
+    if not isinstance(saved, dict) or "depth" not in saved or "groups" not in saved:
+        raise LayerfuseError(f"{file} is no file of `layerfuse similarity`")
+    # representatives belong to a depth: indices of another encoder would be silently wrong
     if saved["depth"] != depth:
-        raise ValueError(f"{file} is about an encoder of {saved['depth']} blocks, not of {depth}")
-    if count not in saved["groups"]:
-        raise ValueError(f"{file} has groups for 1..{len(saved['groups'])}, not for {count}")
-    found = saved["groups"][count]
-    return found["groups"] if groups else [[layer] for layer in found["representatives"]]
+        raise LayerfuseError(
+            f"{file} is about an encoder of {saved['depth']} blocks, not of {depth}"
+        )
+    groupings = cast(dict[str, dict[str, object]], saved["groups"])
+    if count not in groupings:
+        raise LayerfuseError(f"{file} has groups for 1..{len(groupings)}, not for {count}")
+
+    grouping = groupings[count]
+    if as_groups:
+        return cast(list[list[int]], grouping["groups"])
+    representatives = cast(list[int], grouping["representatives"])
+    return [[layer] for layer in representatives]
+
+
+def _parse_groups(spec: str, depth: int) -> list[list[int]]:
+    """Groups of layers and ranges, divided by bars; without a bar each layer is its own group."""
+    groups: list[list[int]] = []
+    for part in spec.split("|"):
+        layers: list[int] = []
+        for item in part.split(","):
+            layers.extend(_parse_item(item.strip(), spec, depth))
+        if "|" in spec:
+            groups.append(layers)
+        else:
+            groups.extend([layer] for layer in layers)
+    return groups
 
 
 def _parse_item(item: str, spec: str, depth: int) -> list[int]:
+    """The layers of one integer, or of one inclusive range such as 0-11."""
     if re.fullmatch(r"-?\d+", item):
         return [int(item)]
-    if match := re.fullmatch(r"(\d+)-(\d+)", item):
-        first, last = int(match[1]), resolve_layer(int(match[2]), depth)
+    bounds = re.fullmatch(r"(\d+)-(\d+)", item)
+    if bounds is not None:
+        first = int(bounds[1])
+        # a range past the encoder's end is refused before it is spelled out
+        last = resolve_layer(int(bounds[2]), depth)
         if first <= last:
             return list(range(first, last + 1))
-    raise ValueError(f"cannot read {item!r} in the layer specification {spec!r}; {SYNTAX}")
+    raise LayerfuseError(f"cannot read {item!r} in the layer specification {spec!r}; {SYNTAX}")
