@@ -7,13 +7,28 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 def device() -> torch.device:
     """The accelerator of this process, else the CPU."""
-    found = torch.accelerator.current_accelerator()
-    return found if found is not None and torch.accelerator.is_available() else torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator()
+    # PyTorch names the accelerator that it was built for even where the machine has none
+    if accelerator is None or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return accelerator
 
 
 def native_dtype() -> str:
-    """`bfloat16` where this process's device computes in it, else `float32`."""
+    """The dtype to train in on this process's device.
+
+    Returns:
+        `bfloat16` where the device computes in it, else `float32`.
+    """
     kind = device().type
-    gpu = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if gpu or cpu or kind not in ("cuda", "cpu") else "float32"
+    # emulated bfloat16 does not count: it saves no time and is less exact than float32
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif kind == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported()
+    else:
+        # PyTorch cannot be asked about other accelerators: they are taken to have it
+        native = True
+    if native:
+        return "bfloat16"
+    return "float32"
