@@ -5,23 +5,34 @@ import json
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.hardware import device
 from layerfuse.local_models.registry import resolve
 from layerfuse.vision.features import Features
+
+NOT_IN_DIGESTS = (
+    "num_hidden_layers",
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+)
+"""entries of a config that do not change what a layer gives"""
 
 
 @dataclass(frozen=True)
 class Family:
     """How a family of Hugging Face vision towers is put together."""
 
+    # Any: transformers names submodules and settings per family, in no common type
     blocks: Callable[[Any], nn.ModuleList]
+    """the blocks of a tower, from the bottom up"""
     prefix: Callable[[Any], int]
     """number of tokens before the patches, read from the config"""
     unused: tuple[str, ...]
@@ -34,39 +45,69 @@ class Family:
 
 FAMILIES = {
     "clip_vision_model": Family(
-        lambda t: t.encoder.layers, lambda c: 1, ("post_layernorm",), norm="pre_layrnorm"
+        blocks=lambda tower: tower.encoder.layers,
+        prefix=lambda config: 1,
+        unused=("post_layernorm",),
+        norm="pre_layrnorm",
     ),
-    "siglip_vision_model": Family(  # fixed-resolution SigLIP 2 checkpoints have this type too
-        lambda t: t.encoder.layers, lambda c: 0, ("post_layernorm", "head")
+    # fixed-resolution SigLIP 2 checkpoints have this type too
+    "siglip_vision_model": Family(
+        blocks=lambda tower: tower.encoder.layers,
+        prefix=lambda config: 0,
+        unused=("post_layernorm", "head"),
     ),
-    "dinov2": Family(lambda t: t.encoder.layer, lambda c: 1, ("layernorm",), resizes=False),
+    "dinov2": Family(
+        blocks=lambda tower: tower.encoder.layer,
+        prefix=lambda config: 1,
+        unused=("layernorm",),
+        resizes=False,
+    ),
     "dinov2_with_registers": Family(
-        lambda t: t.encoder.layer, lambda c: 1 + c.num_register_tokens, ("layernorm",), False
+        blocks=lambda tower: tower.encoder.layer,
+        prefix=lambda config: 1 + config.num_register_tokens,
+        unused=("layernorm",),
+        resizes=False,
     ),
-    "vit": Family(lambda t: t.layers, lambda c: 1, ("layernorm", "pooler")),
+    "vit": Family(
+        blocks=lambda tower: tower.layers,
+        prefix=lambda config: 1,
+        unused=("layernorm", "pooler"),
+    ),
 }
 
 
 def vision_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
     """The vision part of a two-tower config (CLIP, SigLIP), or the config itself.
 
-    Raises ValueError if it is no vision encoder with patch tokens that layerfuse knows.
+    Args:
+        config: the config of any model of transformers.
+
+    Returns:
+        The config of a vision tower of one of `FAMILIES`.
+
+    Raises:
+        LayerfuseError: if it is no vision encoder with patch tokens that layerfuse knows.
     """
+    # vars: as an attribute, some configs make up a vision_config that was never given
     vision = vars(config).get("vision_config")
-    found = vision if isinstance(vision, PreTrainedConfig) else config
-    if found.model_type not in FAMILIES:
-        raise ValueError(
+    if not isinstance(vision, PreTrainedConfig):
+        vision = config
+    if vision.model_type not in FAMILIES:
+        raise LayerfuseError(
             f"{config.model_type!r} is not an encoder with patch tokens that layerfuse knows; "
             f"valid model types: {', '.join(FAMILIES)} (or a two-tower model that holds one)"
         )
-    return found
+    return vision
 
 
 class Encoder(nn.Module):
     """A Hugging Face vision tower, cut above the deepest layer in `layers`.
 
-    `layers` are resolved (non-negative) indices into `hidden_states`. With `token_grid`, the patch
-    tokens of every layer are average-pooled to that (rows, columns) grid.
+    Args:
+        tower: the tower with all its blocks; it is cut in place.
+        layers: resolved (non-negative) indices into `hidden_states`.
+        token_grid: (rows, columns) to which the patch tokens of every layer are average-pooled;
+            None keeps all.
     """
 
     def __init__(
@@ -81,8 +122,11 @@ class Encoder(nn.Module):
         self.family = FAMILIES[tower.config.model_type]
         self.prefix = self.family.prefix(tower.config)
         self.tower = tower
+
+        # what no selected layer needs costs neither memory nor time
+        deepest = self.layers[-1]
         blocks = self.family.blocks(tower)
-        del blocks[self.layers[-1] :]
+        del blocks[deepest:]
         for name in self.family.unused:
             setattr(tower, name, nn.Identity())
 
@@ -90,85 +134,189 @@ class Encoder(nn.Module):
     def from_config(
         cls, config: PreTrainedConfig, layers: Iterable[int], token_grid: tuple[int, int] | None
     ) -> "Encoder":
-        """An encoder with random weights, built only up to its deepest layer."""
+        """An encoder with random weights, built only up to its deepest layer.
+
+        Args:
+            config: the config of the whole tower, which is left as it is.
+            layers: as for the class; read twice, so no iterator.
+            token_grid: as for the class.
+        """
         trimmed = deepcopy(config)
         trimmed.num_hidden_layers = max(layers)
-        return cls(AutoModel.from_config(trimmed), layers, token_grid)
+        # Any: transformers does not annotate what its automatic classes make
+        auto_model: Any = AutoModel
+        tower: PreTrainedModel = auto_model.from_config(trimmed)
+        return cls(tower, layers, token_grid)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image of that many pixels."""
-        patch = self.tower.config.patch_size
-        return self.token_grid or (height // patch, width // patch)
+        return self.token_grid or self._cells(height, width)
 
     def forward(self, pixel_values: Tensor) -> Features:
-        """(B, 3, height, width) preprocessed pixels -> the features of the selected layers."""
-        size, config = pixel_values.shape[-2:], self.tower.config
-        native = config.image_size
-        native = (native, native) if isinstance(native, int) else tuple(native)
-        told = {"interpolate_pos_encoding": tuple(size) != native} if self.family.resizes else {}
-        h = self.tower.get_submodule("embeddings")(pixel_values.to(self.tower.dtype), **told)
-        if self.family.norm is not None:
-            h = self.tower.get_submodule(self.family.norm)(h)
-        taken = [h] if 0 in self.layers else []
-        for index, block in enumerate(self.family.blocks(self.tower), start=1):
-            h = block(h, None)
-            if index in self.layers:
-                taken.append(h)
-        cells = (size[0] // config.patch_size, size[1] // config.patch_size)
-        patches = tuple(self._pool(x[:, self.prefix :], cells) for x in taken)
-        summary = tuple(x[:, 0] if self.prefix else x.mean(dim=1) for x in taken)
-        return Features(self.layers, patches, summary, self.token_grid or cells)
+        """Run the tower up to the deepest selected layer.
 
-    def _pool(self, patches: Tensor, cells: tuple[int, int]) -> Tensor:
-        if self.token_grid is None:
-            return patches
-        maps = patches.transpose(1, 2).unflatten(2, cells)
-        return F.adaptive_avg_pool2d(maps, self.token_grid).flatten(2).transpose(1, 2)
+        Args:
+            pixel_values: (B, 3, height, width) preprocessed pixels.
+
+        Returns:
+            The features of the selected layers of B images.
+        """
+        height, width = pixel_values.shape[-2:]
+        cells = self._cells(height, width)
+        hidden = self._embed(pixel_values)
+        hidden_states: list[Tensor] = []
+        if 0 in self.layers:
+            hidden_states.append(hidden)
+        for index, block in enumerate(self.family.blocks(self.tower), start=1):
+            hidden = block(hidden, None)
+            if index in self.layers:
+                hidden_states.append(hidden)
+
+        patches: list[Tensor] = []
+        summary: list[Tensor] = []
+        for hidden in hidden_states:
+            patches.append(self._pool(hidden[:, self.prefix :], cells))
+            # the first prefix token is CLS; encoders without one are summed up by the mean
+            if self.prefix:
+                summary.append(hidden[:, 0])
+            else:
+                summary.append(hidden.mean(dim=1))
+        return Features(self.layers, tuple(patches), tuple(summary), self.token_grid or cells)
 
     def digests(self) -> dict[int, str]:
-        """SHA-256 of all that determines the features of each layer up to the deepest: the config,
-        the token grid, the dtype, and the weights of the embeddings and of the blocks up to it."""
+        """What determines the features of each layer, as one key of a cache.
+
+        Returns:
+            For each layer from 0 to the deepest, the SHA-256 of all that its features depend on:
+            the config, the token grid, the dtype, and the weights of the embeddings and of the
+            blocks up to it.
+        """
         settings = self.tower.config.to_diff_dict()
-        for key in ("num_hidden_layers", "_name_or_path", "transformers_version", "architectures"):
+        for key in NOT_IN_DIGESTS:
             settings.pop(key, None)
-        about = [settings, self.token_grid, str(self.tower.dtype)]
-        running = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        facts = [settings, self.token_grid, str(self.tower.dtype)]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+
+        # parameters are told apart by identity: their names differ between families
         blocks = self.family.blocks(self.tower)
-        inside = {id(p) for p in blocks.parameters()}
-        outside = [(n, p) for n, p in self.tower.state_dict(keep_vars=True).items()]
-        _feed(running, [(n, p) for n, p in outside if id(p) not in inside])
-        found = {0: running.hexdigest()}
+        ids_in_blocks = {id(parameter) for parameter in blocks.parameters()}
+        below_blocks: list[tuple[str, Tensor]] = []
+        for name, tensor in self.tower.state_dict(keep_vars=True).items():
+            if id(tensor) not in ids_in_blocks:
+                below_blocks.append((name, tensor))
+        _feed(digest, below_blocks)
+
+        # one running digest: what lies above a layer cannot change that layer's features
+        digests = {0: digest.hexdigest()}
         for index, block in enumerate(blocks, start=1):
-            _feed(running, sorted(block.state_dict().items()))
-            found[index] = running.hexdigest()
-        return found
+            _feed(digest, sorted(block.state_dict().items()))
+            digests[index] = digest.hexdigest()
+        return digests
+
+    def _cells(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the patches before they are pooled."""
+        patch_size: int = self.tower.config.patch_size
+        return height // patch_size, width // patch_size
+
+    def _embed(self, pixel_values: Tensor) -> Tensor:
+        """Hidden state 0: (B, 3, height, width) -> (B, prefix + patches, D)"""
+        embeddings = self.tower.get_submodule("embeddings")
+        pixel_values = pixel_values.to(self.tower.dtype)
+        if self.family.resizes:
+            native = self.tower.config.image_size
+            native_size = (native, native) if isinstance(native, int) else tuple(native)
+            # at the native size the stored positions are taken as they are, bit for bit
+            resized = tuple(pixel_values.shape[-2:]) != native_size
+            hidden = embeddings(pixel_values, interpolate_pos_encoding=resized)
+        else:
+            hidden = embeddings(pixel_values)
+        if self.family.norm is not None:
+            hidden = self.tower.get_submodule(self.family.norm)(hidden)
+        return hidden
+
+    def _pool(self, patches: Tensor, cells: tuple[int, int]) -> Tensor:
+        """(B, patches, D) -> (B, N, D), averaged to the token grid if there is one."""
+        if self.token_grid is None:
+            return patches
+        maps = torch.unflatten(patches.transpose(1, 2), 2, cells)
+        pooled = F.adaptive_avg_pool2d(maps, self.token_grid)
+        return pooled.flatten(2).transpose(1, 2)
 
 
-def _feed(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+class _Digest(Protocol):
+    """A hash of hashlib, which does not export its type."""
+
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+
+def _feed(digest: _Digest, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Let a digest depend on the names and the bytes of tensors."""
     for name, tensor in tensors:
         digest.update(name.encode())
-        data = tensor.detach().cpu().contiguous()
-        digest.update(data.view(torch.uint8).numpy() if data.ndim else str(data.item()).encode())
+        content = tensor.detach().cpu().contiguous()
+        if content.ndim:
+            digest.update(content.view(torch.uint8).numpy().data)
+        else:
+            # a scalar cannot be viewed as bytes
+            digest.update(str(content.item()).encode())
 
 
 def load_vision_config(name: str | PreTrainedConfig) -> PreTrainedConfig:
-    """The vision config of a hub id, folder or local-model name.
+    """The vision config of an encoder.
 
-    Raises ValueError if it is no vision encoder; OSError if it cannot be found.
+    Args:
+        name: a hub id, folder or local-model name, or a config that is loaded already.
+
+    Returns:
+        The config of a vision tower of one of `FAMILIES`.
+
+    Raises:
+        LayerfuseError: if it is no vision encoder that layerfuse knows.
+        OSError: if it cannot be found.
     """
     if isinstance(name, str):
-        name = AutoConfig.from_pretrained(resolve(name))
+        # Any: transformers does not annotate what its automatic classes make
+        auto_config: Any = AutoConfig
+        config: PreTrainedConfig = auto_config.from_pretrained(resolve(name))
+        return vision_config_of(config)
     return vision_config_of(name)
 
 
 def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The pretrained vision tower of a hub id, folder or local-model name."""
+    """The pretrained vision tower of an encoder.
+
+    Args:
+        name: a hub id, folder or local-model name.
+        config: its vision config, as `load_vision_config` gives it.
+        dtype: the dtype of the weights.
+
+    Returns:
+        The whole tower, also where the checkpoint holds a text tower beside it.
+
+    Raises:
+        OSError: if it cannot be found.
+    """
+    # Any: transformers maps a config to a class or to several, in no common type
     tower_class: Any = MODEL_MAPPING[type(config)]
     return tower_class.from_pretrained(resolve(name), dtype=dtype)
 
 
 def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> Encoder:
-    """The whole pretrained encoder with every layer 0..L, on this process's device."""
+    """The whole pretrained encoder with every layer 0..L, on this process's device.
+
+    Args:
+        name: a hub id, folder or local-model name.
+        dtype: the dtype of the weights.
+
+    Returns:
+        The encoder in evaluation mode.
+
+    Raises:
+        LayerfuseError: if it is no vision encoder that layerfuse knows.
+        OSError: if it cannot be found.
+    """
     config = load_vision_config(name)
     tower = load_tower(name, config, dtype)
-    return Encoder(tower, range(config.num_hidden_layers + 1)).to(device()).eval()
+    every_layer = range(config.num_hidden_layers + 1)
+    encoder = Encoder(tower, every_layer)
+    return encoder.to(device()).eval()
