@@ -15,8 +15,9 @@ class OwnInit(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set what differs from PyTorch's defaults, after those were set: gates are closed."""
-        for own in self.parameters(recurse=False):
-            nn.init.zeros_(own)
+        # not recursive: Linears and norms inside have their defaults already
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
 
 
 class Projector(nn.Module):
@@ -24,18 +25,29 @@ class Projector(nn.Module):
 
     `scale` is a stored constant, 1 unless calibrated (see `Fusion.calibrate`), so that it can be
     folded into the last Linear.
+
+    Args:
+        width: channels of a fused token.
+        llm_width: channels of the LLM's embeddings.
+        kind: `mlp`, or `linear` for one Linear.
     """
 
     def __init__(self, width: int, llm_width: int, kind: ProjectorKind = "mlp") -> None:
         super().__init__()
+        # LLaVA-1.5's names, also where the second half is empty
         self.linear_1 = nn.Linear(width, llm_width)
-        self.act = nn.GELU() if kind == "mlp" else nn.Identity()
-        self.linear_2 = nn.Linear(llm_width, llm_width) if kind == "mlp" else nn.Identity()
+        if kind == "mlp":
+            self.act = nn.GELU()
+            self.linear_2 = nn.Linear(llm_width, llm_width)
+        else:
+            self.act = nn.Identity()
+            self.linear_2 = nn.Identity()
         self.scale = nn.Buffer(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., llm_width)"""
-        return self.linear_2(self.act(self.linear_1(x))) * self.scale
+        hidden = self.act(self.linear_1(x))
+        return self.linear_2(hidden) * self.scale
 
 
 class Standardize(nn.Module):
@@ -52,16 +64,46 @@ class Standardize(nn.Module):
 
 
 def normalization(kind: Normalization, width: int) -> nn.Module:
-    """The module that normalises one layer's patch tokens before they are fused."""
+    """The module that normalises one layer's patch tokens before they are fused.
+
+    Args:
+        kind: what `StrategyConfig.normalize` says.
+        width: channels of a patch token.
+
+    Returns:
+        A module from (..., width) to (..., width).
+    """
     if kind == "layernorm":
         return nn.LayerNorm(width)
-    return Standardize(width) if kind == "standardize" else nn.Identity()
+    if kind == "standardize":
+        return Standardize(width)
+    return nn.Identity()
 
 
 def weighted(weights: Tensor, layers: list[Tensor]) -> Tensor:
-    """Σ_k w_k · layer_k: weights (B or 1, n), n layers of (B, N, D) -> (B, N, D)"""
-    pairs = zip(weights.unbind(dim=1), layers, strict=True)
-    return torch.stack([w[:, None, None] * x for w, x in pairs]).sum(dim=0)
+    """Σ_k w_k · layer_k
+
+    Args:
+        weights: (B, n), or (1, n) where all images share them.
+        layers: n layers of (B, N, D) patch tokens.
+
+    Returns:
+        (B, N, D)
+
+    Raises:
+        ValueError: if there are not as many weights as layers.
+    """
+    terms: list[Tensor] = []
+    for weight, layer in zip(weights.unbind(dim=1), layers, strict=True):
+        terms.append(weight[:, None, None] * layer)
+    return torch.stack(terms).sum(dim=0)
+
+
+def _norm(width: int, norm: bool) -> nn.Module:
+    """What normalises the hidden states before a gated part, if anything does."""
+    if norm:
+        return nn.RMSNorm(width, eps=1e-6)
+    return nn.Identity()
 
 
 class GatedCrossAttention(OwnInit):
@@ -69,52 +111,86 @@ class GatedCrossAttention(OwnInit):
 
     Query, key, value and output are Linear without bias; no positions. Keys and values are made
     once per image by `keys_values`, not at every step of decoding.
+
+    Args:
+        width: channels of the hidden states and of the tokens; a multiple of `heads`.
+        heads: number of attention heads.
+        norm: whether the hidden states are normalised first.
     """
 
     def __init__(self, width: int, heads: int, *, norm: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.RMSNorm(width, eps=1e-6) if norm else nn.Identity()
+        self.norm = _norm(width, norm)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.gate = nn.Parameter(torch.zeros(1))  # FSDP2 shards no scalars
+        # one element and not a scalar, because FSDP2 shards no scalars
+        self.gate = nn.Parameter(torch.zeros(1))
 
     def keys_values(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, 2 D)"""
-        return torch.cat([self.key(tokens), self.value(tokens)], dim=-1)
+        """The memory that `forward` reads.
+
+        Args:
+            tokens: (B, N, D) visual tokens.
+
+        Returns:
+            (B, N, 2 D) keys and values.
+        """
+        keys = self.key(tokens)
+        values = self.value(tokens)
+        return torch.cat([keys, values], dim=-1)
 
     def forward(self, hidden: Tensor, memory: Tensor, seen: Tensor) -> Tensor:
-        """hidden (rows, T, D), memory (rows, M, 2 D), seen (rows, T or 1, M) -> (rows, T, D).
+        """What the hidden states read from the memory.
 
-        Positions that see nothing get exactly zero.
+        Args:
+            hidden: (rows, T, D)
+            memory: (rows, M, 2 D), from `keys_values`.
+            seen: (rows, T or 1, M) booleans, the memory that each position sees.
+
+        Returns:
+            (rows, T, D). Positions that see nothing get exactly zero.
         """
-        nothing = ~seen.any(dim=-1, keepdim=True)
         query = self._split(self.query(self.norm(hidden)))
-        key, value = map(self._split, memory.chunk(2, dim=-1))
-        mask = (seen | nothing).unsqueeze(1)  # softmax over nothing would not be a number
+        keys, values = memory.chunk(2, dim=-1)
+        key = self._split(keys)
+        value = self._split(values)
+
+        # softmax over nothing would not be a number: such positions look at all, then get zero
+        sees_nothing = ~seen.any(dim=-1, keepdim=True)
+        mask = (seen | sees_nothing).unsqueeze(1)
         mixed = F.scaled_dot_product_attention(query.to(key.dtype), key, value, attn_mask=mask)
-        mixed = mixed.transpose(1, 2).flatten(2).masked_fill(nothing, 0)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        mixed = mixed.masked_fill(sees_nothing, 0)
         return self.output(mixed) * self.gate.tanh()
 
     def _split(self, x: Tensor) -> Tensor:
+        """(rows, T, D) -> (rows, heads, T, D / heads)"""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class GatedMLP(OwnInit):
-    """tanh(gate) · SwiGLU(norm(hidden)), with a gate that starts at zero (I_M)."""
+    """tanh(gate) · SwiGLU(norm(hidden)), with a gate that starts at zero (I_M).
+
+    Args:
+        width: channels of the hidden states.
+        inner: channels inside.
+        norm: whether the hidden states are normalised first.
+    """
 
     def __init__(self, width: int, inner: int, *, norm: bool = True) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-6) if norm else nn.Identity()
+        self.norm = _norm(width, norm)
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
         self.down_proj = nn.Linear(inner, width, bias=False)
-        self.gate = nn.Parameter(torch.zeros(1))  # FSDP2 shards no scalars
+        # one element and not a scalar, because FSDP2 shards no scalars
+        self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(rows, T, D) -> (rows, T, D)"""
-        x = self.norm(hidden)
-        inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        normed = self.norm(hidden)
+        inner = F.silu(self.gate_proj(normed)) * self.up_proj(normed)
         return self.down_proj(inner) * self.gate.tanh()
