@@ -11,13 +11,14 @@ fusion (E_M) of "Multi-Layer Visual Feature Fusion in Multimodal LLMs" (2503.060
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import OwnInit, Projector
 from layerfuse.fusion.visual import Fused, Guidance
@@ -41,12 +42,20 @@ class DeformableConfig(BaseLayerConfig):
 class DeformableAttention(OwnInit):
     """Multi-scale deformable attention (2010.04159): points and weights come from the query alone.
 
-    `width` must be a multiple of `heads`. Offsets are in cells of each level.
+    Offsets are in cells of each level.
+
+    Args:
+        width: channels of queries and values, a multiple of `heads`.
+        levels: number of grids that the values lie on.
+        heads: number of attention heads.
+        points: number of points that each head samples in each level.
     """
 
     def __init__(self, width: int, levels: int, heads: int, points: int) -> None:
         super().__init__()
-        self.levels, self.heads, self.points = levels, heads, points
+        self.levels = levels
+        self.heads = heads
+        self.points = points
         self.value = nn.Linear(width, width)
         self.offset = nn.Linear(width, heads * levels * points * 2)
         self.weight = nn.Linear(width, heads * levels * points)
@@ -58,27 +67,49 @@ class DeformableAttention(OwnInit):
         """Uniform weights; point p of head m lies p + 1 cells from the query, in direction m."""
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        # scaled to the border of a square, so that the first points are the neighbouring cells
         direction = direction / direction.abs().amax(dim=-1, keepdim=True)
-        steps = direction.view(-1, 1, 1, 2) * torch.arange(1, self.points + 1).view(-1, 1)
+        distance = torch.arange(1, self.points + 1).view(-1, 1)
+        steps = direction.view(-1, 1, 1, 2) * distance
         self.offset.bias.copy_(steps.expand(-1, self.levels, -1, -1).flatten())
-        for tensor in (self.offset.weight, self.weight.weight, self.weight.bias):
-            nn.init.zeros_(tensor)
+
+        # at first every query looks at the same points, with equal weights
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.weight.weight)
+        nn.init.zeros_(self.weight.bias)
         for linear in (self.value, self.output):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: Sizes) -> Tensor:
-        """query (B, Nq, D), value (B, sum of rows · columns, D), reference (Nq, 2) or (B, Nq, 2)
-        points (x, y) in [0, 1], shapes (rows, columns) per level -> (B, Nq, D)"""
+        """Read the values around each query's reference point.
+
+        Args:
+            query: (B, Nq, D)
+            value: (B, sum of rows · columns, D), levels one after the other in raster order.
+            reference: (Nq, 2) or (B, Nq, 2) points (x, y) in [0, 1].
+            shapes: (rows, columns) per level.
+
+        Returns:
+            (B, Nq, D)
+        """
+        # bfloat16 could not tell neighbouring places of a large grid apart
         dtype = torch.promote_types(query.dtype, torch.float32)
-        weights = self.weight(query).unflatten(-1, (self.heads, self.levels * self.points))
-        weights = weights.softmax(dim=-1, dtype=dtype).unflatten(-1, (self.levels, self.points))
+
+        # the weights of one head sum to one over the points of all levels together
+        logits = self.weight(query).unflatten(-1, (self.heads, self.levels * self.points))
+        weights = logits.softmax(dim=-1, dtype=dtype)
+        weights = weights.unflatten(-1, (self.levels, self.points))
+
+        # offsets are in cells, locations in shares of the image
         offset = self.offset(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
-        sizes = torch.tensor([(c, r) for r, c in shapes], dtype=dtype, device=query.device)
+        cells = [(columns, rows) for rows, columns in shapes]
+        sizes = torch.tensor(cells, dtype=dtype, device=query.device)
         around = reference.to(dtype)[..., None, None, None, :]
         locations = around + offset.to(dtype) / sizes[:, None]
-        value = self.value(value).unflatten(-1, (self.heads, -1))
-        return self.output(deformable_attention(value, shapes, locations, weights))
+
+        heads_of_value = self.value(value).unflatten(-1, (self.heads, -1))
+        return self.output(deformable_attention(heads_of_value, shapes, locations, weights))
 
 
 @register("deformable", DeformableConfig)
@@ -91,11 +122,16 @@ class Deformable(Fusion):
 
     def __init__(self, config: DeformableConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
-        width, levels = shapes.vision_width, len(shapes.selection.layers)
-        heads = config.heads or max(1, width // 64)
+        width = shapes.vision_width
+        levels = len(shapes.selection.layers)
+        heads = config.heads
+        if heads is None:
+            heads = max(1, width // 64)
         if width % heads:
-            valid = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
-            raise ValueError(f"heads {heads} does not divide the width {width}; valid: {valid}")
+            divisors = [str(number) for number in range(1, width + 1) if width % number == 0]
+            raise LayerfuseError(
+                f"heads {heads} does not divide the width {width}; valid: {', '.join(divisors)}"
+            )
         self.norm_query = nn.LayerNorm(width, eps=1e-6)
         self.norm_value = nn.LayerNorm(width, eps=1e-6)
         self.norm_self = nn.LayerNorm(width, eps=1e-6)
@@ -113,17 +149,30 @@ class Deformable(Fusion):
     ) -> Fused:
         base = self.normalized(features, [self.config.base])[0]
         layers = self.normalized(features, self.shapes.selection.layers)
-        values = self.norm_value(torch.cat(layers, dim=1))
         centers = cell_centers(features.grid, base)
+
+        # F_ca: every patch of the base layer reads the selected layers, one level each
+        values = self.norm_value(torch.cat(layers, dim=1))
         levels = (features.grid,) * len(layers)
         read = self.cross(self.norm_query(base), values, centers, levels)
+
+        # F_sa: then what was read looks around in itself
         normed = self.norm_self(read)
-        read = read + self.gamma_2 * self.self_attention(normed, normed, centers, levels[:1])
+        around = self.self_attention(normed, normed, centers, (features.grid,))
+        read = read + self.gamma_2 * around
         return Fused(self.projector(base + self.gamma_1 * read))
 
 
 def cell_centers(grid: tuple[int, int], like: Tensor) -> Tensor:
-    """(rows · columns, 2) centres (x, y) in [0, 1] of a grid's cells in raster order."""
+    """The centres of a grid's cells.
+
+    Args:
+        grid: (rows, columns)
+        like: a tensor on the device of the result, and of its dtype if that is float32 or more.
+
+    Returns:
+        (rows · columns, 2) centres (x, y) in [0, 1], in raster order, at least in float32.
+    """
     rows, columns = grid
     dtype = torch.promote_types(like.dtype, torch.float32)
     y = (torch.arange(rows, dtype=dtype, device=like.device) + 0.5) / rows
@@ -138,62 +187,121 @@ def deformable_attention(
     Deformable DETR (2010.04159). A bilinear sample is four rows, so a query and head sum
     4 · levels · points rows, which `embedding_bag` does without storing what it gathers.
 
-    value      (B, sum of rows · columns, heads, d), levels one after the other in raster order
-    locations  (B, Nq, heads, levels, points, 2), (x, y) in [0, 1] from edge to edge of the image
-    weights    (B, Nq, heads, levels, points)
-    result     (B, Nq, heads · d) in the dtype of `value`; all arithmetic is at least float32
-
     Zero outside the image; cell centres at (column + 0.5) / columns (`align_corners=False`).
+
+    Args:
+        value: (B, sum of rows · columns, heads, d), levels one after the other in raster order.
+        shapes: (rows, columns) per level.
+        locations: (B, Nq, heads, levels, points, 2), (x, y) in [0, 1] from edge to edge of the
+            image.
+        weights: (B, Nq, heads, levels, points)
+
+    Returns:
+        (B, Nq, heads · d) in the dtype of `value`; all arithmetic is at least float32.
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
     batch, queries = locations.shape[:2]
-    rows, shares = _corners(shapes, locations.to(dtype), value.shape[1])
-    amounts = (shares * weights.to(dtype).flatten(3).unsqueeze(3)).flatten(0, 2).flatten(1)
-    summed = _weighted_rows(value.to(dtype).flatten(0, 2), rows.flatten(0, 2).flatten(1), amounts)
+    corners = _corners(shapes, locations.to(dtype), length=value.shape[1])
+
+    # (B, Nq, heads, 4, levels · points) -> one sum per query and head
+    point_weights = weights.to(dtype).flatten(3).unsqueeze(3)
+    amounts = (corners.shares * point_weights).flatten(0, 2).flatten(1)
+    rows = corners.rows.flatten(0, 2).flatten(1)
+    table = value.to(dtype).flatten(0, 2)
+    summed = _weighted_rows(table, rows, amounts)
     return summed.view(batch, queries, -1).to(value.dtype)
 
 
-def _corners(shapes: Sizes, locations: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The four cells around each location: rows of the (B · length · heads, d) table, and their
-    bilinear shares, zero outside the image; both (B, Nq, heads, 4, levels · points)."""
+class _Corners(NamedTuple):
+    """The four cells around each location; both are (B, Nq, heads, 4, levels · points)."""
+
+    rows: Tensor
+    """int32 rows of the (B · length · heads, d) table of values"""
+    shares: Tensor
+    """bilinear shares, zero outside the image"""
+
+
+def _corners(shapes: Sizes, locations: Tensor, *, length: int) -> _Corners:
+    """Find the four cells around each location, in a table of `length` cells an image."""
     batch, _, heads, _, points, _ = locations.shape
+    device = locations.device
 
-    def per_point(values: list[int], dtype: torch.dtype) -> Tensor:
-        levels = torch.tensor(values, dtype=dtype, device=locations.device)
-        return levels.repeat_interleave(points)
+    level_rows: list[int] = []
+    level_columns: list[int] = []
+    level_starts: list[int] = []
+    start = 0
+    for rows, columns in shapes:
+        level_rows.append(rows)
+        level_columns.append(columns)
+        level_starts.append(start)
+        start += rows * columns
 
-    starts = [sum(r * c for r, c in shapes[:level]) for level in range(len(shapes))]
-    columns = per_point([c * heads for _, c in shapes], torch.int32)
-    image = torch.arange(batch, dtype=torch.int32, device=locations.device).view(-1, 1, 1, 1)
-    head = torch.arange(heads, dtype=torch.int32, device=locations.device).view(-1, 1)
-    first = (image * length + per_point(starts, torch.int32)) * heads + head
+    def per_point(of_levels: list[int], dtype: torch.dtype) -> Tensor:
+        tensor = torch.tensor(of_levels, dtype=dtype, device=device)
+        return tensor.repeat_interleave(points)
+
+    # the table's row of each level's first cell, for this image and this head
+    image = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
+    head = torch.arange(heads, dtype=torch.int32, device=device).view(-1, 1)
+    first = (image * length + per_point(level_starts, torch.int32)) * heads + head
+
     x, y = locations.flatten(3, 4).unbind(-1)
-    (left, in_left), (right, in_right) = _neighbours(x, per_point([c for _, c in shapes], x.dtype))
-    (top, in_top), (bottom, in_bottom) = _neighbours(y, per_point([r for r, _ in shapes], y.dtype))
-    left, right = left * heads + first, right * heads + first
-    top, bottom = top * columns, bottom * columns
-    rows = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=3)
-    above = [in_top * in_left, in_top * in_right]
-    below = [in_bottom * in_left, in_bottom * in_right]
-    return rows, torch.stack(above + below, dim=3)
+    left, right = _neighbours(x, per_point(level_columns, x.dtype))
+    top, bottom = _neighbours(y, per_point(level_rows, y.dtype))
+
+    # neighbouring cells lie `heads` rows of the table apart, and lines of cells a whole line
+    line = per_point([columns * heads for columns in level_columns], torch.int32)
+    at_left = left.cell * heads + first
+    at_right = right.cell * heads + first
+    at_top = top.cell * line
+    at_bottom = bottom.cell * line
+    table_rows = [
+        at_top + at_left,
+        at_top + at_right,
+        at_bottom + at_left,
+        at_bottom + at_right,
+    ]
+    shares = [
+        top.share * left.share,
+        top.share * right.share,
+        bottom.share * left.share,
+        bottom.share * right.share,
+    ]
+    return _Corners(torch.stack(table_rows, dim=3), torch.stack(shares, dim=3))
 
 
-def _neighbours(position: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The two cells around `position` in [0, 1] along an axis of `size` cells, and their linear
-    shares. Cells outside are moved inside with a share of zero."""
+class _Neighbour(NamedTuple):
+    """A cell beside each location, along one axis."""
+
+    cell: Tensor
+    """int32 index, moved inside the image"""
+    share: Tensor
+    """linear share, zero if the cell was outside"""
+
+
+def _neighbours(position: Tensor, size: Tensor) -> tuple[_Neighbour, _Neighbour]:
+    """The cells before and after `position` in [0, 1] along an axis of `size` cells."""
+    # the centre of cell i lies at i
     position = position * size - 0.5
     low = position.floor()
+    high = low + 1
+    before = _neighbour(low, high - position, size)
+    after = _neighbour(high, position - low, size)
+    return before, after
+
+
+def _neighbour(cell: Tensor, share: Tensor, size: Tensor) -> _Neighbour:
+    """The cell itself inside an axis of `size` cells, else one inside with a share of zero."""
+    inside = (cell >= 0) & (cell < size)
     last = size.to(torch.int32) - 1
-    found = []
-    for cell, share in ((low, low + 1 - position), (low + 1, position - low)):
-        inside = (cell >= 0) & (cell < size)
-        index = torch.minimum(cell.detach().to(torch.int32).clamp_min(0), last)
-        found.append((index, share * inside))
-    return found
+    # every row that is looked up must exist, whatever its share
+    index = torch.minimum(cell.detach().to(torch.int32).clamp_min(0), last)
+    return _Neighbour(index, share * inside)
 
 
 def _weighted_rows(table: Tensor, rows: Tensor, amounts: Tensor) -> Tensor:
     """out[i] = Σ_k amounts[i, k] · table[rows[i, k]]: (R, d), (n, K), (n, K) -> (n, d)"""
+    # detached: PyTorch gives the gradient of the amounts, _TableGradient that of the table
     summed = F.embedding_bag(rows, table.detach(), per_sample_weights=amounts, mode="sum")
     return _TableGradient.apply(summed, table, rows, amounts.detach())
 
@@ -205,6 +313,7 @@ class _TableGradient(torch.autograd.Function):
     the same kind of sum once the entries are sorted by row.
     """
 
+    # Any: PyTorch lets functions keep what they like in their context
     @staticmethod
     def forward(ctx: Any, summed: Tensor, table: Tensor, rows: Tensor, amounts: Tensor) -> Tensor:
         ctx.save_for_backward(rows, amounts)
@@ -217,12 +326,16 @@ class _TableGradient(torch.autograd.Function):
         grad = grads[0].contiguous()
         if not ctx.needs_input_grad[1]:
             return grad, None, None, None
+
+        # sorted by row, the entries of one row of the table are one bag
         ordered, order = rows.flatten().sort()
-        numbers = torch.arange(ctx.size, dtype=rows.dtype, device=rows.device)
+        table_rows = torch.arange(ctx.size, dtype=rows.dtype, device=rows.device)
+        bag_starts = torch.searchsorted(ordered, table_rows, out_int32=True)
+        queries = (order // rows.shape[1]).to(rows.dtype)
         of_table = F.embedding_bag(
-            (order // rows.shape[1]).to(rows.dtype),
+            queries,
             grad,
-            torch.searchsorted(ordered, numbers, out_int32=True),
+            bag_starts,
             per_sample_weights=amounts.flatten()[order],
             mode="sum",
         )
