@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.look.grouping import all_groups
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study.plan import runs
@@ -42,8 +43,9 @@ def test_specifications(spec: object, depth: int, groups: tuple[tuple[int, ...],
 
 def test_llava_names_of_clip_layers() -> None:
     """-1 -> 24, -2 -> 23, -7 -> 18, -12 -> 13, -17 -> 8, -22 -> 3."""
-    found = [resolve_layer(k, 24) for k in (-1, -2, -7, -12, -17, -22, -25)]
-    assert found == [24, 23, 18, 13, 8, 3, 0]
+    names = {-1: 24, -2: 23, -7: 18, -12: 13, -17: 8, -22: 3, -25: 0}
+    for name, layer in names.items():
+        assert resolve_layer(name, 24) == layer
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,8 @@ def test_llava_names_of_clip_layers() -> None:
         ("every:0", "cannot read"),
         ([], "no layer is selected"),
         ([[1], []], "no layer is selected"),
+        ([True], "layers must be integers, not True"),
+        ([3, "4"], "layers must be integers, not '4'"),
         ("similarity:3", "needs a file: similarity:3@FILE"),
         ("similarity:3@none.json", "no similarity file none.json"),
         ("similarity:3@other.json", "other.json is about an encoder of 12 blocks, not of 24"),
@@ -77,14 +81,16 @@ def test_bad_specifications(
     similar(tmp_path / "f.json", 24)
     similar(tmp_path / "other.json", 12)
     (tmp_path / "probe.json").write_text('{"depth": 24}')
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         select(spec, 24)  # type: ignore[arg-type]
 
 
 def similar(file: Path, depth: int, cuts: tuple[int, ...] = (4, 11)) -> Path:
     """A similarity file of layers that are alike between the cuts, and not at all across them."""
-    block = np.searchsorted(cuts, np.arange(1, depth + 1), side="right")
-    groups = all_groups(np.equal.outer(block, block) * 1.0, list(range(1, depth + 1)))
+    layers = np.arange(1, depth + 1)
+    block = np.searchsorted(cuts, layers, side="right")
+    similarity = np.equal.outer(block, block) * 1.0
+    groups = all_groups(similarity, layers.tolist())
     file.write_text(json.dumps({"depth": depth, "groups": groups}))
     return file
 
@@ -116,9 +122,11 @@ def test_every_kind(depth: int, half: int, third: int, start: int, tmp_path: Pat
     }
     for spec, groups in table.items():
         assert list(select(spec, depth).groups) == groups, spec
-    for part in range(1, 7):  # what is not in the first share is in the last
-        shares = (f"proportion:{part}/7:first", f"proportion:{7 - part}/7:last")
-        assert sum((select(share, depth).layers for share in shares), ()) == span(1, depth)
+    # what is not in the first share is in the last
+    for part in range(1, 7):
+        first = select(f"proportion:{part}/7:first", depth)
+        last = select(f"proportion:{7 - part}/7:last", depth)
+        assert first.layers + last.layers == span(1, depth)
 
 
 def arms(*specs: Any) -> dict[str, Any]:
@@ -133,18 +141,21 @@ def test_arms_by_similarity_read_the_file_of_the_recipe(tmp_path: Path) -> None:
     changes["grid"] = {"layers": ["similarity:4"], "fusion": [{"name": "concat"}]}
     recipe = load_recipe(write(tmp_path, {**changes, "similarity": "sub/s.json"}))
     assert recipe.similarity == str(tmp_path / "sub" / "s.json")
-    found = [select(arm.layers, 12).groups for arm in recipe.all_arms()]
-    assert [len(groups) for groups in found] == [3, 2, 3, 1, 4]
-    assert (found[0], found[2]) == (((1,), (4,), (11,)), ((1,), (2,), (3,)))
+    groups = [select(arm.layers, 12).groups for arm in recipe.all_arms()]
+    assert [len(of_arm) for of_arm in groups] == [3, 2, 3, 1, 4]
+    # the third arm names its own file
+    assert groups[0] == ((1,), (4,), (11,))
+    assert groups[2] == ((1,), (2,), (3,))
     assert recipe.all_arms()[0].label == "concat similarity:3"
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["recipe", "arm"])
-def test_other_groups_are_another_run(tmp_path: Path, own: bool) -> None:
+@pytest.mark.parametrize("named_by", ["recipe", "arm"])
+def test_other_groups_are_another_run(tmp_path: Path, named_by: str) -> None:
     file = similar(tmp_path / "s.json", 12)
-    named = (
-        arms(f"similarity:3@{file}") if own else {**arms("similarity:3"), "similarity": "s.json"}
-    )
+    if named_by == "arm":
+        named = arms(f"similarity:3@{file}")
+    else:
+        named = {**arms("similarity:3"), "similarity": "s.json"}
     path = write(tmp_path, named)
     first = runs(load_recipe(path), "")[0].key
     assert runs(load_recipe(path), "")[0].key == first
@@ -156,6 +167,7 @@ def test_listed_layers_are_the_same_run_with_and_without_a_file(tmp_path: Path) 
     """A finished study that gains an arm by similarity does not train its other arms again."""
     first = runs(load_recipe(write(tmp_path, arms([3]))), "")[0].key
     named = write(tmp_path, {**arms([3]), "similarity": "s.json"})
-    assert runs(load_recipe(named), "")[0].key == first  # not there yet
+    # the file is not there yet
+    assert runs(load_recipe(named), "")[0].key == first
     similar(tmp_path / "s.json", 12)
     assert runs(load_recipe(named), "")[0].key == first
