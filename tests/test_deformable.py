@@ -13,6 +13,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     MultiScaleDeformableAttention,
 )
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import Shapes
 from layerfuse.fusion.deformable import (
     Deformable,
@@ -25,7 +26,8 @@ from layerfuse.fusion.deformable import (
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import select
 
-CORES: list[tuple[Sizes, int, int]] = [  # sizes, heads, points
+# sizes, heads, points
+CORES: list[tuple[Sizes, int, int]] = [
     (((3, 3), (3, 3)), 2, 2),
     (((2, 5), (4, 1), (1, 1)), 3, 2),
     (((4, 3),), 1, 1),
@@ -46,13 +48,13 @@ def core_inputs(
 def naive_bilinear(field: list[list[Tensor]], x: float, y: float) -> Tensor:
     """Sample (rows, columns, d) at a point in [0, 1], zero outside."""
     rows, columns = len(field), len(field[0])
-    found = torch.zeros_like(field[0][0])
+    sample = torch.zeros_like(field[0][0])
     for i in range(rows):
         for j in range(columns):
             share_x = max(0.0, 1 - abs(x * columns - 0.5 - j))
             share_y = max(0.0, 1 - abs(y * rows - 0.5 - i))
-            found = found + share_x * share_y * field[i][j]
-    return found
+            sample = sample + share_x * share_y * field[i][j]
+    return sample
 
 
 def naive_core(value: Tensor, shapes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -90,9 +92,10 @@ def test_core_equals_transformers(
     theirs = MultiScaleDeformableAttention()
     tensor = torch.tensor(shapes)
     expected = gradients(lambda v, x, w: theirs(v, tensor, shapes, None, x, w, 64), inputs)
-    found = gradients(lambda v, x, w: deformable_attention(v, shapes, x, w), inputs)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6 * max(1, float(b.detach().abs().max())), rtol=0)
+    actual = gradients(lambda v, x, w: deformable_attention(v, shapes, x, w), inputs)
+    for ours, reference in zip(actual, expected, strict=True):
+        largest = float(reference.detach().abs().max())
+        torch.testing.assert_close(ours, reference, atol=1e-6 * max(1, largest), rtol=0)
 
 
 @pytest.mark.parametrize(("shapes", "heads", "points"), CORES)
@@ -116,14 +119,16 @@ def test_core_used_twice_and_checkpointed() -> None:
 
     plain = gradients(twice, inputs)
     saved = gradients(lambda *x: checkpoint(twice, *x, use_reentrant=False), inputs)  # type: ignore[arg-type]
-    for a, b in zip(saved, plain, strict=True):
-        assert torch.equal(a, b)
+    for recomputed, stored in zip(saved, plain, strict=True):
+        assert torch.equal(recomputed, stored)
     assert torch.autograd.gradcheck(twice, inputs, fast_mode=True)
 
 
 def module_inputs(levels: Sizes = ((3, 4), (3, 4))) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(1)
-    query, value = torch.randn(2, 12, 8), torch.randn(2, sum(r * c for r, c in levels), 8)
+    cells = sum(rows * columns for rows, columns in levels)
+    query = torch.randn(2, 12, 8)
+    value = torch.randn(2, cells, 8)
     return query, value, cell_centers((3, 4), query)
 
 
@@ -139,7 +144,8 @@ def test_head_directions() -> None:
     attention = DeformableAttention(16, levels=2, heads=8, points=3)
     bias = attention.offset.bias.view(8, 2, 3, 2)
     for m, k, p in itertools.product(range(8), range(2), range(3)):
-        x, y = math.cos(2 * math.pi * m / 8), math.sin(2 * math.pi * m / 8)
+        angle = 2 * math.pi * m / 8
+        x, y = math.cos(angle), math.sin(angle)
         scale = (p + 1) / max(abs(x), abs(y))
         torch.testing.assert_close(bias[m, k, p], torch.tensor([x * scale, y * scale]))
     for zero in (attention.offset.weight, attention.weight.weight, attention.weight.bias):
@@ -152,11 +158,12 @@ def test_head_directions() -> None:
 def test_reference_points_may_differ_between_images() -> None:
     attention = randomized(DeformableAttention(8, levels=2, heads=2, points=2))
     query, value, reference = module_inputs()
-    levels, points = ((3, 4), (3, 4)), torch.stack([reference, reference.flip(0)])
-    found = attention(query, value, points, levels)
+    levels = ((3, 4), (3, 4))
+    references = torch.stack([reference, reference.flip(0)])
+    together = attention(query, value, references, levels)
     for i in range(2):
-        alone = attention(query[i : i + 1], value[i : i + 1], points[i], levels)
-        torch.testing.assert_close(found[i : i + 1], alone)
+        one_image = attention(query[i : i + 1], value[i : i + 1], references[i], levels)
+        torch.testing.assert_close(together[i : i + 1], one_image)
 
 
 def test_bfloat16_samples_in_float32() -> None:
@@ -189,10 +196,9 @@ def test_compiles_to_one_graph() -> None:  # dynamo itself instantiates it
     *inputs, reference = (x.requires_grad_() for x in module_inputs(((3, 4), (2, 2))))
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     expected = gradients(lambda q, v: module(q, v, reference), inputs)
-    for a, b in zip(
-        gradients(lambda q, v: compiled(q, v, reference), inputs), expected, strict=True
-    ):
-        torch.testing.assert_close(a, b)
+    actual = gradients(lambda q, v: compiled(q, v, reference), inputs)
+    for traced, eager in zip(actual, expected, strict=True):
+        torch.testing.assert_close(traced, eager)
 
 
 def test_exports() -> None:
@@ -200,8 +206,12 @@ def test_exports() -> None:
     images = torch.export.Dim("images", min=2, max=64)
     dynamic = ({0: images}, {0: images}, None)
     program = torch.export.export(module, inputs, dynamic_shapes=dynamic).module()
-    more = (*(torch.cat([x, x + 1]) for x in inputs[:2]), inputs[2])
-    torch.testing.assert_close(program(*more), module(*more))
+    # twice as many images as were exported
+    query, value, reference = inputs
+    queries = torch.cat([query, query + 1])
+    values = torch.cat([value, value + 1])
+    expected = module(queries, values, reference)
+    torch.testing.assert_close(program(queries, values, reference), expected)
 
 
 def build(width: int, layers: Any, depth: int = 24, base: int = -2, **options: Any) -> Any:
@@ -297,7 +307,7 @@ def test_example(depth: int, layers: list[int]) -> None:
 def test_heads_must_divide_the_width() -> None:
     assert build(24, [3]).cross.heads == 1
     with pytest.raises(
-        ValueError, match=r"heads 5 does not divide .* width 24; valid: 1, 2, 3, 4,"
+        LayerfuseError, match=r"heads 5 does not divide .* width 24; valid: 1, 2, 3, 4,"
     ):
         build(24, [3], heads=5)
     for option in ({"heads": 0}, {"points": 0}):
