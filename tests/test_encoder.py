@@ -1,5 +1,6 @@
 """The encoder's own tap gives what `hidden_states` gives, and runs nothing above it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, CLIPConfig, PreTrainedModel
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.vision.encoder import Encoder, load_vision_config
+from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.features import Features, concatenate
 from tests import tiny
 
@@ -150,3 +151,15 @@ def test_an_encoder_without_patches_is_refused() -> None:
         LayerfuseError, match=r"'llama' is not an encoder with patch tokens.*dinov2"
     ):
         load_vision_config(tiny.text_config("llama"))
+
+
+def test_an_encoder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    with pytest.raises(LayerfuseError, match=r"cannot read the encoder .*none"):
+        load_vision_config(missing)
+
+    # a folder that has a config, but no weights
+    config = tiny.vision_config("clip")
+    config.save_pretrained(tmp_path)
+    with pytest.raises(LayerfuseError, match="cannot read the encoder"):
+        load_tower(str(tmp_path), config, torch.float32)

@@ -271,13 +271,15 @@ def load_vision_config(name: str | PreTrainedConfig) -> PreTrainedConfig:
         The config of a vision tower of one of `FAMILIES`.
 
     Raises:
-        LayerfuseError: if it is no vision encoder that layerfuse knows.
-        OSError: if it cannot be found.
+        LayerfuseError: if it cannot be found, or is no vision encoder that layerfuse knows.
     """
     if isinstance(name, str):
         # Any: transformers does not annotate what its automatic classes make
         auto_config: Any = AutoConfig
-        config: PreTrainedConfig = auto_config.from_pretrained(resolve(name))
+        try:
+            config: PreTrainedConfig = auto_config.from_pretrained(resolve(name))
+        except OSError as error:
+            raise LayerfuseError(f"cannot read the encoder {name}: {error}") from error
         return vision_config_of(config)
     return vision_config_of(name)
 
@@ -294,11 +296,14 @@ def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTr
         The whole tower, also where the checkpoint holds a text tower beside it.
 
     Raises:
-        OSError: if it cannot be found.
+        LayerfuseError: if it cannot be found.
     """
     # Any: transformers maps a config to a class or to several, in no common type
     tower_class: Any = MODEL_MAPPING[type(config)]
-    return tower_class.from_pretrained(resolve(name), dtype=dtype)
+    try:
+        return tower_class.from_pretrained(resolve(name), dtype=dtype)
+    except OSError as error:
+        raise LayerfuseError(f"cannot read the encoder {name}: {error}") from error
 
 
 def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> Encoder:
@@ -312,8 +317,7 @@ def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> Encoder:
         The encoder in evaluation mode.
 
     Raises:
-        LayerfuseError: if it is no vision encoder that layerfuse knows.
-        OSError: if it cannot be found.
+        LayerfuseError: if it cannot be found, or is no vision encoder that layerfuse knows.
     """
     config = load_vision_config(name)
     tower = load_tower(name, config, dtype)
