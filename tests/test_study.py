@@ -1,22 +1,41 @@
 """The main job: end to end on the real local models, and everything that can go wrong before it."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
+from PIL import Image
+from rich.console import Console
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
+from layerfuse.data.collate import SampleDataset
+from layerfuse.data.feature_store import digests_of
+from layerfuse.data.sample import Sample, from_columns
+from layerfuse.data.sample_sets import SampleSets
+from layerfuse.data.sources import Samples
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
+from layerfuse.recipe.reader import load_recipe
+from layerfuse.study.check import leave_out, load_checked
 from layerfuse.study.coordinate import study
+from layerfuse.study.encode import (
+    encode_pictures,
+    pictures_of,
+    read_features,
+    write_features,
+)
 from layerfuse.study.execute import run_one
 from tests import tiny
 
@@ -188,8 +207,103 @@ def test_another_process_must_have_the_same_samples(recipe: dict[str, Any], tmp_
     assert (tmp_path / "study" / folder / "result.json").exists()
     text = (tmp_path / "data.json").read_text()
     (tmp_path / "data.json").write_text(text.replace('"value": "1"', '"value": "2"'))
-    with pytest.raises(RuntimeError, match="this process has other data files"):
+    with pytest.raises(LayerfuseError, match="this process has other data files"):
         run_one(tmp_path / "study", folder, [])
+
+
+def test_a_stage_named_evaluate_trains_on_its_own_data(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the name of the test, whose pictures and answers it never meets."""
+    records = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps(records[:5]))
+    (tmp_path / "test.json").write_text(json.dumps(records[5:]))
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "7.png").write_text("no picture")
+    stage = {**recipe["stages"]["align"], "data": {"path": "train.json"}}
+    recipe["stages"] = {"evaluate": stage}
+    recipe["evaluate"]["data"] = {"path": "test.json"}
+    recipe["on_bad_sample"] = "skip"
+    trained: set[str] = set()
+
+    class Watched(SampleDataset):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            trained.add(sample.id)
+            return sample
+
+    monkeypatch.setattr("layerfuse.train.arm.SampleDataset", Watched)
+    folder = tmp_path / "study"
+    shown = io.StringIO()
+    study(write(tmp_path, recipe), output=folder, console=Console(file=shown, width=200))
+    assert trained == {"1", "2", "3", "4"}
+    left_out = json.loads((folder / "left_out.json").read_text())
+    ids = {label: [bad[0] for bad in part.values()] for label, part in left_out.items()}
+    assert ids == {"evaluate": ["0"], "evaluate (test)": ["7"]}
+    phases = [line.split("one · seed 0: ")[-1] for line in shown.getvalue().splitlines()]
+    assert "evaluate (2)" in phases
+    assert "evaluate (test) (2)" in phases
+    result = lines(folder / "results.jsonl")[0]
+    assert list(result["seconds"]) == ["evaluate", "evaluate (test)"]
+    assert [step for step, _ in result["losses"]["evaluate"]] == [1, 2]
+    predictions = folder / result["folder"] / "predictions.jsonl"
+    assert [row["sample"] for row in lines(predictions)] == ["5", "6"]
+
+    trained.clear()
+    expected = predictions.read_text()
+    (folder / result["folder"] / "result.json").unlink()
+    run_one(folder, result["folder"], [])  # as another process does it
+    assert trained == {"1", "2", "3", "4"}
+    assert predictions.read_text() == expected
+
+
+def test_a_sample_that_moves_into_the_test_makes_other_runs(tmp_path: Path) -> None:
+    def sets(train: int) -> SampleSets:
+        records = [{"question": "?", "answer": str(k)} for k in range(4)]
+        convert = partial(from_columns, base=tmp_path)
+        return SampleSets(
+            {"evaluate": Samples(records[:train], convert)}, Samples(records[train:], convert)
+        )
+
+    assert sets(2).digest({}) != sets(3).digest({})
+
+
+def test_another_process_reads_the_same_features(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """From what JSON tells it, behind a picture that is left out, also where it must repair."""
+    Image.effect_noise((40, 30), 60).convert("RGB").save(tmp_path / "2.png")
+    whole = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
+    loaded = load_recipe(write(tmp_path, {**recipe, "on_bad_sample": "skip"}))
+    samples, _ = load_checked(loaded)
+    digests = digests_of(pictures_of([samples.test]))
+    store, unreadable = encode_pictures(loaded, samples, digests)
+    assert store is not None
+    usable = leave_out(loaded, samples, unreadable)
+    write_features(tmp_path, usable, store)
+    pictures = list(pictures_of([usable.test]))
+    assert len(pictures) == 7
+    expected = store.features(pictures)
+
+    digest, other = read_features(tmp_path, loaded, usable)
+    assert digest == usable.digest({})
+    assert other is not None
+    assert other.bad.keys() == store.bad.keys() == {str(tmp_path / "2.png")}
+    for damaged in (False, True):
+        if damaged:
+            for file in (tmp_path / "home").rglob("*.safetensors"):
+                file.write_bytes(file.read_bytes()[:-1] + b"?")
+            _, other = read_features(tmp_path, loaded, usable)
+            assert other is not None
+        found = other.features(pictures)
+        assert (found.layers, found.grid) == (expected.layers, expected.grid)
+        for a, b in zip(
+            found.patches + found.summary, expected.patches + expected.summary, strict=True
+        ):
+            assert torch.equal(a, b)
+
+    direct = loaded.model_copy(update={"cache_features": False})
+    write_features(tmp_path, usable, None)
+    assert read_features(tmp_path, direct, usable) == (digest, None)
 
 
 def test_two_commands_do_not_share_a_folder(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -245,7 +359,9 @@ def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path
 def test_a_sentence_encoder_that_does_not_fit_is_known_before_training(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerfuse.study.execute.train_arm", lambda *_: pytest.fail("training"))
+    monkeypatch.setattr(
+        "layerfuse.study.execute.train_arm", lambda *_, **__: pytest.fail("training")
+    )
     fusion = {"name": "instruction_weighted", "sentence_encoder": str(tmp_path / "llm")}
     recipe["arms"] = [{"name": "guided", "layers": "1-2|3-4", "fusion": fusion}]
     with pytest.raises(ValueError, match=r"arm 'guided': .*has width 32, sentence_width is 768"):

@@ -129,7 +129,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def train(recipe: Recipe, folder: Path) -> tuple[FusionVLM, dict[str, list[tuple[int, float]]]]:
     samples: dict[str, Samples] = {n: load(s.data) for n, s in recipe.stages.items()}
     arm = recipe.all_arms()[0]
-    trained = train_arm(recipe, arm, 0, samples, None, folder, lambda *_: None)
+    trained = train_arm(recipe, arm, 0, samples=samples, store=None, folder=folder)
     assert set(trained.seconds) == set(recipe.stages)
     return trained.model, trained.losses
 
@@ -266,13 +266,12 @@ def test_features_are_used_only_while_the_encoder_is_the_one_that_made_them(
     store = cached_features(partial(encoder_for, recipe), tiny.image_processor(), pictures)
 
     def run() -> None:
-        train_arm(
-            recipe, recipe.all_arms()[0], 0, samples, store, tmp_path / "run", lambda *_: None
-        )
+        arm = recipe.all_arms()[0]
+        train_arm(recipe, arm, 0, samples=samples, store=store, folder=tmp_path / "run")
 
     run()
     assert used == [True, False, False]
     used.clear()
     run()  # the checkpoints of the last stage are there: only it is entered again
     assert used == [False]
-    assert not recipe.reads_cache()
+    assert not recipe.test_reads_cache()

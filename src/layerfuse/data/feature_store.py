@@ -126,7 +126,7 @@ class FeatureStore:
             except OSError as error:
                 log.warning("%s", error)
         # Other processes and `cache verify` put what is intact into later files.
-        _index(self)
+        index_entries(self)
         if not self.folders[layer].is_dir():
             raise OSError(f"{self.folders[layer]} was removed while in use; start the study again")
         later_entry = self.entries[layer].get(digest)
@@ -299,14 +299,18 @@ def cached_features(
     space.mkdir(parents=True, exist_ok=True)
     with shards.locked_space(space):
         # Inside the lock: another process may just have encoded the same pictures.
-        _index(store)
+        index_entries(store)
         _encode(store, encoder, progress)
-    _index(store)
+    index_entries(store)
     return store
 
 
-def _index(store: FeatureStore) -> None:
-    """Find the entries of the store's pictures."""
+def index_entries(store: FeatureStore) -> None:
+    """Find the entries of the store's pictures on disk.
+
+    Args:
+        store: gets them in its `entries`.
+    """
     wanted = set(store.digests.values())
     for layer, folder in store.folders.items():
         entries: dict[str, Entry] = {}

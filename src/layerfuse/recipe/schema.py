@@ -3,7 +3,6 @@
 The text under each field is its only description; the recipe reference is made from it.
 """
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,6 +14,8 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+
+from layerfuse.errors import LayerfuseError
 
 
 class Strict(BaseModel):
@@ -198,16 +199,25 @@ class Stage(Strict):
         return self
 
     def split(self, processes: int) -> tuple[int, int]:
-        """(samples per forward on a device, forwards per step) of `batch_size`. Raises ValueError
-        if so many processes cannot share it."""
+        """How processes share `batch_size`.
+
+        Args:
+            processes: that train together.
+
+        Returns:
+            Samples per forward pass on a device, and forward passes per step.
+
+        Raises:
+            LayerfuseError: so many processes cannot share it.
+        """
         per_process, rest = divmod(self.batch_size, processes)
-        device = min(self.device_batch_size or per_process, per_process)
-        if rest or per_process % device:
-            raise ValueError(
+        on_device = min(self.device_batch_size or per_process, per_process)
+        if rest or per_process % on_device:
+            raise LayerfuseError(
                 f"batch_size {self.batch_size} cannot be split over {processes} processes with "
                 f"device_batch_size {self.device_batch_size}: their product must divide it"
             )
-        return device, per_process // device
+        return on_device, per_process // on_device
 
     @property
     def guided_by(self) -> Literal["instruction", "uniform"]:
@@ -357,22 +367,25 @@ class Recipe(Strict):
         bare = isinstance(layers, str) and layers.startswith("similarity:") and "@" not in layers
         return f"{layers}@{self.similarity}" if bare and self.similarity else layers
 
-    def reads_cache(self, stage: str = "evaluate") -> bool:
-        """Whether a stage or the test can read features that were encoded before any training."""
+    def stage_reads_cache(self, name: str) -> bool:
+        """Whether the stage `name` can read features that were encoded before any training."""
         names = list(self.stages)
-        until = names[: names.index(stage) + 1] if stage in self.stages else names
-        trained = any("vision" in self.stages[name].learning_rates for name in until)
-        cropped = stage in self.stages and self.stages[stage].random_crop is not None
-        return self.cache_features and not trained and not cropped
+        so_far = names[: names.index(name) + 1]
+        # Random crops differ from epoch to epoch: none of them is in the cache.
+        return self._encoder_is_frozen(so_far) and self.stages[name].random_crop is None
+
+    def test_reads_cache(self) -> bool:
+        """Whether the test can read features that were encoded before any training."""
+        return self._encoder_is_frozen(list(self.stages))
+
+    def _encoder_is_frozen(self, names: list[str]) -> bool:
+        """Whether features are cached at all and none of these stages trains the encoder."""
+        trained = any("vision" in self.stages[name].learning_rates for name in names)
+        return self.cache_features and not trained
 
     @property
     def baseline_name(self) -> str:
         return self.baseline or self.all_arms()[0].label
-
-    def datasets(self) -> Iterator[tuple[str, Data]]:
-        """Every data source with the name of the stage that reads it."""
-        yield from ((name, stage.data) for name, stage in self.stages.items())
-        yield "evaluate", self.evaluate.data
 
 
 def _layers_text(layers: Layers) -> str:

@@ -1,153 +1,238 @@
-"""Before any training: load the data, check everything, leave out bad samples, encode pictures."""
+"""Before any training: load the data, check everything, leave out bad samples."""
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from layerfuse.data.feature_store import Progress
+from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSets
 from layerfuse.data.sources import Samples, faults, load
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import questions
-from layerfuse.fusion import parse
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
 from layerfuse.model.processor import Processor
+from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Recipe, Stage
 from layerfuse.train.arm import processor_for
 from layerfuse.vision.encoder import load_vision_config
 
 LEFT_OUT = "left_out.json"
 SHIPPED = tuple(sorted(file.stem for file in (Path(__file__).parent / "accelerate").iterdir()))
-Report = Callable[[str, int, int], None]
-Bad = dict[int, tuple[str, str]]  # (id, reason) of every bad sample by its index
-Faults = dict[str, Bad]  # the same per source: a stage or `evaluate`
+PROGRESS_SAMPLES = 1000
+"""Samples between two reports of the progress."""
 
 
-def load_checked(recipe: Recipe, report: Report) -> tuple[dict[str, Samples], Faults]:
-    """The samples of every source without the bad ones, and the bad ones.
+def load_checked(recipe: Recipe, progress: Progress = silent) -> tuple[SampleSets, BadSets]:
+    """Load the samples of every source and check all that can be checked without weights.
 
-    Models, arms and templates are checked without loading weights, every conversation is encoded as
-    training will, at the longest that an arm makes it. Raises ValueError for what is wrong with the
-    recipe, and with `on_bad_sample: stop` for the first bad sample, with their number.
+    Models, arms and templates are checked, and every conversation is encoded as training will, at
+    the longest that an arm makes it.
+
+    Args:
+        recipe: what to check.
+        progress: is told of the samples that are checked.
+
+    Returns:
+        The samples without the bad ones, and the bad ones.
+
+    Raises:
+        LayerfuseError: for what is wrong with the recipe, and with `on_bad_sample: stop` for the
+            first bad sample, with their number.
     """
     configs = check_arms(recipe)
     _check_resources(recipe)
     processor = processor_for(recipe, configs[0])
+    image_tokens = _most_image_tokens(configs, processor)
+    train = {}
+    bad_train = {}
+    for name, stage in recipe.stages.items():
+        samples = load(stage.data)
+        bad = _faulty(samples)
+        unusable = _unusable(
+            samples.without(bad),
+            processor,
+            stage,
+            image_tokens=image_tokens,
+            progress=progress,
+            phase=name,
+        )
+        train[name] = samples
+        bad_train[name] = {**bad, **unusable}
+    test = load(recipe.evaluate.data)
+    everything = SampleSets(train, test)
+    bad_sets = BadSets(bad_train, _faulty(test))
+    return leave_out(recipe, everything, bad_sets), bad_sets
+
+
+def _most_image_tokens(configs: list[FusionConfig], processor: Processor) -> int:
+    """The largest number of tokens that an arm makes of a picture."""
+    # All pictures become as large as this one: only the image processor knows how large.
     blank = processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
     height, width = blank["pixel_values"].shape[-2:]
-    longest = 0
-    for config in configs:
-        longest = max(longest, config.num_image_tokens(height, width))
-    samples, bad = {}, {}
-    for name, data in recipe.datasets():
-        samples[name] = load(data)
-        bad[name] = faults(samples[name])
-        if name in recipe.stages:
-            stage, whole = recipe.stages[name], samples[name].without(bad[name])
-            bad[name] |= _unusable(whole, processor, stage, longest, partial(report, name))
-    return leave_out(recipe, samples, bad), bad
+    return max(config.num_image_tokens(height, width) for config in configs)
 
 
 def _check_resources(recipe: Recipe) -> None:
-    """Raise ValueError, before anything is loaded, for what this machine or the batch cannot do."""
-    wanted = recipe.resources
+    """Raise LayerfuseError, before anything is loaded, for what this machine or the batch cannot
+    do."""
+    resources = recipe.resources
     for stage in recipe.stages.values():
-        stage.split(wanted.processes)
-    if wanted.accelerate is not None and wanted.processes == 1:
-        raise ValueError("resources.accelerate needs resources.processes of 2 or more")
-    if wanted.accelerate not in (None, *SHIPPED) and not Path(str(wanted.accelerate)).is_file():
-        raise ValueError(
-            f"resources.accelerate {wanted.accelerate!r} is no file; valid: {', '.join(SHIPPED)}, "
-            "or an accelerate config file"
-        )
-    for name in [*recipe.report_to, *(["liger_kernel"] if recipe.liger else [])]:
-        if find_spec(name) is None:
-            raise ValueError(f"not installed: {name}, which the recipe asks for")
+        stage.split(resources.processes)
+    if resources.accelerate is not None:
+        if resources.processes == 1:
+            raise LayerfuseError("resources.accelerate needs resources.processes of 2 or more")
+        is_file = Path(resources.accelerate).is_file()
+        if resources.accelerate not in SHIPPED and not is_file:
+            raise LayerfuseError(
+                f"resources.accelerate {resources.accelerate!r} is no file; valid: "
+                f"{', '.join(SHIPPED)}, or an accelerate config file"
+            )
+    packages: list[str] = list(recipe.report_to)
+    if recipe.liger:
+        packages.append("liger_kernel")
+    for package in packages:
+        if find_spec(package) is None:
+            raise LayerfuseError(f"not installed: {package}, which the recipe asks for")
     if recipe.liger and not torch.cuda.is_available():
-        raise ValueError("liger: true needs a GPU: liger's kernels are written in Triton")
+        raise LayerfuseError("liger: true needs a GPU: liger's kernels are written in Triton")
+
+
+def _faulty(samples: Samples) -> BadSamples:
+    """The samples that cannot be read."""
+    bad = {}
+    for index, (sample_id, reason) in faults(samples).items():
+        bad[index] = BadSample(sample_id, reason)
+    return bad
 
 
 def _unusable(
-    samples: Samples, processor: Processor, stage: Stage, tokens: int, report: Progress
-) -> Bad:
-    found = {}
-    for done, (own, sample) in enumerate(zip(samples.order, samples, strict=True), start=1):
-        images = [tokens] * len(sample.pictures)
+    samples: Samples,
+    processor: Processor,
+    stage: Stage,
+    *,
+    image_tokens: int,
+    progress: Progress,
+    phase: str,
+) -> BadSamples:
+    """The samples whose conversation cannot be encoded for a stage.
+
+    Args:
+        samples: of the stage, all readable.
+        processor: of any arm; they differ in the number of image tokens alone.
+        stage: how it encodes.
+        image_tokens: tokens of a picture.
+        progress: is told of the samples that are checked.
+        phase: what the progress is called.
+    """
+    bad = {}
+    for done, (index, sample) in enumerate(zip(samples.order, samples, strict=True), start=1):
+        tokens_of_images = [image_tokens] * len(sample.pictures)
+        messages = list(sample.messages)
         try:
-            processor.encode(list(sample.messages), images, stage.prompt, stage.max_length)
+            processor.encode(messages, tokens_of_images, stage.prompt, stage.max_length)
         except ValueError as error:
-            found[own] = (sample.id, f"sample {sample.id}: {error}")
-        if done % 1000 == 0:
-            report(done, len(samples))
-    return found
+            bad[index] = BadSample(sample.id, f"sample {sample.id}: {error}")
+        if done % PROGRESS_SAMPLES == 0:
+            progress(phase, done, len(samples))
+    return bad
 
 
-def leave_out(recipe: Recipe, samples: Mapping[str, Samples], bad: Faults) -> dict[str, Samples]:
-    """The samples without the bad ones. Raises ValueError where the recipe says stop, or where
-    nothing is left."""
-    kept = {}
-    for name, part in samples.items():
-        found = bad.get(name, {})
-        if found and recipe.on_bad_sample == "stop":
-            first = next(iter(found.values()))[1]
-            raise ValueError(
-                f"{first}; {len(found)} of {len(part)} samples of {name} are bad. "
-                "`on_bad_sample: skip` leaves such samples out"
-            )
-        kept[name] = part.without(found)
-        if not len(kept[name]):
-            first = next(iter(found.values()))[1]
-            raise ValueError(f"no usable sample of {name} is left; the first: {first}")
-    if next(questions(kept["evaluate"]), None) is None:
-        raise ValueError("the evaluation data holds no question with an answer")
-    return kept
+def leave_out(recipe: Recipe, samples: SampleSets, bad: BadSets) -> SampleSets:
+    """The samples without the bad ones.
+
+    Args:
+        recipe: says whether bad samples may be left out.
+        samples: of the study.
+        bad: some of them.
+
+    Raises:
+        LayerfuseError: where the recipe says stop, or where nothing is left.
+    """
+    train = {}
+    for name, part in samples.train.items():
+        train[name] = _usable(recipe, name, part, bad.train[name])
+    test = _usable(recipe, samples.test_label, samples.test, bad.test)
+    if next(questions(test), None) is None:
+        raise LayerfuseError("the evaluation data holds no question with an answer")
+    return SampleSets(train, test)
 
 
-def digest_samples(samples: Mapping[str, Samples], pictures: Mapping[str, str]) -> str:
-    """A digest of all that the samples hold, `pictures` by their own digests, if they are given."""
-    found = hashlib.sha256()
-    for name, part in samples.items():
-        for sample in part:
-            shown = [pictures.get(picture.name) for picture in sample.pictures]
-            found.update(repr((name, shown, replace(sample, pictures=()))).encode())
-    return found.hexdigest()
+def _usable(recipe: Recipe, label: str, samples: Samples, bad: BadSamples) -> Samples:
+    """The samples of one source without the bad ones."""
+    if not bad:
+        return samples
+    first = next(iter(bad.values())).reason
+    if recipe.on_bad_sample == "stop":
+        raise LayerfuseError(
+            f"{first}; {len(bad)} of {len(samples)} samples of {label} are bad. "
+            "`on_bad_sample: skip` leaves such samples out"
+        )
+    usable = samples.without(bad)
+    if len(usable) == 0:
+        raise LayerfuseError(f"no usable sample of {label} is left; the first: {first}")
+    return usable
 
 
-def remembered(recipe: Recipe, study: Path) -> dict[str, Samples]:
-    """The samples of a study that another process has checked."""
-    bad: dict[str, dict[str, Any]] = json.loads((study / LEFT_OUT).read_text("utf-8"))
-    return {name: load(data).without(set(map(int, bad[name]))) for name, data in recipe.datasets()}
+def load_remembered(recipe: Recipe, study: Path) -> SampleSets:
+    """The samples of a study that another process has checked, without those that it left out.
+
+    Args:
+        recipe: of the study.
+        study: its folder.
+    """
+    data = json.loads((study / LEFT_OUT).read_text("utf-8"))
+    bad = BadSets.from_json(data, recipe.stages)
+    train = {}
+    for name, stage in recipe.stages.items():
+        train[name] = load(stage.data).without(bad.train[name])
+    test = load(recipe.evaluate.data).without(bad.test)
+    return SampleSets(train, test)
 
 
 def check_arms(recipe: Recipe) -> list[FusionConfig]:
-    """Build every arm without weights. Raises ValueError naming the arm and what is valid."""
+    """Build every arm without weights.
+
+    Returns:
+        The configuration of every arm.
+
+    Raises:
+        LayerfuseError: naming the arm and what is valid.
+    """
+    vision = load_vision_config(recipe.encoder.model)
+    text = text_config_of(recipe.llm.model)
     configs = []
-    vision, text = load_vision_config(recipe.encoder.model), text_config_of(recipe.llm.model)
     for arm in recipe.all_arms():
         try:
-            configs.append(configure(vision, text, arm.layers, arm.fusion, recipe.token_grid))
-            instruction_source(parse(arm.fusion)).check()
+            config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
+            instruction_source(config.strategy).check()
         except ValueError as error:
-            raise ValueError(f"arm {arm.label!r}: {error}") from error
+            raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
+        configs.append(config)
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(text)
+    # Raises for an LLM whose blocks no strategy could inject into.
     decoder_blocks(llm)
-    linear = {n.split(".")[-1] for n, m in llm.named_modules() if isinstance(m, nn.Linear)}
     for name, stage in recipe.stages.items():
-        wanted = stage.lora.target_modules if stage.lora else []
-        missing = sorted(set(wanted) - linear) if isinstance(wanted, list) else []
-        if missing:
-            raise ValueError(
-                f"stage {name!r}: the LLM has no linear layers {missing}; valid: {sorted(linear)}"
-            )
+        _check_adapters(name, stage, llm)
     return configs
+
+
+def _check_adapters(name: str, stage: Stage, llm: nn.Module) -> None:
+    """Raise LayerfuseError if the LLM lacks layers that adapters shall be added to."""
+    if stage.lora is None or not isinstance(stage.lora.target_modules, list):
+        return
+    linear = set()
+    for path, module in llm.named_modules():
+        if isinstance(module, nn.Linear):
+            linear.add(path.split(".")[-1])
+    missing = sorted(set(stage.lora.target_modules) - linear)
+    if missing:
+        raise LayerfuseError(
+            f"stage {name!r}: the LLM has no linear layers {missing}; valid: {sorted(linear)}"
+        )

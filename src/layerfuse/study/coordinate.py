@@ -2,12 +2,10 @@
 
 import json
 import os
-import pickle
 import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,16 +18,23 @@ from transformers.utils import logging as transformers_logging
 
 import layerfuse
 from layerfuse.data.feature_store import digests_of
+from layerfuse.data.sample_sets import BadSets, SampleSets
+from layerfuse.errors import LayerfuseError
 from layerfuse.files import locked, write_text
 from layerfuse.hardware import device
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
-from layerfuse.study.check import LEFT_OUT, Faults, digest_samples, leave_out, load_checked
-from layerfuse.study.encode import encode_pictures, pictures_of
-from layerfuse.study.execute import ENVIRONMENT, FEATURES, PROGRESS, Job, run_local, run_ray
-from layerfuse.study.plan import PlannedRun, runs
+from layerfuse.study.check import LEFT_OUT, leave_out, load_checked
+from layerfuse.study.encode import encode_pictures, pictures_of, write_features
+from layerfuse.study.execute import ENVIRONMENT, PROGRESS, Job, run_local, run_ray
+from layerfuse.study.plan import PlannedRun, arms_and_seeds, run_name, runs
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
+
+Engine = Literal["local", "ray"]
+NAMED_SAMPLES = 5
+"""Left out samples that are named on the console; a file names all."""
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 
 
 def study(
@@ -37,107 +42,184 @@ def study(
     overrides: tuple[str, ...] = (),
     *,
     output: Path | None = None,
-    engine: Literal["local", "ray"] = "local",
+    engine: Engine = "local",
     modules: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
-    """PlannedRun what is not yet done of a recipe and write `report.html`; returns its path.
+    """Do the runs of a recipe that are not yet done, and write `report.html`.
 
-    Everything goes to `output` (default `runs/<name>`). A run that is finished there is not run
-    again; a killed study continues. `modules` are what processes of their own must import for user
-    strategies. Raises ValueError or FileNotFoundError, before any training, for anything in the
-    recipe, the data or the models that does not fit.
+    A run that is finished in the folder is not run again; a killed study continues.
+
+    Args:
+        recipe_path: the recipe's file.
+        overrides: `key.sub=value`.
+        output: the study's folder. Default: `runs/<name>`.
+        engine: one run after another, or many at once by Ray.
+        modules: what processes of their own must import for user strategies.
+        console: where progress is shown.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        LayerfuseError: before any training, for anything in the recipe, the data or the models that
+            does not fit.
     """
     _check_surroundings(engine)
     recipe = load_recipe(recipe_path, overrides)
-    console = console or Console()
+    if console is None:
+        console = Console()
     folder = output or Path("runs") / recipe.name
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with LiveTable(runs(recipe, samples=""), console) as table:  # only their names are used
+    names = [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe)]
+    with LiveTable(names, console) as table:
         samples, bad = load_checked(recipe, table.step)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
         with locked(folder / ".lock", _refuse):
-            _do(Job(recipe, folder, modules, samples, None), bad, engine, table)
+            _do(recipe, folder, samples, bad, engine=engine, modules=modules, table=table)
     return write_report(folder)
 
 
 def _refuse() -> None:
-    raise ValueError("another process is running a study in this folder")
+    raise LayerfuseError("another process is running a study in this folder")
 
 
-def _do(job: Job, bad: Faults, engine: str, table: LiveTable) -> None:
-    """The runs that are not yet done."""
-    recipe, folder = job.recipe, job.study
-    tick = partial(table.step, "reading pictures")
-    digests = digests_of(pictures_of(job.samples.values()), tick)
-    held = digest_samples(job.samples, digests)
+def _do(
+    recipe: Recipe,
+    folder: Path,
+    samples: SampleSets,
+    bad: BadSets,
+    *,
+    engine: Engine,
+    modules: Sequence[str],
+    table: LiveTable,
+) -> None:
+    """Do the runs that are not yet done.
+
+    Args:
+        recipe: of the study.
+        folder: the study's, locked by this process.
+        samples: those that passed the checks so far.
+        bad: those that did not.
+        engine: one run after another, or many at once.
+        modules: what processes of their own must import.
+        table: shows the progress.
+    """
+
+    def digested(done: int, total: int) -> None:
+        table.step("reading pictures", done, total)
+
+    picture_digests = digests_of(pictures_of(samples.by_label().values()), digested)
+    samples_digest = samples.digest(picture_digests)
     write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
-    write_text(folder / ENVIRONMENT, json.dumps(environment(recipe, held), indent=1))
-    all_runs = runs(recipe, held)
-    todo = [run for run in all_runs if run.result(folder) is None]
+    surroundings = environment(recipe, samples_digest)
+    write_text(folder / ENVIRONMENT, json.dumps(surroundings, indent=1))
+    all_runs = runs(recipe, samples_digest)
+    todo = []
     for run in all_runs:
-        if run not in todo:
-            table.finish(run, _mean(folder, run), None)
+        if run.result(folder) is None:
+            todo.append(run)
+        else:
+            table.finish(run.name, _score(folder, run), None)
 
     def finish(run: PlannedRun, seconds: float) -> None:
         (folder / run.folder / PROGRESS).unlink(missing_ok=True)
-        table.finish(run, _mean(folder, run), seconds)
+        table.finish(run.name, _score(folder, run), seconds)
+        # After each run: a killed study keeps the results that it has.
         _collect(folder, all_runs)
 
     if todo:
-        job.store, unreadable = encode_pictures(recipe, job.samples, digests, table.step)
-        job.samples = leave_out(recipe, job.samples, unreadable)
-        _remember(job, {name: {**bad[name], **unreadable[name]} for name in bad}, table.console)
-        (run_ray if engine == "ray" else run_local)(job, todo, table, finish)
+        store, unreadable = encode_pictures(recipe, samples, picture_digests, table.step)
+        usable = leave_out(recipe, samples, unreadable)
+        left_out = bad.union(unreadable)
+        write_text(folder / LEFT_OUT, json.dumps(left_out.to_json(), indent=1))
+        write_features(folder, usable, store)
+        _say_left_out(folder, left_out, table.console)
+        _say_uncached(recipe, usable.test_label, table.console)
+        job = Job(recipe, folder, modules, usable, store)
+        if engine == "ray":
+            run_ray(job, todo, table, finish)
+        else:
+            run_local(job, todo, table, finish)
     _collect(folder, all_runs)
     _keep_models(recipe, folder, all_runs)
 
 
-def _check_surroundings(engine: str) -> None:
+def _check_surroundings(engine: Engine) -> None:
+    """Raise LayerfuseError where no study can run."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("use no launcher: a study starts processes with `resources.processes=N`")
+        raise LayerfuseError(
+            "use no launcher: a study starts processes with `resources.processes=N`"
+        )
     if engine == "ray" and find_spec("ray") is None:
-        raise ImportError("--engine ray needs Ray: run pip install 'layerfuse[ray]'")
+        raise LayerfuseError("--engine ray needs Ray: run pip install 'layerfuse[ray]'")
 
 
-def _mean(folder: Path, run: PlannedRun) -> float:
+def _score(folder: Path, run: PlannedRun) -> float:
+    """The mean accuracy of a finished run."""
     result = run.result(folder)
     if result is None:
         raise RuntimeError(f"{run.name} left no result in {folder / run.folder}")
     return result["scores"]["mean"]
 
 
-def _remember(job: Job, left_out: Faults, console: Console) -> None:
-    """Keep for other processes which samples are left out and where features are; say which, and
-    who does not read the cache."""
-    recipe, folder = job.recipe, job.study
-    write_text(folder / LEFT_OUT, json.dumps(left_out, indent=1))
-    (folder / FEATURES).write_bytes(pickle.dumps((job.store, digest_samples(job.samples, {}))))
-    for name, found in left_out.items():
-        ids = ", ".join([sample for sample, _ in found.values()][:5])
-        count = f"{name}: {len(found)} bad samples are left out: {ids}"
-        if found:
-            more = ", ..." if len(found) > 5 else ""
-            console.print(f"{count}{more} (reasons in {folder / LEFT_OUT})", soft_wrap=True)
-        if recipe.cache_features and not recipe.reads_cache(name):
-            crops = name in recipe.stages and recipe.stages[name].random_crop is not None
-            why = "crops pictures at random" if crops else "has a trained encoder"
-            note = "its pictures are encoded as they come, not from the cache"
-            console.print(f"{name} {why}: {note}", soft_wrap=True)
+def _say_left_out(folder: Path, left_out: BadSets, console: Console) -> None:
+    """Name the first samples that are left out of each source."""
+    for label, bad_samples in left_out.by_label().items():
+        if not bad_samples:
+            continue
+        ids = [bad.id for bad in bad_samples.values()]
+        named = ", ".join(ids[:NAMED_SAMPLES])
+        if len(ids) > NAMED_SAMPLES:
+            named += ", ..."
+        console.print(
+            f"{label}: {len(ids)} bad samples are left out: {named} "
+            f"(reasons in {folder / LEFT_OUT})",
+            soft_wrap=True,
+        )
 
 
-def _collect(folder: Path, todo: list[PlannedRun]) -> None:
-    found = [json.dumps(row) + "\n" for run in todo if (row := run.result(folder)) is not None]
-    write_text(folder / "results.jsonl", "".join(found))
+def _say_uncached(recipe: Recipe, test_label: str, console: Console) -> None:
+    """Say which stages do not read the cache that the recipe asks for, and why."""
+    if not recipe.cache_features:
+        return
+    reasons = {}
+    for name, stage in recipe.stages.items():
+        if recipe.stage_reads_cache(name):
+            continue
+        if stage.random_crop is not None:
+            reasons[name] = "crops pictures at random"
+        else:
+            reasons[name] = "has a trained encoder"
+    if not recipe.test_reads_cache():
+        reasons[test_label] = "has a trained encoder"
+    for label, reason in reasons.items():
+        console.print(
+            f"{label} {reason}: its pictures are encoded as they come, not from the cache",
+            soft_wrap=True,
+        )
 
 
-def _keep_models(recipe: Recipe, folder: Path, todo: list[PlannedRun]) -> None:
+def _collect(folder: Path, all_runs: list[PlannedRun]) -> None:
+    """Write the results of the finished runs to results.jsonl."""
+    lines = []
+    for run in all_runs:
+        result = run.result(folder)
+        if result is not None:
+            lines.append(json.dumps(result) + "\n")
+    write_text(folder / "results.jsonl", "".join(lines))
+
+
+def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> None:
     """With `keep_models: best`, only the run with the highest mean accuracy keeps its model."""
     if recipe.keep_models != "best":
         return
-    best = max(todo, key=lambda run: _mean(folder, run))
-    for run in todo:
+    best = max(all_runs, key=lambda run: _score(folder, run))
+    for run in all_runs:
         if run is not best:
             shutil.rmtree(folder / run.folder / "model", ignore_errors=True)
 
@@ -147,14 +229,19 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     plain = recipe.model_dump(mode="json", exclude_none=True)
     plain["arms"] = [arm.model_dump(mode="json", exclude_none=True) for arm in recipe.all_arms()]
     plain["baseline"] = recipe.baseline_name
-    for key in ("grid", "fusion_defaults"):
-        plain.pop(key, None)
+    # They are contained in the arms.
+    plain.pop("grid", None)
+    plain.pop("fusion_defaults", None)
     return plain
 
 
 def environment(recipe: Recipe, samples: str) -> dict[str, str]:
-    """Versions, commit and device: what a reader needs to repeat the study."""
-    names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
+    """Versions, commit and device: what a reader needs to repeat the study.
+
+    Args:
+        recipe: of the study.
+        samples: the digest of its samples.
+    """
     root = Path(__file__).parents[3]
     commit = ""
     if (root / ".git").exists() and shutil.which("git"):
@@ -165,7 +252,7 @@ def environment(recipe: Recipe, samples: str) -> dict[str, str]:
         "commit": commit or "not a git checkout",
         "samples": samples,
         "python": platform.python_version(),
-        **{name: version(name) for name in names},
+        **{name: version(name) for name in PACKAGES},
         "device": str(device()),
         "dtype": recipe.dtype,
         "cpu threads": str(torch.get_num_threads()),

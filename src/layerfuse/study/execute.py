@@ -6,7 +6,6 @@
 import ctypes
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,37 @@ import torch
 from accelerate import PartialState
 
 from layerfuse.data.feature_store import FeatureStore
-from layerfuse.data.sources import Samples
+from layerfuse.data.sample_sets import SampleSets
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict
 from layerfuse.evaluate.metrics import scores
 from layerfuse.files import write_text
 from layerfuse.paths import home
+from layerfuse.progress import Progress, silent
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
-from layerfuse.study.check import digest_samples, remembered
+from layerfuse.study.check import load_remembered
+from layerfuse.study.encode import read_features
 from layerfuse.study.plan import PlannedRun, runs
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.train.arm import Trained, train_arm
 
-Step = Callable[[str, int, int, str, str], None]
 Finish = Callable[[PlannedRun, float], None]
-ENVIRONMENT, FEATURES = "environment.json", "features.pkl"
-PROGRESS, LOG = "progress", "log.txt"
+"""Is given a run that was done and the seconds that it took."""
+
+ENVIRONMENT = "environment.json"
+PROGRESS = "progress"
+LOG = "log.txt"
 POLL_SECONDS = 2.0
+PROGRESS_SECONDS = 1.0
+"""A process of its own writes its progress at most this often."""
+LOG_LINES = 12
+"""Lines of a failed process's log that the error shows."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent dies."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
     """A study at work: what all its runs share."""
 
@@ -49,42 +60,64 @@ class Job:
     study: Path
     modules: Sequence[str]
     """what processes of their own must import for user strategies"""
-    samples: dict[str, Samples]
+    samples: SampleSets
     store: FeatureStore | None
+    """None if no stage and not the test reads the cache"""
 
 
-def run_arm(job: Job, run: PlannedRun, step: Step) -> None:
-    """Train and test one arm; the result is the last file that its folder gets. Of several
-    processes that train together, the first tests."""
-    recipe, store = job.recipe, job.store
+def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
+    """Train and test one arm; the result is the last file that its folder gets.
+
+    Of several processes that train together, the first tests.
+
+    Args:
+        job: the study.
+        run: one of its runs.
+        progress: is told of the steps of each stage and of the test's questions.
+    """
+    recipe = job.recipe
     folder = job.study / run.folder
     folder.mkdir(parents=True, exist_ok=True)
-
-    def report(stage: str, done: int, total: int, loss: float | None = None) -> None:
-        step(stage, done, total, "" if loss is None else f"loss {loss:.3f}", run.name)
-
-    train_samples = {name: job.samples[name] for name in recipe.stages}
-    trained = train_arm(recipe, run.arm, run.seed, train_samples, store, folder, report)
+    trained = train_arm(
+        recipe,
+        run.arm,
+        run.seed,
+        samples=job.samples.train,
+        store=job.store,
+        folder=folder,
+        progress=progress,
+    )
     if not PartialState().is_main_process:
         return
     started = time.perf_counter()
-    used = store if recipe.reads_cache() else None
-    answerer = Answerer(trained.model, trained.processor, used)
+    test_label = job.samples.test_label
 
     def tested(phase: str, done: int, total: int, note: str = "") -> None:
-        report(phase, done, total)
+        # Under the test's own label: a stage may have the name of the phase.
+        progress(test_label, done, total, note)
 
-    rows = predict(answerer, job.samples["evaluate"], recipe.evaluate, tested)
-    trained.seconds["evaluate"] = round(time.perf_counter() - started, 2)
-    write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    store = None
+    if recipe.test_reads_cache():
+        store = job.store
+    answerer = Answerer(trained.model, trained.processor, store)
+    rows = predict(answerer, job.samples.test, recipe.evaluate, tested)
+    seconds = {**trained.seconds, test_label: round(time.perf_counter() - started, 2)}
+    lines = [json.dumps(row) + "\n" for row in rows]
+    write_text(folder / "predictions.jsonl", "".join(lines))
     if recipe.keep_models != "none":
         trained.model.save_pretrained(folder / "model")
         trained.processor.save_pretrained(folder / "model")
-    write_text(folder / "result.json", json.dumps(_result(run, trained, rows)))
+    result = _result(run, trained, rows, seconds)
+    write_text(folder / "result.json", json.dumps(result))
     shutil.rmtree(folder / "stages", ignore_errors=True)
 
 
-def _result(run: PlannedRun, trained: Trained, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _result(
+    run: PlannedRun,
+    trained: Trained,
+    rows: list[dict[str, Any]],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
     config = trained.model.config
     return {
         "arm": run.arm.label,
@@ -97,120 +130,211 @@ def _result(run: PlannedRun, trained: Trained, rows: list[dict[str, Any]]) -> di
         "scores": scores(rows),
         "losses": trained.losses,
         "parameters": trained.parameters,
-        "seconds": trained.seconds,
+        "seconds": seconds,
     }
 
 
 def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
-    """Do the run of a prepared study that has this folder. Raises RuntimeError if this process's
-    recipe, data or layerfuse differ from those of the study."""
+    """Do one run of a study that another process has prepared.
+
+    Args:
+        study: the study's folder.
+        folder: the run's, relative to it.
+        modules: what to import for user strategies.
+
+    Raises:
+        LayerfuseError: this process's recipe, data or layerfuse differ from those of the study.
+    """
     sys.path.insert(0, str(Path.cwd()))
     for module in modules:
         import_module(module)
     recipe = load_recipe(study / "recipe.yaml")
     environment = json.loads((study / ENVIRONMENT).read_text("utf-8"))
-    found = {run.folder: run for run in runs(recipe, environment["samples"])}
-    store, held = pickle.loads((study / FEATURES).read_bytes())
-    samples = remembered(recipe, study)
-    if folder not in found or digest_samples(samples, {}) != held:
-        raise RuntimeError(f"{folder}: this process has other data files or another layerfuse")
+    runs_by_folder = {run.folder: run for run in runs(recipe, environment["samples"])}
+    samples = load_remembered(recipe, study)
+    samples_of_study, store = read_features(study, recipe, samples)
+    # A run's name holds all that decides it, but for the files as this process reads them.
+    if folder not in runs_by_folder or samples.digest({}) != samples_of_study:
+        raise LayerfuseError(f"{folder}: this process has other data files or another layerfuse")
     job = Job(recipe, study, modules, samples, store)
-    last = 0.0
+    last_written = 0.0
 
-    def step(phase: str, done: int, total: int, note: str, _: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > 1 and PartialState().is_main_process:
-            last = time.monotonic()
+    def write_progress(phase: str, done: int, total: int, note: str = "") -> None:
+        nonlocal last_written
+        is_due = time.monotonic() - last_written > PROGRESS_SECONDS
+        if is_due and PartialState().is_main_process:
+            last_written = time.monotonic()
             write_text(study / folder / PROGRESS, f"{phase} {done}/{total} {note}")
 
-    run_arm(job, found[folder], step)
+    run_arm(job, runs_by_folder[folder], write_progress)
 
 
 def launch(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> None:
-    """Do a run in several processes, as the recipe's `resources` say. Raises RuntimeError with the
-    end of the log if one of them fails."""
-    wanted = recipe.resources
-    if wanted.accelerate is None and not torch.cuda.is_available():
-        command = ["torch.distributed.run", f"--nproc-per-node={wanted.processes}"]
-        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    else:
-        command = ["accelerate.commands.launch", f"--num_processes={wanted.processes}"]
-        shipped = Path(__file__).parent / "accelerate" / f"{wanted.accelerate}.yaml"
-        config = str(shipped) if shipped.exists() else wanted.accelerate
-        command += ["--main_process_port=0", f"--config_file={config}" if config else "--multi_gpu"]
-    command += ["-m", "layerfuse.study.execute", str(study), folder, *modules]
+    """Do a run in several processes, as the recipe's `resources` say.
+
+    Args:
+        recipe: of the study.
+        study: its folder, absolute.
+        folder: the run's, relative to it.
+        modules: what to import for user strategies.
+
+    Raises:
+        RuntimeError: one of the processes failed; with the end of the log.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        *_launcher(recipe),
+        "-m",
+        "layerfuse.study.execute",
+        str(study),
+        folder,
+        *modules,
+    ]
     log = study / folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as out:
-        run = [sys.executable, "-m", *command]
-        done = subprocess.run(run, stdout=out, stderr=out, preexec_fn=die_with_parent)
+    with log.open("w", encoding="utf-8") as file:
+        done = subprocess.run(command, stdout=file, stderr=file, preexec_fn=die_with_parent)
     if done.returncode:
-        said = log.read_text("utf-8", errors="replace").splitlines()
-        own = [line for line in said if line.startswith("[rank")]  # not the launcher's
-        tail = "\n".join((own or said)[-12:])
+        tail = "\n".join(_last_words(log))
         raise RuntimeError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
+
+
+def _launcher(recipe: Recipe) -> list[str]:
+    """The module that starts a run's processes, and its options."""
+    resources = recipe.resources
+    if resources.accelerate is None and not torch.cuda.is_available():
+        # Without GPUs accelerate's launcher would need MPI to start several processes.
+        return [
+            "torch.distributed.run",
+            f"--nproc-per-node={resources.processes}",
+            "--rdzv-backend=c10d",
+            "--rdzv-endpoint=localhost:0",
+        ]
+    sharing = "--multi_gpu"
+    if resources.accelerate is not None:
+        config = Path(__file__).parent / "accelerate" / f"{resources.accelerate}.yaml"
+        if not config.exists():
+            config = Path(resources.accelerate)
+        sharing = f"--config_file={config}"
+    return [
+        "accelerate.commands.launch",
+        f"--num_processes={resources.processes}",
+        "--main_process_port=0",
+        sharing,
+    ]
+
+
+def _last_words(log: Path) -> list[str]:
+    """The last lines of a failed run's log, without those of the launcher if there are others."""
+    lines = log.read_text("utf-8", errors="replace").splitlines()
+    of_processes = [line for line in lines if line.startswith("[rank")]
+    return (of_processes or lines)[-LOG_LINES:]
 
 
 def die_with_parent() -> None:
     """Ask the kernel (Linux) to kill this process with its parent: no orphan trains on."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run_local(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) -> None:
-    """One run after another, in this process, or in those that `resources.processes` asks for."""
+    """One run after another, in this process, or in those that `resources.processes` asks for.
+
+    Args:
+        job: the study.
+        todo: the runs to do.
+        table: shows the progress.
+        finish: is called after every run.
+    """
     for run in todo:
         started = time.perf_counter()
         if job.recipe.resources.processes == 1:
-            run_arm(job, run, table.step)
+            run_arm(job, run, partial(table.step, run=run.name))
         else:
             launch(job.recipe, job.study.resolve(), run.folder, job.modules)
         finish(run, time.perf_counter() - started)
 
 
 def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) -> None:
-    """As many runs at once as the resources allow, on the cluster of $RAY_ADDRESS or here; all
-    machines must see the study's folder and the cache. A run whose worker died starts again from
-    its last checkpoint. Raises RuntimeError with the first failure when all others are done."""
+    """As many runs at once as the resources allow, on the cluster of $RAY_ADDRESS or here.
+
+    All machines must see the study's folder and the cache. A run whose worker died starts again
+    from its last checkpoint.
+
+    Args:
+        job: the study.
+        todo: the runs to do.
+        table: shows the progress.
+        finish: is called after every run.
+
+    Raises:
+        RuntimeError: with the first failure, when all other runs are done.
+    """
     ray: Any = import_module("ray")
-    wanted = job.recipe.resources
-    path = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    shared = {"LAYERFUSE_HOME": str(home().resolve()), "PYTHONPATH": os.pathsep.join(path)}
-    ray.init(runtime_env={"env_vars": shared}, log_to_driver=False)
-    gpus = wanted.gpus
+    resources = job.recipe.resources
+    ray.init(runtime_env={"env_vars": _environment_of_workers()}, log_to_driver=False)
+    gpus = resources.gpus
     if gpus is None:
-        gpus = float(wanted.processes) if ray.cluster_resources().get("GPU") else 0.0
-    task = ray.remote(num_cpus=wanted.cpus, num_gpus=gpus, max_retries=wanted.retries)(_in_worker)
-    failed: list[str] = []
+        has_gpus = ray.cluster_resources().get("GPU")
+        gpus = float(resources.processes) if has_gpus else 0.0
+    task = ray.remote(
+        num_cpus=resources.cpus,
+        num_gpus=gpus,
+        max_retries=resources.retries,
+    )(_in_worker)
+    failures: list[str] = []
     try:
-        given = (job.recipe, job.study.resolve())
-        waiting = {task.remote(*given, run.folder, job.modules): run for run in todo}
+        study = str(job.study.resolve())
+        waiting = {}
+        for run in todo:
+            reference = task.remote(study, run.folder, list(job.modules))
+            waiting[reference] = run
         while waiting:
             done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
             for run in waiting.values():
-                progress = job.study / run.folder / PROGRESS
-                note = progress.read_text("utf-8") if progress.exists() else "waiting"
-                table.update(table.rows[run.name], note=note)
-            for finished in done:
-                run = waiting.pop(finished)
+                table.note(run.name, _written_progress(job, run))
+            for reference in done:
+                run = waiting.pop(reference)
                 try:
-                    finish(run, ray.get(finished))
+                    finish(run, ray.get(reference))
                 except ray.exceptions.RayError as error:
-                    failed.append(f"{run.name}: {error}")
+                    # The other runs go on: they are not lost with this one.
+                    failures.append(f"{run.name}: {error}")
     finally:
         ray.shutdown()
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed. {failed[0]}")
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(todo)} runs failed. {failures[0]}")
 
 
-def _in_worker(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> float:
-    began = time.perf_counter()
+def _environment_of_workers() -> dict[str, str]:
+    """The environment variables of Ray's workers, which run in folders of their own."""
+    source = str(Path(__file__).parents[2])
+    path = [source, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {
+        "LAYERFUSE_HOME": str(home().resolve()),
+        "PYTHONPATH": os.pathsep.join(path),
+    }
+
+
+def _written_progress(job: Job, run: PlannedRun) -> str:
+    """What a run in another process last wrote of its progress."""
+    file = job.study / run.folder / PROGRESS
+    if not file.exists():
+        return "waiting"
+    return file.read_text("utf-8")
+
+
+def _in_worker(study: str, folder: str, modules: list[str]) -> float:
+    """Do a run in a worker of Ray. Returns the seconds that it took."""
+    started = time.perf_counter()
+    recipe = load_recipe(Path(study) / "recipe.yaml")
     if recipe.resources.processes == 1:
         torch.set_num_threads(recipe.resources.cpus)
-        run_one(study, folder, modules)
+        run_one(Path(study), folder, modules)
     else:
-        launch(recipe, study, folder, modules)
-    return time.perf_counter() - began
+        launch(recipe, Path(study), folder, modules)
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

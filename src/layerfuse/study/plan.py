@@ -8,12 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import layerfuse
+from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.schema import Arm, Recipe
 
 # What may change in a recipe without making a finished run a different run.
-_IRRELEVANT = {"name", "description", "arms", "grid", "seeds", "baseline", "statistics"}
-_IRRELEVANT |= {"keep_models", "fusion_defaults", "chat_template", "similarity", "resources"}
-_IRRELEVANT |= {"report_to", "on_bad_sample"}
+_IRRELEVANT = {
+    "name",
+    "description",
+    "arms",
+    "grid",
+    "seeds",
+    "baseline",
+    "statistics",
+    "keep_models",
+    "fusion_defaults",
+    "chat_template",
+    "similarity",
+    "resources",
+    "report_to",
+    "on_bad_sample",
+}
+# What only `layerfuse show` reads, wherever it stands in a recipe.
 _ONLY_SHOWN = {"expected_samples", "config", "image_size"}
 
 
@@ -24,44 +39,92 @@ class PlannedRun:
     arm: Arm
     seed: int
     key: str
+    """digest of all that decides the run's result"""
 
     @property
     def name(self) -> str:
-        return f"{self.arm.label} · seed {self.seed}"
+        """How tables and messages call the run."""
+        return run_name(self.arm, self.seed)
 
     @property
     def folder(self) -> str:
+        """The run's folder, relative to the study's."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.arm.label.lower()).strip("-")
         return f"arms/{slug}.seed{self.seed}.{self.key}"
 
     def result(self, study: Path) -> dict[str, Any] | None:
-        """The finished result, if there is one."""
+        """The finished result in a study's folder, None if there is none."""
         file = study / self.folder / "result.json"
-        return json.loads(file.read_text("utf-8")) if file.exists() else None
+        if not file.exists():
+            return None
+        return json.loads(file.read_text("utf-8"))
+
+
+def run_name(arm: Arm, seed: int) -> str:
+    """How tables and messages call a run."""
+    return f"{arm.label} · seed {seed}"
+
+
+def arms_and_seeds(recipe: Recipe) -> list[tuple[Arm, int]]:
+    """The arm and the seed of every run, in the order in which they are done: all arms with their
+    first seed, then the second seeds, and so on."""
+    arms = recipe.all_arms()
+    seeds_of_arms = [arm.seeds or recipe.seeds for arm in arms]
+    most_seeds = max(len(seeds) for seeds in seeds_of_arms)
+    pairs = []
+    for place in range(most_seeds):
+        for arm, seeds in zip(arms, seeds_of_arms, strict=True):
+            if place < len(seeds):
+                pairs.append((arm, seeds[place]))
+    return pairs
 
 
 def runs(recipe: Recipe, samples: str) -> list[PlannedRun]:
-    """Every run: first all arms with their first seed, then the second seeds, and so on; `samples`
-    is a digest of what they hold."""
-    settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k not in _IRRELEVANT}
-    decides = {**_without(settings, _ONLY_SHOWN), "samples": samples}
-    decides["layerfuse"] = layerfuse.__version__
+    """Every run, in the order in which they are done.
+
+    Args:
+        recipe: of the study.
+        samples: a digest of what its samples hold.
+
+    Raises:
+        LayerfuseError: a file that the recipe names is missing.
+    """
+    common = _common_settings(recipe, samples)
+    planned = []
+    for arm, seed in arms_and_seeds(recipe):
+        decisive = {
+            **common,
+            "layers": _with_contents(arm.layers),
+            "fusion": arm.fusion,
+            "seed": seed,
+        }
+        text = json.dumps(decisive, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        planned.append(PlannedRun(arm, seed, key))
+    return planned
+
+
+def _common_settings(recipe: Recipe, samples: str) -> dict[str, Any]:
+    """What decides the results of all runs alike."""
+    settings = _without(recipe.model_dump(mode="json"), _ONLY_SHOWN)
+    decisive = {name: value for name, value in settings.items() if name not in _IRRELEVANT}
+    decisive["samples"] = samples
+    decisive["layerfuse"] = layerfuse.__version__
     if recipe.chat_template:
-        decides["template"] = _digest(recipe.chat_template)
-    found = []
-    for arm in recipe.all_arms():
-        own = {**decides, "layers": _with_contents(arm.layers), "fusion": arm.fusion}
-        for place, seed in enumerate(arm.seeds or recipe.seeds):
-            text = json.dumps({**own, "seed": seed}, sort_keys=True)
-            key = hashlib.sha256(text.encode()).hexdigest()[:8]
-            found.append((place, PlannedRun(arm, seed, key)))
-    return [run for _, run in sorted(found, key=lambda pair: pair[0])]
+        # What the file holds, not where it is.
+        decisive["template"] = _digest(recipe.chat_template)
+    return decisive
 
 
-def _without(node: Any, keys: set[str]) -> Any:
+def _without(node: Any, names: set[str]) -> Any:
+    """A tree of mappings without these keys, at any depth."""
     if not isinstance(node, dict):
         return node
-    return {k: _without(v, keys) for k, v in node.items() if k not in keys}
+    remaining = {}
+    for name, value in node.items():
+        if name not in names:
+            remaining[name] = _without(value, names)
+    return remaining
 
 
 def _with_contents(layers: Any) -> Any:
@@ -73,4 +136,8 @@ def _with_contents(layers: Any) -> Any:
 
 
 def _digest(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise LayerfuseError(f"cannot read {file}, which the recipe names: {error}") from error
+    return hashlib.sha256(content).hexdigest()

@@ -1,45 +1,86 @@
 """The progress of a running study."""
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from layerfuse.study.plan import PlannedRun
+PREPARING = "preparing"
 
 
 class LiveTable(Progress):
-    """One row per run with what it is doing, and one for the preparation; redrawn in place on a
-    terminal, elsewhere (a log file) a line per event."""
+    """One row per run with what it is doing, and one for the preparation.
 
-    def __init__(self, runs: list[PlannedRun], console: Console) -> None:
-        name, note = (TextColumn(f"{{task.{field}}}") for field in ("description", "fields[note]"))
-        columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
-        super().__init__(*columns, console=console, disable=not console.is_terminal)
-        names = ("preparing", *(run.name for run in runs))
-        self.rows = {row: self.add_task(row, start=False, total=None, note="") for row in names}
+    Redrawn in place on a terminal; elsewhere, such as in a log file, a line per event.
+
+    Args:
+        names: of the runs.
+        console: where to draw.
+    """
+
+    def __init__(self, names: Sequence[str], console: Console) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.rows = {}
+        for name in [PREPARING, *names]:
+            self.rows[name] = self.add_task(name, start=False, total=None, note="")
         self.phases: dict[str, str] = {}
         self.seconds: list[float] = []
-        self.left = len(runs)
+        self.num_left = len(names)
 
     def step(self, phase: str, done: int, total: int, note: str = "", run: str = "") -> None:
-        """Progress of a phase of a run, or of the preparation."""
-        row = self.rows[run or "preparing"]
+        """Show progress.
+
+        Args:
+            phase: what is being done.
+            done: units finished so far.
+            total: units in this phase.
+            note: a short remark, such as the current loss.
+            run: the run's name; none for the preparation.
+        """
+        row = self.rows[run or PREPARING]
         if self.phases.get(run) != phase:
             self.phases[run] = phase
+            # A phase has a bar and a remaining time of its own.
             self.reset(row, total=total)
-            self._say(f"{run}: {phase} ({total})" if run else f"{phase} ({total})")
+            event = f"{phase} ({total})"
+            if run:
+                event = f"{run}: {event}"
+            self._say(event)
         self.update(row, completed=done, total=total, note=f"{phase} {note}")
 
-    def finish(self, run: PlannedRun, score: float, seconds: float | None) -> None:
-        """Show a run's score; `seconds` is None for a run that was finished before."""
-        self.left -= 1
-        self.seconds += [] if seconds is None else [seconds]
-        self.update(self.rows[run.name], completed=1, total=1, note=f"accuracy {score:.3f}")
-        mean = sum(self.seconds) / max(len(self.seconds), 1)
-        rest = f", about {self.left * mean / 60:.0f} min left" if self.left and mean else ""
-        self._say(f"{run.name}: accuracy {score:.3f}{rest}")
+    def note(self, run: str, text: str) -> None:
+        """Show what a run in another process says of itself."""
+        self.update(self.rows[run], note=text)
+
+    def finish(self, run: str, score: float, seconds: float | None) -> None:
+        """Show a run's score.
+
+        Args:
+            run: the run's name.
+            score: mean accuracy, 0..1.
+            seconds: that the run took; None if it was finished before.
+        """
+        self.num_left -= 1
+        if seconds is not None:
+            self.seconds.append(seconds)
+        result = f"accuracy {score:.3f}"
+        self.update(self.rows[run], completed=1, total=1, note=result)
+        event = f"{run}: {result}"
+        if self.num_left and self.seconds:
+            mean_seconds = sum(self.seconds) / len(self.seconds)
+            event += f", about {self.num_left * mean_seconds / 60:.0f} min left"
+        self._say(event)
 
     def _say(self, text: str) -> None:
+        """Print an event where nothing is redrawn."""
         if self.disable:
             self.console.print(f"{time.strftime('%H:%M:%S')}  {text}", soft_wrap=True)

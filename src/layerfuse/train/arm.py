@@ -1,10 +1,9 @@
-"""Train one arm: compose, calibrate, run the stages, save."""
+"""Train one arm: compose, calibrate, run the stages."""
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.sample import by_turn
 from layerfuse.data.sources import Samples
+from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.fusion import parse
 from layerfuse.hardware import DTYPES, device
@@ -24,26 +24,42 @@ from layerfuse.model.config import FusionConfig
 from layerfuse.model.pretrained import compose_processor
 from layerfuse.model.processor import Processor, question_of
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.recipe.schema import Arm, Recipe, Stage
+from layerfuse.progress import Progress, silent
+from layerfuse.recipe.schema import Arm, Recipe
 from layerfuse.train import stages
-from layerfuse.train.trainer import checkpoints, fit
+from layerfuse.train.trainer import LossCurve, checkpoints, fit
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.features import Features, concatenate
 from layerfuse.vision.selection import select
 
-CALIBRATION_SAMPLES, CALIBRATION_BATCH = 256, 32
-Report = Callable[[str, int, int, float | None], None]
+CALIBRATION_SAMPLES = 256
+CALIBRATION_BATCH = 32
+FINISHED = "finished.json"
+"""Curves and times of the stages that an interrupted run has finished."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trained:
     """A trained arm and what its training cost."""
 
     model: FusionVLM
     processor: Processor
-    losses: dict[str, list[tuple[int, float]]]
+    losses: dict[str, LossCurve]
+    """by stage"""
     seconds: dict[str, float]
+    """by stage"""
     parameters: dict[str, int]
+    """of each part, and those that the last stage trained"""
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What an interrupted run still has to do, and what is known of the stages before."""
+
+    names: list[str]
+    """the stages to run, in their order; at least one"""
+    losses: dict[str, LossCurve]
+    seconds: dict[str, float]
 
 
 def encoder_for(recipe: Recipe) -> Encoder:
@@ -52,14 +68,16 @@ def encoder_for(recipe: Recipe) -> Encoder:
     taps: set[int] = set()
     for arm in recipe.all_arms():
         selection = select(arm.layers, config.num_hidden_layers)
-        taps |= set(parse(arm.fusion).options.resolve(selection).taps(selection))
+        options = parse(arm.fusion).options.resolve(selection)
+        taps.update(options.taps(selection))
     tower = load_tower(recipe.encoder.model, config, DTYPES[recipe.dtype])
     return Encoder(tower, taps, recipe.token_grid).eval()
 
 
 def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
-    """The untrained model of an arm and its processor."""
+    """The untrained model of an arm, on this process's device, and its processor."""
     set_seed(seed)
+    # transformers types `to` for its own classes only
     model: Any = FusionVLM.compose(
         recipe.encoder.model,
         recipe.llm.model,
@@ -74,101 +92,208 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
 
 
 def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:
-    """The processor of an arm with this configuration."""
-    template = Path(recipe.chat_template).read_text("utf-8") if recipe.chat_template else None
-    parts = (recipe.encoder.model, recipe.llm.model)
-    return compose_processor(*parts, config, template, recipe.image_token)
+    """The processor of an arm with this configuration.
+
+    Raises:
+        LayerfuseError: the recipe's chat template cannot be read.
+    """
+    template = None
+    if recipe.chat_template:
+        try:
+            template = Path(recipe.chat_template).read_text("utf-8")
+        except OSError as error:
+            raise LayerfuseError(f"chat_template: {error}") from error
+    return compose_processor(
+        recipe.encoder.model,
+        recipe.llm.model,
+        config,
+        template,
+        recipe.image_token,
+    )
 
 
+@torch.no_grad()
 def calibrate(
     model: FusionVLM, processor: Processor, samples: Samples, store: FeatureStore | None
 ) -> None:
-    """Measure the fusion's stored constants on the first training pictures."""
+    """Measure the fusion's stored constants on the first training pictures.
+
+    Args:
+        model: is changed, if its strategy has such constants.
+        processor: of the model.
+        samples: of the first stage.
+        store: cached features of their pictures, or None to encode them.
+    """
     config = model.fusion.config
     if config.normalize != "standardize" and config.token_scale is None:
         return
-    chosen = list(islice((s for s in samples if s.pictures), CALIBRATION_SAMPLES))
-    found: list[Features] = []
-    with torch.no_grad():
-        for start in range(0, len(chosen), CALIBRATION_BATCH):
-            batch = visual_inputs(processor, chosen[start : start + CALIBRATION_BATCH], store)
-            features = batch.get("features")
-            if features is None:
-                features = model.encode_images(batch["pixel_values"].to(model.device))
-            found.append(features.to(device=model.device, dtype=model.fusion_dtype))
-        if found:
-            model.fusion.calibrate(concatenate(found), model.embedding_std)
+    with_pictures = (sample for sample in samples if sample.pictures)
+    chosen = list(islice(with_pictures, CALIBRATION_SAMPLES))
+    measured: list[Features] = []
+    for start in range(0, len(chosen), CALIBRATION_BATCH):
+        batch = visual_inputs(processor, chosen[start : start + CALIBRATION_BATCH], store)
+        features = batch.get("features")
+        if features is None:
+            features = model.encode_images(batch["pixel_values"].to(model.device))
+        measured.append(features.to(device=model.device, dtype=model.fusion_dtype))
+    if measured:
+        model.fusion.calibrate(concatenate(measured), model.embedding_std)
 
 
 def embed_questions(
-    recipe: Recipe, processor: Processor, samples: Mapping[str, Samples], report: Report
+    recipe: Recipe,
+    processor: Processor,
+    samples: Mapping[str, Samples],
+    progress: Progress = silent,
 ) -> None:
-    """Embed every question of the guided stages once, if the strategy reads sentences."""
-    if not processor.instruction.guided or processor.instruction.made_by_model:
+    """Embed every question of the guided stages once, if the strategy reads sentences.
+
+    Args:
+        recipe: says which stages an instruction guides.
+        processor: keeps the embeddings.
+        samples: by stage.
+        progress: is told of the texts that are embedded.
+    """
+    source = processor.instruction
+    if not source.guided or source.made_by_model:
         return
-    guided = (samples[n] for n, stage in recipe.stages.items() if stage.guided_by == "instruction")
-    turns = (turn for part in guided for sample in part for turn in by_turn(sample))
-    processor.instruction.remember(
-        (question_of(turn.messages) for turn in turns),
-        lambda phase, done, total, note="": report(phase, done, total, None),
-    )
+    source.remember(_guiding_questions(recipe, samples), progress)
+
+
+def _guiding_questions(recipe: Recipe, samples: Mapping[str, Samples]) -> Iterator[str]:
+    """The question of every answer that the guided stages train on."""
+    for name, stage in recipe.stages.items():
+        if stage.guided_by != "instruction":
+            continue
+        for sample in samples[name]:
+            for turn in by_turn(sample):
+                yield question_of(turn.messages)
 
 
 def train_arm(
     recipe: Recipe,
     arm: Arm,
     seed: int,
+    *,
     samples: Mapping[str, Samples],
     store: FeatureStore | None,
     folder: Path,
-    report: Report,
+    progress: Progress = silent,
 ) -> Trained:
-    """Run every stage of an arm. `samples` holds the data of each stage by name; `store` the cached
-    features, or None to encode pictures as they come. Checkpoints go to `folder`/stages."""
+    """Run every stage of an arm, from its newest checkpoint on.
+
+    Args:
+        recipe: of the study.
+        arm: one of its arms.
+        seed: of the fusion's initialisation and the order of the data.
+        samples: the data of each stage, by the stage's name.
+        store: cached features, or None to encode pictures as they come.
+        folder: of the run; checkpoints go to its `stages`.
+        progress: is told of every step, under the stage's name.
+
+    Raises:
+        LayerfuseError: the loss is not finite, or processes cannot share a batch.
+    """
     model, processor = compose(recipe, arm, seed)
-    store = store and store.restrict(model.vision_tower.layers)
-    first = next(iter(samples))
-    calibrate(model, processor, samples[first], store if recipe.reads_cache(first) else None)
-    embed_questions(recipe, processor, samples, report)
-    trained = Trained(model, processor, {}, {}, {})
-    for name, stage in remaining_stages(recipe, folder, trained):
+    if store is not None:
+        store = store.restrict(model.vision_tower.layers)
+    first_stage = next(iter(recipe.stages))
+    first_store = store if recipe.stage_reads_cache(first_stage) else None
+    calibrate(model, processor, samples[first_stage], first_store)
+    embed_questions(recipe, processor, samples, progress)
+    remaining = remaining_stages(recipe, folder)
+    losses = dict(remaining.losses)
+    seconds = dict(remaining.seconds)
+    parameters: dict[str, int] = {}
+    for name in remaining.names:
         started = time.perf_counter()
-        set_seed(seed)  # adapters begin alike, whether or not the stage before was continued
-        adapted = stages.begin_stage(trained.model, stage, DTYPES[recipe.dtype])
-        if recipe.liger:
-            stages.apply_liger(trained.model)
-        trained.parameters = stages.count_parameters(trained.model)
-        used = store if recipe.reads_cache(name) else None
-        trained.losses[name], saved = fit(
-            trained.model,
+        stage = recipe.stages[name]
+        collator = Collator(
+            processor,
+            stage.prompt,
+            stage.max_length,
+            store if recipe.stage_reads_cache(name) else None,
+            stage.guided_by,
+        )
+        dataset = SampleDataset(samples[name], stage.random_crop, seed)
+        model, parameters, losses[name] = _train_stage(
+            model,
             recipe,
             name,
-            SampleDataset(samples[name], stage.random_crop, seed),
-            Collator(processor, stage.prompt, stage.max_length, used, stage.guided_by),
-            folder / "stages" / name,
-            partial(report, name),
+            dataset=dataset,
+            collator=collator,
+            folder=folder / "stages" / name,
+            progress=progress,
         )
-        if saved is None:
-            stages.end_stage(trained.model, adapted, DTYPES[recipe.dtype])
-        else:
-            trained.model = stages.load_trained(saved, stage, DTYPES[recipe.dtype])
-        trained.seconds[name] = round(time.perf_counter() - started, 2)
+        seconds[name] = round(time.perf_counter() - started, 2)
         if PartialState().is_main_process:
-            curves = {"losses": trained.losses, "seconds": trained.seconds}
-            write_text(folder / "stages" / "finished.json", json.dumps(curves))
-    whole: Any = trained.model
+            # Checkpoints of later stages hold the weights, but not these.
+            curves = {"losses": losses, "seconds": seconds}
+            write_text(folder / "stages" / FINISHED, json.dumps(curves))
+    # transformers types `to` for its own classes only
+    whole: Any = model
     whole.to(device()).eval()
-    return trained
+    return Trained(model, processor, losses, seconds, parameters)
 
 
-def remaining_stages(recipe: Recipe, folder: Path, trained: Trained) -> list[tuple[str, Stage]]:
-    """The stages from the newest checkpoint on: earlier ones are contained in its weights."""
-    every = list(recipe.stages.items())
-    started = [i for i, (n, _) in enumerate(every) if checkpoints(folder / "stages" / n)]
-    memory = folder / "stages" / "finished.json"
-    if started and started[-1] and memory.exists():
-        before = json.loads(memory.read_text("utf-8"))
-        curves = before["losses"].items()
-        trained.losses.update({k: [(step, loss) for step, loss in v] for k, v in curves})
-        trained.seconds.update(before["seconds"])
-    return every[started[-1] :] if started else every
+def _train_stage(
+    model: FusionVLM,
+    recipe: Recipe,
+    name: str,
+    *,
+    dataset: SampleDataset,
+    collator: Collator,
+    folder: Path,
+    progress: Progress,
+) -> tuple[FusionVLM, dict[str, int], LossCurve]:
+    """Run one stage.
+
+    Returns:
+        The model as the stage leaves it, the numbers of parameters while it trained, and the
+        losses.
+    """
+    stage = recipe.stages[name]
+    dtype = DTYPES[recipe.dtype]
+    # Adapters begin alike, whether or not the stage before was continued.
+    set_seed(dataset.seed)
+    adapted = stages.begin_stage(model, stage, dtype)
+    if recipe.liger:
+        stages.apply_liger(model)
+    parameters = stages.count_parameters(model)
+    losses, saved = fit(
+        model,
+        recipe,
+        name,
+        dataset=dataset,
+        collator=collator,
+        folder=folder,
+        progress=progress,
+    )
+    if saved is None:
+        stages.end_stage(model, adapted, dtype)
+    else:
+        # No process holds the whole model: each reads what all have written.
+        model = stages.load_trained(saved, stage, dtype)
+    return model, parameters, losses
+
+
+def remaining_stages(recipe: Recipe, folder: Path) -> Remaining:
+    """The stages from the newest checkpoint on: its weights contain those before.
+
+    Args:
+        recipe: of the study.
+        folder: of the run.
+    """
+    names = list(recipe.stages)
+    begun = 0
+    for place, name in enumerate(names):
+        if checkpoints(folder / "stages" / name):
+            begun = place
+    memory = folder / "stages" / FINISHED
+    if begun == 0 or not memory.exists():
+        return Remaining(names[begun:], {}, {})
+    before = json.loads(memory.read_text("utf-8"))
+    losses = {}
+    for name, curve in before["losses"].items():
+        losses[name] = [(step, loss) for step, loss in curve]
+    return Remaining(names[begun:], losses, before["seconds"])

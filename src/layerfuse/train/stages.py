@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.recipe.schema import Part, Stage
+from layerfuse.recipe.schema import Lora, Part, Stage
 
 
 def parts(model: FusionVLM) -> dict[Part, nn.Module]:
@@ -21,35 +21,56 @@ def parts(model: FusionVLM) -> dict[Part, nn.Module]:
     return {"vision": model.vision_tower, "fusion": model.fusion, "llm": model.language_model}
 
 
-def begin_stage(model: Any, stage: Stage, dtype: torch.dtype) -> Any:
-    """Let exactly the stage's parts train, in float32. Returns the LLM's PEFT wrapper, if any."""
+def begin_stage(model: FusionVLM, stage: Stage, dtype: torch.dtype) -> Any:
+    """Let exactly the stage's parts train, in float32.
+
+    Args:
+        model: is changed in place.
+        stage: names the parts.
+        dtype: of the parts that stay frozen.
+
+    Returns:
+        The LLM's PEFT wrapper, None without adapters.
+    """
     model.requires_grad_(False)
     adapted = None
     for name, part in parts(model).items():
-        lora = stage.lora if name == "llm" and name in stage.learning_rates else None
-        trains = name in stage.learning_rates and lora is None
-        cast(part, torch.float32 if trains else dtype)
-        part.requires_grad_(trains)
-        if lora is not None:
-            settings = LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=lora.target_modules,
-                task_type="CAUSAL_LM",
-            )
-            # peft asks for a property by a name that transformers deprecates.
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", ".*is_gradient_checkpointing.*", category=FutureWarning
-                )
-                adapted = get_peft_model(model.language_model, settings)
+        trains = name in stage.learning_rates
+        if trains and name == "llm" and stage.lora is not None:
+            # The adapters train in place of the weights, which stay as they are.
+            cast(part, dtype)
+            adapted = _add_adapters(model, stage.lora)
+        elif trains:
+            cast(part, torch.float32)
+            part.requires_grad_(True)
+        else:
+            cast(part, dtype)
     return adapted
 
 
-def end_stage(model: Any, adapted: Any, dtype: torch.dtype) -> None:
-    """Merge adapters and bring the whole model to `dtype`, so that what is tested is what is
-    saved."""
+def _add_adapters(model: FusionVLM, lora: Lora) -> Any:
+    """Add low-rank adapters to the LLM, in place. Returns their PEFT wrapper."""
+    settings = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    # peft asks for a property by a name that transformers deprecates.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", category=FutureWarning)
+        return get_peft_model(model.language_model, settings)
+
+
+def end_stage(model: FusionVLM, adapted: Any, dtype: torch.dtype) -> None:
+    """Merge adapters and bring the whole model to `dtype`, so that what is tested is what is saved.
+
+    Args:
+        model: is changed in place.
+        adapted: what `begin_stage` returned.
+        dtype: of the saved model.
+    """
     if adapted is not None:
         adapted.merge_and_unload()
     model.requires_grad_(False)
@@ -57,17 +78,31 @@ def end_stage(model: Any, adapted: Any, dtype: torch.dtype) -> None:
 
 
 def load_trained(folder: Path, stage: Stage, dtype: torch.dtype) -> FusionVLM:
-    """The whole model at the end of a stage whose parts were spread over processes, which
-    `Trainer.save_model` wrote to `folder` with adapters apart."""
-    files = sorted(folder.glob("*.safetensors"))
-    saved = {name: value for file in files for name, value in load_file(file).items()}
-    apart = {name: value for name, value in saved.items() if ".lora_" in name}
-    base = {k.replace(".base_layer.", "."): v for k, v in saved.items() if k not in apart}
+    """The whole model at the end of a stage whose parts were spread over processes.
+
+    Args:
+        folder: where `Trainer.save_model` wrote it, with adapters apart.
+        stage: the stage.
+        dtype: of the model.
+
+    Raises:
+        ValueError: the folder holds adapters that the stage lacks.
+    """
+    base = {}
+    adapters = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, value in load_file(file).items():
+            if ".lora_" in name:
+                adapters[name] = value
+            else:
+                # PEFT calls the layer that an adapter is added to so.
+                base[name.replace(".base_layer.", ".")] = value
     config = FusionConfig.from_pretrained(folder)
+    # transformers types a model without a name for its own classes only
     model: Any = FusionVLM.from_pretrained(None, config=config, state_dict=base)
     model.generation_config = GenerationConfig.from_pretrained(folder)
     adapted = begin_stage(model, stage, dtype)
-    unexpected = model.load_state_dict(apart, strict=False).unexpected_keys
+    unexpected = model.load_state_dict(adapters, strict=False).unexpected_keys
     if unexpected:
         raise ValueError(f"{folder} holds adapters that the stage lacks: {unexpected[:3]}")
     end_stage(model, adapted, dtype)
@@ -88,29 +123,53 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def parameter_groups(model: FusionVLM, stage: Stage, decayed: set[str]) -> list[dict[str, Any]]:
-    """AdamW groups: one per part and per decay; `decayed` names the weights that decay."""
-    weights = {id(p) for name, p in model.named_parameters() if name in decayed}
+    """AdamW's groups: one per part and per decay.
+
+    Args:
+        model: in the stage.
+        stage: holds the learning rates.
+        decayed: the names of the weights that decay.
+
+    Returns:
+        The groups that have parameters.
+    """
+    # By identity: adapters give weights other names than the model's own.
+    decayed_ids = {id(weight) for name, weight in model.named_parameters() if name in decayed}
     groups = []
     for name, rate in stage.learning_rates.items():
-        own = [p for p in parts(model)[name].parameters() if p.requires_grad]
-        for decays, decay in ((True, stage.weight_decay), (False, 0.0)):
-            chosen = [p for p in own if (id(p) in weights) is decays]
-            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-    return [group for group in groups if group["params"]]
+        with_decay = []
+        without_decay = []
+        for parameter in parts(model)[name].parameters():
+            if not parameter.requires_grad:
+                continue
+            if id(parameter) in decayed_ids:
+                with_decay.append(parameter)
+            else:
+                without_decay.append(parameter)
+        for chosen, decay in ((with_decay, stage.weight_decay), (without_decay, 0.0)):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+    return groups
 
 
 def count_parameters(model: FusionVLM) -> dict[str, int]:
     """Numbers of parameters per part, and of those that train now."""
-    counts: dict[str, int] = {
-        name: sum(p.numel() for p in part.parameters()) for name, part in parts(model).items()
-    }
-    counts["trained"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    counts: dict[str, int] = {}
+    for name, part in parts(model).items():
+        counts[name] = sum(parameter.numel() for parameter in part.parameters())
+    training = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    counts["trained"] = sum(parameter.numel() for parameter in training)
     return counts
 
 
 def apply_liger(model: FusionVLM) -> None:
-    """Replace norms, rotary embeddings and MLPs of the LLM by liger's kernels; the loss stays ours,
-    at labelled positions."""
+    """Replace norms, rotary embeddings and MLPs of the LLM by liger's kernels.
+
+    The loss stays ours, at labelled positions.
+    """
     liger = import_module("liger_kernel.transformers")
-    own = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-    liger._apply_liger_kernel_to_instance(model=model.language_model, **own)
+    liger._apply_liger_kernel_to_instance(
+        model=model.language_model,
+        cross_entropy=False,
+        fused_linear_cross_entropy=False,
+    )

@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,99 +12,161 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import unset_hf_deepspeed_config
 
 from layerfuse.data.collate import Collator, LengthGroups, SampleDataset
+from layerfuse.errors import LayerfuseError
 from layerfuse.model.vlm import FusionVLM
+from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Recipe, Stage
 from layerfuse.train.stages import parameter_groups
 
-Report = Callable[[int, int, float | None], None]
-COMPLETE = "complete"  # the last file of a checkpoint
+LossCurve = list[tuple[int, float]]
+"""(step, mean loss since the last point)"""
+
+COMPLETE = "complete"
+"""The last file of a checkpoint."""
 
 
 class FusionTrainer(Trainer):
     """`Trainer` with one learning rate per part of the model, batches of similar lengths, and a
-    frozen encoder that FSDP leaves whole."""
+    frozen encoder that FSDP leaves whole.
+
+    Args:
+        stage: what to train, and how.
+        kwargs: of `Trainer`, which is transformers' and takes many.
+
+    Raises:
+        LayerfuseError: FSDP is asked for where it would not shard.
+    """
 
     def __init__(self, stage: Stage, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stage = stage
+        # accelerate's plugins are set at run time, and its types do not know them
         state: Any = self.accelerator.state
-        self.fsdp = state.fsdp_plugin if self.is_fsdp_enabled else None
-        if self.fsdp is None and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            raise ValueError("FSDP needs GPUs: on CPU accelerate would train without sharding")
-        model: Any = self.model
-        if self.fsdp is not None and "vision" not in stage.learning_rates:
+        self.fsdp: Any = None
+        if self.is_fsdp_enabled:
+            self.fsdp = state.fsdp_plugin
+        elif os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            raise LayerfuseError("FSDP needs GPUs: on CPU accelerate would train without sharding")
+        self.zero3 = False
+        if self.is_deepspeed_enabled:
+            self.zero3 = state.deepspeed_plugin.zero_stage == 3
+        trains_encoder = "vision" in stage.learning_rates
+        if self.fsdp is not None and not trains_encoder:
+            model: Any = self.model
             self.fsdp.ignored_modules = [model.vision_tower]
-        self.zero3 = self.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3
-        # whether a batch of text alone needs a picture: other processes would wait for this one's
-        # part of the encoder, and DeepSpeed adds up gradients by the order in which they come
-        sharded = self.fsdp is not None and "vision" in stage.learning_rates
-        self.every_process_sees = self.is_deepspeed_enabled or sharded
+        # Whether a batch of text alone needs a picture. Under FSDP other processes would wait for
+        # this one's part of the encoder; DeepSpeed adds up gradients by the order in which they
+        # come.
+        encoder_is_sharded = self.fsdp is not None and trains_encoder
+        self.every_process_sees = self.is_deepspeed_enabled or encoder_is_sharded
 
     def save_whole(self, folder: Path) -> Path | None:
-        """Save a model whose parts are spread over the processes; None if every process has it."""
+        """Save a model whose parts are spread over the processes.
+
+        Returns:
+            The folder, or None if every process holds the model whole; then nothing is saved.
+        """
         if self.fsdp is None and not self.zero3:
             return None
         if self.fsdp is not None:
             self.fsdp.set_state_dict_type("FULL_STATE_DICT")
         self.save_model(str(folder))
         self.accelerator.wait_for_everyone()
-        unset_hf_deepspeed_config()  # what is loaded next is whole
+        # What is loaded next is whole: transformers must not spread it again.
+        unset_hf_deepspeed_config()
         return folder
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        grouped = dataset.lengths() if self.stage.group_by_length else [0] * len(dataset)
-        return LengthGroups(torch.tensor(grouped), self.stage.batch_size, self.args.seed)
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroups:
+        dataset: Any = self.train_dataset
+        if train_dataset is not None:
+            dataset = train_dataset
+        if self.stage.group_by_length:
+            lengths = torch.tensor(dataset.lengths())
+        else:
+            # All alike: the sampler's order is then random.
+            lengths = torch.zeros(len(dataset), dtype=torch.int64)
+        return LengthGroups(lengths, self.stage.batch_size, self.args.seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            target = self.accelerator.unwrap_model(self.model if model is None else model)
-            decayed = set(self.get_decay_parameter_names(target))
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
-            self.optimizer = kind(parameter_groups(target, self.stage, decayed), **settings)
+            wrapped = self.model if model is None else model
+            bare = self.accelerator.unwrap_model(wrapped)
+            decayed = set(self.get_decay_parameter_names(bare))
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, bare)
+            groups = parameter_groups(bare, self.stage, decayed)
+            self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
 
-class _Progress(TrainerCallback):
-    def __init__(self, report: Report, dataset: SampleDataset) -> None:
-        self.report = report
+class _Report(TrainerCallback):
+    """Tells of every step, numbers the epochs, and marks complete checkpoints."""
+
+    # transformers calls with its own types of arguments, state and control
+
+    def __init__(self, name: str, dataset: SampleDataset, progress: Progress) -> None:
+        self.name = name
         self.dataset = dataset
+        self.progress = progress
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.dataset.set_epoch(int(state.epoch or 0))  # accelerate tells only some samplers
+        # accelerate tells the epoch to some samplers only
+        self.dataset.set_epoch(int(state.epoch or 0))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        PartialState().wait_for_everyone()  # each process writes a part
-        if state.is_world_process_zero:
-            place = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (place / COMPLETE).touch()
-            for other in set(place.parent.glob("checkpoint-*")) - {place}:
-                (other / COMPLETE).unlink(missing_ok=True)  # what is half removed is not complete
-                shutil.rmtree(other, ignore_errors=True)
+        # Each process writes a part of the checkpoint.
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (newest / COMPLETE).touch()
+        for older in newest.parent.glob("checkpoint-*"):
+            if older != newest:
+                # First the mark: what is half removed is not complete.
+                (older / COMPLETE).unlink(missing_ok=True)
+                shutil.rmtree(older, ignore_errors=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            found = {"loss": logs["loss"], "gradient": logs.get("grad_norm", 0.0)}
-            for name, value in found.items():  # an update by such a gradient would be saved
-                if not math.isfinite(value):
-                    where = f"{value} at step {state.global_step}"
-                    raise ValueError(f"the {name} became {where}: lower the learning rates")
-            self.report(state.global_step, state.max_steps, float(logs["loss"]))
+        if not logs or "loss" not in logs:
+            return
+        values = {"loss": logs["loss"], "gradient": logs.get("grad_norm", 0.0)}
+        for name, value in values.items():
+            # Stopped at once: an update by such a gradient would be saved.
+            if not math.isfinite(value):
+                raise LayerfuseError(
+                    f"the {name} became {value} at step {state.global_step}: lower the learning "
+                    "rates"
+                )
+        note = f"loss {logs['loss']:.3f}"
+        self.progress(self.name, state.global_step, state.max_steps, note)
 
 
 def fit(
     model: FusionVLM,
     recipe: Recipe,
     name: str,
+    *,
     dataset: SampleDataset,
     collator: Collator,
     folder: Path,
-    report: Report,
-) -> tuple[list[tuple[int, float]], Path | None]:
-    """Run the stage `name`, from the newest checkpoint in `folder` on, and return its loss curve,
-    [(step, mean loss since the last point)], and where the model was saved if no process holds it
-    whole. Raises ValueError if the batch does not suit the number of processes, or if the loss is
-    not finite."""
+    progress: Progress = silent,
+) -> tuple[LossCurve, Path | None]:
+    """Run a stage, from its newest checkpoint on.
+
+    Args:
+        model: whose parts `begin_stage` has prepared.
+        recipe: of the study.
+        name: the stage's.
+        dataset: what it trains on; holds the seed of the order.
+        collator: makes its batches.
+        folder: where its checkpoints are.
+        progress: is told of every step, under the stage's name.
+
+    Returns:
+        The loss curve, and where the model was saved if no process holds it whole.
+
+    Raises:
+        LayerfuseError: the batch does not suit the number of processes, or the loss is not finite.
+    """
     stage = recipe.stages[name]
     trainer = FusionTrainer(
         stage,
@@ -113,23 +174,36 @@ def fit(
         args=_arguments(recipe, stage, folder, dataset.seed),
         train_dataset=dataset,
         data_collator=collator,
-        callbacks=[_Progress(report, dataset)],
+        callbacks=[_Report(name, dataset, progress)],
     )
     collator.blank = trainer.every_process_sees
-    trainer.remove_callback(PrinterCallback)  # the report shows the same
-    saved = checkpoints(folder)
-    trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
-    curve = [(int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e]
+    # What it prints is in the progress.
+    trainer.remove_callback(PrinterCallback)
+    complete = checkpoints(folder)
+    newest = None
+    if complete:
+        newest = str(complete[-1])
+    trainer.train(resume_from_checkpoint=newest)
+    curve = []
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            curve.append((int(entry["step"]), entry["loss"]))
     return curve, trainer.save_whole(folder / "whole")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a stage, oldest first."""
     complete = [mark.parent for mark in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return sorted(complete, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(complete, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was saved, as its folder's name says."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> TrainingArguments:
+    """The stage's settings as transformers takes them."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
@@ -153,11 +227,13 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> Trainin
         report_to=list(recipe.report_to) or "none",
         run_name=f"{folder.parent.parent.name} {folder.name}",
         dataloader_num_workers=recipe.resources.loaders,
-        # every part that trains gets a gradient from every batch, but the encoder none from text
+        # Every part that trains gets a gradient from every batch, but the encoder none from text.
         ddp_find_unused_parameters="vision" in stage.learning_rates,
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # one process, one device: never DataParallel
-    device, forwards = stage.split(arguments.world_size)
-    arguments.per_device_train_batch_size = device
+    # One process, one device: never DataParallel.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    # Only now the number of processes is known.
+    samples_on_device, forwards = stage.split(arguments.world_size)
+    arguments.per_device_train_batch_size = samples_on_device
     arguments.gradient_accumulation_steps = forwards
     return arguments

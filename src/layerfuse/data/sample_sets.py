@@ -1,0 +1,115 @@
+"""The samples of a study: what each stage trains on, and what the trained arms are tested on."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from layerfuse.data.sources import Samples
+
+
+def label_of_test(stages: Collection[str]) -> str:
+    """How files and messages call the test beside the stages.
+
+    Args:
+        stages: the names of all stages.
+
+    Returns:
+        `evaluate`, or a longer text where a stage has that name.
+    """
+    label = "evaluate"
+    while label in stages:
+        label += " (test)"
+    return label
+
+
+@dataclass(frozen=True)
+class SampleSets:
+    """All samples of a study. The test has no name here, so that no stage can have the same."""
+
+    train: dict[str, Samples]
+    """by stage, in the order of the stages"""
+    test: Samples
+
+    @property
+    def test_label(self) -> str:
+        """How files and messages call the test."""
+        return label_of_test(self.train)
+
+    def by_label(self) -> dict[str, Samples]:
+        """Every source under the name that files and messages give it, the test last."""
+        return {**self.train, self.test_label: self.test}
+
+    def digest(self, pictures: Mapping[str, str]) -> str:
+        """A digest of all that the samples hold.
+
+        Args:
+            pictures: the digests of the pictures' bytes by their names; may be empty.
+
+        Returns:
+            SHA-256 in hexadecimal.
+        """
+        digest = hashlib.sha256()
+        for label, samples in self.by_label().items():
+            for sample in samples:
+                shown = [pictures.get(picture.name) for picture in sample.pictures]
+                # Without the pictures themselves: their names say where this machine keeps them.
+                content = (label, shown, replace(sample, pictures=()))
+                digest.update(repr(content).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used."""
+
+    id: str
+    reason: str
+
+
+BadSamples = dict[int, BadSample]  # by the sample's own index in its source
+
+
+@dataclass(frozen=True)
+class BadSets:
+    """The bad samples of a study."""
+
+    train: dict[str, BadSamples]
+    """by stage; every stage is named"""
+    test: BadSamples
+
+    def by_label(self) -> dict[str, BadSamples]:
+        """The bad samples of every source under its label, the test last."""
+        return {**self.train, label_of_test(self.train): self.test}
+
+    def union(self, other: "BadSets") -> "BadSets":
+        """What is bad here or there."""
+        train = {}
+        for stage, bad in self.train.items():
+            train[stage] = {**bad, **other.train[stage]}
+        return BadSets(train, {**self.test, **other.test})
+
+    def to_json(self) -> dict[str, Any]:
+        """By label and index: [id, reason]."""
+        data = {}
+        for label, bad_samples in self.by_label().items():
+            data[label] = {index: [bad.id, bad.reason] for index, bad in bad_samples.items()}
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], stages: Collection[str]) -> "BadSets":
+        """What `to_json` wrote.
+
+        Args:
+            data: by label; JSON has made the indices text.
+            stages: the names of all stages.
+        """
+        train = {stage: _from_json(data[stage]) for stage in stages}
+        return cls(train, _from_json(data[label_of_test(stages)]))
+
+
+def _from_json(data: Mapping[str, Any]) -> BadSamples:
+    bad_samples = {}
+    for index, (sample_id, reason) in data.items():
+        bad_samples[int(index)] = BadSample(sample_id, reason)
+    return bad_samples
