@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -224,6 +225,55 @@ def test_a_loss_that_is_not_finite_stops_the_training(recipe: Recipe, tmp_path: 
     wild = {n: s.model_copy(update={"learning_rates": rates}) for n, s in recipe.stages.items()}
     with pytest.raises(ValueError, match=r"the loss became .* at step \d+: lower the learning"):
         train(recipe.model_copy(update={"stages": {"align": wild["align"]}}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named", "not_named"),
+    [
+        (
+            {"batch_size": 12, "device_batch_size": 6, "learning_rates": {"llm": 1e-3}},
+            ["device_batch_size=3", "activation_checkpointing=true", "lora={}"],
+            [],
+        ),
+        ({"batch_size": 9}, ["device_batch_size=3", "activation_checkpointing"], ["lora"]),
+        (
+            {"device_batch_size": 1, "learning_rates": {"llm": 1e-3}, "lora": {}},
+            ["activation_checkpointing"],
+            ["device_batch_size", "lora"],
+        ),
+        (
+            {"device_batch_size": 1, "activation_checkpointing": True},
+            ["max_length", "resources.accelerate"],
+            ["device_batch_size", "activation_checkpointing", "lora"],
+        ),
+    ],
+)
+def test_out_of_memory_keeps_its_type_and_says_what_helps_this_stage(
+    recipe: Recipe,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    named: list[str],
+    not_named: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(FusionTrainer, "training_step", full)
+    alone = stage(**{**settings, "data": recipe.stages["align"].data, "steps": 1})
+    recipe = recipe.model_copy(update={"stages": {"alone": alone}})
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as caught:
+        train(recipe, tmp_path / "run")
+    (note,) = caught.value.__notes__
+    assert "stage 'alone' ran out of memory" in note
+    assert all(text in note for text in named)
+    assert not any(text in note for text in not_named)
+    assert any(entry.name == "full" for entry in caught.traceback)
+    for text in note.split("`")[1::2]:  # what it advises is a valid override
+        key, _, value = text.partition("=")
+        if value:
+            changed = {**alone.model_dump(), key.split(".")[-1]: yaml.safe_load(value)}
+            Stage.model_validate(changed)
 
 
 def test_a_checkpoint_torn_by_a_kill_is_not_continued(recipe: Recipe, tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ def train_arm(
 
     Raises:
         LayerfuseError: the loss is not finite, or processes cannot share a batch.
+        torch.OutOfMemoryError: with a note on what would need less memory.
     """
     model, processor = compose(recipe, arm, seed)
     if store is not None:
@@ -216,15 +217,19 @@ def train_arm(
             stage.guided_by,
         )
         dataset = SampleDataset(samples[name], stage.random_crop, seed)
-        model, parameters, losses[name] = _train_stage(
-            model,
-            recipe,
-            name,
-            dataset=dataset,
-            collator=collator,
-            folder=folder / "stages" / name,
-            progress=progress,
-        )
+        try:
+            model, parameters, losses[name] = _train_stage(
+                model,
+                recipe,
+                name,
+                dataset=dataset,
+                collator=collator,
+                folder=folder / "stages" / name,
+                progress=progress,
+            )
+        except torch.OutOfMemoryError as error:
+            error.add_note(stages.memory_advice(name, stage, PartialState().num_processes))
+            raise
         seconds[name] = round(time.perf_counter() - started, 2)
         if PartialState().is_main_process:
             # Checkpoints of later stages hold the weights, but not these.

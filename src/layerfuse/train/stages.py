@@ -162,6 +162,39 @@ def count_parameters(model: FusionVLM) -> dict[str, int]:
     return counts
 
 
+def memory_advice(name: str, stage: Stage, processes: int) -> str:
+    """What would make a stage need less memory.
+
+    Args:
+        name: the stage's.
+        stage: did not fit.
+        processes: that train together.
+    """
+    changes = []
+    on_device, _ = stage.split(processes)
+    if on_device > 1:
+        # A divisor, so that forward passes still make up the batch.
+        smaller = max(size for size in range(1, on_device) if on_device % size == 0)
+        changes.append(
+            f"`stages.{name}.device_batch_size={smaller}` (now {on_device}; accumulation keeps "
+            f"the batch of {stage.batch_size})"
+        )
+    if not stage.activation_checkpointing:
+        changes.append(f"`stages.{name}.activation_checkpointing=true` (less memory, more time)")
+    if "llm" in stage.learning_rates and stage.lora is None:
+        changes.append(
+            f"`stages.{name}.lora={{}}` (adapters train instead of all weights of the LLM, which "
+            "need optimizer states)"
+        )
+    if not changes:
+        return (
+            f"The stage {name!r} ran out of memory with the smallest batch on a device: use a "
+            "shorter `max_length`, fewer image tokens, or share the model with "
+            "`resources.accelerate`."
+        )
+    return f"The stage {name!r} ran out of memory. What helps: " + "; ".join(changes) + "."
+
+
 def apply_liger(model: FusionVLM) -> None:
     """Replace norms, rotary embeddings and MLPs of the LLM by liger's kernels.
 
