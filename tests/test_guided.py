@@ -210,7 +210,7 @@ def test_one_question_for_all_leaves_out_the_shuffling(
     model, processor = build(strategy, sentence_encoder)
     samples = [talk(picture, "How many?", "two")] * 3
     rows = predict(Answerer(model, processor), samples, HOW)
-    assert all(row["controls"].keys() == {"mean"} for row in rows)
+    assert all(row.controls.keys() == {"mean"} for row in rows)
 
 
 @torch.no_grad()
@@ -282,12 +282,12 @@ def test_controls_take_the_guidance_away(
     used: list[Tensor] = []
     model.fusion.register_forward_hook(lambda m, a, out: used.append(out.notes["weights"]))
     rows = predict(Answerer(model, processor), samples, HOW)
-    assert all(row["controls"].keys() == {"shuffled", "mean"} for row in rows)
+    assert all(row.controls.keys() == {"shuffled", "mean"} for row in rows)
     guided, again, mixed, mean = (
         torch.cat(used[i : i + 2]).detach() for i in range(0, 8, 2)
     )  # two batches each
     torch.testing.assert_close(guided, again)  # asked, then measured
-    stored = torch.tensor([row["weights"] for row in rows])
+    stored = torch.tensor([row.weights for row in rows])
     torch.testing.assert_close(stored, guided, atol=1e-5, rtol=0)
     assert not torch.allclose(mixed, guided)
     guide = Answerer(model, processor).instructions(list(questions(samples)))

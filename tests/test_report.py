@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,59 +12,58 @@ from PIL import Image
 
 from layerfuse import plots
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.records import FinishedRun
-from layerfuse.evaluate.significance import summarize
+from layerfuse.evaluate.records import (
+    PREDICTIONS,
+    AnswerRecord,
+    ControlRecord,
+    FinishedRun,
+    read_records,
+    write_records,
+)
 from layerfuse.study.findings import findings
 from layerfuse.study.report import choose, write_report
+from layerfuse.study.summary import summarize
+from tests.made_up import answer_record, run_record
 
 EVIL = "<script>alert('red')</script>"
 
 
 def make_study(folder: Path, rates: dict[str, float], seeds: int = 2, pictures: int = 40) -> Path:
     """Arms with these rates of right answers on two families; the first one is the baseline."""
-    rng, lines = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     for p in range(pictures):
         Image.new("RGB", (8, 8), (6 * p, 90, 120)).save(folder / f"images/{p}.png")
     answers = [str(rng.choice(["blue", "green", EVIL])) for _ in range(2 * pictures)]
     hard = rng.random(2 * pictures)
-    for (arm, rate), seed in ((a, s) for a in rates.items() for s in range(seeds)):
-        rows = []
-        for k, answer in enumerate(answers):
-            right = bool(hard[k] < rate) != bool(rng.random() < 0.04)
-            rows.append(
-                {
-                    "id": f"t-{k // 2:03d}/{k % 2}",
-                    "sample": f"t-{k // 2:03d}",
-                    "image": f"images/{k // 2}.png",
-                    "question": "Which colour & why?",
-                    "answer": answer,
-                    "prediction": answer if right else "pink",
-                    "correct": right,
-                    "family": ("colour", "count")[k % 2],
-                    "category": "all",
-                    "novel": k % 8 < 2,
-                }
+    curve = [(step, 3 / (1 + step)) for step in range(20)]
+    records = []
+    for arm, rate in rates.items():
+        for seed in range(seeds):
+            rows = []
+            for k, answer in enumerate(answers):
+                right = bool(hard[k] < rate) != bool(rng.random() < 0.04)
+                rows.append(
+                    answer_record(
+                        f"t-{k // 2:03d}/{k % 2}",
+                        sample=f"t-{k // 2:03d}",
+                        image=f"images/{k // 2}.png",
+                        answer=answer,
+                        right=right,
+                        family=("colour", "count")[k % 2],
+                        novel=k % 8 < 2,
+                    )
+                )
+            record = run_record(
+                arm,
+                seed,
+                layers=(4, 8) if "concat" in arm else (12,),
+                fusion="concat",
+                losses={"align": curve, "finetune": curve},
             )
-        path = folder / f"arms/{arm}.{seed}"
-        path.mkdir(parents=True)
-        (path / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        curve = [[s, 3 / (1 + s)] for s in range(20)]
-        lines.append(
-            {
-                "arm": arm,
-                "seed": seed,
-                "layers": [4, 8] if "concat" in arm else [12],
-                "depth": 12,
-                "fusion": {"name": "concat"},
-                "kind": "external direct",
-                "folder": f"arms/{arm}.{seed}",
-                "losses": {"align": curve, "finetune": curve},
-                "parameters": {"fusion": 1234, "trained": 56789},
-                "seconds": {"align": 1.0 + seed},
-            }
-        )
-    (folder / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+            write_records(folder / record.folder / PREDICTIONS, rows)
+            records.append(record)
+    write_records(folder / "results.jsonl", records)
     names = "".join(f"- name: {arm}\n" for arm in rates)
     (folder / "recipe.yaml").write_text(
         f"name: tiny-study\nbaseline: {next(iter(rates))}\narms:\n{names}"
@@ -82,28 +82,30 @@ def test_controls_are_paired_with_the_guided_answers(tmp_path: Path) -> None:
     """An arm that its instruction lifts, and one whose answers never change."""
     folder = make_study(tmp_path / "study", {"base": 0.5, "helped": 0.9, "same": 0.7})
     for path in folder.glob("arms/*/predictions.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        for k, row in enumerate(rows):
-            if path.parent.name.startswith("base"):
-                continue
-            helped = path.parent.name.startswith("helped")
-            control = row["correct"] and not (helped and k % 3 == 0)
-            row["controls"] = {"shuffled": {"prediction": "", "correct": control}}
-            row["weights"] = [0.5 + 0.1 * (k % 2), 0.5 - 0.1 * (k % 2)] if helped else [0.5, 0.5]
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        if path.parent.name.startswith("base"):
+            continue
+        is_helped = path.parent.name.startswith("helped")
+        rows = []
+        for k, row in enumerate(read_records(path, AnswerRecord)):
+            control = row.score
+            weights = [0.5, 0.5]
+            if is_helped:
+                weights = [0.5 + 0.1 * (k % 2), 0.5 - 0.1 * (k % 2)]
+                if k % 3 == 0:
+                    control = 0.0
+            rows.append(
+                replace(row, weights=weights, controls={"shuffled": ControlRecord("", control)})
+            )
+        write_records(path, rows)
     text = words(write_report(folder))
     helped, same = json.loads((folder / "summary.json").read_text())["guidance"]
-    items = [
-        json.loads(line)
-        for path in folder.glob("arms/helped*/predictions.jsonl")
-        for line in path.read_text().splitlines()
-    ]
-    lost = [
-        np.mean(
-            [i["correct"] - i["controls"]["shuffled"]["correct"] for i in items if i["family"] == f]
-        )
-        for f in ("colour", "count")
-    ]
+    items: list[AnswerRecord] = []
+    for path in folder.glob("arms/helped*/predictions.jsonl"):
+        items += read_records(path, AnswerRecord)
+    lost = []
+    for family in ("colour", "count"):
+        own = [i for i in items if i.family == family]
+        lost.append(np.mean([i.score - i.controls["shuffled"].score for i in own]))
     assert helped["difference"]["difference"] == pytest.approx(np.mean(lost))
     assert helped["difference"]["verdict"] == "better"
     assert helped["spread"] == pytest.approx(0.05)
@@ -190,41 +192,33 @@ def test_two_calls_give_the_same_bytes(page: Path):
 
 
 def test_examples_follow_the_stated_rule(page: Path):
-    rows = [
-        json.loads(x)
-        for x in (page.parent / "arms/deepest.0/predictions.jsonl").read_text().splitlines()
-    ]
-    other = [
-        json.loads(x)
-        for x in (page.parent / "arms/concat-4-8.0/predictions.jsonl").read_text().splitlines()
-    ]
-    first = next(
-        a
-        for a, b in zip(rows, other, strict=True)
-        if a["family"] == "colour" and a["correct"] != b["correct"]
-    )
+    rows = read_records(page.parent / "arms/deepest.0" / PREDICTIONS, AnswerRecord)
+    other = read_records(page.parent / "arms/concat-4-8.0" / PREDICTIONS, AnswerRecord)
+    pairs = zip(rows, other, strict=True)
+    first = next(a for a, b in pairs if a.family == "colour" and a.score != b.score)
     card = re.search(r"<article.*?</article>", page.read_text(), re.S)
     assert card is not None
     marks = re.findall(r">([✓✗])<", card.group())
-    assert marks == ["✓" if first["correct"] else "✗", "✗" if first["correct"] else "✓"]
+    assert marks == (["✓", "✗"] if first.score else ["✗", "✓"])
 
 
 def test_examples_show_each_picture_once():
-    def answers(right: list[bool]) -> list[dict]:
-        return [
-            {"id": str(k), "sample": str(k // 2), "family": "ab"[k % 2], "correct": r}
-            for k, r in enumerate(right)
-        ]
+    def finished(arm: str, seed: int, right: list[bool]) -> FinishedRun:
+        answers = []
+        for k, is_right in enumerate(right):
+            family = "ab"[k % 2]
+            answers.append(answer_record(str(k), sample=str(k // 2), family=family, right=is_right))
+        return FinishedRun(run_record(arm, seed), answers)
 
     runs = [
-        FinishedRun({"arm": "x", "seed": 0}, answers([True, True, True, True, True, True])),
-        FinishedRun({"arm": "x", "seed": 1}, answers([False] * 6)),
-        FinishedRun({"arm": "y", "seed": 0}, answers([False, False, False, False, True, True])),
+        finished("x", 0, [True, True, True, True, True, True]),
+        finished("x", 1, [False] * 6),
+        finished("y", 0, [False, False, False, False, True, True]),
     ]
     shown = []
     for example in choose(runs):
         arms = [answer.arm for answer in example.answers]
-        shown.append((example.why, example.item["id"], arms))
+        shown.append((example.why, example.question.id, arms))
     assert shown == [
         ("a: arms disagree", "0", ["x", "y"]),
         ("b: arms disagree", "3", ["x", "y"]),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,46 +11,50 @@ from scipy import stats
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate import significance as st
+from layerfuse.evaluate.records import (
+    PREDICTIONS,
+    AnswerRecord,
+    FinishedRun,
+    RunRecord,
+    read_records,
+    write_records,
+)
+from layerfuse.study.summary import summarize
+from tests.made_up import answer_record, run_record
+
+COMMITTED = Path(__file__).parents[1] / "results"
 
 
-def item(picture: int, question: int, family: str, answer: str, correct: bool, **more) -> dict:
-    return {
-        "id": f"t-{picture:03d}/{question}",
-        "sample": f"t-{picture:03d}",
-        "image": None,
-        "question": "what?",
-        "answer": answer,
-        "prediction": answer if correct else "no",
-        "correct": correct,
-        "family": family,
-        "category": "all",
-        "novel": False,
+def item(
+    picture: int, question: int, family: str, answer: str, right: bool, **more
+) -> AnswerRecord:
+    sample = f"t-{picture:03d}"
+    return answer_record(
+        f"{sample}/{question}",
+        sample=sample,
+        right=right,
+        answer=answer,
+        family=family,
         **more,
-    }
+    )
 
 
-def run(arm: str, seed: int, items: list[dict], layers: tuple[int, ...] = (3,)) -> st.FinishedRun:
-    record = {
-        "arm": arm,
-        "seed": seed,
-        "layers": list(layers),
-        "fusion": {"name": "single"},
-        "folder": f"arms/{arm}.{seed}",
-    }
-    return st.FinishedRun(record, items)
+def run(
+    arm: str, seed: int, answers: list[AnswerRecord], layers: tuple[int, ...] = (3,)
+) -> FinishedRun:
+    return FinishedRun(run_record(arm, seed, layers=layers), answers)
 
 
-def save(folder: Path, runs: list[st.FinishedRun]) -> Path:
+def save(folder: Path, runs: list[FinishedRun]) -> Path:
+    """A study's folder that holds these runs."""
     folder.mkdir(exist_ok=True)
     for one in runs:
-        (folder / one.record["folder"]).mkdir(parents=True)
-        lines = "".join(json.dumps(i) + "\n" for i in one.items)
-        (folder / one.record["folder"] / "predictions.jsonl").write_text(lines)
-    (folder / "results.jsonl").write_text("".join(json.dumps(r.record) + "\n" for r in runs))
+        write_records(folder / one.record.folder / PREDICTIONS, one.answers)
+    write_records(folder / "results.jsonl", [one.record for one in runs])
     return folder
 
 
-def random_items(rate: float, seed: int, pictures: int = 60, **shift: float) -> list[dict]:
+def random_items(rate: float, seed: int, pictures: int = 60, **shift: float) -> list[AnswerRecord]:
     """Two families; family b is left out on every third picture, so that weights matter."""
     rng = np.random.default_rng(seed)
     kinds = [(p, q, f) for p in range(pictures) for q, f in enumerate("ab") if f == "a" or p % 3]
@@ -59,13 +64,13 @@ def random_items(rate: float, seed: int, pictures: int = 60, **shift: float) -> 
     ]
 
 
-def naive_score(items: list[dict], drawn: list[str]) -> float:
+def naive_score(items: list[AnswerRecord], drawn: list[str]) -> float:
     """Macro mean over families of the share right, each picture as often as it is drawn."""
     shares = []
-    for family in sorted({i["family"] for i in items}):
-        hits = [
-            i["correct"] for s in drawn for i in items if i["sample"] == s and i["family"] == family
-        ]
+    for family in sorted({i.family for i in items}):
+        hits = []
+        for sample in drawn:
+            hits += [i.score for i in items if i.sample == sample and i.family == family]
         if hits:
             shares.append(sum(hits) / len(hits))
     return sum(shares) / len(shares)
@@ -79,11 +84,11 @@ def test_scores_and_resamples_equal_loops():
     ]
     table = st.ScoreTable.from_runs(runs, st.Bootstrap(5, 7), st.family_of)
     weights = st.picture_weights(60, st.Bootstrap(5, 7))
-    pictures = sorted({i["sample"] for i in runs[0].items})
-    assert table.mean.value[1] == pytest.approx(naive_score(runs[2].items, pictures))
+    pictures = sorted({i.sample for i in runs[0].answers})
+    assert table.mean.value[1] == pytest.approx(naive_score(runs[2].answers, pictures))
     for b in range(5):
         drawn = [s for s, w in zip(pictures, weights[b], strict=True) for _ in range(int(w))]
-        each = [naive_score(r.items, drawn) for r in runs]
+        each = [naive_score(r.answers, drawn) for r in runs]
         assert table.mean.samples[b, :2] == pytest.approx([(each[0] + each[1]) / 2, each[2]])
 
 
@@ -99,7 +104,7 @@ def test_bootstrap_is_over_pictures_not_questions():
 
 
 def test_questions_sharing_an_image_are_one_cluster():
-    items = [{**item(p, 0, "a", "x", p % 2 == 0), "image": f"{p // 2}.png"} for p in range(20)]
+    items = [item(p, 0, "a", "x", p % 2 == 0, image=f"{p // 2}.png") for p in range(20)]
     table = st.ScoreTable.from_runs([run("a", 0, items)], st.Bootstrap(50, 0), st.family_of)
     assert table.images == 10
     assert table.mean.samples[:, 0].std() == 0  # each image holds one right and one wrong answer
@@ -235,7 +240,7 @@ def study(folder: Path, **rates: float) -> Path:
 
 
 def test_summary_of_a_clear_study(tmp_path: Path):
-    summary = st.summarize(study(tmp_path, low=0.3, base=0.6, high=0.95), "base")
+    summary = summarize(study(tmp_path, low=0.3, base=0.6, high=0.95), "base")
     rows = {row["arm"]: row for row in summary["arms"]}
     assert [row["arm"] for row in summary["arms"]] == ["high", "base", "low"]
     assert rows["high"]["versus_baseline"]["verdict"] == "better"
@@ -247,7 +252,7 @@ def test_summary_of_a_clear_study(tmp_path: Path):
     assert (summary["images"], summary["items"], summary["runs"]) == (150, 250, 6)
     assert all(row["leader"] == "high" and row["beyond_noise"] for row in summary["leaders"])
     assert json.loads(json.dumps(summary)) == summary
-    assert summary == st.summarize(tmp_path, "base")
+    assert summary == summarize(tmp_path, "base")
     assert "seen" not in rows["high"]
 
 
@@ -260,7 +265,7 @@ def test_a_baseline_that_the_leader_beats_is_not_tied_for_first(tmp_path: Path):
         "d": [p < 59 for p in range(100)],
         "lead": [(p < 50) != (p % 50 < 15 or p >= 85) for p in range(100)],
     }
-    summary = st.summarize(
+    summary = summarize(
         save(
             tmp_path,
             [
@@ -277,7 +282,7 @@ def test_a_baseline_that_the_leader_beats_is_not_tied_for_first(tmp_path: Path):
 
 
 def test_equal_arms_are_tied_for_first_and_lead_nowhere(tmp_path: Path):
-    summary = st.summarize(study(tmp_path, a=0.6, b=0.6, c=0.6), "a")
+    summary = summarize(study(tmp_path, a=0.6, b=0.6, c=0.6), "a")
     assert [row["first"] for row in summary["arms"]] == [True] * 3
     assert not any(row["beyond_noise"] for row in summary["leaders"])
 
@@ -286,7 +291,7 @@ def test_one_picture_decides_nothing(tmp_path: Path):
     """A family that only one picture asks about."""
     rest = [item(p, 1, "b", "xy"[p % 2], p < 3) for p in range(6)]
     runs = [run(arm, 0, [item(0, 0, "a", "x", arm == "a"), *rest]) for arm in ("a", "b")]
-    summary = st.summarize(save(tmp_path, runs), "b")
+    summary = summarize(save(tmp_path, runs), "b")
     assert len(summary["leaders"]) == 2
     assert not any(row["beyond_noise"] for row in summary["leaders"])
 
@@ -294,26 +299,59 @@ def test_one_picture_decides_nothing(tmp_path: Path):
 def test_seen_and_novel_use_the_families_that_have_both(tmp_path: Path):
     items = [item(p, 0, "a", "x", p < 10, novel=p >= 15) for p in range(20)]
     items += [item(p, 1, "b", "x", False) for p in range(20)]  # never novel: left out of both
-    row = st.summarize(save(tmp_path, [run("a", 0, items)]), "a")["arms"][0]
+    row = summarize(save(tmp_path, [run("a", 0, items)]), "a")["arms"][0]
     assert (row["seen"]["score"], row["novel"]["score"]) == (pytest.approx(10 / 15), 0.0)
     assert row["novel"]["interval"][1] == pytest.approx(1 - 0.025 ** (1 / 5))
 
 
 def test_errors_name_what_is_wrong(tmp_path: Path):
-    def failing(name: str, runs: list[st.FinishedRun], match: str, baseline: str = "a") -> None:
+    def failing(name: str, runs: list[FinishedRun], match: str, baseline: str = "a") -> None:
         with pytest.raises(LayerfuseError, match=match):
-            st.summarize(save(tmp_path / name, runs), baseline)
+            summarize(save(tmp_path / name, runs), baseline)
 
     good = random_items(0.5, 0)
     failing("baseline", [run("a", 0, good)], r"'deep'.*\['a'\]", "deep")
     failing("fewer", [run("a", 0, good), run("b", 1, good[1:])], "arm 'b' seed 1.*1 missing")
     failing("twice", [run("a", 0, good), run("a", 1, [*good, good[0]])], "1 answered twice")
-    other = [{**good[0], "answer": "other"}, *good[1:]]
+    other = [replace(good[0], answer="other"), *good[1:]]
     failing("other", [run("a", 0, good), run("b", 0, other)], "1 changed.*t-000/0")
-    lacking = [{k: v for k, v in good[0].items() if k != "family"}, *good[1:]]
-    failing("field", [run("a", 0, lacking)], "line 1 lacks family")
     failing("one", [run("a", 0, good[:1])], "at least two")
     failing("empty", [], "missing or empty")
+
+
+def test_a_line_with_other_fields_is_named(tmp_path: Path):
+    """Files of other versions are not half read."""
+    folder = save(tmp_path, [run("a", 0, random_items(0.5, 0))])
+    predictions = folder / "arms/a.0" / PREDICTIONS
+    first, *rest = predictions.read_text().splitlines(keepends=True)
+    line = json.loads(first)
+    predictions.write_text("".join([first, json.dumps({**line, "grade": 1}) + "\n", *rest]))
+    with pytest.raises(LayerfuseError, match=r"predictions\.jsonl, line 2 holds grade"):
+        summarize(folder, "a")
+    del line["family"]
+    predictions.write_text("".join([json.dumps(line) + "\n", *rest]))
+    with pytest.raises(LayerfuseError, match=r"predictions\.jsonl, line 1 lacks family"):
+        summarize(folder, "a")
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path):
+    guided = item(0, 0, "a", "x", True, weights=[0.25, 0.75], controls={"shuffled": False})
+    plain = item(1, 0, "b", "line\u2028separator", False)
+    write_records(tmp_path / "answers", [guided, plain])
+    assert read_records(tmp_path / "answers", AnswerRecord) == [guided, plain]
+    record = run_record("a", 0, losses={"align": [(1, 2.5), (2, 1.25)]})
+    write_records(tmp_path / "runs", [record])
+    assert read_records(tmp_path / "runs", RunRecord) == [record]
+
+
+@pytest.mark.parametrize(
+    "file", sorted(COMMITTED.glob("*/results.jsonl")), ids=lambda f: f.parent.name
+)
+def test_committed_results_stay_readable(file: Path):
+    """What finished studies wrote is read as it was written."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    records = [json.loads(json.dumps(record.to_json())) for record in read_records(file, RunRecord)]
+    assert records == lines
 
 
 def test_missing_torn_and_double_lines(tmp_path: Path):
@@ -322,11 +360,11 @@ def test_missing_torn_and_double_lines(tmp_path: Path):
     whole = results.read_text()
     results.write_text(whole + whole)
     with pytest.raises(LayerfuseError, match="arm 'a' seed 0 twice"):
-        st.summarize(folder, "a")
+        summarize(folder, "a")
     results.write_text(whole[:-9])
     with pytest.raises(LayerfuseError, match="line 2 is not JSON"):
-        st.summarize(folder, "a")
+        summarize(folder, "a")
     results.write_text(whole)
     (folder / "arms/a.1/predictions.jsonl").unlink()
     with pytest.raises(LayerfuseError, match=r"a\.1/predictions\.jsonl is missing"):
-        st.summarize(folder, "a")
+        summarize(folder, "a")

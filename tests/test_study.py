@@ -74,7 +74,7 @@ def test_a_shrunken_quickstart_on_real_models(tmp_path: Path) -> None:
         rows = lines(folder / result["folder"] / "predictions.jsonl")
         questions = len({row["id"] for row in rows})
         assert questions == len(rows) == 8 * 5
-        hits = sum(row["correct"] for row in rows)
+        hits = sum(row["score"] for row in rows)
         share = [result["scores"]["categories"], result["scores"]["families"]]
         assert all(0 <= value <= 1 for part in share for value in part.values())
         assert (hits == 0) == (result["scores"]["mean"] == 0)

@@ -3,7 +3,7 @@ strategies also without their guidance: does the instruction matter?"""
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.metrics import exact_match
+from layerfuse.evaluate.records import AnswerRecord, ControlRecord
 from layerfuse.fusion import FixedWeights, Guidance
 from layerfuse.hardware import device
 from layerfuse.model.processor import IMAGE_TOKEN, Message, Processor, question_of
@@ -40,28 +41,38 @@ class Question:
     category: str
 
 
-def questions(samples: Sequence[Sample]) -> Iterator[Question]:
+def questions(samples: Iterable[Sample]) -> Iterator[Question]:
     """Every answered turn of every sample, each with all the sample's pictures in front of it."""
-    asked_of: Counter[str] = Counter()  # several samples may have one id
+    # Several samples may have one id: their turns are counted on.
+    asked_of: Counter[str] = Counter()
     for sample in samples:
-        system = tuple(m for m in sample.messages if m["role"] == "system")
-        turns = [m for m in sample.messages if m["role"] != "system"]
-        both = ("user", "assistant")
-        pairs = [(a, b) for a, b in pairwise(turns) if (a["role"], b["role"]) == both]
-        for k, (asked, answered) in enumerate(pairs):
-            text = asked["content"]
-            if text.count(IMAGE_TOKEN) != len(sample.pictures):
-                bare = text.replace(IMAGE_TOKEN, "").strip() if IMAGE_TOKEN in text else text
-                text = IMAGE_TOKEN * len(sample.pictures) + "\n" + bare
+        system = [message for message in sample.messages if message["role"] == "system"]
+        turns = [message for message in sample.messages if message["role"] != "system"]
+        number = 0
+        for asked, answered in pairwise(turns):
+            if asked["role"] != "user" or answered["role"] != "assistant":
+                continue
+            content = _with_all_pictures(asked["content"], len(sample.pictures))
             yield Question(
-                f"{sample.id}/{asked_of[sample.id]}",
-                sample,
-                (*system, {"role": "user", "content": text}),
-                answered["content"].strip(),
-                sample.families[k] if sample.families else "all",
-                sample.categories[k] if sample.categories else "all",
+                id=f"{sample.id}/{asked_of[sample.id]}",
+                sample=sample,
+                messages=(*system, {"role": "user", "content": content}),
+                answer=answered["content"].strip(),
+                family=sample.families[number] if sample.families else "all",
+                category=sample.categories[number] if sample.categories else "all",
             )
             asked_of[sample.id] += 1
+            number += 1
+
+
+def _with_all_pictures(text: str, pictures: int) -> str:
+    """The words of a question with a marker for each of the sample's pictures."""
+    if text.count(IMAGE_TOKEN) == pictures:
+        # The words may say where each picture stands.
+        return text
+    if IMAGE_TOKEN in text:
+        text = text.replace(IMAGE_TOKEN, "").strip()
+    return IMAGE_TOKEN * pictures + "\n" + text
 
 
 class Answerer:
@@ -245,10 +256,16 @@ def predict(
     samples: Sequence[Sample],
     evaluation: Evaluation,
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
-    """The model's greedy answer to every question, as rows of `predictions.jsonl`.
+) -> list[AnswerRecord]:
+    """The model's greedy answer to every question, scored.
 
-    Rows of guided strategies also hold the layer weights, and the answers under each control.
+    Records of guided strategies also hold the layer weights, and the answers under each control.
+
+    Args:
+        answerer: the model.
+        samples: what it is asked.
+        evaluation: how.
+        progress: is told of the questions that are answered, those of the controls included.
     """
     asked = list(questions(samples))
     instruction = answerer.instructions(asked)
@@ -273,69 +290,100 @@ def predict(
             progress=of_all_passes,
         )
 
-    rows = []
-    for question, text in zip(asked, answer_all(0, instruction, "instruction"), strict=True):
-        rows.append(_row(question, text))
-    if instruction is None:
-        return rows
+    predictions = answer_all(0, instruction, "instruction")
+    weights: list[list[float] | None] = [None] * len(asked)
+    controlled_answers: list[dict[str, ControlRecord]] = [{} for _ in asked]
+    if instruction is not None:
+        weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
+        for number, control in enumerate(controls, start=1):
+            guide, guidance = controlled(control, instruction, weights)
+            texts = answer_all(number, guide, guidance)
+            for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
+                answers[control] = ControlRecord(text, exact_match(text, question.answer))
 
-    weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
-    for row, weights_of_question in zip(rows, weights, strict=True):
-        row["weights"] = None
-        if weights_of_question is not None:
-            row["weights"] = [round(weight, 5) for weight in weights_of_question]
-        row["controls"] = {}
-    for number, control in enumerate(controls, start=1):
-        guide, guidance = controlled(control, instruction, weights)
-        answers = answer_all(number, guide, guidance)
-        for row, text in zip(rows, answers, strict=True):
-            correct = exact_match(text, row["answer"])
-            row["controls"][control] = {"prediction": text, "correct": correct}
-    return rows
+    records = []
+    for question, prediction, weights_of_question, answers in zip(
+        asked,
+        predictions,
+        weights,
+        controlled_answers,
+        strict=True,
+    ):
+        records.append(_record(question, prediction, weights_of_question, answers))
+    return records
 
 
-def _row(question: Question, prediction: str) -> dict[str, Any]:
+def _record(
+    question: Question,
+    prediction: str,
+    weights: list[float] | None,
+    controls: dict[str, ControlRecord],
+) -> AnswerRecord:
     pictures = question.sample.pictures
     image = None
+    # The pictures of a dataset have names too, but no file that a report could show.
     if pictures and pictures[0].reader is None:
         image = pictures[0].name
-    return {
-        "id": question.id,
-        "sample": question.sample.id,
-        "image": image,
-        "question": question_of(question.messages),
-        "answer": question.answer,
-        "prediction": prediction,
-        "correct": exact_match(prediction, question.answer),
-        "family": question.family,
-        "category": question.category,
-        "novel": question.sample.novel,
-    }
+    if weights is not None:
+        weights = [round(weight, 5) for weight in weights]
+    return AnswerRecord(
+        id=question.id,
+        sample=question.sample.id,
+        image=image,
+        question=question_of(question.messages),
+        answer=question.answer,
+        prediction=prediction,
+        score=exact_match(prediction, question.answer),
+        family=question.family,
+        category=question.category,
+        novel=question.sample.novel,
+        weights=weights,
+        controls=controls,
+    )
 
 
 def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
-    """Each row's instruction replaced by that of a random row with another instruction.
+    """Give each question the instruction of a random other question that is worded otherwise.
+
+    Args:
+        instruction: (questions, E).
+        seed: of the draws.
+
+    Returns:
+        (questions, E).
 
     Raises:
-        ValueError: if all rows have the same.
+        ValueError: if all questions have the same instruction.
     """
-    kind = torch.unique(instruction, dim=0, return_inverse=True)[1].numpy()
-    kinds = set(kind)
-    if len(kinds) < 2:
+    _, wording = torch.unique(instruction, dim=0, return_inverse=True)
+    wordings = wording.numpy()
+    others_by_wording = {}
+    for number in np.unique(wordings):
+        others_by_wording[number] = np.flatnonzero(wordings != number)
+    if len(others_by_wording) < 2:
         raise ValueError("all questions have the same instruction: there is nothing to shuffle")
     rng = np.random.default_rng(seed)
-    others = {k: np.flatnonzero(kind != k) for k in kinds}
-    return instruction[torch.tensor([int(rng.choice(others[k])) for k in kind])]
+    chosen = [int(rng.choice(others_by_wording[number])) for number in wordings]
+    return instruction[torch.tensor(chosen)]
 
 
 def controlled(
     control: str, instruction: Tensor, weights: Sequence[Sequence[float] | None]
 ) -> tuple[Tensor, Guidance]:
-    """What guides all questions under a control: `shuffled` gives each the instruction of another,
-    `mean` fixes the weights at their mean over the test."""
+    """What guides all questions under a control.
+
+    Args:
+        control: `shuffled` gives each question the instruction of another; `mean` fixes the
+            weights at their mean over the test.
+        instruction: (questions, E), that of each question.
+        weights: that each question has under its own instruction; None without a picture.
+
+    Returns:
+        The instruction of each question, and what weighs the layers.
+    """
     if control == "shuffled":
         return shuffled(instruction), "instruction"
-    known = [of_question for of_question in weights if of_question is not None]
-    if not known:
+    with_pictures = [of_question for of_question in weights if of_question is not None]
+    if not with_pictures:
         return instruction, "uniform"
-    return instruction, FixedWeights(torch.tensor(known).mean(dim=0))
+    return instruction, FixedWeights(torch.tensor(with_pictures).mean(dim=0))

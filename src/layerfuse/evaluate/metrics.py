@@ -1,8 +1,10 @@
 """How an answer is scored."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
+
+from layerfuse.evaluate.records import AnswerRecord
 
 
 def normalize(text: str) -> str:
@@ -10,23 +12,36 @@ def normalize(text: str) -> str:
     return " ".join(text.lower().split()).strip(" .,!'\"")
 
 
-def exact_match(prediction: str, answer: str) -> bool:
-    """Whether the two are the same after `normalize`."""
-    return normalize(prediction) == normalize(answer)
+def exact_match(prediction: str, answer: str) -> float:
+    """1.0 if the two are the same after `normalize`, else 0.0."""
+    return float(normalize(prediction) == normalize(answer))
 
 
-def scores(predictions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Exact-match accuracy per family and category, of seen and novel samples, and `mean`, the
-    average over families (each counts the same)."""
-    rows = list(predictions)
+def scores(answers: Iterable[AnswerRecord]) -> dict[str, Any]:
+    """The mean score of groups of answers.
 
-    def means(kind: str) -> dict[Any, float]:
-        hits: dict[Any, list[bool]] = defaultdict(list)
-        for row in rows:
-            hits[row[kind]].append(row["correct"])
-        return {name: sum(found) / len(found) for name, found in hits.items()}
+    Args:
+        answers: at least one.
 
-    families, novelty = means("family"), means("novel")
-    found = {"mean": sum(families.values()) / len(families), "families": families}
-    found |= {"categories": means("category")}
-    return {**found, **{"novel" if novel else "seen": share for novel, share in novelty.items()}}
+    Returns:
+        `mean`, the average over families (each counts the same); `families` and `categories` by
+        name; `seen` and `novel` where there are such answers. Shares of 1.
+    """
+    families: dict[str, list[float]] = defaultdict(list)
+    categories: dict[str, list[float]] = defaultdict(list)
+    by_novelty: dict[str, list[float]] = defaultdict(list)
+    for answer in answers:
+        families[answer.family].append(answer.score)
+        categories[answer.category].append(answer.score)
+        by_novelty["novel" if answer.novel else "seen"].append(answer.score)
+    family_means = _means(families)
+    return {
+        "mean": sum(family_means.values()) / len(family_means),
+        "families": family_means,
+        "categories": _means(categories),
+        **_means(by_novelty),
+    }
+
+
+def _means(groups: dict[str, list[float]]) -> dict[str, float]:
+    return {name: sum(group) / len(group) for name, group in groups.items()}

@@ -1,31 +1,171 @@
-"""The finished runs of a study, read from its folder and checked against each other."""
+"""Answers and runs as records: what the files of a study hold, read and checked.
+
+A line of `predictions.jsonl` is an `AnswerRecord`, a line of `results.jsonl` a `RunRecord`. Dicts
+exist only here, where the files are read and written.
+"""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.files import write_text
 
-RESULT_FIELDS = ("arm", "seed", "layers", "fusion", "folder")
-ANSWER_FIELDS = ("id", "sample", "question", "answer", "prediction", "correct", "family")
+PREDICTIONS = "predictions.jsonl"
+"""The answers of a run, in its folder."""
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """One finished run: its line of results.jsonl and its answers, sorted by id.
+class ControlRecord:
+    """The answer to a question with something else in the place of its instruction.
 
     Attributes:
-        record: the line of results.jsonl.
-        items: the lines of predictions.jsonl, one a question.
+        prediction: what the model answered.
+        score: of the prediction, 0..1.
     """
 
-    record: dict
-    items: list[dict]
+    prediction: str
+    score: float
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """A model's answer to one question: a line of predictions.jsonl.
+
+    Attributes:
+        id: of the question, unique in a test set.
+        sample: id of the sample that holds the question.
+        image: path of the sample's first picture; None if it has none or lies in no file.
+        question: what was asked.
+        answer: what was expected.
+        prediction: what the model answered.
+        score: of the prediction, 0..1.
+        family: the kind of question; each counts the same in the mean.
+        category: the group of families that a benchmark reports.
+        novel: whether training holds no such combination of attributes.
+        weights: of a guided strategy, its weights over layers or groups for this question.
+        controls: of a guided strategy, the answers without its guidance, by the control's name.
+    """
+
+    id: str
+    sample: str
+    image: str | None
+    question: str
+    answer: str
+    prediction: str
+    score: float
+    family: str
+    category: str
+    novel: bool
+    weights: list[float] | None = None
+    controls: dict[str, ControlRecord] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the record as a line of predictions.jsonl holds it."""
+        line = asdict(self)
+        # Only answers of guided strategies have these.
+        if self.weights is None:
+            del line["weights"]
+        if not self.controls:
+            del line["controls"]
+        return line
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> "AnswerRecord":
+        """Read what `to_json` gave.
+
+        Raises:
+            LayerfuseError: a field is missing or unknown.
+        """
+        _check_fields(cls, line)
+        controls = {}
+        for name, control in line.get("controls", {}).items():
+            _check_fields(ControlRecord, control)
+            controls[name] = ControlRecord(**control)
+        return cls(**{**line, "controls": controls})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One training of one arm, with what it scored: a line of results.jsonl.
+
+    Attributes:
+        arm: the arm's name.
+        seed: of the run.
+        layers: the selected layers, positions in `hidden_states`.
+        depth: number of the vision encoder's blocks.
+        fusion: the strategy's name and options.
+        kind: of the strategy, such as `external direct`.
+        folder: the run's, relative to the study's.
+        scores: as `metrics.scores` gives them.
+        losses: for each stage [step, loss] along training.
+        parameters: numbers of parameters of each part, and those that the last stage trained.
+        seconds: of each stage and of the test.
+    """
+
+    arm: str
+    seed: int
+    layers: list[int]
+    depth: int
+    fusion: dict[str, Any]
+    kind: str
+    folder: str
+    scores: dict[str, Any]
+    losses: dict[str, list[tuple[int, float]]]
+    parameters: dict[str, int]
+    seconds: dict[str, float]
 
     @property
     def name(self) -> str:
         """How messages name the run."""
-        return f"arm {self.record['arm']!r} seed {self.record['seed']}"
+        return f"arm {self.arm!r} seed {self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the record as a line of results.jsonl holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> "RunRecord":
+        """Read what `to_json` gave.
+
+        Raises:
+            LayerfuseError: a field is missing or unknown.
+        """
+        _check_fields(cls, line)
+        losses = {}
+        for stage, curve in line["losses"].items():
+            # JSON has no tuples.
+            losses[stage] = [(step, loss) for step, loss in curve]
+        return cls(**{**line, "losses": losses})
+
+
+def _check_fields(record: type, line: dict[str, Any]) -> None:
+    """Raise LayerfuseError if a line lacks a field of a record, or holds another one."""
+    required = []
+    known = []
+    for attribute in fields(record):
+        known.append(attribute.name)
+        if attribute.default is MISSING and attribute.default_factory is MISSING:
+            required.append(attribute.name)
+    missing = [name for name in required if name not in line]
+    unknown = [name for name in line if name not in known]
+    if missing:
+        raise LayerfuseError(f"lacks {', '.join(missing)}")
+    if unknown:
+        raise LayerfuseError(f"holds {', '.join(unknown)}, which this version does not know")
+
+
+Record = TypeVar("Record", AnswerRecord, RunRecord)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One finished run with its answers, sorted by id."""
+
+    record: RunRecord
+    answers: list[AnswerRecord]
 
 
 @dataclass(frozen=True)
@@ -38,18 +178,15 @@ class AskedQuestion:
     family: str
 
 
-def read_lines(path: Path, fields: tuple[str, ...]) -> list[dict]:
-    """Read the JSON lines of a file.
+def read_records(path: Path, record: type[Record]) -> list[Record]:
+    """Read a file with one record a line.
 
     Args:
         path: the file; it must hold at least one line.
-        fields: keys that each line must hold.
-
-    Returns:
-        One dict a line.
+        record: what its lines hold.
 
     Raises:
-        LayerfuseError: the file is missing or empty, or a line is torn or lacks a field.
+        LayerfuseError: the file is missing or empty, or a line is torn or holds other fields.
     """
     if not path.is_file() or path.stat().st_size == 0:
         raise LayerfuseError(
@@ -57,28 +194,34 @@ def read_lines(path: Path, fields: tuple[str, ...]) -> list[dict]:
         )
     # splitlines() would also cut at the line separators that an answer may hold.
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    rows = []
+    records = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            data = json.loads(line)
         except json.JSONDecodeError as error:
             raise LayerfuseError(f"{path}, line {number} is not JSON: {error}") from error
-        missing = [field for field in fields if field not in row]
-        if missing:
-            raise LayerfuseError(f"{path}, line {number} lacks {', '.join(missing)}")
-        rows.append(row)
-    return rows
+        try:
+            records.append(record.from_json(data))
+        except LayerfuseError as error:
+            raise LayerfuseError(f"{path}, line {number} {error}") from error
+    return records
+
+
+def write_records(path: Path, records: Iterable[AnswerRecord | RunRecord]) -> None:
+    """Write one record a line; the file is there whole or not at all."""
+    lines = [json.dumps(record.to_json()) + "\n" for record in records]
+    write_text(path, "".join(lines))
 
 
 def asked_questions(run: FinishedRun) -> dict[str, AskedQuestion]:
     """Give the questions of a run by their id; of a repeated id the last one."""
     questions = {}
-    for item in run.items:
-        questions[item["id"]] = AskedQuestion(
-            sample=item["sample"],
-            question=item["question"],
-            answer=item["answer"],
-            family=item["family"],
+    for answer in run.answers:
+        questions[answer.id] = AskedQuestion(
+            sample=answer.sample,
+            question=answer.question,
+            answer=answer.answer,
+            family=answer.family,
         )
     return questions
 
@@ -101,12 +244,13 @@ def check_same(run: FinishedRun, first: FinishedRun) -> None:
     for identifier in sorted(set(questions) & set(expected)):
         if questions[identifier] != expected[identifier]:
             changed.append(identifier)
-    repeated = len(run.items) - len(questions)
+    repeated = len(run.answers) - len(questions)
     if missing or extra or changed or repeated:
         raise LayerfuseError(
-            f"{run.name} must answer each question of {first.name} once: {len(missing)} missing "
-            f"{missing[:3]}, {len(extra)} extra {extra[:3]}, {len(changed)} changed {changed[:3]}, "
-            f"{repeated} answered twice; evaluate all arms on one test set"
+            f"{run.record.name} must answer each question of {first.record.name} once: "
+            f"{len(missing)} missing {missing[:3]}, {len(extra)} extra {extra[:3]}, "
+            f"{len(changed)} changed {changed[:3]}, {repeated} answered twice; "
+            "evaluate all arms on one test set"
         )
 
 
@@ -125,14 +269,14 @@ def read_runs(study_dir: Path) -> list[FinishedRun]:
     """
     runs: list[FinishedRun] = []
     names: set[str] = set()
-    for record in read_lines(study_dir / "results.jsonl", RESULT_FIELDS):
-        items = read_lines(study_dir / record["folder"] / "predictions.jsonl", ANSWER_FIELDS)
+    for record in read_records(study_dir / "results.jsonl", RunRecord):
+        answers = read_records(study_dir / record.folder / PREDICTIONS, AnswerRecord)
         # Sorted, position i is the same question in every run: comparisons are paired by it.
-        items.sort(key=lambda item: item["id"])
-        run = FinishedRun(record, items)
-        if run.name in names:
-            raise LayerfuseError(f"results.jsonl lists {run.name} twice; keep one line")
-        names.add(run.name)
+        answers.sort(key=lambda answer: answer.id)
+        run = FinishedRun(record, answers)
+        if record.name in names:
+            raise LayerfuseError(f"results.jsonl lists {record.name} twice; keep one line")
+        names.add(record.name)
         runs.append(run)
         check_same(run, runs[0])
     return runs

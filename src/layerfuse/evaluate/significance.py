@@ -15,19 +15,17 @@ Shapes: B resamples, I pictures, Q questions, G groups of questions, K runs, A a
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student_t
 
-from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.records import FinishedRun, read_runs
+from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 
 LEVEL = 0.95
 
-# The group of an item, or None where the item belongs to no group.
-GroupKey = Callable[[dict], str | None]
+# The group of an answer, or None where it belongs to no group.
+GroupKey = Callable[[AnswerRecord], str | None]
 
 
 @dataclass(frozen=True)
@@ -100,17 +98,6 @@ class JudgedContrast(Contrast):
 
 
 @dataclass(frozen=True)
-class LayerLeader:
-    """The leading single-layer arm of one family, and whether it beats each other one."""
-
-    family: str
-    leader: str
-    second: str
-    difference: float
-    beyond_noise: bool
-
-
-@dataclass(frozen=True)
 class Scores:
     """One score per arm, the last being blind guessing.
 
@@ -129,47 +116,47 @@ class Scores:
     images: int
 
 
-def commonest_answers(items: list[dict]) -> dict[str, str]:
+def commonest_answers(questions: list[AnswerRecord]) -> dict[str, str]:
     """Give the most frequent answer of each family, the first in sorted order among equals."""
-    counts: dict[str, Counter] = {}
-    for item in items:
-        family_counts = counts.setdefault(item["family"], Counter())
-        family_counts[item["answer"]] += 1
+    counts: dict[str, Counter[str]] = {}
+    for question in questions:
+        family_counts = counts.setdefault(question.family, Counter())
+        family_counts[question.answer] += 1
     commonest = {}
     for family in sorted(counts):
         # Stable sorting keeps the alphabetical order among equally frequent answers.
-        answers = sorted(counts[family], key=str)
+        answers = sorted(counts[family])
         answers.sort(key=counts[family].__getitem__, reverse=True)
         commonest[family] = answers[0]
     return commonest
 
 
 def rates(
-    weights: np.ndarray, cluster: np.ndarray, group: np.ndarray, right: np.ndarray
+    weights: np.ndarray, cluster: np.ndarray, group: np.ndarray, scores: np.ndarray
 ) -> np.ndarray:
-    """Share of right answers per resample, group and run.
+    """Mean score per resample, group and run.
 
     Args:
         weights: how often each picture is drawn in each resample (B, I).
         cluster: the picture of each question (Q), 0..I-1.
         group: the group of each question (Q), 0..G-1.
-        right: 1 where a run answers rightly, else 0 (Q, K).
+        scores: of each run's answers (Q, K), 0..1.
 
     Returns:
-        Shares (B, G, K); NaN where a resample asks no question of a group.
+        Means (B, G, K); NaN where a resample asks no question of a group.
     """
     images = weights.shape[1]
     groups = int(group.max()) + 1
-    runs = right.shape[1]
-    # One more column counts the questions, so that one product gives both parts of the share.
-    counted = np.column_stack([right, np.ones(len(right))])
+    runs = scores.shape[1]
+    # One more column counts the questions, so that one product gives both parts of the mean.
+    counted = np.column_stack([scores, np.ones(len(scores))])
     counts = np.zeros((images, groups, runs + 1))
     np.add.at(counts, (cluster, group), counted)
     drawn = np.tensordot(weights, counts, axes=1)
-    right_drawn = drawn[:, :, :-1]
+    score_drawn = drawn[:, :, :-1]
     asked = drawn[:, :, -1:]
-    undefined = np.full_like(right_drawn, np.nan)
-    return np.divide(right_drawn, asked, out=undefined, where=asked > 0)
+    undefined = np.full_like(score_drawn, np.nan)
+    return np.divide(score_drawn, asked, out=undefined, where=asked > 0)
 
 
 def picture_weights(images: int, bootstrap: Bootstrap) -> np.ndarray:
@@ -326,7 +313,7 @@ class ScoreTable:
         arms: names of the arms (A without guessing), in the order of their first runs.
         columns: for each arm the columns of its runs in `rates`.
         images: the number of pictures.
-        rates: shares right (1 + B, G, K + 1): first the test set itself, then the resamples; the
+        rates: mean scores (1 + B, G, K + 1): first the test set itself, then the resamples; the
             last column is guessing.
         each: the scores of each group.
         mean: the scores of the mean over groups.
@@ -349,36 +336,34 @@ class ScoreTable:
         Args:
             runs: finished runs that answer the same questions in the same order.
             bootstrap: how pictures are redrawn.
-            key: the group of an item; items of key None are left out.
+            key: the group of an answer; those of group None are left out.
 
         Returns:
             The table.
         """
         positions = []
-        items = []
         labels = []
         pictures = []
-        for position, item in enumerate(runs[0].items):
-            label = key(item)
+        for position, answer in enumerate(runs[0].answers):
+            label = key(answer)
             if label is None:
                 continue
             positions.append(position)
-            items.append(item)
-            labels.append(str(label))
+            labels.append(label)
             # Samples may share a picture; without a stored one the sample stands for it.
-            pictures.append(item.get("image") or item["sample"])
+            pictures.append(answer.image or answer.sample)
         picture_names, cluster = np.unique(pictures, return_inverse=True)
         group_names, group = np.unique(labels, return_inverse=True)
         images = len(picture_names)
 
         columns: dict[str, list[int]] = {}
         for column, run in enumerate(runs):
-            columns.setdefault(run.record["arm"], []).append(column)
+            columns.setdefault(run.record.arm, []).append(column)
 
         drawn = picture_weights(images, bootstrap)
         # The first row draws each picture once: the test set itself.
         weights = np.vstack([np.ones(images), drawn])
-        shares = rates(weights, cluster, group, right_answers(runs, positions, items))
+        shares = rates(weights, cluster, group, answer_scores(runs, positions))
 
         each = []
         for index in range(len(group_names)):
@@ -395,27 +380,27 @@ class ScoreTable:
         )
 
 
-def right_answers(runs: list[FinishedRun], positions: list[int], items: list[dict]) -> np.ndarray:
-    """Give 1 where an answer is right (Q, K + 1), the last column being the commonest answer.
+def answer_scores(runs: list[FinishedRun], positions: list[int]) -> np.ndarray:
+    """Give the score of each answer (Q, K + 1), the last column being the commonest answer.
 
     Args:
         runs: the finished runs (K).
         positions: where the questions stand in each run (Q).
-        items: the same questions of the first run (Q).
     """
-    rows = []
+    columns = []
     for run in runs:
-        rows.append([run.items[position]["correct"] for position in positions])
-    blind = commonest_answers(items)
-    rows.append([item["answer"] == blind[item["family"]] for item in items])
-    return np.array(rows, dtype=float).T
+        columns.append([run.answers[position].score for position in positions])
+    questions = [runs[0].answers[position] for position in positions]
+    blind = commonest_answers(questions)
+    columns.append([float(asked.answer == blind[asked.family]) for asked in questions])
+    return np.array(columns, dtype=float).T
 
 
 def arm_scores(shares: np.ndarray, columns: dict[str, list[int]], images: int) -> Scores:
     """Average the runs of each arm.
 
     Args:
-        shares: shares right (1 + B, K + 1), the test set first, guessing last.
+        shares: mean scores (1 + B, K + 1), the test set first, guessing last.
         columns: the columns of each arm's runs.
         images: the number of pictures.
 
@@ -463,233 +448,6 @@ def compare_all(scores: Scores, arms: int, reference: int) -> dict[int, JudgedCo
     return dict(zip(others, judge(contrasts), strict=True))
 
 
-def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
-    """Find the leading single-layer arm of each family.
-
-    Args:
-        table: scores by family.
-        single: positions of the arms that use one layer alone.
-
-    Returns:
-        One leader a family; none where fewer than two arms use one layer.
-    """
-    if len(single) < 2:
-        return []
-    ranked_arms = []
-    contrasts = []
-    for scores in table.each:
-        ranked = sorted(single, key=scores.value.__getitem__, reverse=True)
-        ranked_arms.append(ranked)
-        for other in ranked[1:]:
-            contrasts.append(contrast(scores, ranked[0], other))
-    # All families together are one set of comparisons.
-    judged = judge(contrasts)
-    others = len(single) - 1
-    leaders = []
-    for index, family in enumerate(table.groups):
-        own_tests = judged[index * others : (index + 1) * others]
-        ranked = ranked_arms[index]
-        leaders.append(
-            LayerLeader(
-                family=family,
-                leader=table.arms[ranked[0]],
-                second=table.arms[ranked[1]],
-                difference=own_tests[0].difference,
-                beyond_noise=all(test.verdict == "better" for test in own_tests),
-            )
-        )
-    return leaders
-
-
-@dataclass(frozen=True)
-class StudyTables:
-    """The scores of a study by family and by category of questions.
-
-    Attributes:
-        families: by family.
-        categories: by category.
-        seen: combinations that training holds, by the families that have both; None without any.
-        novel: held-out combinations, by the same families; None without any.
-    """
-
-    families: ScoreTable
-    categories: ScoreTable
-    seen: ScoreTable | None
-    novel: ScoreTable | None
-
-
-def family_of(item: dict) -> str:
-    """Give the family of an item."""
-    return item["family"]
-
-
-def category_of(item: dict) -> str:
-    """Give the category of an item."""
-    return item.get("category") or "none"
-
-
-def novelty_key(families: set[str], novel: bool) -> GroupKey:
-    """Make a key that groups by family and leaves out other families and the other novelty."""
-
-    def key(item: dict) -> str | None:
-        if item["family"] in families and bool(item.get("novel")) == novel:
-            return item["family"]
-        return None
-
-    return key
-
-
-def make_tables(runs: list[FinishedRun], bootstrap: Bootstrap) -> StudyTables:
-    """Score the runs by family and category, and by whether a combination was seen in training."""
-    families_seen = set()
-    families_novel = set()
-    for item in runs[0].items:
-        if item.get("novel"):
-            families_novel.add(item["family"])
-        else:
-            families_seen.add(item["family"])
-    seen = None
-    novel = None
-    # Only families with both kinds make the two columns comparable.
-    both = families_seen & families_novel
-    if both:
-        seen = ScoreTable.from_runs(runs, bootstrap, novelty_key(both, novel=False))
-        novel = ScoreTable.from_runs(runs, bootstrap, novelty_key(both, novel=True))
-    return StudyTables(
-        families=ScoreTable.from_runs(runs, bootstrap, family_of),
-        categories=ScoreTable.from_runs(runs, bootstrap, category_of),
-        seen=seen,
-        novel=novel,
-    )
-
-
-def group_scores(table: ScoreTable, arm: int) -> dict[str, dict]:
-    """Give one arm's score of each group, as JSON."""
-    scores_by_group = {}
-    for group, scores in zip(table.groups, table.each, strict=True):
-        scores_by_group[group] = asdict(arm_score(scores, arm))
-    return scores_by_group
-
-
-def arm_row(runs: list[FinishedRun], arm: int, tables: StudyTables) -> dict:
-    """Describe one arm for summary.json: everything but the comparisons.
-
-    Args:
-        runs: all finished runs.
-        arm: position of the arm.
-        tables: the scores of the study.
-
-    Returns:
-        What the arm is and what it scores.
-    """
-    table = tables.families
-    records = [runs[column].record for column in table.columns[arm]]
-    first_record = records[0]
-    run_means = np.nanmean(table.rates[0], axis=0)
-    row = {
-        "arm": first_record["arm"],
-        "layers": first_record["layers"],
-        "depth": first_record.get("depth"),
-        "fusion": first_record["fusion"],
-        "kind": first_record.get("kind"),
-        "seeds": [record["seed"] for record in records],
-        "parameters": first_record.get("parameters", {}),
-        "seconds": [record.get("seconds", {}) for record in records],
-        "mean": asdict(arm_score(table.mean, arm)),
-        "seed_means": run_means[table.columns[arm]].tolist(),
-        "families": group_scores(table, arm),
-        "categories": group_scores(tables.categories, arm),
-    }
-    if tables.seen is not None and tables.novel is not None:
-        row["seen"] = asdict(arm_score(tables.seen.mean, arm))
-        row["novel"] = asdict(arm_score(tables.novel.mean, arm))
-    return row
-
-
-def arm_rows(runs: list[FinishedRun], tables: StudyTables, baseline: int) -> list[dict]:
-    """Describe and compare all arms for summary.json.
-
-    Args:
-        runs: all finished runs.
-        tables: the scores of the study.
-        baseline: position of the baseline.
-
-    Returns:
-        One row an arm, the highest score first.
-    """
-    mean = tables.families.mean
-    arms = len(tables.families.arms)
-    leader = int(np.argmax(mean.value[:-1]))
-    # Whether what was trained beats guessing is a question about the items alone.
-    versus_chance = compare_all(replace(mean, noise=None), arms, reference=arms)
-    versus_baseline = compare_all(mean, arms, baseline)
-    versus_leader = compare_all(mean, arms, leader)
-    leader_beats_baseline = leader != baseline and versus_baseline[leader].verdict == "better"
-    rows = []
-    for arm in range(arms):
-        first = arm == leader or versus_leader[arm].verdict == "tie"
-        # The two sets of comparisons are corrected apart; a beaten baseline is never first.
-        if arm == baseline and leader_beats_baseline:
-            first = False
-        row = arm_row(runs, arm, tables)
-        row["versus_chance"] = asdict(versus_chance[arm])
-        row["versus_baseline"] = None
-        if arm != baseline:
-            row["versus_baseline"] = asdict(versus_baseline[arm])
-        row["first"] = first
-        rows.append(row)
-    rows.sort(key=lambda row: -row["mean"]["score"])
-    return rows
-
-
-def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int = 0) -> dict:
-    """State everything that a report says, as JSON; unfinished studies work.
-
-    Args:
-        study_dir: the study's folder.
-        baseline: the arm that all others are compared with.
-        resamples: number of bootstrap resamples.
-        seed: of the resamples.
-
-    Returns:
-        The content of summary.json without its sentences.
-
-    Raises:
-        LayerfuseError: the baseline has no finished run, the test set has one picture, or the
-            runs cannot be read or compared.
-    """
-    runs = read_runs(Path(study_dir))
-    tables = make_tables(runs, Bootstrap(resamples, seed))
-    table = tables.families
-    if baseline not in table.arms:
-        raise LayerfuseError(
-            f"baseline {baseline!r} has no finished run; arms with one: {table.arms}"
-        )
-    if table.images < 2:
-        raise LayerfuseError("the test set has one picture: intervals need at least two")
-
-    # An arm whose first run says so uses one layer alone.
-    single = []
-    for arm, columns in enumerate(table.columns):
-        if runs[columns[0]].record["fusion"]["name"] == "single":
-            single.append(arm)
-    noise = None
-    if table.mean.noise is not None:
-        noise = asdict(table.mean.noise)
-    chance_rates = table.rates[0, :, -1].tolist()
-    return {
-        "baseline": baseline,
-        "resamples": resamples,
-        "runs": len(runs),
-        "items": len(runs[0].items),
-        "images": table.images,
-        "families": table.groups,
-        "chance": {
-            "mean": float(table.mean.value[-1]),
-            "families": dict(zip(table.groups, chance_rates, strict=True)),
-        },
-        "noise": noise,
-        "single_layer": [table.arms[arm] for arm in single],
-        "leaders": [asdict(leader) for leader in layer_leaders(table, single)],
-        "arms": arm_rows(runs, tables, table.arms.index(baseline)),
-    }
+def family_of(answer: AnswerRecord) -> str:
+    """Give the family of an answer."""
+    return answer.family

@@ -20,6 +20,7 @@ import layerfuse
 from layerfuse.data.feature_store import digests_of
 from layerfuse.data.sample_sets import BadSets, SampleSets
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.records import write_records
 from layerfuse.files import locked, write_text
 from layerfuse.hardware import device
 from layerfuse.recipe.reader import load_recipe
@@ -164,7 +165,7 @@ def _score(folder: Path, run: PlannedRun) -> float:
     result = run.result(folder)
     if result is None:
         raise RuntimeError(f"{run.name} left no result in {folder / run.folder}")
-    return result["scores"]["mean"]
+    return result.scores["mean"]
 
 
 def _say_left_out(folder: Path, left_out: BadSets, console: Console) -> None:
@@ -206,12 +207,9 @@ def _say_uncached(recipe: Recipe, test_label: str, console: Console) -> None:
 
 def _collect(folder: Path, all_runs: list[PlannedRun]) -> None:
     """Write the results of the finished runs to results.jsonl."""
-    lines = []
-    for run in all_runs:
-        result = run.result(folder)
-        if result is not None:
-            lines.append(json.dumps(result) + "\n")
-    write_text(folder / "results.jsonl", "".join(lines))
+    results = [run.result(folder) for run in all_runs]
+    finished = [result for result in results if result is not None]
+    write_records(folder / "results.jsonl", finished)
 
 
 def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> None:

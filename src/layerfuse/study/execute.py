@@ -26,6 +26,7 @@ from layerfuse.data.sample_sets import SampleSets
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict
 from layerfuse.evaluate.metrics import scores
+from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, RunRecord, write_records
 from layerfuse.files import write_text
 from layerfuse.paths import home
 from layerfuse.progress import Progress, silent
@@ -33,7 +34,7 @@ from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
 from layerfuse.study.check import load_remembered
 from layerfuse.study.encode import read_features
-from layerfuse.study.plan import PlannedRun, runs
+from layerfuse.study.plan import RESULT, PlannedRun, runs
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.train.arm import Trained, train_arm
 
@@ -100,38 +101,37 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     if recipe.test_reads_cache():
         store = job.store
     answerer = Answerer(trained.model, trained.processor, store)
-    rows = predict(answerer, job.samples.test, recipe.evaluate, tested)
+    answers = predict(answerer, job.samples.test, recipe.evaluate, tested)
     seconds = {**trained.seconds, test_label: round(time.perf_counter() - started, 2)}
-    lines = [json.dumps(row) + "\n" for row in rows]
-    write_text(folder / "predictions.jsonl", "".join(lines))
+    write_records(folder / PREDICTIONS, answers)
     if recipe.keep_models != "none":
         trained.model.save_pretrained(folder / "model")
         trained.processor.save_pretrained(folder / "model")
-    result = _result(run, trained, rows, seconds)
-    write_text(folder / "result.json", json.dumps(result))
+    record = _record(run, trained, answers, seconds)
+    write_text(folder / RESULT, json.dumps(record.to_json()))
     shutil.rmtree(folder / "stages", ignore_errors=True)
 
 
-def _result(
+def _record(
     run: PlannedRun,
     trained: Trained,
-    rows: list[dict[str, Any]],
+    answers: list[AnswerRecord],
     seconds: dict[str, float],
-) -> dict[str, Any]:
+) -> RunRecord:
     config = trained.model.config
-    return {
-        "arm": run.arm.label,
-        "seed": run.seed,
-        "layers": config.vision_layers,
-        "depth": config.vision_config.num_hidden_layers,
-        "fusion": config.fusion,
-        "kind": trained.model.fusion.kind,
-        "folder": run.folder,
-        "scores": scores(rows),
-        "losses": trained.losses,
-        "parameters": trained.parameters,
-        "seconds": seconds,
-    }
+    return RunRecord(
+        arm=run.arm.label,
+        seed=run.seed,
+        layers=config.vision_layers,
+        depth=config.vision_config.num_hidden_layers,
+        fusion=config.fusion,
+        kind=trained.model.fusion.kind,
+        folder=run.folder,
+        scores=scores(answers),
+        losses=trained.losses,
+        parameters=trained.parameters,
+        seconds=seconds,
+    )
 
 
 def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:

@@ -9,7 +9,11 @@ from typing import Any
 
 import layerfuse
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.records import RunRecord
 from layerfuse.recipe.schema import Arm, Recipe
+
+RESULT = "result.json"
+"""A run's record; the last file that its folder gets: a run with it is finished."""
 
 # What may change in a recipe without making a finished run a different run.
 _IRRELEVANT = {
@@ -52,12 +56,19 @@ class PlannedRun:
         slug = re.sub(r"[^a-z0-9]+", "-", self.arm.label.lower()).strip("-")
         return f"arms/{slug}.seed{self.seed}.{self.key}"
 
-    def result(self, study: Path) -> dict[str, Any] | None:
-        """The finished result in a study's folder, None if there is none."""
-        file = study / self.folder / "result.json"
+    def result(self, study: Path) -> RunRecord | None:
+        """The finished result in a study's folder, None if there is none.
+
+        Raises:
+            LayerfuseError: another version of layerfuse has written it.
+        """
+        file = study / self.folder / RESULT
         if not file.exists():
             return None
-        return json.loads(file.read_text("utf-8"))
+        try:
+            return RunRecord.from_json(json.loads(file.read_text("utf-8")))
+        except LayerfuseError as error:
+            raise LayerfuseError(f"{file} {error}") from error
 
 
 def run_name(arm: Arm, seed: int) -> str:

@@ -15,7 +15,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.records import FinishedRun, read_runs
+from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
 from layerfuse.evaluate.significance import (
     ArmScore,
     Bootstrap,
@@ -26,10 +26,10 @@ from layerfuse.evaluate.significance import (
     contrast,
     family_of,
     judge,
-    summarize,
 )
 from layerfuse.files import write_text
 from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
+from layerfuse.study.summary import summarize
 
 # A study imports this module before it trains; matplotlib is loaded when figures are drawn.
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ LEGEND_COLUMNS = 4
 
 @dataclass(frozen=True)
 class ArmAnswer:
-    """One arm's answer to a question: its line of predictions.jsonl."""
+    """One arm's answer to a question."""
 
     arm: str
-    item: dict
+    answer: AnswerRecord
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Example:
     """A question with the answers of all arms, and the rule by which it was chosen."""
 
     why: str
-    item: dict
+    question: AnswerRecord
+    """the first arm's answer, which holds the question and its picture"""
     answers: list[ArmAnswer]
 
 
@@ -69,7 +70,7 @@ class ExampleRule:
 
     why: str
     family: str | None
-    outcomes: set[bool]
+    scores: set[float]
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def draw(summary: dict, runs: list[FinishedRun], folder: Path) -> list[str]:
     order: dict[str, int] = {}
     stages: list[str] = []
     for run in runs:
-        order.setdefault(run.record["arm"], len(order))
-        for stage in run.record.get("losses", {}):
+        order.setdefault(run.record.arm, len(order))
+        for stage in run.record.losses:
             if stage not in stages:
                 stages.append(stage)
     arms = []
@@ -165,12 +166,12 @@ def loss_curves(runs: list[FinishedRun], stage: str, order: dict[str, int]) -> l
     """Give the losses of one stage as `plots.plot_losses` wants them, one curve a run."""
     curves = []
     for run in runs:
-        arm = run.record["arm"]
+        arm = run.record.arm
         curves.append(
             {
                 "arm": arm,
                 "index": order[arm],
-                "points": run.record.get("losses", {}).get(stage, []),
+                "points": run.record.losses.get(stage, []),
             }
         )
     return curves
@@ -255,16 +256,16 @@ def choose(runs: list[FinishedRun]) -> list[Example]:
     first_runs: dict[str, FinishedRun] = {}
     for run in reversed(runs):
         # Going backwards, the last run that stands for an arm is its first one.
-        first_runs[run.record["arm"]] = run
+        first_runs[run.record.arm] = run
     shown_runs = list(first_runs.values())
     shown_runs.reverse()
 
-    families = sorted({item["family"] for item in runs[0].items})
+    families = sorted({answer.family for answer in runs[0].answers})
     rules = []
     for family in families[: PICTURES - 2]:
-        rules.append(ExampleRule(f"{family}: arms disagree", family, {True, False}))
-    rules.append(ExampleRule("all right", None, {True}))
-    rules.append(ExampleRule("all wrong", None, {False}))
+        rules.append(ExampleRule(f"{family}: arms disagree", family, {0.0, 1.0}))
+    rules.append(ExampleRule("all right", None, {1.0}))
+    rules.append(ExampleRule("all wrong", None, {0.0}))
 
     chosen = []
     shown_samples: set[str] = set()
@@ -272,7 +273,7 @@ def choose(runs: list[FinishedRun]) -> list[Example]:
         example = first_example(rule, shown_runs, shown_samples)
         if example is not None:
             chosen.append(example)
-            shown_samples.add(example.item["sample"])
+            shown_samples.add(example.question.sample)
     return chosen
 
 
@@ -280,15 +281,15 @@ def first_example(
     rule: ExampleRule, runs: list[FinishedRun], shown_samples: set[str]
 ) -> Example | None:
     """Find the first question that fits a rule and whose sample is not shown yet."""
-    for position, item in enumerate(runs[0].items):
-        if item["sample"] in shown_samples:
+    for position, question in enumerate(runs[0].answers):
+        if question.sample in shown_samples:
             continue
-        if rule.family is not None and item["family"] != rule.family:
+        if rule.family is not None and question.family != rule.family:
             continue
-        answers = [ArmAnswer(run.record["arm"], run.items[position]) for run in runs]
-        outcomes = {bool(answer.item["correct"]) for answer in answers}
-        if outcomes == rule.outcomes:
-            return Example(rule.why, item, answers)
+        answers = [ArmAnswer(run.record.arm, run.answers[position]) for run in runs]
+        scores = {each.answer.score for each in answers}
+        if scores == rule.scores:
+            return Example(rule.why, question, answers)
     return None
 
 
@@ -308,9 +309,9 @@ def guidance_rows(runs: list[FinishedRun], bootstrap: Bootstrap) -> list[Guidanc
     runs_by_arm: dict[str, list[FinishedRun]] = {}
     guided_arms = []
     for run in runs:
-        arm = run.record["arm"]
+        arm = run.record.arm
         runs_by_arm.setdefault(arm, []).append(run)
-        if "controls" in run.items[0] and arm not in guided_arms:
+        if run.answers[0].controls and arm not in guided_arms:
             guided_arms.append(arm)
 
     comparisons = []
@@ -347,7 +348,7 @@ def control_comparisons(
     Returns:
         One comparison a control.
     """
-    controls = list(runs[0].items[0]["controls"])
+    controls = list(runs[0].answers[0].controls)
     all_runs = list(runs)
     for control in controls:
         for run in runs:
@@ -363,20 +364,20 @@ def control_comparisons(
 
 def run_under_control(run: FinishedRun, control: str) -> FinishedRun:
     """Give the run as if its answers under a control were its answers."""
-    record = {**run.record, "arm": f"{run.record['arm']} ({control})"}
-    items = []
-    for item in run.items:
-        items.append({**item, "correct": item["controls"][control]["correct"]})
-    return FinishedRun(record, items)
+    record = replace(run.record, arm=f"{run.record.arm} ({control})")
+    answers = []
+    for answer in run.answers:
+        answers.append(replace(answer, score=answer.controls[control].score))
+    return FinishedRun(record, answers)
 
 
 def weights_by_family(runs: list[FinishedRun]) -> dict[str, list[float]]:
     """Give the mean weights over layers or groups for each family of questions, over all seeds."""
     weights: dict[str, list[list[float]]] = {}
     for run in runs:
-        for item in run.items:
-            if item.get("weights"):
-                weights.setdefault(item["family"], []).append(item["weights"])
+        for answer in run.answers:
+            if answer.weights is not None:
+                weights.setdefault(answer.family, []).append(answer.weights)
     means = {}
     for family in sorted(weights):
         means[family] = np.mean(weights[family], axis=0).round(5).tolist()
@@ -395,7 +396,7 @@ def weight_spread(runs: list[FinishedRun]) -> float:
     """
     spreads = []
     for run in runs:
-        weights = [item["weights"] for item in run.items if item.get("weights")]
+        weights = [answer.weights for answer in run.answers if answer.weights is not None]
         if weights:
             spreads.append(float(np.std(weights, axis=0).mean()))
     if not spreads:
@@ -472,7 +473,7 @@ def write_report(study_dir: Path) -> Path:
         figures[name] = inline(study_dir / "figures" / f"{name}.svg")
     examples = []
     for example in choose(runs):
-        examples.append((example, thumbnail(study_dir, example.item.get("image"))))
+        examples.append((example, thumbnail(study_dir, example.question.image)))
     environment = {}
     environment_file = study_dir / "environment.json"
     if environment_file.is_file():
