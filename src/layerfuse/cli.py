@@ -77,6 +77,9 @@ Pictures = Annotated[
 Output = Annotated[Path | None, Option(help="Results folder.", show_default="runs/look-<encoder>")]
 Number = Annotated[Literal["float32", "bfloat16"], Option(help="Arithmetic of the encoder.")]
 Batch = Annotated[int, Option(help="Pictures encoded at once.", min=1)]
+ModelFolder = Annotated[
+    Path, Argument(help="Folder of a trained model, for example runs/<study>/arms/<arm>/model")
+]
 Tasks = Annotated[str | None, Option(help="Tasks, as count,shape. Default: all")]
 ProbeData = Annotated[str | None, Option(help="LLaVA JSON with short answers. Default: scenes")]
 ProbeTest = Annotated[str | None, Option(help="The same to test on. Default: 3/10 of the data")]
@@ -144,6 +147,69 @@ def study(
         modules=tuple(imports or ()),
     )
     typer.echo(f"report: {report}")
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    arm: Annotated[
+        str | None, Option(help="Name of the arm.", show_default="the recipe's only arm")
+    ] = None,
+    seed: Annotated[int | None, Option(help="Seed of the run.", show_default="the first")] = None,
+    output: Annotated[
+        Path | None, Option(help="Folder of the run.", show_default="runs/<name>.<arm>")
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Train and test one arm of a recipe, without a report. Continues what was begun."""
+    from layerfuse.study.coordinate import train
+
+    _import_strategies(imports)
+    trained = train(
+        recipe,
+        tuple(overrides or ()),
+        arm=arm,
+        seed=seed,
+        output=output,
+        modules=tuple(imports or ()),
+    )
+    typer.echo(f"accuracy: {trained.record.scores['mean']:.3f}")
+    typer.echo(f"model: {trained.model}")
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelFolder,
+    data: Annotated[
+        str, Argument(help="A LLaVA JSON file, a folder of images, or a Hugging Face dataset.")
+    ],
+    split: Annotated[str, Option(help="Split of a dataset.")] = "test",
+    limit: Annotated[int | None, Option(help="Use only the first samples.", min=1)] = None,
+    batch_size: Annotated[int, Option(help="Questions answered at once.", min=1)] = 32,
+    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.", min=1)] = 16,
+    controls: Annotated[
+        bool, Option("--controls", help="Also ask guided strategies without their guidance.")
+    ] = False,
+    seed: Annotated[int, Option(help="Seed of the resampling of pictures.", min=0)] = 0,
+    output: Annotated[
+        Path | None, Option(help="Folder of the results.", show_default="MODEL/evaluation")
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Test a trained model on any data: exact match by family, with intervals over pictures."""
+    from layerfuse.evaluate.evaluation import data_of, evaluate
+    from layerfuse.recipe.schema import Evaluation
+
+    _import_strategies(imports)
+    evaluation = Evaluation(
+        data=data_of(data, split, limit),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        controls=("shuffled", "mean") if controls else (),
+    )
+    folder = evaluate(model, evaluation, output=output, seed=seed)
+    typer.echo(f"answers and scores: {folder}")
 
 
 @app.command()
@@ -273,7 +339,7 @@ def list_fusions(
 
 @app.command()
 def ask(
-    model: Annotated[Path, Argument(help="A model folder, e.g. runs/<study>/arms/*/model")],
+    model: ModelFolder,
     image: Annotated[Path, Argument(help="A picture.")],
     question: Annotated[str, Argument(help="The question.")],
     max_new_tokens: Annotated[int, Option(help="Longest answer.")] = 64,

@@ -6,11 +6,11 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedConfig
 
-from layerfuse.cost.fitted_table import Heading, print_fitted
 from layerfuse.cost.flops import Known, count, flops, text_config, tokens_of, vision_config
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from layerfuse.recipe.schema import ModelSource
+from layerfuse.tables import Heading, print_fitted
 from layerfuse.vision.selection import Selection
 
 CLIP: dict[str, Any] = {

@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedConfig
 
-from layerfuse.cost.fitted_table import Heading, print_fitted
 from layerfuse.cost.flops import (
     PARTS,
     TEXT_TOKENS,
@@ -26,6 +25,7 @@ from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Data, ModelSource, Recipe, Stage
+from layerfuse.tables import Heading, print_fitted
 
 
 @dataclass(frozen=True)

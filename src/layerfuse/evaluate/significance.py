@@ -331,7 +331,7 @@ class ScoreTable:
     def from_runs(
         cls, runs: list[FinishedRun], bootstrap: Bootstrap, key: GroupKey
     ) -> "ScoreTable":
-        """Resample the answers of all runs.
+        """Resample the answers of all runs of a study.
 
         Args:
             runs: finished runs that answer the same questions in the same order.
@@ -341,10 +341,33 @@ class ScoreTable:
         Returns:
             The table.
         """
+        arms = [run.record.arm for run in runs]
+        answers = [run.answers for run in runs]
+        return cls.from_answers(arms, answers, bootstrap, key)
+
+    @classmethod
+    def from_answers(
+        cls,
+        arms: list[str],
+        answers: list[list[AnswerRecord]],
+        bootstrap: Bootstrap,
+        key: GroupKey,
+    ) -> "ScoreTable":
+        """Resample the answers of some models to the same questions.
+
+        Args:
+            arms: the arm of each model (K).
+            answers: of each model (K), in the same order of questions.
+            bootstrap: how pictures are redrawn.
+            key: the group of an answer; those of group None are left out.
+
+        Returns:
+            The table.
+        """
         positions = []
         labels = []
         pictures = []
-        for position, answer in enumerate(runs[0].answers):
+        for position, answer in enumerate(answers[0]):
             label = key(answer)
             if label is None:
                 continue
@@ -357,13 +380,13 @@ class ScoreTable:
         images = len(picture_names)
 
         columns: dict[str, list[int]] = {}
-        for column, run in enumerate(runs):
-            columns.setdefault(run.record.arm, []).append(column)
+        for column, arm in enumerate(arms):
+            columns.setdefault(arm, []).append(column)
 
         drawn = picture_weights(images, bootstrap)
         # The first row draws each picture once: the test set itself.
         weights = np.vstack([np.ones(images), drawn])
-        shares = rates(weights, cluster, group, answer_scores(runs, positions))
+        shares = rates(weights, cluster, group, answer_scores(answers, positions))
 
         each = []
         for index in range(len(group_names)):
@@ -380,17 +403,17 @@ class ScoreTable:
         )
 
 
-def answer_scores(runs: list[FinishedRun], positions: list[int]) -> np.ndarray:
+def answer_scores(answers: list[list[AnswerRecord]], positions: list[int]) -> np.ndarray:
     """Give the score of each answer (Q, K + 1), the last column being the commonest answer.
 
     Args:
-        runs: the finished runs (K).
-        positions: where the questions stand in each run (Q).
+        answers: of each model (K).
+        positions: where the questions stand among them (Q).
     """
     columns = []
-    for run in runs:
-        columns.append([run.answers[position].score for position in positions])
-    questions = [runs[0].answers[position] for position in positions]
+    for of_model in answers:
+        columns.append([of_model[position].score for position in positions])
+    questions = [answers[0][position] for position in positions]
     blind = commonest_answers(questions)
     columns.append([float(asked.answer == blind[asked.family]) for asked in questions])
     return np.array(columns, dtype=float).T
@@ -451,3 +474,8 @@ def compare_all(scores: Scores, arms: int, reference: int) -> dict[int, JudgedCo
 def family_of(answer: AnswerRecord) -> str:
     """Give the family of an answer."""
     return answer.family
+
+
+def category_of(answer: AnswerRecord) -> str:
+    """Give the category of an answer."""
+    return answer.category

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,15 +21,15 @@ import layerfuse
 from layerfuse.data.feature_store import digests_of
 from layerfuse.data.sample_sets import BadSets, SampleSets
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.records import write_records
+from layerfuse.evaluate.records import RunRecord, write_records
 from layerfuse.files import locked, write_text
 from layerfuse.hardware import device
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Recipe
+from layerfuse.recipe.schema import Arm, Recipe
 from layerfuse.study.check import LEFT_OUT, leave_out, load_checked
 from layerfuse.study.encode import encode_pictures, pictures_of, write_features
 from layerfuse.study.execute import ENVIRONMENT, PROGRESS, Job, run_local, run_ray
-from layerfuse.study.plan import PlannedRun, arms_and_seeds, run_name, runs
+from layerfuse.study.plan import PlannedRun, arms_and_seeds, run_name, runs, slug
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
 
@@ -36,6 +37,15 @@ Engine = Literal["local", "ray"]
 NAMED_SAMPLES = 5
 """Left out samples that are named on the console; a file names all."""
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class TrainedArm:
+    """One arm, trained and tested on its own."""
+
+    record: RunRecord
+    model: Path
+    """the model's folder"""
 
 
 def study(
@@ -66,30 +76,117 @@ def study(
         LayerfuseError: before any training, for anything in the recipe, the data or the models that
             does not fit.
     """
-    _check_surroundings(engine)
     recipe = load_recipe(recipe_path, overrides)
-    if console is None:
-        console = Console()
     folder = output or Path("runs") / recipe.name
+    _do(recipe, folder, engine=engine, modules=modules, console=console)
+    return write_report(folder)
+
+
+def train(
+    recipe_path: str | Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    arm: str | None = None,
+    seed: int | None = None,
+    output: Path | None = None,
+    modules: Sequence[str] = (),
+    console: Console | None = None,
+) -> TrainedArm:
+    """Train and test one arm of a recipe with one seed, and keep the model; no report.
+
+    Args:
+        recipe_path: the recipe's file.
+        overrides: `key.sub=value`.
+        arm: the arm's name. May be left out where the recipe has only one.
+        seed: of the run. Default: the arm's first.
+        output: the run's folder. Default: `runs/<name>.<arm>`.
+        modules: what processes of their own must import for user strategies.
+        console: where progress is shown.
+
+    Returns:
+        What it scored, and where the model is.
+
+    Raises:
+        LayerfuseError: there is no such arm; or before any training, for anything in the recipe,
+            the data or the models that does not fit.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    chosen = _choose_arm(recipe, arm)
+    seeds = [seed] if seed is not None else (chosen.seeds or recipe.seeds)[:1]
+    chosen = chosen.model_copy(update={"seeds": seeds})
+    alone = recipe.model_copy(
+        update={
+            "arms": [chosen],
+            "grid": None,
+            "baseline": chosen.label,
+            "keep_models": "all",
+        }
+    )
+    folder = output or Path("runs") / f"{recipe.name}.{slug(chosen)}"
+    (record,) = _do(alone, folder, engine="local", modules=modules, console=console)
+    return TrainedArm(record, folder / record.folder / "model")
+
+
+def _choose_arm(recipe: Recipe, name: str | None) -> Arm:
+    """The arm of this name, or the only one."""
+    arms = {arm.label: arm for arm in recipe.all_arms()}
+    names = ", ".join(repr(label) for label in arms)
+    if name is None:
+        if len(arms) > 1:
+            raise LayerfuseError(f"the recipe has {len(arms)} arms; choose one by --arm: {names}")
+        return next(iter(arms.values()))
+    if name not in arms:
+        raise LayerfuseError(f"the recipe has no arm {name!r}; valid: {names}")
+    return arms[name]
+
+
+def _do(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    engine: Engine,
+    modules: Sequence[str],
+    console: Console | None,
+) -> list[RunRecord]:
+    """Do the runs of a recipe that are not yet done.
+
+    Args:
+        recipe: what to run.
+        folder: where; made if it is missing.
+        engine: one run after another, or many at once.
+        modules: what processes of their own must import.
+        console: where progress is shown; the terminal by default.
+
+    Returns:
+        The records of all runs.
+    """
+    _check_surroundings(engine)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     names = [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe)]
-    with LiveTable(names, console) as table:
+    with LiveTable(names, console or Console()) as table:
         samples, bad = load_checked(recipe, table.step)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
         with locked(folder / ".lock", _refuse):
-            _do(recipe, folder, samples, bad, engine=engine, modules=modules, table=table)
-    return write_report(folder)
+            return _do_locked(
+                recipe,
+                folder,
+                samples,
+                bad,
+                engine=engine,
+                modules=modules,
+                table=table,
+            )
 
 
 def _refuse() -> None:
     raise LayerfuseError("another process is running a study in this folder")
 
 
-def _do(
+def _do_locked(
     recipe: Recipe,
     folder: Path,
     samples: SampleSets,
@@ -98,8 +195,8 @@ def _do(
     engine: Engine,
     modules: Sequence[str],
     table: LiveTable,
-) -> None:
-    """Do the runs that are not yet done.
+) -> list[RunRecord]:
+    """Do the runs that are not yet done, in a folder that no other process writes to.
 
     Args:
         recipe: of the study.
@@ -109,6 +206,9 @@ def _do(
         engine: one run after another, or many at once.
         modules: what processes of their own must import.
         table: shows the progress.
+
+    Returns:
+        The records of all runs.
     """
 
     def digested(done: int, total: int) -> None:
@@ -146,8 +246,9 @@ def _do(
             run_ray(job, todo, table, finish)
         else:
             run_local(job, todo, table, finish)
-    _collect(folder, all_runs)
+    records = _collect(folder, all_runs)
     _keep_models(recipe, folder, all_runs)
+    return records
 
 
 def _check_surroundings(engine: Engine) -> None:
@@ -205,11 +306,12 @@ def _say_uncached(recipe: Recipe, test_label: str, console: Console) -> None:
         )
 
 
-def _collect(folder: Path, all_runs: list[PlannedRun]) -> None:
-    """Write the results of the finished runs to results.jsonl."""
+def _collect(folder: Path, all_runs: list[PlannedRun]) -> list[RunRecord]:
+    """Write the results of the finished runs to results.jsonl, and return them."""
     results = [run.result(folder) for run in all_runs]
     finished = [result for result in results if result is not None]
     write_records(folder / "results.jsonl", finished)
+    return finished
 
 
 def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> None:

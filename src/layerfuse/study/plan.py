@@ -53,8 +53,7 @@ class PlannedRun:
     @property
     def folder(self) -> str:
         """The run's folder, relative to the study's."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.arm.label.lower()).strip("-")
-        return f"arms/{slug}.seed{self.seed}.{self.key}"
+        return f"arms/{slug(self.arm)}.seed{self.seed}.{self.key}"
 
     def result(self, study: Path) -> RunRecord | None:
         """The finished result in a study's folder, None if there is none.
@@ -69,6 +68,11 @@ class PlannedRun:
             return RunRecord.from_json(json.loads(file.read_text("utf-8")))
         except LayerfuseError as error:
             raise LayerfuseError(f"{file} {error}") from error
+
+
+def slug(arm: Arm) -> str:
+    """The arm's name as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", arm.label.lower()).strip("-")
 
 
 def run_name(arm: Arm, seed: int) -> str:

@@ -12,6 +12,7 @@ from layerfuse.evaluate.significance import (
     GroupKey,
     ScoreTable,
     arm_score,
+    category_of,
     compare_all,
     contrast,
     family_of,
@@ -83,11 +84,6 @@ class StudyTables:
     categories: ScoreTable
     seen: ScoreTable | None
     novel: ScoreTable | None
-
-
-def category_of(answer: AnswerRecord) -> str:
-    """Give the category of an answer."""
-    return answer.category
 
 
 def novelty_key(families: set[str], novel: bool) -> GroupKey:

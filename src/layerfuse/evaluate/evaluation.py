@@ -1,0 +1,245 @@
+"""Test one trained model on any data, with intervals over pictures."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from transformers.utils import logging as transformers_logging
+
+from layerfuse.data.sources import faults, load
+from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer import load_answerer, predict
+from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
+from layerfuse.evaluate.significance import (
+    Bootstrap,
+    GroupKey,
+    Scores,
+    ScoreTable,
+    arm_score,
+    category_of,
+    family_of,
+)
+from layerfuse.files import write_text
+from layerfuse.recipe.schema import Data, Evaluation
+from layerfuse.tables import Heading, print_fitted
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """What a model scores on some questions, and what a guess without looking would.
+
+    Attributes:
+        score: mean score, 0..1.
+        interval: its 95 % interval [low, high] over pictures; None with a single picture.
+        chance: the score of the commonest answer.
+        questions: their number.
+        pictures: the number of different pictures; a sample without one counts as one.
+    """
+
+    score: float
+    interval: list[float] | None
+    chance: float
+    questions: int
+    pictures: int
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What a model scores on a test: the content of scores.json.
+
+    Attributes:
+        model: its folder.
+        data: what it was asked, as in a recipe.
+        resamples: number of bootstrap resamples over pictures.
+        seed: of the resampling.
+        mean: over the families, each counting the same.
+        families: by family of questions.
+        categories: by category of questions.
+        controls: as `mean`, with something else in the place of the instruction, by the control's
+            name; empty for strategies that are not guided.
+    """
+
+    model: str
+    data: dict[str, Any]
+    resamples: int
+    seed: int
+    mean: ModelScore
+    families: dict[str, ModelScore]
+    categories: dict[str, ModelScore]
+    controls: dict[str, ModelScore]
+
+
+def data_of(source: str, split: str, limit: int | None = None) -> Data:
+    """The data that a text on the command line means.
+
+    Args:
+        source: a LLaVA JSON file, a folder of images, or a Hugging Face dataset (hub id or folder).
+        split: of a dataset.
+        limit: use only the first samples.
+
+    Raises:
+        LayerfuseError: it can be none of these.
+    """
+    path = Path(source)
+    if path.exists():
+        return Data(path=source, split=split, limit=limit)
+    # A hub id is `name` or `owner/name`; anything else was meant as a path.
+    if path.suffix in (".json", ".jsonl") or source[:1] in "./~" or source.count("/") > 1:
+        raise LayerfuseError(f"no such file or folder of samples: {source}")
+    return Data(dataset=source, split=split, limit=limit)
+
+
+def evaluate(
+    model: Path,
+    evaluation: Evaluation,
+    *,
+    output: Path | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    console: Console | None = None,
+) -> Path:
+    """Ask a trained model every question of some data, and print and write what it scores.
+
+    Args:
+        model: its folder.
+        evaluation: the data and how it is asked.
+        output: folder of predictions.jsonl and scores.json. Default: `evaluation` in the model's.
+        resamples: number of bootstrap resamples over pictures.
+        seed: of the resampling.
+        console: where to print; the terminal by default.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        LayerfuseError: there is no model, or the data cannot be used.
+    """
+    if console is None:
+        console = Console()
+    # The data first: it is checked in a moment, while a large model loads for minutes.
+    samples = load(evaluation.data)
+    faulty = faults(samples)
+    if faulty:
+        _, reason = next(iter(faulty.values()))
+        raise LayerfuseError(f"{reason}; {len(faulty)} of {len(samples)} samples cannot be used")
+    # One bar is enough: that of the questions.
+    transformers_logging.disable_progress_bar()
+    answerer = load_answerer(model)
+    with _progress_bar(console) as bar:
+        task = bar.add_task("answering", total=None)
+
+        def show(phase: str, done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total)
+
+        answers = predict(answerer, samples, evaluation, show)
+    if not answers:
+        raise LayerfuseError("the data holds no question with an answer")
+
+    bootstrap = Bootstrap(resamples, seed)
+    mean, families = _scores(answers, bootstrap, family_of)
+    _, categories = _scores(answers, bootstrap, category_of)
+    controls = {}
+    for control in answers[0].controls:
+        under_control = []
+        for answer in answers:
+            under_control.append(replace(answer, score=answer.controls[control].score))
+        controls[control], _ = _scores(under_control, bootstrap, family_of)
+    result = ModelScores(
+        model=str(model),
+        data=evaluation.data.model_dump(mode="json", exclude_none=True),
+        resamples=resamples,
+        seed=seed,
+        mean=mean,
+        families=families,
+        categories=categories,
+        controls=controls,
+    )
+    folder = output or model / "evaluation"
+    write_records(folder / PREDICTIONS, answers)
+    write_text(folder / SCORES, json.dumps(asdict(result), indent=1) + "\n")
+    _print(result, console)
+    return folder
+
+
+def _progress_bar(console: Console) -> ProgressBar:
+    return ProgressBar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        # A log file gets no redrawn lines.
+        disable=not console.is_terminal,
+    )
+
+
+def _scores(
+    answers: list[AnswerRecord], bootstrap: Bootstrap, key: GroupKey
+) -> tuple[ModelScore, dict[str, ModelScore]]:
+    """The mean over groups of answers, and the score of each group."""
+    table = ScoreTable.from_answers(["model"], [answers], bootstrap, key)
+    questions = dict.fromkeys(table.groups, 0)
+    for answer in answers:
+        questions[str(key(answer))] += 1
+    groups = {}
+    for group, scores in zip(table.groups, table.each, strict=True):
+        groups[group] = _model_score(scores, questions[group])
+    return _model_score(table.mean, len(answers)), groups
+
+
+def _model_score(scores: Scores, questions: int) -> ModelScore:
+    found = arm_score(scores, 0)
+    interval = None
+    # One picture says nothing of others: its resamples are all the same.
+    if scores.images > 1:
+        interval = found.interval
+    return ModelScore(
+        score=found.score,
+        interval=interval,
+        # The last column is guessing.
+        chance=float(scores.value[-1]),
+        questions=questions,
+        pictures=scores.images,
+    )
+
+
+def _print(result: ModelScores, console: Console) -> None:
+    headings = [
+        Heading("questions about"),
+        Heading("score", is_number=True),
+        Heading("95 % interval", is_number=True),
+        Heading("chance", is_number=True),
+        Heading("questions", is_number=True),
+        Heading("pictures", is_number=True),
+    ]
+    lines = [_cells("mean of families", result.mean)]
+    for family, score in result.families.items():
+        lines.append(_cells(family, score))
+    if len(result.categories) > 1:
+        for category, score in result.categories.items():
+            lines.append(_cells(f"category {category}", score))
+    for control, score in result.controls.items():
+        lines.append(_cells(f"control {control}", score))
+    print_fitted(console, headings, lines)
+
+
+def _cells(name: str, score: ModelScore) -> list[str]:
+    interval = "one picture"
+    if score.interval is not None:
+        low, high = score.interval
+        interval = f"{100 * low:.1f} to {100 * high:.1f}"
+    return [
+        name,
+        f"{100 * score.score:.1f} %",
+        interval,
+        f"{100 * score.chance:.1f} %",
+        str(score.questions),
+        str(score.pictures),
+    ]
