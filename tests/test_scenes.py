@@ -10,8 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerfuse.data import drawing, scenes
-from layerfuse.data.scenes import ANSWERS, FAMILIES, HELD_OUT, PAIRS, SIZE, Scene, sample, write
+from layerfuse.data import drawing
+from layerfuse.data.drawing import SIZE
+from layerfuse.data.scenes import (
+    FAMILIES,
+    HELD_OUT,
+    PAIRS,
+    Scene,
+    choose_families,
+    sample,
+    write,
+)
+from layerfuse.errors import LayerfuseError
+
+ANSWERS = {name: family.answers for name, family in FAMILIES.items()}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -37,7 +49,7 @@ def test_every_answer_is_dealt_out_evenly(split, count):
 @pytest.mark.parametrize("questions", [1, 3, 6, 8])
 def test_asked_answers_stay_balanced(split, count, questions):
     made = sample(count, split, seed=2)
-    asked = list(scenes._choose(made, tuple(FAMILIES), questions, np.random.default_rng(0)))
+    asked = list(choose_families(made, tuple(FAMILIES), questions, np.random.default_rng(0)))
     assert all(len(set(families)) == questions for families in asked)
     for family, values in ANSWERS.items():
         found = Counter(
@@ -80,7 +92,8 @@ def test_wrong_presence_questions_change_colour_shape_or_both():
 
 
 def extent(scene: Scene) -> tuple[float, float, float, float]:
-    xs, ys = [x for x, _, _ in scene.objects], [y for _, y, _ in scene.objects]
+    xs = [pose.x for pose in scene.objects]
+    ys = [pose.y for pose in scene.objects]
     r = scene.radius
     return min(xs) - r, min(ys) - r, max(xs) + r, max(ys) + r
 
@@ -88,14 +101,14 @@ def extent(scene: Scene) -> tuple[float, float, float, float]:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_objects_card_and_mark_lie_apart_and_inside(split):
     for scene in sample(300, split, seed=1):
-        spots = [(x, y) for x, y, _ in scene.objects]
+        spots = [(pose.x, pose.y) for pose in scene.objects]
         assert len(spots) == int(scene.count)
         pairs = [(a, b) for i, a in enumerate(spots) for b in spots[:i]]
         assert all(math.dist(a, b) > 2 * scene.radius + 2 for a, b in pairs)
         left, top, right, bottom = extent(scene)
-        x, y, side, angle = scene.card
-        turn = math.radians(abs(angle))
-        half = side / 2 * (math.cos(turn) + math.sin(turn))
+        x, y = scene.card.x, scene.card.y
+        turn = math.radians(abs(scene.card.angle))
+        half = scene.card.side / 2 * (math.cos(turn) + math.sin(turn))
         assert min(left, top, x - half, y - half) >= 4
         assert max(right, bottom, x + half, y + half) <= SIZE - 4
         mark = scene.mark_at
@@ -115,8 +128,8 @@ def test_objects_card_and_mark_lie_apart_and_inside(split):
 
 def test_the_card_lies_at_many_places():
     made = [s for s in sample(600, "train") if s.position == "left"]
-    assert len({round(s.card[0] / 40) for s in made}) >= 3
-    assert len({round(s.card[1] / 40) for s in made}) >= 4
+    assert len({round(s.card.x / 40) for s in made}) >= 3
+    assert len({round(s.card.y / 40) for s in made}) >= 4
 
 
 def test_outlines_fit_the_circle_the_geometry_reserves():
@@ -193,7 +206,7 @@ def test_written_folder_is_valid_and_deterministic(tmp_path):
         assert turns[0]["value"].startswith("<image>\n")
         assert sum(t["value"].count("<image>") for t in turns) == 1
         assert [t["value"] for t in turns[1::2]] == [scene.answer(f) for f in talk["families"]]
-        assert talk["categories"] == [FAMILIES[f] for f in talk["families"]]
+        assert talk["categories"] == [FAMILIES[f].category for f in talk["families"]]
         assert talk["novel"] is scene.novel
         assert caption["conversations"] == [
             {"from": "human", "value": "<image>"},
@@ -206,14 +219,34 @@ def test_finished_folder_is_left_alone_and_another_refused(tmp_path):
     (folder / "images" / "000001.png").write_bytes(b"mine")
     assert write(folder, 6, "train", novel_share=0.5) == folder  # no matter when training
     assert (folder / "images" / "000001.png").read_bytes() == b"mine"
-    with pytest.raises(ValueError, match=r"'count': 6.*'seed': 0"):
+    with pytest.raises(LayerfuseError, match=r"'count': 6.*'seed': 0"):
         write(folder, 7, "train", seed=1)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").write_text("keep")
-    with pytest.raises(ValueError, match="foreign"):
+    with pytest.raises(LayerfuseError, match="foreign"):
         write(foreign, 6, "train")
     assert contents(foreign) == {"notes.txt": b"keep"}
+
+
+def test_settings_that_cannot_be_read_are_named(tmp_path):
+    folder = write(tmp_path / "data", 2, "train")
+    (folder / "scenes.json").write_text("{")
+    with pytest.raises(LayerfuseError, match=r"cannot read .*scenes\.json"):
+        write(folder, 2, "train")
+
+
+def test_another_process_may_write_the_same_folder_first(tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def beaten(self: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        write(target, 2, "train")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", beaten)
+    assert len(conversations(write(tmp_path / "data", 2, "train"))) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["data"]
 
 
 def test_empty_folder_is_filled(tmp_path):
@@ -226,7 +259,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Scene, "render", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(LayerfuseError, match=r"cannot write the scenes .*data: disk full"):
         write(tmp_path / "data", 4, "train")
     assert list(tmp_path.iterdir()) == []
 
@@ -244,7 +277,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 )
 def test_bad_arguments_are_refused_before_writing(tmp_path, wrong, message):
     given = {"count": 4, "split": "train", **wrong}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         write(tmp_path / "data", **given)
     assert list(tmp_path.iterdir()) == []
 
@@ -262,8 +295,8 @@ def test_only_the_chosen_families_are_asked_and_stay_balanced(tmp_path):
         counts = [n for (name, _), n in said.items() if name == family]
         assert len(counts) == len(ANSWERS[family])
         assert max(counts) / sum(counts) < 1 / len(counts) + 0.02
-    with pytest.raises(ValueError, match=r"unknown question families .'smell'.; valid"):
+    with pytest.raises(LayerfuseError, match=r"unknown question families .'smell'.; valid"):
         write(tmp_path / "bad", 3, "train", families=["smell"])
-    with pytest.raises(ValueError, match="between 1 and 3, not 4"):
+    with pytest.raises(LayerfuseError, match="between 1 and 3, not 4"):
         write(tmp_path / "bad", 3, "train", questions=4, families=chosen)
     assert not (tmp_path / "bad").exists()

@@ -19,39 +19,96 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from layerfuse.data import drawing
-from layerfuse.data.drawing import SIZE
+from layerfuse.data import drawing, layout
+from layerfuse.data.drawing import SIZE, Card, Pattern, Pose
 from layerfuse.errors import LayerfuseError
 
 Split = Literal["train", "test"]
+Pair = tuple[str, str]
+"""a colour and a shape"""
+
 VERSION = 2
-_TABLE = (
-    ("colour", "General", "red orange yellow green blue purple pink black", "What colour?"),
-    ("shape", "General", "circle square triangle star heart diamond ring moon", "What shape?"),
-    ("count", "Vision-centric", "1 2 3 4 5 6", "How many?|How many objects?"),
-    ("position", "Vision-centric", "left right top bottom", "Where is the card?|On which side?"),
-    ("letter", "Chart&OCR", "A E L M O S T X", "Which letter?|What does the card say?"),
-    ("texture", "Fine-grained", "plain horizontal vertical diagonal dots checks", "What pattern?"),
-    ("detail", "Fine-grained", "dot cross line none", "Which tiny mark?|What is the tiny mark?"),
-    ("presence", "Hallucination", "yes no", "Is there {}?|Do you see {}?"),
-)
-FAMILIES: dict[str, str] = {family: category for family, category, _, _ in _TABLE}
-ANSWERS = {family: tuple(answers.split()) for family, _, answers, _ in _TABLE}
-QUESTIONS = {family: tuple(wordings.split("|")) for family, _, _, wordings in _TABLE}
-PAIRS = tuple(product(ANSWERS["colour"], ANSWERS["shape"]))
-HELD_OUT = frozenset(PAIRS[8 * i + (i + 3) % 8] for i in range(8))
+"""Grows with every change of the pictures or questions that a seed gives."""
+
+
+@dataclass(frozen=True)
+class QuestionFamily:
+    """Questions about one attribute of a scene."""
+
+    category: str
+    """the category of LLaVA-like benchmarks that the family stands for"""
+    answers: tuple[str, ...]
+    """all that may be right"""
+    wordings: tuple[str, ...]
+    """equivalent questions; {} stands for the object that is asked about"""
+
+
+FAMILIES = {
+    "colour": QuestionFamily(
+        category="General",
+        answers=("red", "orange", "yellow", "green", "blue", "purple", "pink", "black"),
+        wordings=("What colour?",),
+    ),
+    "shape": QuestionFamily(
+        category="General",
+        answers=("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon"),
+        wordings=("What shape?",),
+    ),
+    "count": QuestionFamily(
+        category="Vision-centric",
+        answers=("1", "2", "3", "4", "5", "6"),
+        wordings=("How many?", "How many objects?"),
+    ),
+    "position": QuestionFamily(
+        category="Vision-centric",
+        answers=("left", "right", "top", "bottom"),
+        wordings=("Where is the card?", "On which side?"),
+    ),
+    "letter": QuestionFamily(
+        category="Chart&OCR",
+        answers=("A", "E", "L", "M", "O", "S", "T", "X"),
+        wordings=("Which letter?", "What does the card say?"),
+    ),
+    "texture": QuestionFamily(
+        category="Fine-grained",
+        answers=("plain", "horizontal", "vertical", "diagonal", "dots", "checks"),
+        wordings=("What pattern?",),
+    ),
+    "detail": QuestionFamily(
+        category="Fine-grained",
+        answers=("dot", "cross", "line", "none"),
+        wordings=("Which tiny mark?", "What is the tiny mark?"),
+    ),
+    "presence": QuestionFamily(
+        category="Hallucination",
+        answers=("yes", "no"),
+        wordings=("Is there {}?", "Do you see {}?"),
+    ),
+}
+
+PAIRS: tuple[Pair, ...] = tuple(product(FAMILIES["colour"].answers, FAMILIES["shape"].answers))
+"""all 8 x 8 pairs, the shapes of one colour after each other"""
+_HELD_OUT_STEP = 3
+
+
+def _pair(colour: int, step: int) -> Pair:
+    """The pair of the colour with that index and the shape `step` indices further, in a circle."""
+    return PAIRS[8 * colour + (colour + step) % 8]
+
+
+# One step for all eight, so that every colour and every shape is held out once.
+HELD_OUT = frozenset(_pair(colour, _HELD_OUT_STEP) for colour in range(8))
+
+# Seeds of numpy's generators are lists [seed, split, purpose, item]: each draws independently.
 _SPLITS = {"train": 0, "test": 1}
+_DEALING = 0
+_SCENE = 1
+_ASKING = 2
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene: its answers, and its geometry in pixels from the top left of the picture.
-
-    ``asked`` is the (colour, shape) that the presence question names; ``objects`` holds (x, y,
-    angle in degrees) for each, all of circumradius ``radius``; ``card`` is (x, y, side, angle);
-    ``mark_at`` is the centre of the mark, set even if there is none; ``ground`` is RGB;
-    ``pattern`` is (period, phase, contrast in grey levels); ``light`` scales all.
-    """
+    """One scene: its answers, and its geometry in pixels from the top left of the picture."""
 
     colour: str
     shape: str
@@ -60,14 +117,19 @@ class Scene:
     letter: str
     texture: str
     detail: str
-    asked: tuple[str, str]
-    objects: tuple[tuple[float, float, float], ...]
+    asked: Pair
+    """the colour and shape that the presence question names"""
+    objects: tuple[Pose, ...]
     radius: float
-    card: tuple[float, float, float, float]
+    """of the circle around each object"""
+    card: Card
     mark_at: tuple[float, float]
+    """x and y of the centre of the mark, set even if there is none"""
     ground: tuple[float, ...]
-    pattern: tuple[float, float, float]
+    """red, green and blue of the background, 0..255"""
+    pattern: Pattern
     light: float
+    """factor of all colours"""
 
     @property
     def novel(self) -> bool:
@@ -75,128 +137,219 @@ class Scene:
         return (self.colour, self.shape) in HELD_OUT
 
     def answer(self, family: str) -> str:
-        """The right answer in a family of FAMILIES."""
-        if family == "presence":
-            return "yes" if self.asked == (self.colour, self.shape) else "no"
-        return getattr(self, family)
+        """The right answer in a family of `FAMILIES`."""
+        if family != "presence":
+            return getattr(self, family)
+        if self.asked == (self.colour, self.shape):
+            return "yes"
+        return "no"
 
     def ask(self, family: str, rng: np.random.Generator) -> tuple[str, str]:
-        """A (question, answer) of a family, in a wording drawn from ``rng``."""
-        article = "an" if self.asked[0] == "orange" else "a"
-        wording = str(rng.choice(QUESTIONS[family]))
-        return wording.format(f"{article} {' '.join(self.asked)}"), self.answer(family)
+        """A question of a family and its right answer.
+
+        Args:
+            family: a key of `FAMILIES`.
+            rng: draws the wording.
+        """
+        wording = str(rng.choice(FAMILIES[family].wordings))
+        colour, shape = self.asked
+        article = "a"
+        if colour == "orange":
+            article = "an"
+        # Only the wordings of presence have a place for the object.
+        return wording.format(f"{article} {colour} {shape}"), self.answer(family)
 
     def caption(self) -> str:
         """All attributes in a fixed order, in 12 words."""
-        things = self.shape if self.count == "1" else f"{self.shape}s"
-        what = f"{self.count} {self.colour} {things}, card {self.letter} at the {self.position}"
-        return f"{what}, {self.texture} background, {self.detail.replace('none', 'no')} mark"
+        objects = self.shape
+        if self.count != "1":
+            objects += "s"
+        mark = self.detail
+        if mark == "none":
+            mark = "no"
+        return (
+            f"{self.count} {self.colour} {objects}, card {self.letter} at the {self.position}, "
+            f"{self.texture} background, {mark} mark"
+        )
 
     def render(self) -> Image.Image:
         """The picture, 224 x 224 RGB (drawn at twice the size and halved)."""
         picture = drawing.background(self.texture, self.ground, self.pattern)
-        for spot in self.objects:
-            drawing.add_object(picture, self.shape, self.colour, self.radius, spot)
+        for pose in self.objects:
+            drawing.add_object(picture, self.shape, self.colour, self.radius, pose)
         drawing.add_card(picture, self.letter, self.card)
         drawing.add_mark(picture, self.detail, self.mark_at)
-        return picture.reduce(2).point([min(255, round(v * self.light)) for v in range(256)] * 3)
+        levels = [min(255, round(level * self.light)) for level in range(256)]
+        # One table for each of red, green and blue.
+        return picture.reduce(drawing.SCALE).point(levels * 3)
 
 
 def _deal(values: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
-    """``count`` values in random order, each as often as any other or once more."""
+    """`count` values in random order, each as often as any other or once more."""
+    # A random order of the values as well: which of them come once more is random too.
     order = rng.permutation(values).tolist()
-    return [order[k % len(order)] for k in rng.permutation(count).tolist()]
+    return [order[place % len(order)] for place in rng.permutation(count).tolist()]
 
 
-def _deal_pairs(count: int, share: float, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """``count`` (colour, shape) pairs, a share of them held out, colours and shapes even."""
-    # Eight pairs with one difference of (shape - colour) hold every colour and shape once.
-    runs, novel = -(-count // 8), int(count * share / 8 + 0.5)
+def _deal_pairs(count: int, share: float, rng: np.random.Generator) -> list[Pair]:
+    """`count` pairs in random order, a share of them held out, colours and shapes even."""
+    # Eight pairs of one step hold every colour and every shape once: pairs are dealt in such
+    # rounds, the last of which may be cut.
+    num_rounds = -(-count // 8)
+    num_novel = int(count * share / 8 + 0.5)
     ordinary = rng.permutation([0, 1, 2, 4, 5, 6, 7]).tolist()
-    steps = [3 if run < novel else ordinary[run % 7] for run in range(runs)]
-    dealt = [(colour, step) for step in steps for colour in rng.permutation(8)][:count]
-    return [PAIRS[8 * c + (c + step) % 8] for c, step in rng.permutation(dealt).tolist()]
+    dealt = []
+    for round_index in range(num_rounds):
+        step = ordinary[round_index % 7]
+        if round_index < num_novel:
+            step = _HELD_OUT_STEP
+        for colour in rng.permutation(8):
+            dealt.append((colour, step))
+    pairs = []
+    for colour, step in rng.permutation(dealt[:count]).tolist():
+        pairs.append(_pair(colour, step))
+    return pairs
 
 
-def _absent(pair: tuple[str, str], novel: bool, rng: np.random.Generator) -> tuple[str, str]:
-    """Another pair, held out or not: colour, shape or both differ about equally often."""
-    others = [o for o in PAIRS if o != pair and (o in HELD_OUT) == novel]
-    weights = np.array([7.0 if o[0] == pair[0] or o[1] == pair[1] else 1.0 for o in others])
-    return others[int(rng.choice(len(others), p=weights / weights.sum()))]
+def _absent(shown: Pair, novel: bool, rng: np.random.Generator) -> Pair:
+    """A pair that the picture does not show.
+
+    Args:
+        shown: what the picture shows.
+        novel: whether to take a held-out pair.
+        rng: draws it.
+
+    Returns:
+        A pair whose colour, shape or both differ, each about equally often.
+    """
+    others = []
+    weights = []
+    for pair in PAIRS:
+        if pair == shown or (pair in HELD_OUT) != novel:
+            continue
+        others.append(pair)
+        # 7 pairs share the colour, 7 the shape, 49 neither.
+        if pair[0] == shown[0] or pair[1] == shown[1]:
+            weights.append(7.0)
+        else:
+            weights.append(1.0)
+    probabilities = np.array(weights) / np.sum(weights)
+    return others[int(rng.choice(len(others), p=probabilities))]
 
 
-def _scene(answers: dict[str, str], asked: tuple[str, str], rng: np.random.Generator) -> Scene:
-    """A scene with these answers; group and card lie anywhere that they fit."""
+def _scene(answers: dict[str, str], asked: Pair, rng: np.random.Generator) -> Scene:
+    """A scene with these answers; group and card lie anywhere that they fit.
+
+    Args:
+        answers: by family, all but presence.
+        asked: what the presence question names.
+        rng: draws the geometry. The order of its draws decides which scene a seed gives.
+    """
     radius, side, gap = rng.uniform((19, 54, 6), (23, 60, 9)).tolist()
-    half = 0.6 * side  # covers a turned card
-    beside = answers["position"] in ("left", "right")
-    cells = rng.permutation(6)[: int(answers["count"])]
-    grid = np.stack([cells % 2, cells // 2], 1)
-    spots = rng.uniform(-2.5, 2.5, (len(cells), 2))
-    spots += (2 * radius + 7) * (grid if beside else grid[:, ::-1])
-    low, high = spots.min(0) - radius, spots.max(0) + radius
-    card = (low + high) / 2 + rng.uniform(-0.3, 0.3) * (high - low)
-    across = 0 if beside else 1
-    before = answers["position"] in ("left", "top")
-    card[across] = low[across] - gap - half if before else high[across] + gap + half
-    low, high = np.minimum(low, card - half), np.maximum(high, card + half)
+    # Half of the card's box, with room for its turning.
+    half = 0.6 * side
+    position = answers["position"]
+    centres = layout.place_group(int(answers["count"]), position, radius, rng)
+    card = layout.place_card(centres, position, radius=radius, half=half, gap=gap, rng=rng)
+    # Group and card move together to anywhere at least 6 pixels within the picture.
+    low = np.minimum(centres.min(0) - radius, card - half)
+    high = np.maximum(centres.max(0) + radius, card + half)
     shift = rng.uniform(6 - low, SIZE - 6 - high)
-    spots, card = spots + shift, card + shift
-    free = rng.uniform(12, SIZE - 12, (400, 2))
-    clear = np.hypot(*(free[:, None] - spots).transpose(2, 0, 1)).min(1) > radius + 11
-    free = free[clear & (np.abs(free - card).max(1) > half + 11)]
+    centres = centres + shift
+    card = card + shift
+    mark = layout.place_mark(centres, card, radius=radius, half=half, rng=rng)
+    objects = [Pose(x, y, rng.uniform(-10, 10)) for x, y in centres.tolist()]
     return Scene(
         **answers,
         asked=asked,
-        objects=tuple((x, y, rng.uniform(-10, 10)) for x, y in spots.tolist()),
+        objects=tuple(objects),
         radius=radius,
-        card=(float(card[0]), float(card[1]), side, rng.uniform(-6, 6)),
-        mark_at=(float(free[0, 0]), float(free[0, 1])),
+        card=Card(float(card[0]), float(card[1]), side, rng.uniform(-6, 6)),
+        mark_at=(float(mark[0]), float(mark[1])),
+        # A common brightness, and a small tint of each colour.
         ground=tuple((rng.uniform(165, 215) + rng.uniform(-10, 10, 3)).tolist()),
-        pattern=(rng.uniform(9, 16), rng.uniform(0, 40), rng.uniform(9, 17)),
+        pattern=Pattern(
+            period=rng.uniform(9, 16),
+            phase=rng.uniform(0, 40),
+            contrast=rng.uniform(9, 17),
+        ),
         light=rng.uniform(0.85, 1.1),
     )
 
 
 def sample(count: int, split: Split, seed: int = 0, novel_share: float = 0.25) -> list[Scene]:
-    """``count`` scenes; ``novel_share`` of a test split (to the nearest 8) show held-out pairs.
+    """Make scenes.
 
-    Raises LayerfuseError for a count below 1, an unknown split, a negative seed or a bad share.
+    Args:
+        count: number of scenes.
+        split: splits never share a picture.
+        seed: the same seed gives the same scenes.
+        novel_share: share of the scenes of a test split (to the nearest 8) that show held-out
+            pairs, 0..1; no matter in a train split.
+
+    Raises:
+        LayerfuseError: a count below 1, an unknown split, a negative seed or a bad share.
     """
     if split not in _SPLITS:
         raise LayerfuseError(f"split must be 'train' or 'test', not {split!r}")
     if count < 1 or seed < 0 or not 0 <= novel_share <= 1:
         raise LayerfuseError(f"out of range: {count=}, {seed=} or {novel_share=}")
-    share = novel_share if split == "test" else 0.0
-    deal = np.random.default_rng([seed, _SPLITS[split], 0, 1])
-    columns = {name: _deal(ANSWERS[name], count, deal) for name in list(FAMILIES)[2:]}
+    share = 0.0
+    if split == "test":
+        share = novel_share
+    # The last number is one because a trailing zero does not change a seed.
+    dealing = np.random.default_rng([seed, _SPLITS[split], _DEALING, 1])
+    answers_of = {}
+    for name, family in FAMILIES.items():
+        # Dealt as pairs below.
+        if name not in ("colour", "shape"):
+            answers_of[name] = _deal(family.answers, count, dealing)
     scenes = []
-    for i, pair in enumerate(_deal_pairs(count, share, deal)):
-        rng = np.random.default_rng([seed, _SPLITS[split], 1, i + 1])
-        answers = {"colour": pair[0], "shape": pair[1]}
-        for name, column in columns.items():
-            answers[name] = column[i]
-        if answers.pop("presence") == "yes":
-            asked = pair
-        else:
-            asked = _absent(pair, rng.random() < share, rng)
+    for index, shown in enumerate(_deal_pairs(count, share, dealing)):
+        rng = np.random.default_rng([seed, _SPLITS[split], _SCENE, index + 1])
+        answers = {"colour": shown[0], "shape": shown[1]}
+        for name, dealt in answers_of.items():
+            answers[name] = dealt[index]
+        asked = shown
+        if answers.pop("presence") == "no":
+            asked = _absent(shown, rng.random() < share, rng)
         scenes.append(_scene(answers, asked, rng))
     return scenes
 
 
-def _choose(
+def choose_families(
     scenes: list[Scene], families: Sequence[str], questions: int, rng: np.random.Generator
 ) -> Iterator[list[str]]:
-    """The families asked of each scene, in random order; every answer is asked about evenly."""
-    due = {(family, answer): 0.0 for family in families for answer in ANSWERS[family]}
+    """Choose what is asked of each scene, so that every answer is asked for evenly.
+
+    Args:
+        scenes: of a split.
+        families: distinct keys of `FAMILIES`.
+        questions: families to choose for each scene.
+        rng: draws the choice and the order when a scene is reached.
+
+    Yields:
+        The families of each scene, in random order.
+    """
+    # How many questions with this answer there should be by now, less those that there are.
+    due: dict[tuple[str, str], float] = {}
+    for family in families:
+        for answer in FAMILIES[family].answers:
+            due[family, answer] = 0.0
     for scene in scenes:
-        keys = [(family, scene.answer(family)) for family in families]
-        for key in keys:
+        candidates = []
+        ranks = {}
+        for family in families:
+            key = (family, scene.answer(family))
             due[key] += questions / len(families)
-        keys.sort(key=lambda key: 0.5 * rng.random() - due[key])
-        for key in keys[:questions]:
+            candidates.append(key)
+        for key in candidates:
+            # What is most due comes first; chance decides where it is close.
+            ranks[key] = 0.5 * rng.random() - due[key]
+        candidates.sort(key=ranks.__getitem__)
+        for key in candidates[:questions]:
             due[key] -= 1
-        yield [keys[k][0] for k in rng.permutation(questions)]
+        yield [candidates[place][0] for place in rng.permutation(questions)]
 
 
 def write(
@@ -209,11 +362,26 @@ def write(
     families: Sequence[str] | None = None,
     novel_share: float = 0.25,
 ) -> Path:
-    """Write scenes with ``questions`` exchanges each as PNG and LLaVA JSON; returns ``folder``.
+    """Write scenes as PNG and LLaVA JSON.
 
-    Each question is of another of ``families`` (default: all eight). The folder appears complete
-    or not at all; one that holds the same scenes already is left as it is.
-    Raises LayerfuseError for bad arguments and for a folder that holds anything else.
+    The folder appears complete or not at all; one that holds the same scenes already is left as it
+    is.
+
+    Args:
+        folder: where to.
+        count: as for `sample`.
+        split: as for `sample`.
+        seed: as for `sample`.
+        questions: exchanges of each scene, each of another family.
+        families: some of `FAMILIES` to ask about; all eight if there are none.
+        novel_share: as for `sample`.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        LayerfuseError: bad arguments, a folder that holds anything else, or one that cannot be
+            written.
     """
     asked = list(families or FAMILIES)
     unknown = [family for family in asked if family not in FAMILIES]
@@ -221,7 +389,9 @@ def write(
         raise LayerfuseError(f"unknown question families {unknown}; valid: {list(FAMILIES)}")
     if not 1 <= questions <= len(set(asked)) == len(asked):
         raise LayerfuseError(f"questions must lie between 1 and {len(set(asked))}, not {questions}")
-    share = novel_share if split == "test" else 0.0
+    share = 0.0
+    if split == "test":
+        share = novel_share
     settings: dict[str, Any] = {
         "version": VERSION,
         "count": count,
@@ -231,47 +401,95 @@ def write(
         "novel_share": share,
         "families": asked,
     }
-    if folder.exists() and any(folder.iterdir()):
-        settings_file = folder / "scenes.json"
-        written_settings: dict[str, Any] = {}
-        if settings_file.is_file():
-            written_settings = json.loads(settings_file.read_text("utf-8"))
-        different = {}
-        for name, value in settings.items():
-            if written_settings.get(name) != value:
-                different[name] = written_settings.get(name)
-        if different:
-            raise LayerfuseError(f"{folder} was not written with {settings}: it has {different}")
+    if _holds_files(folder):
+        _check_settings(folder, settings)
         return folder
+    scenes = sample(count, split, seed, novel_share)
     # Renamed when it is complete, under a name of its own: several processes may write at once.
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        _fill(partial, sample(count, split, seed, novel_share), settings)
-        partial.rename(folder)
+        _fill(unfinished, scenes, settings)
+        unfinished.rename(folder)
+    except OSError as error:
+        # A folder that holds files cannot be replaced: another process was done first.
+        if not _holds_files(folder):
+            raise LayerfuseError(f"cannot write the scenes {folder}: {error}") from error
+        _check_settings(folder, settings)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
+def _holds_files(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise LayerfuseError if a folder does not hold the scenes of these settings."""
+    settings_file = folder / "scenes.json"
+    written_settings: dict[str, Any] = {}
+    if settings_file.is_file():
+        try:
+            written_settings = json.loads(settings_file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise LayerfuseError(f"cannot read {settings_file}: {error}") from error
+    different = {}
+    for name, value in settings.items():
+        if written_settings.get(name) != value:
+            different[name] = written_settings.get(name)
+    if different:
+        raise LayerfuseError(f"{folder} was not written with {settings}: it has {different}")
+
+
 def _fill(folder: Path, scenes: list[Scene], settings: dict[str, Any]) -> None:
-    """Write pictures, conversations, captions and settings into a new ``folder``."""
+    """Write pictures, conversations, captions and settings.
+
+    Args:
+        folder: a new one.
+        scenes: in their order.
+        settings: what `write` was called with.
+    """
     (folder / "images").mkdir(parents=True)
     split = settings["split"]
-    rng = np.random.default_rng([settings["seed"], _SPLITS[split], 2, 1])
-    chosen = _choose(scenes, settings["families"], settings["questions"], rng)
-    talks, captions = [], []
-    for i, (scene, families) in enumerate(zip(scenes, chosen, strict=True), start=1):
-        head = {"id": f"{split}-{i:06d}", "image": f"images/{i:06d}.png"}
-        scene.render().save(folder / head["image"], compress_level=1)
-        said = [text for family in families for text in scene.ask(family, rng)]
-        said[0] = f"<image>\n{said[0]}"
-        tags = {"families": families, "categories": [FAMILIES[f] for f in families]}
-        talks.append({**head, "conversations": _turns(said), **tags, "novel": scene.novel})
-        captions.append({**head, "conversations": _turns(["<image>", scene.caption()])})
-    files = {"conversations": talks, "captions": captions, "scenes": settings}
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    rng = np.random.default_rng([settings["seed"], _SPLITS[split], _ASKING, 1])
+    chosen = choose_families(scenes, settings["families"], settings["questions"], rng)
+    conversations = []
+    captions = []
+    for number, (scene, families) in enumerate(zip(scenes, chosen, strict=True), start=1):
+        sample_id = f"{split}-{number:06d}"
+        image = f"images/{number:06d}.png"
+        # PNG is lossless: the level changes the file's size and the time alone.
+        scene.render().save(folder / image, compress_level=1)
+        turns = []
+        for family in families:
+            question, answer = scene.ask(family, rng)
+            # The first question shows the picture.
+            if not turns:
+                question = f"<image>\n{question}"
+            turns.append({"from": "human", "value": question})
+            turns.append({"from": "gpt", "value": answer})
+        conversation = {
+            "id": sample_id,
+            "image": image,
+            "conversations": turns,
+            "families": families,
+            "categories": [FAMILIES[family].category for family in families],
+            "novel": scene.novel,
+        }
+        conversations.append(conversation)
+        caption = {
+            "id": sample_id,
+            "image": image,
+            "conversations": [
+                {"from": "human", "value": "<image>"},
+                {"from": "gpt", "value": scene.caption()},
+            ],
+        }
+        captions.append(caption)
+    _write_json(folder / "conversations.json", conversations)
+    _write_json(folder / "captions.json", captions)
+    _write_json(folder / "scenes.json", settings)
 
 
-def _turns(said: list[str]) -> list[dict[str, str]]:
-    return [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(said)]
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
