@@ -261,7 +261,7 @@ def test_a_batch_of_which_only_bad_pictures_are_missing_is_not_encoded(tmp_path:
     assert list(store.bad) == [given[0].name]
     assert CountingEncoder.seen == 0
     processor = tiny.processor(tiny.model("single"))
-    assert Collator(processor, "chat", 99, store)._blank() == given[1]
+    assert Collator(processor, "chat", 99, store).blank_picture() == given[1]
 
 
 def test_who_waits_for_another_process_says_so(

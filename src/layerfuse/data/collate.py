@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
@@ -16,18 +17,24 @@ from torch.utils.data import Dataset, Sampler
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, by_turn
+from layerfuse.errors import LayerfuseError
 from layerfuse.model.processor import IGNORED, NoLabelError, Processor, question_of
 
-PICTURE_LENGTH = 2000  # a picture's share of a sample's length, in characters
+PICTURE_LENGTH = 2000
+"""a picture's share of a sample's length, in characters"""
 
 
 @dataclass
 class SampleDataset(Dataset[Sample]):
-    """Samples as a map-style dataset; with `crop`, each picture is cut to a random part of at least
-    that share of its sides, which seed, epoch and index decide."""
+    """Samples as a map-style dataset.
+
+    Seed, epoch and index decide how a picture is cropped, so that loaders in other processes and
+    continued runs see the same pictures.
+    """
 
     samples: Sequence[Sample]
     crop: float | None = None
+    """cut each picture to a random part of at least this share of each side; None keeps all"""
     seed: int = 0
     epoch: int = 0
 
@@ -38,35 +45,54 @@ class SampleDataset(Dataset[Sample]):
         sample = self.samples[index]
         if self.crop is None:
             return sample
-        draw = random.Random(f"{self.seed} {self.epoch} {index}")
+        rng = random.Random(f"{self.seed} {self.epoch} {index}")
         pictures = []
         for picture in sample.pictures:
-            width, height = draw.uniform(self.crop, 1), draw.uniform(self.crop, 1)
-            left, top = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
-            pictures.append(replace(picture, crop=(left, top, left + width, top + height)))
+            # In shares of the sides.
+            width = rng.uniform(self.crop, 1)
+            height = rng.uniform(self.crop, 1)
+            left = rng.uniform(0, 1 - width)
+            top = rng.uniform(0, 1 - height)
+            box = (left, top, left + width, top + height)
+            pictures.append(replace(picture, crop=box))
         return replace(sample, pictures=tuple(pictures))
 
     def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, with crops of its own.
+
+        Args:
+            epoch: from 0.
+        """
         self.epoch = epoch
 
     def lengths(self) -> list[int]:
-        """The rough length of every sample, the same for all strategies."""
-        return [
-            sum(len(m["content"]) for m in sample.messages) + PICTURE_LENGTH * len(sample.pictures)
-            for sample in self.samples
-        ]
+        """The rough length of every sample in characters, the same for all strategies."""
+        lengths = []
+        for sample in self.samples:
+            # Not in tokens: strategies make different numbers of image tokens, and the order of the
+            # samples must not depend on the strategy.
+            length = PICTURE_LENGTH * len(sample.pictures)
+            for message in sample.messages:
+                length += len(message["content"])
+            lengths.append(length)
+        return lengths
 
 
 @dataclass
 class LengthGroups(Sampler[int]):
-    """Random order in which every `batch_size` neighbours have similar lengths: samples are sorted
-    within windows of `WINDOW` batches of a shuffled epoch, and the batches shuffled again. Samples
-    that come twice fill the last batch, so that all processes share whole ones."""
+    """Random order in which every `batch_size` neighbours have similar lengths.
+
+    Samples are sorted within windows of `WINDOW` batches of a shuffled epoch, and the batches
+    shuffled again. Samples that come twice fill the last batch, so that all processes share whole
+    ones.
+    """
 
     WINDOW: ClassVar = 50
 
-    lengths: torch.Tensor
+    lengths: Tensor
+    """of all samples, (samples,)"""
     batch_size: int
+    """global, over all processes"""
     seed: int
     epoch: int = 0
 
@@ -74,18 +100,36 @@ class LengthGroups(Sampler[int]):
         return math.ceil(len(self.lengths) / self.batch_size) * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, with an order of its own.
+
+        Args:
+            epoch: from 0.
+        """
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        draw = torch.Generator().manual_seed(self.seed + 2**20 * self.epoch)
-        once = torch.randperm(len(self.lengths), generator=draw)
-        order = once.repeat(math.ceil(len(self) / len(once)))[: len(self)]
-        batches: list[torch.Tensor] = []
+        # 2^20 apart: another epoch of one seed is no epoch of the next seed.
+        generator = torch.Generator().manual_seed(self.seed + 2**20 * self.epoch)
+        shuffled = torch.randperm(len(self.lengths), generator=generator)
+        # More than once through where there are fewer samples than a batch holds.
+        repeats = math.ceil(len(self) / len(shuffled))
+        order = shuffled.repeat(repeats)[: len(self)]
+        batches: list[Tensor] = []
         for window in order.split(self.WINDOW * self.batch_size):
-            ranked = window[self.lengths[window].argsort(stable=True)]
-            batches += ranked.split(self.batch_size)
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=draw)]
-        yield from torch.cat(shuffled).tolist()
+            by_length = self.lengths[window].argsort(stable=True)
+            batches.extend(window[by_length].split(self.batch_size))
+        # Batches in random order, else each window would go from short to long.
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[index].tolist()
+
+
+@dataclass
+class EncodedRow:
+    """One row of a batch before it is padded; all of (T,)."""
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor
 
 
 @dataclass
@@ -94,17 +138,19 @@ class Collator:
 
     With `guidance: instruction`, for strategies that one guides, a conversation of several answers
     becomes one row per answer, so that each is guided by its own question and by nothing after it;
-    the labelled tokens stay the same. With `blank`, a batch of text alone gets a picture behind its
-    first row, masked and without labels, so that every process runs the same modules. Raises
-    ValueError naming the sample that cannot be used (no label left, image tokens cut).
+    the labelled tokens stay the same.
     """
 
     processor: Processor
     prompt: Literal["chat", "plain"]
     max_length: int
+    """longest row in tokens; what is longer is cut at the end"""
     store: FeatureStore | None
+    """features of all pictures; None makes batches of pixels"""
     guidance: Literal["instruction", "uniform"] = "instruction"
     blank: bool = False
+    """whether a batch of text alone gets a picture behind its first row, masked and without labels,
+    so that every process runs the same modules"""
 
     @property
     def guided(self) -> bool:
@@ -112,74 +158,145 @@ class Collator:
         return self.guidance == "instruction" and self.processor.instruction.guided
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Make a batch.
+
+        Args:
+            samples: its conversations.
+
+        Returns:
+            Keyword arguments of the model: `input_ids`, `attention_mask` and `labels` (rows, T),
+            `guidance`, and, where there are pictures, `features` or `pixel_values`; for guided
+            rows also `instruction`.
+
+        Raises:
+            LayerfuseError: naming the sample that cannot be used (no label left, image tokens cut).
+        """
         if self.guided:
-            samples = [turn for sample in samples for turn in by_turn(sample)]
-        batch = visual_inputs(self.processor, samples, self.store)
-        tokens = image_tokens(self.processor, batch)
-        rows = [(sample, self._encode(sample, tokens)) for sample in samples]
-        if any(row is None for _, row in rows):
-            samples = [sample for sample, row in rows if row is not None]
-            batch = visual_inputs(self.processor, samples, self.store)
-        encoded = [row for _, row in rows if row is not None]
-        blank = self._blank() if self.blank and not batch else None
-        if blank is not None:
-            batch = visual_inputs(self.processor, [Sample("blank", (blank,), ())], self.store)
-            # behind the row: nothing attends to it, nothing is learned from it
-            filling = {"input_ids": self.processor.image_token_id, "labels": IGNORED}
-            width = (0, image_tokens(self.processor, batch))
-            for name, value in {**filling, "attention_mask": 0}.items():
-                encoded[0][name] = F.pad(encoded[0][name], width, value=value)
-        pad = self.processor.tokenizer.pad_token_id
-        ids = pad_sequence([e["input_ids"] for e in encoded], batch_first=True, padding_value=pad)
-        labels = pad_sequence([e["labels"] for e in encoded], True, padding_value=IGNORED)
-        mask = pad_sequence([e["attention_mask"] for e in encoded], batch_first=True)
+            samples = _turns_of(samples)
+        visual = visual_inputs(self.processor, samples, self.store)
+        # Every picture of a batch has the same number of tokens.
+        tokens_per_image = image_tokens(self.processor, visual)
+        usable = []
+        rows = []
+        for sample in samples:
+            row = self._encode(sample, tokens_per_image)
+            if row is not None:
+                usable.append(sample)
+                rows.append(row)
+        if len(usable) < len(samples):
+            # The pictures of turns that were cut away must not stay in the batch.
+            visual = visual_inputs(self.processor, usable, self.store)
+        if self.blank and not visual:
+            visual = self._add_blank(rows[0])
+
+        batch = self._pad(rows)
+        batch["guidance"] = self.guidance
+        batch.update(visual)
         if self.guided:
-            questions = [question_of(sample.messages) for sample in samples]
+            questions = [question_of(sample.messages) for sample in usable]
             instruction = self.processor.instruction.embed(questions)
             if instruction is not None:
                 batch["instruction"] = instruction
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": labels,
-            "guidance": self.guidance,
-            **batch,
-        }
+        return batch
 
-    def _encode(self, sample: Sample, tokens: int) -> dict[str, torch.Tensor] | None:
+    def _encode(self, sample: Sample, tokens_per_image: int) -> EncodedRow | None:
         """The sample's row; None for one turn of many whose answer `max_length` cuts away."""
+        # A guided row is one turn: the answers before it are labelled in rows of their own.
+        answers: Literal["all", "last"] = "all"
+        if self.guided:
+            answers = "last"
         try:
-            row = self.processor.encode(
+            encoded = self.processor.encode(
                 list(sample.messages),
-                [tokens] * len(sample.pictures),
+                [tokens_per_image] * len(sample.pictures),
                 self.prompt,
                 self.max_length,
-                "last" if self.guided else "all",
+                answers,
             )
-        except NoLabelError as error:
-            answers = sum(m["role"] == "assistant" for m in sample.messages)
-            if self.guided and answers > 1:
-                return None
-            raise ValueError(f"sample {sample.id}: {error}") from error
         except ValueError as error:
-            raise ValueError(f"sample {sample.id}: {error}") from error
-        return row | {"attention_mask": torch.ones_like(row["input_ids"])}
+            if isinstance(error, NoLabelError) and self.guided and _num_answers(sample) > 1:
+                return None
+            raise LayerfuseError(f"sample {sample.id}: {error}") from error
+        return EncodedRow(
+            input_ids=encoded["input_ids"],
+            labels=encoded["labels"],
+            attention_mask=torch.ones_like(encoded["input_ids"]),
+        )
 
-    def _blank(self) -> Picture | None:
-        """Any picture that the store holds (none: no batch shows one), or a grey one."""
-        if self.store is not None:
-            held = self.store.pictures.items()
-            return next((p for name, p in held if name not in self.store.bad), None)
-        file = io.BytesIO()
-        Image.new("RGB", (64, 64), "grey").save(file, "PNG")
-        return Picture("grey", file.getvalue)
+    def _pad(self, rows: list[EncodedRow]) -> dict[str, Any]:
+        """Rows of different lengths as tensors (rows, T), padded at the right."""
+        input_ids = pad_sequence(
+            [row.input_ids for row in rows],
+            batch_first=True,
+            padding_value=self.processor.tokenizer.pad_token_id,
+        )
+        attention_mask = pad_sequence([row.attention_mask for row in rows], batch_first=True)
+        labels = pad_sequence(
+            [row.labels for row in rows],
+            batch_first=True,
+            padding_value=IGNORED,
+        )
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def _add_blank(self, row: EncodedRow) -> dict[str, Any]:
+        """Put the image tokens of a blank picture behind a row, and return its visual inputs."""
+        picture = self.blank_picture()
+        if picture is None:
+            return {}
+        blank_sample = Sample("blank", (picture,), ())
+        visual = visual_inputs(self.processor, [blank_sample], self.store)
+        # Behind the row: nothing attends to it, nothing is learned from it.
+        width = (0, image_tokens(self.processor, visual))
+        row.input_ids = F.pad(row.input_ids, width, value=self.processor.image_token_id)
+        row.labels = F.pad(row.labels, width, value=IGNORED)
+        row.attention_mask = F.pad(row.attention_mask, width, value=0)
+        return visual
+
+    def blank_picture(self) -> Picture | None:
+        """Any picture of the store, None if it holds none; without a store a grey one."""
+        if self.store is None:
+            file = io.BytesIO()
+            Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+            return Picture("grey", file.getvalue)
+        for name, picture in self.store.pictures.items():
+            if name not in self.store.bad:
+                return picture
+        # No batch of any process shows a picture then.
+        return None
+
+
+def _turns_of(samples: Sequence[Sample]) -> list[Sample]:
+    """One sample per answer."""
+    turns = []
+    for sample in samples:
+        turns.extend(by_turn(sample))
+    return turns
+
+
+def _num_answers(sample: Sample) -> int:
+    return sum(message["role"] == "assistant" for message in sample.messages)
 
 
 def visual_inputs(
     processor: Processor, samples: Sequence[Sample], store: FeatureStore | None
 ) -> dict[str, Any]:
-    """`features` from the store, or `pixel_values`, of all the pictures in reading order."""
-    pictures = [picture for sample in samples for picture in sample.pictures]
+    """What the model is given of the pictures of some samples.
+
+    Args:
+        processor: preprocesses pixels.
+        samples: in the order of the batch's rows.
+        store: holds the features; None reads the pictures.
+
+    Returns:
+        `features` from the store, or `pixel_values` (pictures, 3, height, width), of all pictures
+        in reading order; nothing where there are none.
+
+    Raises:
+        LayerfuseError: a picture cannot be read.
+    """
+    pictures = []
+    for sample in samples:
+        pictures.extend(sample.pictures)
     if not pictures:
         return {}
     if store is not None:
@@ -189,9 +306,15 @@ def visual_inputs(
 
 
 def image_tokens(processor: Processor, batch: dict[str, Any]) -> int:
-    """Tokens per image of a batch from `visual_inputs`."""
+    """Tokens per image.
+
+    Args:
+        processor: knows what the fusion makes of a grid.
+        batch: from `visual_inputs`.
+    """
     if "features" in batch:
         return processor.image_tokens.of_grid(batch["features"].grid)
     if "pixel_values" in batch:
-        return processor.num_image_tokens(*batch["pixel_values"].shape[-2:])
+        height, width = batch["pixel_values"].shape[-2:]
+        return processor.num_image_tokens(height, width)
     return 0

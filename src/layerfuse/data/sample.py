@@ -8,6 +8,7 @@ from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.processor import IMAGE_TOKEN, Message
 
+# LLaVA's files say `human` and `gpt`, chat templates `user` and `assistant`.
 ROLES = {
     "human": "user",
     "user": "user",
@@ -19,18 +20,26 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation about some pictures. `families` and `categories` name each answer's kind."""
+    """One conversation about some pictures."""
 
     id: str
     pictures: tuple[Picture, ...]
+    """in the order of the image markers in the messages"""
     messages: tuple[Message, ...]
     families: tuple[str, ...] = ()
+    """of each answer, such as `count`; empty where the source names none"""
     categories: tuple[str, ...] = ()
+    """of each answer, such as `Hallucination`; empty where the source names none"""
     novel: bool = False
+    """whether a picture shows what no training picture does"""
 
 
 def by_turn(sample: Sample) -> list[Sample]:
-    """One sample per answer: the conversation up to it, with the pictures that it shows."""
+    """One sample per answer: the conversation up to it, with the pictures that it shows.
+
+    Args:
+        sample: with any number of answers.
+    """
     turns: list[Sample] = []
     num_shown = 0
     for end, message in enumerate(sample.messages, start=1):
@@ -52,25 +61,32 @@ def by_turn(sample: Sample) -> list[Sample]:
 
 
 def from_llava(index: int, record: Any, base: Path) -> Sample:
-    """A record with `conversations` or `messages`, `image` or `images`, optional `id`.
+    """Read a record with `conversations` or `messages`, `image` or `images`, optional `id`.
 
-    Image paths are relative to `base`. Raises LayerfuseError naming the sample.
+    Args:
+        index: the record's place in its source, which names it where it has no `id`.
+        record: from JSON.
+        base: folder to which image paths are relative.
+
+    Raises:
+        LayerfuseError: naming the sample and what is wrong with it.
     """
     if not isinstance(record, dict):
         raise LayerfuseError(f"sample {index}: a {type(record).__name__}, not a mapping with keys")
     name = str(record.get("id", index))
+    # An empty text or list stands for no image.
     image_cells = cells(record.get("image") or record.get("images") or None)
-    pictures = tuple(picture_of(name, cell, base) for cell in image_cells)
-    raw = record.get("conversations") or record.get("messages")
-    if not raw:
+    pictures = [picture_of(name, cell, base) for cell in image_cells]
+    raw_turns = record.get("conversations") or record.get("messages")
+    if not raw_turns:
         raise LayerfuseError(f"sample {name}: no conversations; its keys are {sorted(record)}")
-    turns = [_turn(name, turn) for turn in raw]
+    turns = [_turn(name, turn) for turn in raw_turns]
     families = _kinds(name, record.get("families") or (), turns)
     categories = _kinds(name, record.get("categories") or (), turns)
     messages = _messages(name, turns, len(pictures))
     return Sample(
         id=name,
-        pictures=pictures,
+        pictures=tuple(pictures),
         messages=messages,
         families=families,
         categories=categories,
@@ -79,7 +95,11 @@ def from_llava(index: int, record: Any, base: Path) -> Sample:
 
 
 def cells(column: Any) -> list[Any]:
-    """The images of a column that holds one, several or none."""
+    """The images of a column that holds one, several or none.
+
+    Args:
+        column: from JSON or a dataset's row.
+    """
     if isinstance(column, list | tuple):
         return list(column)
     if column is None:
@@ -88,7 +108,16 @@ def cells(column: Any) -> list[Any]:
 
 
 def picture_of(sample: str, cell: Any, base: Path) -> Picture:
-    """The picture in an image cell: one that is made, or a path relative to `base`."""
+    """The picture in an image cell.
+
+    Args:
+        sample: names the sample in errors.
+        cell: a picture that is made already, or a path.
+        base: folder to which the path is relative.
+
+    Raises:
+        LayerfuseError: the cell is anything else.
+    """
     if not isinstance(cell, str | Picture):
         raise LayerfuseError(f"sample {sample}: an image is a {type(cell).__name__}, not a path")
     if isinstance(cell, Picture):
@@ -97,7 +126,9 @@ def picture_of(sample: str, cell: Any, base: Path) -> Picture:
 
 
 def _turn(name: str, turn: Any) -> Message:
-    role = content = None
+    """A turn of a conversation, in LLaVA's words or those of chat templates."""
+    role = None
+    content = None
     if isinstance(turn, dict):
         role = ROLES.get(str(turn.get("from", turn.get("role"))))
         content = turn.get("value", turn.get("content"))
@@ -109,50 +140,103 @@ def _turn(name: str, turn: Any) -> Message:
 
 
 def _kinds(name: str, kinds: Any, turns: list[Message]) -> tuple[str, ...]:
-    """The family or category of every answer that is kept."""
+    """The family or category of every answer that stays in the conversation.
+
+    Args:
+        name: of the sample.
+        kinds: one for each answer, or none at all.
+        turns: of the record, with empty answers.
+    """
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
     if not kinds:
         return ()
     if len(kinds) != len(answers):
         raise LayerfuseError(f"sample {name}: {len(kinds)} kinds for {len(answers)} answers")
-    # Empty answers are left out of the conversation, and so are their kinds.
-    pairs = zip(kinds, answers, strict=True)
-    return tuple(str(kind) for kind, answer in pairs if answer.strip())
+    remaining = []
+    for kind, answer in zip(kinds, answers, strict=True):
+        # Empty answers are left out of the conversation, and so are their kinds.
+        if answer.strip():
+            remaining.append(str(kind))
+    return tuple(remaining)
 
 
-def _messages(name: str, turns: list[Message], images: int) -> tuple[Message, ...]:
-    """The turns with the pictures' markers; questions without an answer are left out."""
-    messages = [t for t in turns if t["role"] != "assistant" or t["content"].strip()]
-    talk = [m for m in messages if m["role"] != "system"]
-    markers = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
-    if markers == 0 and images and talk:
-        talk[0]["content"] = IMAGE_TOKEN * images + "\n" + talk[0]["content"]
-    elif markers != images:
-        raise LayerfuseError(f"sample {name}: {markers} {IMAGE_TOKEN} markers, {images} images")
+def _messages(name: str, turns: list[Message], num_pictures: int) -> tuple[Message, ...]:
+    """The turns with the pictures' markers; questions without an answer are left out.
+
+    Args:
+        name: of the sample.
+        turns: of the record; their content may be changed.
+        num_pictures: of the record.
+    """
+    messages = []
+    num_markers = 0
+    for turn in turns:
+        if turn["role"] != "assistant" or turn["content"].strip():
+            messages.append(turn)
+            num_markers += turn["content"].count(IMAGE_TOKEN)
+    if num_markers == 0 and num_pictures > 0:
+        # As LLaVA does: pictures that no marker places come before the first question.
+        num_markers = _show_first(messages, num_pictures)
+    if num_markers != num_pictures:
+        raise LayerfuseError(
+            f"sample {name}: {num_markers} {IMAGE_TOKEN} markers, {num_pictures} images"
+        )
     answered: list[Message] = []
-    lost = 0
-    for m, following in zip(messages, [*messages[1:], None], strict=True):
-        if m["role"] != "user" or (following is not None and following["role"] == "assistant"):
-            answered.append(m)
-        else:  # its pictures belong to the conversation, not to that question
-            lost += m["content"].count(IMAGE_TOKEN)
-    if not any(m["role"] == "assistant" for m in answered):
+    num_lost = 0
+    for place, message in enumerate(messages):
+        is_answered = place + 1 < len(messages) and messages[place + 1]["role"] == "assistant"
+        if message["role"] != "user" or is_answered:
+            answered.append(message)
+        else:
+            num_lost += message["content"].count(IMAGE_TOKEN)
+    if not any(message["role"] == "assistant" for message in answered):
         raise LayerfuseError(f"sample {name}: no answer to learn from")
-    if lost:
-        first = next(m for m in answered if m["role"] != "system")
-        first["content"] = IMAGE_TOKEN * lost + "\n" + first["content"]
+    if num_lost > 0:
+        # Pictures belong to the conversation, not to the question that is left out.
+        _show_first(answered, num_lost)
     return tuple(answered)
 
 
+def _show_first(messages: list[Message], num_pictures: int) -> int:
+    """Put image markers before the first message that is not the system's.
+
+    Args:
+        messages: the first that is found is changed.
+        num_pictures: number of markers.
+
+    Returns:
+        The number of markers that were put, 0 where there is no such message.
+    """
+    for message in messages:
+        if message["role"] != "system":
+            message["content"] = IMAGE_TOKEN * num_pictures + "\n" + message["content"]
+            return num_pictures
+    return 0
+
+
 def from_columns(index: int, row: dict[str, Any], base: Path) -> Sample:
-    """A row with `conversations` or `messages`, `question` and `answer`, or `text`."""
-    if not row.get("conversations") and not row.get("messages"):
-        question, answer = row.get("question", ""), row.get("answer", row.get("text"))
-        if not isinstance(answer, str):
-            raise LayerfuseError(
-                f"sample {row.get('id', index)}: needs a column conversations, messages, answer or "
-                f"text; it has {sorted(row)}"
-            )
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        row = {**row, "messages": turns}
-    return from_llava(index, row, base)
+    """Read a row with `conversations` or `messages`, `question` and `answer`, or `text`.
+
+    Args:
+        index: as for `from_llava`.
+        row: of a table.
+        base: as for `from_llava`.
+
+    Raises:
+        LayerfuseError: naming the sample and what is wrong with it.
+    """
+    if row.get("conversations") or row.get("messages"):
+        return from_llava(index, row, base)
+    # A caption is the answer to no words at all.
+    question = row.get("question", "")
+    answer = row.get("answer", row.get("text"))
+    if not isinstance(answer, str):
+        raise LayerfuseError(
+            f"sample {row.get('id', index)}: needs a column conversations, messages, answer or "
+            f"text; it has {sorted(row)}"
+        )
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+    return from_llava(index, {**row, "messages": messages}, base)
