@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from layerfuse.data import sources as conversations
 from layerfuse.data.collate import Collator
 from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.data.picture import Picture
-from layerfuse.data.sources import Samples, faults, load
+from layerfuse.data.sources import DatasetRows, Samples, faults, load
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import questions
 from layerfuse.model.processor import IGNORED, Processor
 from layerfuse.recipe.schema import Data
@@ -172,7 +172,7 @@ def test_rows_of_datasets_hold_their_own_pictures(tmp_path: Path) -> None:
     assert len({p.name for sample in samples for p in sample.pictures}) == 4
     assert samples[2].messages[0]["content"] == "c?"
     held = {"image": {"bytes": None, "path": str(blue)}}  # saving a dataset fills such cells
-    (file,) = conversations._Rows([held], "set")[0]["image"]
+    (file,) = DatasetRows([held], "set")[0]["image"]
     assert file.name == str(blue)
 
 
@@ -180,14 +180,14 @@ def test_families_follow_their_answers(tmp_path: Path) -> None:
     talk = turns("one", "1", "none", "", "two", "2")
     record = {"id": "x", "conversations": talk, "families": ["a", "b", "c"]}
     assert from_json(tmp_path, record)[0].families == ("a", "c")
-    with pytest.raises(ValueError, match="sample x: 2 kinds for 3 answers"):
+    with pytest.raises(LayerfuseError, match="sample x: 2 kinds for 3 answers"):
         from_json(tmp_path, {**record, "families": ["a", "b"]})[0]
 
 
 def test_a_missing_split_names_the_valid_ones(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"question": ["?"], "answer": ["!"]})
     datasets.DatasetDict({"dev": rows}).save_to_disk(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"no split 'train'; valid: \['dev'\]"):
+    with pytest.raises(LayerfuseError, match=r"no split 'train'; valid: \['dev'\]"):
         load(Data(dataset=str(tmp_path / "set")))
     assert len(load(Data(dataset=str(tmp_path / "set"), split="dev"))) == 1
 
@@ -228,20 +228,48 @@ def test_bad_samples_are_named(tmp_path: Path, record: dict[str, Any], message: 
 
 
 def test_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such file or folder of samples"):
+    with pytest.raises(LayerfuseError, match="no such file or folder of samples"):
         load(Data(path=str(tmp_path / "none.json")))
     (tmp_path / "broken.json").write_text("[{")
-    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
+    with pytest.raises(LayerfuseError, match=r"broken\.json is not valid JSON"):
         load(Data(path=str(tmp_path / "broken.json")))
     (tmp_path / "dict.json").write_text("{}")
-    with pytest.raises(ValueError, match="must hold a list of conversations, not dict"):
+    with pytest.raises(LayerfuseError, match="must hold a list of conversations, not dict"):
         load(Data(path=str(tmp_path / "dict.json")))
     (tmp_path / "empty.json").write_text("[]")
-    with pytest.raises(ValueError, match="no samples in"):
+    with pytest.raises(LayerfuseError, match="no samples in"):
         load(Data(path=str(tmp_path / "empty.json")))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(FileNotFoundError, match="no images"):
+    with pytest.raises(LayerfuseError, match="no images"):
         load(Data(path=str(tmp_path / "folder")))
+    picture(tmp_path / "folder", "a.png")
+    with pytest.raises(LayerfuseError, match=r"no caption file .*a\.txt"):
+        load(Data(path=str(tmp_path / "folder")))
+    (tmp_path / "folder" / "metadata.jsonl").write_text('{"file_name": "a.png"}\n{')
+    with pytest.raises(LayerfuseError, match=r"metadata\.jsonl is not valid JSON in line 2"):
+        load(Data(path=str(tmp_path / "folder")))
+    (tmp_path / "latin.json").write_bytes('["é"]'.encode("latin-1"))
+    with pytest.raises(LayerfuseError, match=r"cannot read .*latin\.json"):
+        load(Data(path=str(tmp_path / "latin.json")))
+
+
+def test_datasets_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "state.json").write_text("{")
+    for name in ("set", "missing"):
+        with pytest.raises(LayerfuseError, match=rf"cannot read the dataset .*{name}"):
+            load(Data(dataset=str(tmp_path / name)))
+
+
+def test_a_caption_that_cannot_be_read_is_a_bad_sample(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path, f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("caption")
+    samples = load(Data(path=str(tmp_path)))
+    (tmp_path / "b.txt").write_bytes("é".encode("latin-1"))
+    ((index, (_, reason)),) = faults(samples).items()
+    assert index == 1
+    assert "b.txt" in reason
 
 
 def test_broken_images_are_named(tmp_path: Path) -> None:
@@ -250,7 +278,7 @@ def test_broken_images_are_named(tmp_path: Path) -> None:
     whole = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     for name in ("text.png", "cut.png"):
-        with pytest.raises(ValueError, match=rf"cannot read the image .*{name}"):
+        with pytest.raises(LayerfuseError, match=rf"cannot read the image .*{name}"):
             Picture(str(tmp_path / name)).open()
 
 
@@ -297,5 +325,5 @@ def test_collator_pads_right_and_labels_answers(tmp_path: Path) -> None:
 def test_collator_names_the_sample(tmp_path: Path) -> None:
     samples = from_json(tmp_path, {"id": "long", "conversations": turns("word " * 50, "A")})
     processor = Processor(tiny.image_processor(), tiny.tokenizer(), patch_size=tiny.PATCH)
-    with pytest.raises(ValueError, match="sample long: no token is labelled"):
+    with pytest.raises(LayerfuseError, match="sample long: no token is labelled"):
         Collator(processor, "chat", 40, None)(samples[:])

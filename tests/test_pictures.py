@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from transformers import AutoModel, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from layerfuse.data.picture import Picture
+from layerfuse.errors import LayerfuseError
 from layerfuse.look import pictures
 from layerfuse.look.pictures import find_pictures, photographs
 from layerfuse.vision.encoder import Encoder
@@ -88,14 +89,14 @@ def broken(file: Path) -> None:
 )
 def test_unreadable_pictures_are_named(tmp_path: Path, name: str) -> None:
     broken(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"cannot read the image .*{name}"):
+    with pytest.raises(LayerfuseError, match=rf"cannot read the image .*{name}"):
         Picture(str(tmp_path / name)).open()
 
 
 @pytest.mark.parametrize("size", [(20000, 50), (50, 20000), (201, 1)])
 def test_too_thin_pictures_are_named_with_their_size(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("L", size).save(tmp_path / "thin.png")
-    with pytest.raises(ValueError, match=rf"thin\.png has {size[0]} x {size[1]} pixels"):
+    with pytest.raises(LayerfuseError, match=rf"thin\.png has {size[0]} x {size[1]} pixels"):
         Picture(str(tmp_path / "thin.png")).open()
 
 
@@ -164,7 +165,7 @@ def test_saved_datasets(tmp_path: Path, several: bool) -> None:
         (find_pictures(str(tmp_path / "split"), "test"), [255, 255]),
     ):
         assert [np.asarray(p.open())[0, 0, 0] for p in found] == expected
-    with pytest.raises(ValueError, match=r"no split 'train'; valid: \['test'\]"):
+    with pytest.raises(LayerfuseError, match=r"no split 'train'; valid: \['test'\]"):
         find_pictures(str(tmp_path / "split"))
 
 
@@ -189,9 +190,9 @@ def test_what_holds_no_pictures(tmp_path: Path) -> None:
         "missing.json": "no such file .*missing.json",
         "picture.png": "no folder, LLaVA JSON or dataset .*picture.png",
     }.items():
-        with pytest.raises(FileNotFoundError, match=message):
+        with pytest.raises((FileNotFoundError, LayerfuseError), match=message):
             find_pictures(str(tmp_path / source))
-    with pytest.raises(OSError, match="nobody/nothing"):
+    with pytest.raises(LayerfuseError, match="nobody/nothing"):
         find_pictures("nobody/nothing")
 
 

@@ -12,36 +12,43 @@ from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, cells, from_columns, from_llava
 from layerfuse.errors import LayerfuseError
 from layerfuse.paths import home
-from layerfuse.recipe.schema import Data
+from layerfuse.recipe.schema import Data, Scenes
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
+IMAGE_COLUMNS = ("image", "images")
+"""columns of a dataset that hold pictures"""
 
 Item = TypeVar("Item")
 
 
 @dataclass
 class Records(Sequence[Item]):
-    """Records converted when they are read, so that large files stay small in memory. `order`
-    chooses some of them; each keeps its own index."""
+    """Records converted when they are read, so that large files stay small in memory."""
 
-    records: Any
+    records: Any  # a list from JSON, or a dataset, whose library has no typed rows
     convert: Callable[[int, dict[str, Any]], Item]
+    """is given a record's own index and the record"""
 
     def __post_init__(self) -> None:
+        # Chooses some of the records; each keeps its own index.
         self.order: Sequence[int] = range(len(self.records))
 
     def __len__(self) -> int:
         return len(self.order)
 
+    # Any: one item for an index, a list of them for a slice
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return [self[place] for place in range(*index.indices(len(self)))]
         record_index = self.order[index]
         return self.convert(record_index, self.records[record_index])
 
     def without(self, left_out: Collection[int]) -> "Records[Item]":
-        """All but those with these indices (their own, not their places here)."""
+        """All but some records.
+
+        Args:
+            left_out: their own indices, not their places here.
+        """
         remaining = Records(self.records, self.convert)
         remaining.order = [index for index in self.order if index not in left_out]
         return remaining
@@ -53,38 +60,53 @@ Samples = Records[Sample]
 def load(data: Data) -> Samples:
     """The samples of a data source. Generated scenes are written on first use.
 
-    Raises FileNotFoundError or ValueError, naming the file or the sample, for anything that cannot
-    be used.
+    Args:
+        data: of a recipe.
+
+    Raises:
+        LayerfuseError: naming the file or dataset that is missing or cannot be used.
     """
     if data.scenes is not None:
-        samples = _json(_write_scenes(data.scenes))
+        samples = _from_json(_write_scenes(data.scenes))
     elif data.path is not None:
-        path = Path(data.path)
-        if not path.exists():
-            raise FileNotFoundError(f"no such file or folder of samples: {path}")
-        samples = _folder(path, data.split) if path.is_dir() else _json(path, data.images)
+        samples = _from_path(Path(data.path), data)
     else:
         samples = open_dataset(str(data.dataset), data.split)
     if data.limit is not None:
         samples.order = samples.order[: data.limit]
-    if not len(samples):
+    if len(samples) == 0:
         raise LayerfuseError(f"no samples in {data.path or data.dataset}")
     return samples
 
 
+def _from_path(path: Path, data: Data) -> Samples:
+    if not path.exists():
+        raise LayerfuseError(f"no such file or folder of samples: {path}")
+    if path.is_dir():
+        return _from_folder(path, data.split)
+    return _from_json(path, data.images)
+
+
 def faults(samples: Samples) -> dict[int, tuple[str, str]]:
-    """(id, reason) of every sample that cannot be converted, or whose image file is missing or has
-    no readable header, by its index."""
+    """The samples that cannot be converted, or whose image file is missing or has no header.
+
+    Args:
+        samples: of any source.
+
+    Returns:
+        (id, reason) by the sample's own index.
+    """
     faulty: dict[int, tuple[str, str]] = {}
     # Many samples show the same picture: each file is looked at once.
     picture_faults: dict[str, str | None] = {}
     for index in samples.order:
         try:
             sample = samples.convert(index, samples.records[index])
-        except ValueError as error:
+        except LayerfuseError as error:
             faulty[index] = (str(index), str(error))
             continue
         for picture in sample.pictures:
+            # Only files: a dataset's cells are decoded when the pictures are encoded.
             if picture.reader is None and picture.name not in picture_faults:
                 picture_faults[picture.name] = picture.fault()
             reason = picture_faults.get(picture.name)
@@ -93,9 +115,11 @@ def faults(samples: Samples) -> dict[int, tuple[str, str]]:
     return faulty
 
 
-def _write_scenes(spec: Any) -> Path:
-    asked = "+".join(spec.families or ["all"])
-    key = f"{spec.split}-{spec.count}-{spec.seed}-{spec.questions}-{asked}-v{scenes.VERSION}"
+def _write_scenes(spec: Scenes) -> Path:
+    """The LLaVA JSON of generated scenes, which are written if they are not yet there."""
+    families = "+".join(spec.families or ["all"])
+    # All that the pictures and questions depend on: other settings are another folder.
+    key = f"{spec.split}-{spec.count}-{spec.seed}-{spec.questions}-{families}-v{scenes.VERSION}"
     folder = home() / "scenes" / key
     scenes.write(
         folder,
@@ -110,102 +134,185 @@ def _write_scenes(spec: Any) -> Path:
     return folder / "conversations.json"
 
 
-def _json(path: Path, images: str | None = None) -> Samples:
-    text = path.read_text(encoding="utf-8")
+def _read_text(file: Path) -> str:
     try:
-        if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LayerfuseError(f"{path} is not valid JSON: {error}") from error
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LayerfuseError(f"cannot read {file}: {error}") from error
+
+
+def _read_json_lines(file: Path) -> list[Any]:
+    """The records of a JSONL file; empty lines are none."""
+    records = []
+    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise LayerfuseError(f"{file} is not valid JSON in line {number}: {error}") from error
+    return records
+
+
+def _from_json(path: Path, images: str | None = None) -> Samples:
+    """The conversations of a LLaVA file.
+
+    Args:
+        path: JSON with one list, or JSONL.
+        images: folder to which image paths are relative; None is the file's.
+    """
+    if path.suffix == ".jsonl":
+        records = _read_json_lines(path)
+    else:
+        try:
+            records = json.loads(_read_text(path))
+        except json.JSONDecodeError as error:
+            raise LayerfuseError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(records, list):
         raise LayerfuseError(
             f"{path} must hold a list of conversations, not {type(records).__name__}"
         )
-    base = Path(images) if images else path.parent
+    base = path.parent
+    if images:
+        base = Path(images)
     if not base.is_dir():
-        raise FileNotFoundError(f"no image folder {base}")
+        raise LayerfuseError(f"no image folder {base}")
     return Samples(records, partial(from_llava, base=base))
 
 
-def _folder(folder: Path, split: str) -> Samples:
+def _from_folder(folder: Path, split: str) -> Samples:
+    """The samples of a saved dataset, of a table beside images, or of images with captions.
+
+    Args:
+        folder: exists.
+        split: of a saved dataset.
+    """
     if is_saved_dataset(folder):
         return open_dataset(str(folder), split)
     table = folder / "metadata.jsonl"
     if table.exists():
-        rows = [json.loads(line) for line in table.read_text("utf-8").splitlines() if line.strip()]
-        return Samples(
-            [{"image": r.get("file_name"), "id": r.get("file_name"), **r} for r in rows],
-            partial(from_columns, base=folder),
-        )
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    missing = [p for p in images if not p.with_suffix(".txt").exists()]
-    if missing or not images:
-        what = f"no caption file {missing[0].with_suffix('.txt')}" if missing else "no images"
-        raise FileNotFoundError(f"{folder}: {what} (and no metadata.jsonl)")
-    return Samples(
-        [{"id": str(p.relative_to(folder)), "image": str(p.relative_to(folder))} for p in images],
-        partial(_captioned, folder),
-    )
+        return _from_table(table)
+    records = []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        caption_file = file.with_suffix(".txt")
+        if not caption_file.exists():
+            raise LayerfuseError(
+                f"{folder}: no caption file {caption_file} (and no metadata.jsonl)"
+            )
+        name = str(file.relative_to(folder))
+        records.append({"id": name, "image": name})
+    if not records:
+        raise LayerfuseError(f"{folder}: no images (and no metadata.jsonl)")
+    return Samples(records, partial(_captioned, folder))
+
+
+def _from_table(table: Path) -> Samples:
+    """The rows of a `metadata.jsonl`, whose `file_name` names the image."""
+    records = []
+    for row in _read_json_lines(table):
+        if not isinstance(row, dict):
+            raise LayerfuseError(f"{table} must hold a mapping in each line, not {row!r}")
+        # Columns called image or id come before the file's name.
+        records.append({"image": row.get("file_name"), "id": row.get("file_name"), **row})
+    return Samples(records, partial(from_columns, base=table.parent))
 
 
 def _captioned(folder: Path, index: int, row: dict[str, Any]) -> Sample:
-    text = (folder / row["image"]).with_suffix(".txt").read_text("utf-8")
-    return from_columns(index, {**row, "text": text}, folder)
+    """An image with the caption beside it, which is read only now."""
+    caption = _read_text((folder / row["image"]).with_suffix(".txt"))
+    return from_columns(index, {**row, "text": caption}, folder)
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`."""
-    return any((folder / f"{name}.json").exists() for name in ("state", "dataset_dict"))
+    """Whether a folder was written by `save_to_disk`.
+
+    Args:
+        folder: any, or a path that does not exist.
+    """
+    # The first is written for one dataset, the second for a mapping of splits.
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
 def open_dataset(name: str, split: str) -> Samples:
-    """The rows of a Hugging Face dataset, a hub id or a saved folder, with undecoded images."""
-    import datasets
+    """The rows of a Hugging Face dataset, with undecoded images.
 
-    if Path(name).is_dir():
-        dataset = datasets.load_from_disk(name)
-        if isinstance(dataset, datasets.DatasetDict):
-            if split not in dataset:
-                raise LayerfuseError(f"{name} has no split {split!r}; valid: {list(dataset)}")
-            dataset = dataset[split]
-    else:
-        dataset = datasets.load_dataset(name, split=split)
-    for column in ("image", "images"):
+    Args:
+        name: a hub id, or a folder written by `save_to_disk`.
+        split: of the dataset; no matter in a folder without splits.
+
+    Raises:
+        LayerfuseError: the dataset or the split is missing or cannot be read.
+    """
+    # Imported late: it is large, and few sources need it.
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        if Path(name).is_dir():
+            dataset = datasets.load_from_disk(name)
+        else:
+            dataset = datasets.load_dataset(name, split=split)
+    # ValueError: unknown splits and damaged tables; the others: no such dataset, no network.
+    except (OSError, ValueError, DatasetsError) as error:
+        raise LayerfuseError(f"cannot read the dataset {name} ({split}): {error}") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise LayerfuseError(f"{name} has no split {split!r}; valid: {list(dataset)}")
+        dataset = dataset[split]
+    # Undecoded: the bytes are what the feature cache is addressed by.
+    undecoded = datasets.Image(decode=False)
+    for column in IMAGE_COLUMNS:
         feature = (dataset.features or {}).get(column)
         if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+            dataset = dataset.cast_column(column, undecoded)
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    return Samples(_Rows(dataset, f"{name}:{split}"), partial(from_columns, base=Path(name)))
+            dataset = dataset.cast_column(column, datasets.List(undecoded))
+    rows = DatasetRows(dataset, f"{name}:{split}")
+    return Samples(rows, partial(from_columns, base=Path(name)))
 
 
 @dataclass
-class _Rows:
+class DatasetRows:
     """The rows of a dataset with pictures, which read their bytes when asked, as image cells."""
 
-    dataset: Any
+    dataset: Any  # of the datasets library, or any sequence of such rows
     name: str
+    """of the dataset and its split, which makes the pictures' names unique"""
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = dict(self.dataset[index])
-        for column in row.keys() & {"image", "images"}:
+        for column in IMAGE_COLUMNS:
+            if column not in row:
+                continue
             pictures = []
             for place, cell in enumerate(cells(row[column])):
                 pictures.append(self._picture(cell, index, column, place))
             row[column] = pictures
         return row
 
-    def _picture(self, cell: Any, index: int, column: str, k: int) -> Any:
-        if not isinstance(cell, dict):  # of a datasets.Image that is not decoded
-            return cell
-        if cell.get("bytes") is None:
-            return cell["path"] and Picture(str(cell["path"]))
-        return Picture(f"{self.name}#{index}.{k}", partial(self._bytes, index, column, k))
+    def _picture(self, cell: Any, index: int, column: str, place: int) -> Any:
+        """The picture of an image cell; what is none is returned as it is, to be named later.
 
-    def _bytes(self, index: int, column: str, k: int) -> bytes:
-        return cells(self.dataset[column][index])[k]["bytes"]
+        Args:
+            cell: of an undecoded image: its bytes, or the path of its file.
+            index: of the row.
+            column: of the cell.
+            place: of the image in a cell that holds several.
+        """
+        if not isinstance(cell, dict):
+            return cell
+        if cell.get("bytes") is not None:
+            # The bytes are left in the dataset's file, so that a copy for another process is small.
+            read = partial(self._bytes, index, column, place)
+            return Picture(f"{self.name}#{index}.{place}", read)
+        if cell["path"]:
+            return Picture(str(cell["path"]))
+        return cell["path"]
+
+    def _bytes(self, index: int, column: str, place: int) -> bytes:
+        return cells(self.dataset[column][index])[place]["bytes"]
