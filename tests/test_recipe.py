@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
 from layerfuse.study.plan import runs
@@ -134,7 +135,7 @@ STAGE = GOOD["stages"]["align"]
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         load_recipe(write(tmp_path, changes))
 
 
@@ -142,25 +143,42 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: st
     ("override", "message"),
     [
         ("name", "an override is key.sub=value"),
+        ("name=[", r"override 'name=\[' is not valid YAML"),
         ("arms.5.layers=1", "'5' is no index of 2 items"),
         ("name.x=1", "'name' holds no keys"),
         ("stages.align.stepz=1", "stepz: unknown key"),
     ],
 )
 def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         load_recipe(write(tmp_path), [override])
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+    with pytest.raises(LayerfuseError, match=r"none\.yaml"):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match="is not valid YAML"):
+    with pytest.raises(LayerfuseError, match="is not valid YAML"):
         load_recipe(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("[]")
-    with pytest.raises(ValueError, match="must be a mapping"):
+    with pytest.raises(LayerfuseError, match=r"list\.yaml must be a mapping"):
         load_recipe(tmp_path / "list.yaml")
+    with pytest.raises(LayerfuseError, match=f"cannot read the recipe {tmp_path}: "):
+        load_recipe(tmp_path)
+    with pytest.raises(LayerfuseError, match=r"(?s)recipe .*r\.yaml:.* encodr: unknown key"):
+        load_recipe(write(tmp_path, {"encodr": "x"}))
+
+
+def test_a_bad_extends_is_named(tmp_path: Path) -> None:
+    one = write(tmp_path, {"extends": "two.yaml"}, "one.yaml")
+    with pytest.raises(LayerfuseError, match=r"cannot read the recipe .*two\.yaml"):
+        load_recipe(one)
+    write(tmp_path, {"extends": "sub/../one.yaml"}, "two.yaml")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(LayerfuseError, match=r"recipe .*one\.yaml extends itself"):
+        load_recipe(one)
+    with pytest.raises(LayerfuseError, match=r"extends must name a file, not \['one\.yaml'\]"):
+        load_recipe(write(tmp_path, {"extends": ["one.yaml"]}))
 
 
 def test_a_recipe_survives_writing_and_reading(tmp_path: Path) -> None:

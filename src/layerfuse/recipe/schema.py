@@ -17,14 +17,23 @@ from pydantic import (
 
 from layerfuse.errors import LayerfuseError
 
+# Validators raise ValueError, which pydantic gathers: `load_recipe` names all problems in one
+# LayerfuseError.
+
 
 class Strict(BaseModel):
+    """A part of a recipe: unknown keys are errors, and nothing changes after validation."""
+
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
-        for key in value if isinstance(value, dict) else ():
+        # Text that stands for a mapping is expanded by the classes that allow it.
+        if not isinstance(value, dict):
+            return value
+        # Before pydantic's own check, which does not say what is valid.
+        for key in value:
             if key not in cls.model_fields:
                 raise ValueError(f"{key}: unknown key; valid: {', '.join(cls.model_fields)}")
         return value
@@ -45,7 +54,9 @@ class ModelSource(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_string(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"model": value}
+        return value
 
 
 class Scenes(Strict):
@@ -88,9 +99,10 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
-        given = [k for k in ("scenes", "path", "dataset") if vars(self)[k] is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of scenes, path, dataset (got {given or 'none'})")
+        sources = {"scenes": self.scenes, "path": self.path, "dataset": self.dataset}
+        named = [name for name, source in sources.items() if source is not None]
+        if len(named) != 1:
+            raise ValueError(f"give exactly one of scenes, path, dataset (got {named or 'none'})")
         return self
 
 
@@ -191,10 +203,11 @@ class Stage(Strict):
             raise ValueError("lora is set, but learning_rates does not name llm")
         if self.prompt == "plain" and self.guidance == "instruction":
             raise ValueError("guidance: instruction needs prompt: chat; plain has no question")
-        device = self.device_batch_size or self.batch_size
-        if self.batch_size % device:
+        # Whether the processes can share it is known when they are counted: see `split`.
+        on_device = self.device_batch_size or self.batch_size
+        if self.batch_size % on_device != 0:
             raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of device_batch_size {device}"
+                f"batch_size {self.batch_size} is no multiple of device_batch_size {on_device}"
             )
         return self
 
@@ -211,8 +224,9 @@ class Stage(Strict):
             LayerfuseError: so many processes cannot share it.
         """
         per_process, rest = divmod(self.batch_size, processes)
+        # No device gets more samples at once than its share of the step.
         on_device = min(self.device_batch_size or per_process, per_process)
-        if rest or per_process % on_device:
+        if rest != 0 or per_process % on_device != 0:
             raise LayerfuseError(
                 f"batch_size {self.batch_size} cannot be split over {processes} processes with "
                 f"device_batch_size {self.device_batch_size}: their product must divide it"
@@ -222,7 +236,12 @@ class Stage(Strict):
     @property
     def guided_by(self) -> Literal["instruction", "uniform"]:
         """`guidance` with its default filled in."""
-        return self.guidance or ("uniform" if self.prompt == "plain" else "instruction")
+        if self.guidance is not None:
+            return self.guidance
+        # LLaVA's alignment format holds no question that could guide.
+        if self.prompt == "plain":
+            return "uniform"
+        return "instruction"
 
 
 class Arm(Strict):
@@ -241,6 +260,7 @@ class Arm(Strict):
 
     @property
     def label(self) -> str:
+        """How the report calls the arm."""
         return self.name or f"{self.fusion.get('name')} {_layers_text(self.layers)}"
 
 
@@ -339,7 +359,8 @@ class Recipe(Strict):
         names = [arm.label for arm in self.all_arms()]
         if not names:
             raise ValueError("a recipe needs arms or a grid")
-        twice = sorted({n for n in names if names.count(n) > 1})
+        # Results, folders and the report are kept by name.
+        twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"arms with the same name: {twice}; set `name`")
         if self.baseline is not None and self.baseline not in names:
@@ -347,29 +368,43 @@ class Recipe(Strict):
         return self
 
     def all_arms(self) -> list[Arm]:
-        """Every arm with its defaults filled in."""
-        grid = self.grid or Grid.model_construct(layers=[], fusion=[])
-        product = [Arm(layers=k, fusion=f) for k in grid.layers for f in grid.fusion]
-        return [
-            arm.model_copy(
-                update={
-                    "name": arm.label,
-                    "layers": self._with_file(arm.layers),
-                    "fusion": {**self.fusion_defaults, **arm.fusion},
-                    "seeds": arm.seeds or self.seeds,
-                }
-            )
-            for arm in [*self.arms, *product]
-        ]
+        """Every arm with its defaults filled in: first `arms`, then the products of `grid`."""
+        arms = list(self.arms)
+        if self.grid is not None:
+            for layers in self.grid.layers:
+                for fusion in self.grid.fusion:
+                    arms.append(Arm(layers=layers, fusion=fusion))
+        return [self._with_defaults(arm) for arm in arms]
+
+    def _with_defaults(self, arm: Arm) -> Arm:
+        """An arm with the recipe's similarity file, fusion options and seeds where it has none."""
+        changes = {
+            # The label is made first, from what the arm itself says: the recipe's defaults are the
+            # same for all arms and would only lengthen it.
+            "name": arm.label,
+            "layers": self._with_file(arm.layers),
+            "fusion": {**self.fusion_defaults, **arm.fusion},
+            "seeds": arm.seeds or self.seeds,
+        }
+        return arm.model_copy(update=changes)
 
     def _with_file(self, layers: Layers) -> Layers:
         """A selection by similarity with the recipe's file."""
-        bare = isinstance(layers, str) and layers.startswith("similarity:") and "@" not in layers
-        return f"{layers}@{self.similarity}" if bare and self.similarity else layers
+        if not self.similarity or not isinstance(layers, str):
+            return layers
+        # After `@` stands a file of the arm's own.
+        if layers.startswith("similarity:") and "@" not in layers:
+            return f"{layers}@{self.similarity}"
+        return layers
 
     def stage_reads_cache(self, name: str) -> bool:
-        """Whether the stage `name` can read features that were encoded before any training."""
+        """Whether a stage can read features that were encoded before any training.
+
+        Args:
+            name: of the stage.
+        """
         names = list(self.stages)
+        # An encoder that an earlier stage trained gives other features.
         so_far = names[: names.index(name) + 1]
         # Random crops differ from epoch to epoch: none of them is in the cache.
         return self._encoder_is_frozen(so_far) and self.stages[name].random_crop is None
@@ -385,10 +420,18 @@ class Recipe(Strict):
 
     @property
     def baseline_name(self) -> str:
+        """The arm that the others are compared with."""
         return self.baseline or self.all_arms()[0].label
 
 
 def _layers_text(layers: Layers) -> str:
+    """A layer selection as one would write it in one line: `3,18|23`."""
     if isinstance(layers, int | str):
         return str(layers)
-    return "|".join(str(k) if isinstance(k, int) else ",".join(map(str, k)) for k in layers)
+    parts = []
+    for part in layers:
+        if isinstance(part, int):
+            parts.append(str(part))
+        else:
+            parts.append(",".join(map(str, part)))
+    return "|".join(parts)
