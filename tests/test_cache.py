@@ -23,6 +23,7 @@ from layerfuse.data import feature_store as cache
 from layerfuse.data.collate import Collator
 from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.data.picture import Picture
+from layerfuse.errors import LayerfuseError
 from layerfuse.vision.encoder import Encoder
 from layerfuse.vision.features import Features
 from tests import tiny
@@ -202,7 +203,7 @@ def test_a_picture_that_changes_meanwhile_is_not_stored_as_the_old_one(
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     Image.new("RGB", (40, 30), "white").save(given[3].name)
     store.features(given[:3])
-    with pytest.raises(OSError, match=r"3\.png changed while the study ran"):
+    with pytest.raises(LayerfuseError, match=r"3\.png changed while the study ran"):
         store.features([given[3]])
 
 
@@ -210,7 +211,7 @@ def test_a_cache_that_is_cleared_meanwhile_is_one_clear_error(tmp_path: Path) ->
     given = pictures(tmp_path, 4)
     store = encode(given)
     shards.clear(None)
-    with pytest.raises(OSError, match="removed while in use; start the study again"):
+    with pytest.raises(LayerfuseError, match="removed while in use; start the study again"):
         store.features([given[0]])
 
 
@@ -292,7 +293,9 @@ def test_only_what_is_missing_counts_for_the_limit(
     monkeypatch.setenv("LAYERFUSE_CACHE_GB", f"{1.8 * held / 1e9:.9f}")
     encode(given, (1, 2, 3))
     monkeypatch.setenv("LAYERFUSE_CACHE_GB", "nan")
-    with pytest.raises(ValueError, match=r"\$LAYERFUSE_CACHE_GB must be a number of GB, not 'nan'"):
+    with pytest.raises(
+        LayerfuseError, match=r"\$LAYERFUSE_CACHE_GB must be a number of GB, not 'nan'"
+    ):
         encode(pictures(tmp_path, 11))
 
 
@@ -331,7 +334,7 @@ def test_the_limit_is_known_before_anything_is_written(
     given = pictures(tmp_path)
     monkeypatch.setenv("LAYERFUSE_CACHE_GB", "0.000001")
     with pytest.raises(
-        OSError, match=r"need .* GB beside .* allows 0.000001 GB .*`layerfuse cache cle"
+        LayerfuseError, match=r"need .* GB beside .* allows 0.000001 GB .*`layerfuse cache cle"
     ):
         encode(given)
     assert not list(home.rglob("*.safetensors"))
@@ -347,10 +350,41 @@ def test_a_full_disk_is_an_error_that_leaves_nothing_behind(
     given = pictures(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(shards, "save_file", full)
-        with pytest.raises(OSError, match=r"cannot write .*No space left"):
+        with pytest.raises(LayerfuseError, match=r"cannot write .*No space left"):
             encode(given)
     assert [f for f in home.rglob("*") if f.is_file() and f.name != ".lock"] == []
     encode(given)
+
+
+def test_a_full_disk_does_not_cost_what_is_intact_of_a_damaged_file(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: Any, file: Path, **_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    encode(pictures(tmp_path, 4))
+    file = min(home.rglob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "save_file", full)
+        with pytest.raises(LayerfuseError, match=r"cannot write .*No space left"):
+            shards.verify(lambda _: None)
+    assert file.exists()
+    said: list[str] = []
+    assert shards.verify(said.append) == 1
+    assert said == [f"{file}: 1 damaged, 3 kept"]
+
+
+def test_progress_is_told_of_every_picture_and_batch(tmp_path: Path) -> None:
+    given = pictures(tmp_path, 4)
+    told: list[tuple[str, int, int]] = []
+    encode(given, progress=lambda phase, done, total, note="": told.append((phase, done, total)))
+    assert told == [("encoding pictures", 1, 2), ("encoding pictures", 2, 2)]
+    told.clear()
+    cache.digests_of(
+        given[:2], lambda phase, done, total, note="": told.append((phase, done, total))
+    )
+    assert told == [("reading pictures", 1, 2), ("reading pictures", 2, 2)]
 
 
 def test_pictures_that_cannot_be_decoded_stop_or_are_named(tmp_path: Path) -> None:
@@ -396,6 +430,6 @@ def test_the_cache_folder_may_be_unwritable(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "file"))
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(LayerfuseError, match=r"cannot make the cache folder .*file"):
         encode(pictures(tmp_path))
     assert os.listdir(tmp_path).count("file") == 1

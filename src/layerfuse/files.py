@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from layerfuse.errors import LayerfuseError
+
 
 def write_text(file: Path, text: str) -> None:
     """Write a file, and its folder, so that whoever reads it finds the old text or the new.
@@ -14,13 +16,16 @@ def write_text(file: Path, text: str) -> None:
         text: written as UTF-8.
 
     Raises:
-        OSError: the disk is full or the folder may not be written.
+        LayerfuseError: the disk is full or the folder may not be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + ".tmp")
-    # Renamed when it is complete: a rename replaces the old file at once.
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed when it is complete: a rename replaces the old file at once.
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        raise LayerfuseError(f"cannot write {file}: {error}") from error
 
 
 @contextmanager
@@ -31,14 +36,21 @@ def locked(file: Path, taken: Callable[[], Any]) -> Iterator[None]:
         file: the lock, made if it is missing.
         taken: called before this process waits for another that holds the lock; what it raises
             ends the wait.
+
+    Raises:
+        LayerfuseError: the file cannot be made.
     """
     from filelock import FileLock, Timeout
 
+    # A lock of the operating system: it is free again when the process that held it was killed.
     lock = FileLock(file)
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
         taken()
         held = lock.acquire()
+    # After Timeout, which is an OSError itself.
+    except OSError as error:
+        raise LayerfuseError(f"cannot lock {file}: {error}") from error
     with held:
         yield

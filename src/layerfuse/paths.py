@@ -1,13 +1,16 @@
 """Where layerfuse keeps what it downloads and computes."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
 
 def home() -> Path:
-    """The cache folder: `$LAYERFUSE_HOME`, else `layerfuse` in the user's cache directory."""
+    """The cache folder: `$LAYERFUSE_HOME`, else `layerfuse` in the user's cache directory.
+
+    Returns:
+        A path that may not exist yet.
+    """
+    # Read at each call: tests and notebooks change it while the process runs.
     chosen = os.environ.get("LAYERFUSE_HOME")
     if chosen:
         return Path(chosen).expanduser()

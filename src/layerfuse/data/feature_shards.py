@@ -75,9 +75,11 @@ class ShardReader:
             Patch tokens (N, D) and summary (D,).
 
         Raises:
-            OSError: the file is missing, unreadable or, looked at with `verify`, damaged.
+            OSError: the file is missing, unreadable or, looked at with `verify`, damaged. Not for
+                the user: the feature store encodes the picture again.
         """
         tensors = self._tensors_of(entry.file)
+        # (pictures, N, D) -> (N, D) and (pictures, D) -> (D,), without copying.
         pair = Pair(tensors.patches[entry.row], tensors.summary[entry.row])
         if verify and checksum(pair) != entry.checksum:
             raise OSError(f"{entry.file} is damaged")
@@ -99,6 +101,8 @@ def checksum(pair: Pair) -> int:
 def _map(file: Path) -> Pair:
     """The stacked tensors of a shard: patch tokens (pictures, N, D), summaries (pictures, D)."""
     try:
+        # Mapped, not read: processes of one machine share the pages, and only rows that are used
+        # come from the disk.
         with safe_open(file, framework="pt") as shard:
             return Pair(shard.get_tensor("patches"), shard.get_tensor("summary"))
     except SafetensorError as error:
@@ -123,27 +127,35 @@ def write_shard(
         The file.
 
     Raises:
-        OSError: the disk is full or the folder may not be written; nothing is left behind.
+        LayerfuseError: the disk is full or the folder may not be written; nothing is left behind.
     """
     checksums = {digest: checksum(pair) for digest, pair in pairs.items()}
     content = json.dumps([checksums, grid, about])
+    # A safetensors header holds text alone.
     header = {"content": content, "checksum": str(zlib.crc32(content.encode()))}
     tensors = {
         "patches": torch.stack([pair.patches for pair in pairs.values()]),
         "summary": torch.stack([pair.summary for pair in pairs.values()]),
     }
+    # In the order of writing; the process makes the names of two at the same time differ.
     file = folder / f"{time.time_ns():020d}-{os.getpid()}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_whole(file, tensors, header)
+    # safetensors reports a full disk as an error of its own.
+    except (OSError, SafetensorError) as error:
+        raise LayerfuseError(f"cannot write {file}: {error}") from error
+    return file
+
+
+def _save_whole(file: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write a safetensors file, so that no reader meets half of it."""
     unfinished = file.with_suffix(".tmp")
-    folder.mkdir(parents=True, exist_ok=True)
-    # Renamed when it is complete, so that no reader meets half a shard.
     try:
         save_file(tensors, unfinished, metadata=header)
         unfinished.replace(file)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {file}: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
-    return file
 
 
 class Header(NamedTuple):
@@ -158,9 +170,11 @@ def read_header(file: Path) -> Header:
     """The header of a shard, without its features.
 
     Raises:
-        OSError: the file is missing, unreadable or its header is damaged.
+        OSError: the file is missing, unreadable or its header is damaged. Not for the user: what
+            the file held is encoded again.
     """
     try:
+        # A slice knows its shape before any of it is read.
         with safe_open(file, framework="pt") as shard:
             metadata = shard.metadata() or {}
             num_patches = shard.get_slice("patches").get_shape()[0]
@@ -170,6 +184,7 @@ def read_header(file: Path) -> Header:
     content = metadata.get("content", "")
     if str(zlib.crc32(content.encode())) != metadata.get("checksum"):
         raise OSError(f"the header of {file} is damaged")
+    # In the order of `write_shard`.
     checksums, grid, about = json.loads(content)
     # Shapes are outside the checksummed content: they must agree with it.
     if not num_patches == num_summaries == len(checksums):
@@ -236,6 +251,7 @@ def show(say: Say) -> None:
                 continue
             # A set, because a repaired picture is in two shards.
             digests.update(entries)
+            # The same in all shards of a folder, whose name is made from it.
             content = f"{about['encoder']}, layer {about['layer']}, {grid}, {about['dtype']}"
         size = _size(folder)
         total += size
@@ -261,6 +277,10 @@ def verify(say: Say) -> int:
 
     Returns:
         The number of damaged files.
+
+    Raises:
+        LayerfuseError: what is intact of a damaged file cannot be written elsewhere; the file stays
+            as it is.
     """
     num_damaged = 0
     for folder in layer_folders().values():
@@ -281,6 +301,7 @@ def _drop_damaged(file: Path, say: Say) -> bool:
     try:
         header = read_header(file)
         for digest, entry in header.entries.items():
+            # Not with `verify`, which would give up at the first damaged entry.
             pair = reader.read(entry)
             if checksum(pair) == entry.checksum:
                 intact[digest] = pair
@@ -291,6 +312,7 @@ def _drop_damaged(file: Path, say: Say) -> bool:
             write_shard(file.parent, intact, header.grid, header.about)
     except OSError:
         intact = {}
+    # 0 stands for a header that cannot be read: nobody knows how many entries there were.
     num_lost = len(header.entries) - len(intact)
     say(f"{file}: {num_lost or 'all'} damaged, {len(intact)} kept")
     file.unlink()
@@ -308,14 +330,18 @@ def clear(name: str | None) -> int:
         The bytes that were freed.
 
     Raises:
-        LayerfuseError: nothing has that name.
+        LayerfuseError: nothing has that name, or a folder cannot be removed.
     """
     chosen = layer_folders(name or "")
     if name and not chosen:
         raise LayerfuseError(f"nothing in the cache is called {name!r}; see `layerfuse cache list`")
     freed = 0
     for folder in chosen.values():
+        # Inside the lock: no other process writes into what is removed.
         with locked_space(folder.parent):
             freed += _size(folder)
-            shutil.rmtree(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise LayerfuseError(f"cannot remove {folder}: {error}") from error
     return freed

@@ -29,10 +29,10 @@ from layerfuse.data.feature_shards import Entry, Pair, ShardReader
 from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.hardware import device
+from layerfuse.progress import Progress, silent
 from layerfuse.vision.encoder import Encoder
 from layerfuse.vision.features import Features
 
-Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 
 LIMIT_GB = "LAYERFUSE_CACHE_GB"
@@ -47,10 +47,6 @@ DECODERS = 4
 """Processes that decode pictures while a GPU encodes others."""
 
 log = logging.getLogger(__name__)
-
-
-def _ignore(done: int, total: int) -> None:
-    """Report nothing."""
 
 
 @dataclass
@@ -95,12 +91,13 @@ class FeatureStore:
             the order of `pictures`.
 
         Raises:
-            OSError: the features were removed or a picture to repair changed meanwhile.
+            LayerfuseError: the features were removed or a picture to repair changed meanwhile.
         """
         patches = []
         summaries = []
         for layer in self.layers:
             pairs = [self._pair(layer, picture.name) for picture in pictures]
+            # Copied here out of the mapped files, into one tensor per layer.
             patches.append(torch.stack([pair.patches for pair in pairs]))
             summaries.append(torch.stack([pair.summary for pair in pairs]))
         return Features(self.layers, tuple(patches), tuple(summaries), self.grid)
@@ -119,6 +116,7 @@ class FeatureStore:
         entry = self.entries[layer].get(digest)
         if entry is not None:
             try:
+                # Checksums cost as much as reading: once per entry and process is enough.
                 verify = (layer, digest) not in self.checked
                 pair = self.reader.read(entry, verify=verify)
                 self.checked.add((layer, digest))
@@ -128,7 +126,9 @@ class FeatureStore:
         # Other processes and `cache verify` put what is intact into later files.
         index_entries(self)
         if not self.folders[layer].is_dir():
-            raise OSError(f"{self.folders[layer]} was removed while in use; start the study again")
+            raise LayerfuseError(
+                f"{self.folders[layer]} was removed while in use; start the study again"
+            )
         later_entry = self.entries[layer].get(digest)
         if later_entry is not None and later_entry != entry:
             return self._pair(layer, name)
@@ -142,15 +142,18 @@ class FeatureStore:
         # In a batch as large as it was in, at the place where it was: kernels round differently
         # for other sizes and places, and the bits must be the same.
         digest = self.digests[name]
+        # Of two pictures with the same bytes the first was encoded.
         place = list(self.digests.values()).index(digest)
         row = place % self.batch_size
         start = place - row
         size = min(self.batch_size, len(self.digests) - start)
         pixels, _ = self.pixels([name])
+        # (1, 3, height, width) -> (size, 3, height, width)
         with torch.inference_mode():
             features = self.repair_encoder(pixels[0].repeat(size, 1, 1, 1))
         index = features.layers.index(layer)
         pair = Pair(features.patches[index][row], features.summary[index][row])
+        # Whoever holds the lock removes unfinished files, which would be those of this repair.
         with shards.locked_space(self.folders[layer].parent):
             self.write(layer, {digest: pair}, self.repair_encoder)
         return pair
@@ -166,7 +169,7 @@ class FeatureStore:
             reason by the name of each such picture.
 
         Raises:
-            OSError: a picture changed since its digest was taken.
+            LayerfuseError: a picture is missing or changed since its digest was taken.
         """
         images = []
         bad = {}
@@ -174,10 +177,10 @@ class FeatureStore:
             # Read once, so that the bytes that are checked are those that are decoded.
             content = self.pictures[name].read()
             if sha256(content).hexdigest() != self.digests[name]:
-                raise OSError(f"{name} changed while the study ran; start it again")
+                raise LayerfuseError(f"{name} changed while the study ran; start it again")
             try:
                 images.append(Picture(name, partial(bytes, content)).open())
-            except ValueError as error:
+            except LayerfuseError as error:
                 bad[name] = str(error)
                 # A place holder keeps the others at their places in the batch.
                 images.append(Image.new("RGB", (64, 64)))
@@ -200,6 +203,9 @@ class FeatureStore:
             layer: of the encoder.
             pairs: the features by the picture's digest; nothing is written if there are none.
             encoder: what made them.
+
+        Raises:
+            LayerfuseError: the disk is full or the folder may not be written.
         """
         if not pairs:
             return
@@ -211,22 +217,27 @@ class FeatureStore:
             "grid": list(self.grid),
         }
         file = shards.write_shard(self.folders[layer], pairs, self.grid, about)
+        # Read back, so that memory knows what the file says and nothing else.
         self.entries[layer].update(shards.read_header(file).entries)
 
 
-def digests_of(pictures: Iterable[Picture], progress: Progress = _ignore) -> dict[str, str]:
+def digests_of(pictures: Iterable[Picture], progress: Progress = silent) -> dict[str, str]:
     """The SHA-256 of every picture's bytes, by its name.
 
     Args:
         pictures: any, repeated or not.
-        progress: is given the number of pictures that are read and of all.
+        progress: told of every picture.
+
+    Raises:
+        LayerfuseError: a picture is missing or cannot be read.
     """
     distinct = {picture.name: picture for picture in pictures}
     digests: dict[str, str] = {}
+    # In threads because reading and hashing leave Python's global lock free.
     results = in_threads(Picture.digest, distinct)
     for name, digest in zip(distinct, results, strict=True):
         digests[name] = digest
-        progress(len(digests), len(distinct))
+        progress("reading pictures", len(digests), len(distinct))
     return digests
 
 
@@ -253,7 +264,7 @@ def cached_features(
     *,
     digests: dict[str, str] | None = None,
     batch_size: int = 32,
-    progress: Progress = _ignore,
+    progress: Progress = silent,
 ) -> FeatureStore:
     """The features of all distinct pictures, from disk where they were computed before.
 
@@ -265,14 +276,14 @@ def cached_features(
         pictures: any, repeated or not.
         digests: those of `digests_of` if they are known.
         batch_size: pictures that are encoded at once.
-        progress: is given the number of batches that are encoded and of all.
+        progress: told of every batch that is encoded.
 
     Returns:
         The store; pictures that cannot be decoded are named in its `bad`.
 
     Raises:
-        OSError: the features would exceed $LAYERFUSE_CACHE_GB (default 100) or the free disk
-            space, or a picture changes meanwhile.
+        LayerfuseError: the features would exceed $LAYERFUSE_CACHE_GB (default 100) or the free
+            disk space, the cache may not be written, or a picture changes meanwhile.
     """
     encoder = load().to(device())
     encoder_digests = encoder.digests()
@@ -280,6 +291,7 @@ def cached_features(
     # The digest at 0 is of what comes before all layers: it names the space that they share.
     address = sha256((encoder_digests[0] + settings).encode()).hexdigest()
     space = shards.features_home() / address[:16]
+    # A layer's own digest covers the blocks up to it: encoders that differ above share it.
     folders = {}
     for layer in encoder.layers:
         folders[layer] = space / f"{layer:02d}-{encoder_digests[layer][:12]}"
@@ -289,6 +301,7 @@ def cached_features(
         pictures=distinct,
         digests={name: known[name] for name in distinct},
         layers=encoder.layers,
+        # Known as soon as a shard is read or a batch is encoded.
         grid=(0, 0),
         load=load,
         image_processor=image_processor,
@@ -296,7 +309,10 @@ def cached_features(
         folders=folders,
         entries={},
     )
-    space.mkdir(parents=True, exist_ok=True)
+    try:
+        space.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LayerfuseError(f"cannot make the cache folder {space}: {error}") from error
     with shards.locked_space(space):
         # Inside the lock: another process may just have encoded the same pictures.
         index_entries(store)
@@ -350,12 +366,14 @@ def _encode(store: FeatureStore, encoder: Encoder, progress: Progress) -> None:
         if new_names:
             features = encoder(pixels.to(device())).to("cpu")
             store.grid = features.grid
+            # Before each shard: other processes fill the same disk.
             if unwritten_bytes == 0:
                 _check_space(store, features)
             for name in new_names:
                 row = batch.index(name)
                 unwritten_bytes += _keep_missing(store, unwritten, features, name, row)
-        progress(done, len(batches))
+        progress("encoding pictures", done, len(batches))
+        # All layers together: a stopped pass seldom leaves a picture in only some of them.
         is_late = time.monotonic() - written_at > SHARD_SECONDS
         is_large = unwritten_bytes >= SHARD_BYTES * len(unwritten)
         if is_late or is_large or done == len(batches):
@@ -417,8 +435,10 @@ def _keep_missing(
 
 
 def _check_space(store: FeatureStore, features: Features) -> None:
-    """Raise OSError, before anything is written, if the missing features will not fit."""
+    """Raise LayerfuseError, before anything is written, if the missing features will not fit."""
+    # Every picture takes as many bytes in every layer.
     picture_bytes = features.patches[0][0].nbytes + features.summary[0][0].nbytes
+    # A set, because pictures with the same bytes are kept once.
     digests = set(store.digests.values())
     num_missing = 0
     for entries in store.entries.values():
@@ -432,7 +452,7 @@ def _check_space(store: FeatureStore, features: Features) -> None:
         raise LayerfuseError(f"${LIMIT_GB} must be a number of GB, not {limit!r}")
     free_gb = shutil.disk_usage(root).free / 1e9
     if held_gb + needed_gb > float(limit) or needed_gb > free_gb:
-        raise OSError(
+        raise LayerfuseError(
             f"the missing features need {needed_gb:.3g} GB beside the {held_gb:.3g} GB in {root}; "
             f"${LIMIT_GB} allows {limit} GB and {free_gb:.1f} GB of the disk are free. "
             "Raise the limit, run `layerfuse cache clear`, or set `cache_features: false`"

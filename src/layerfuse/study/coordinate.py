@@ -210,11 +210,7 @@ def _do_locked(
     Returns:
         The records of all runs.
     """
-
-    def digested(done: int, total: int) -> None:
-        table.step("reading pictures", done, total)
-
-    picture_digests = digests_of(pictures_of(samples.by_label().values()), digested)
+    picture_digests = digests_of(pictures_of(samples.by_label().values()), table.step)
     samples_digest = samples.digest(picture_digests)
     write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
     surroundings = environment(recipe, samples_digest)

@@ -45,22 +45,18 @@ def encode_pictures(
         unreadable.
 
     Raises:
-        OSError: the features exceed a limit, or a picture changes meanwhile.
+        LayerfuseError: the features exceed a limit, or a picture changes meanwhile.
     """
     cached, direct = _split_by_cache(recipe, samples)
     unreadable = _undecodable(direct, progress)
     store = None
     if cached:
-
-        def encoded(done: int, total: int) -> None:
-            progress("encoding pictures", done, total)
-
         store = cached_features(
             partial(encoder_for, recipe),
             load_image_processor(recipe.encoder.model),
             pictures_of(cached),
             digests=digests,
-            progress=encoded,
+            progress=progress,
         )
         unreadable.update(store.bad)
     bad_train = {}
