@@ -49,8 +49,10 @@ def place_card(
     Returns:
         x and y, in the coordinates of `centres`.
     """
+    # The group's box, x and y.
     low = centres.min(0) - radius
     high = centres.max(0) + radius
+    # Beside the middle, more or less; the coordinate across is set below.
     card = (low + high) / 2 + rng.uniform(-0.3, 0.3) * (high - low)
     if position == "left":
         card[0] = low[0] - gap - half
@@ -83,6 +85,7 @@ def place_mark(
     Returns:
         x and y.
     """
+    # So many that one is free in every scene: group and card never fill the picture.
     places = rng.uniform(12, SIZE - 12, (400, 2))
     # (400, 1, 2) - (count, 2) -> (400, count, 2): from every object to every place.
     offsets = places[:, None] - centres

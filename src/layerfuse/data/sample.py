@@ -46,6 +46,7 @@ def by_turn(sample: Sample) -> list[Sample]:
         num_shown += message["content"].count(IMAGE_TOKEN)
         if message["role"] != "assistant":
             continue
+        # Answers so far: the index of this one.
         answer = len(turns)
         turn = Sample(
             id=sample.id,
@@ -81,6 +82,7 @@ def from_llava(index: int, record: Any, base: Path) -> Sample:
     if not raw_turns:
         raise LayerfuseError(f"sample {name}: no conversations; its keys are {sorted(record)}")
     turns = [_turn(name, turn) for turn in raw_turns]
+    # Before the messages, which leave out the empty answers that kinds are counted with.
     families = _kinds(name, record.get("families") or (), turns)
     categories = _kinds(name, record.get("categories") or (), turns)
     messages = _messages(name, turns, len(pictures))
@@ -184,6 +186,7 @@ def _messages(name: str, turns: list[Message], num_pictures: int) -> tuple[Messa
     answered: list[Message] = []
     num_lost = 0
     for place, message in enumerate(messages):
+        # The last question of a conversation may have no answer, or only an empty one.
         is_answered = place + 1 < len(messages) and messages[place + 1]["role"] == "assistant"
         if message["role"] != "user" or is_answered:
             answered.append(message)

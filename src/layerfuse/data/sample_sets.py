@@ -18,6 +18,7 @@ def label_of_test(stages: Collection[str]) -> str:
         `evaluate`, or a longer text where a stage has that name.
     """
     label = "evaluate"
+    # A stage may be called anything, the longer text too.
     while label in stages:
         label += " (test)"
     return label
@@ -51,6 +52,7 @@ class SampleSets:
         """
         digest = hashlib.sha256()
         for label, samples in self.by_label().items():
+            # One sample after the other: a large study's would not fit in memory at once.
             for sample in samples:
                 shown = [pictures.get(picture.name) for picture in sample.pictures]
                 # Without the pictures themselves: their names say where this machine keeps them.
@@ -67,7 +69,8 @@ class BadSample:
     reason: str
 
 
-BadSamples = dict[int, BadSample]  # by the sample's own index in its source
+BadSamples = dict[int, BadSample]
+"""by the sample's own index in its source"""
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,26 @@ class BadSets:
         return {**self.train, label_of_test(self.train): self.test}
 
     def union(self, other: "BadSets") -> "BadSets":
-        """What is bad here or there."""
+        """What is bad here or there.
+
+        Args:
+            other: of the same study; its reason stands where a sample is bad in both.
+        """
         train = {}
         for stage, bad in self.train.items():
             train[stage] = {**bad, **other.train[stage]}
-        return BadSets(train, {**self.test, **other.test})
+        test = {**self.test, **other.test}
+        return BadSets(train, test)
 
     def to_json(self) -> dict[str, Any]:
         """By label and index: [id, reason]."""
         data = {}
         for label, bad_samples in self.by_label().items():
-            data[label] = {index: [bad.id, bad.reason] for index, bad in bad_samples.items()}
+            rows = {}
+            for index, bad in bad_samples.items():
+                rows[index] = [bad.id, bad.reason]
+            # Also where nothing is bad: `from_json` expects every label.
+            data[label] = rows
         return data
 
     @classmethod
@@ -104,8 +116,11 @@ class BadSets:
             data: by label; JSON has made the indices text.
             stages: the names of all stages.
         """
-        train = {stage: _from_json(data[stage]) for stage in stages}
-        return cls(train, _from_json(data[label_of_test(stages)]))
+        train = {}
+        for stage in stages:
+            train[stage] = _from_json(data[stage])
+        test = _from_json(data[label_of_test(stages)])
+        return cls(train, test)
 
 
 def _from_json(data: Mapping[str, Any]) -> BadSamples:

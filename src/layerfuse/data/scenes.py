@@ -196,11 +196,13 @@ def _deal_pairs(count: int, share: float, rng: np.random.Generator) -> list[Pair
     # Eight pairs of one step hold every colour and every shape once: pairs are dealt in such
     # rounds, the last of which may be cut.
     num_rounds = -(-count // 8)
+    # Rounded to whole rounds.
     num_novel = int(count * share / 8 + 0.5)
     ordinary = rng.permutation([0, 1, 2, 4, 5, 6, 7]).tolist()
     dealt = []
     for round_index in range(num_rounds):
         step = ordinary[round_index % 7]
+        # In the first rounds: the order of the pairs is shuffled below.
         if round_index < num_novel:
             step = _HELD_OUT_STEP
         for colour in rng.permutation(8):
@@ -311,6 +313,8 @@ def sample(count: int, split: Split, seed: int = 0, novel_share: float = 0.25) -
         for name, dealt in answers_of.items():
             answers[name] = dealt[index]
         asked = shown
+        # Wrong questions name held-out pairs as often as pictures show them: that a pair is new
+        # must not tell the answer.
         if answers.pop("presence") == "no":
             asked = _absent(shown, rng.random() < share, rng)
         scenes.append(_scene(answers, asked, rng))
@@ -392,6 +396,7 @@ def write(
     share = 0.0
     if split == "test":
         share = novel_share
+    # All that the pictures and questions depend on, to know such a folder again.
     settings: dict[str, Any] = {
         "version": VERSION,
         "count": count,
@@ -404,6 +409,7 @@ def write(
     if _holds_files(folder):
         _check_settings(folder, settings)
         return folder
+    # Raises for bad arguments before anything is written.
     scenes = sample(count, split, seed, novel_share)
     # Renamed when it is complete, under a name of its own: several processes may write at once.
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
@@ -416,6 +422,7 @@ def write(
             raise LayerfuseError(f"cannot write the scenes {folder}: {error}") from error
         _check_settings(folder, settings)
     finally:
+        # Nothing is there after the rename.
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
@@ -433,6 +440,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
             written_settings = json.loads(settings_file.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise LayerfuseError(f"cannot read {settings_file}: {error}") from error
+    # A folder without the file, such as one of the user's, differs in everything.
     different = {}
     for name, value in settings.items():
         if written_settings.get(name) != value:

@@ -72,6 +72,7 @@ def load(data: Data) -> Samples:
         samples = _from_path(Path(data.path), data)
     else:
         samples = open_dataset(str(data.dataset), data.split)
+    # The first in the file's order, so that a smaller limit gives a part of the same samples.
     if data.limit is not None:
         samples.order = samples.order[: data.limit]
     if len(samples) == 0:
@@ -100,6 +101,7 @@ def faults(samples: Samples) -> dict[int, tuple[str, str]]:
     # Many samples show the same picture: each file is looked at once.
     picture_faults: dict[str, str | None] = {}
     for index in samples.order:
+        # Not `samples[place]`: the record's own index is what names the sample.
         try:
             sample = samples.convert(index, samples.records[index])
         except LayerfuseError as error:
@@ -193,6 +195,7 @@ def _from_folder(folder: Path, split: str) -> Samples:
     if table.exists():
         return _from_table(table)
     records = []
+    # Sorted, because the order of a folder's files differs between file systems.
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             continue

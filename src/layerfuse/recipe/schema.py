@@ -129,6 +129,7 @@ Layers = int | str | list[int] | list[list[int]]
 
 
 def _distinct(seeds: list[int]) -> list[int]:
+    # Two runs of one seed are the same run: as two they would make intervals too narrow.
     if len(set(seeds)) < len(seeds):
         raise ValueError("seeds repeat; each run needs a seed of its own")
     return seeds
@@ -201,6 +202,7 @@ class Stage(Strict):
     def _consistent(self) -> "Stage":
         if self.lora is not None and "llm" not in self.learning_rates:
             raise ValueError("lora is set, but learning_rates does not name llm")
+        # Left out, `guidance` follows the prompt; only asking for it is a contradiction.
         if self.prompt == "plain" and self.guidance == "instruction":
             raise ValueError("guidance: instruction needs prompt: chat; plain has no question")
         # Whether the processes can share it is known when they are counted: see `split`.
@@ -369,6 +371,7 @@ class Recipe(Strict):
 
     def all_arms(self) -> list[Arm]:
         """Every arm with its defaults filled in: first `arms`, then the products of `grid`."""
+        # Made anew each time: a validated recipe stays what the user wrote.
         arms = list(self.arms)
         if self.grid is not None:
             for layers in self.grid.layers:
