@@ -12,14 +12,13 @@ from PIL import Image
 
 from layerfuse.data import drawing
 from layerfuse.data.drawing import SIZE
+from layerfuse.data.scene_files import choose_families, write
 from layerfuse.data.scenes import (
     FAMILIES,
     HELD_OUT,
     PAIRS,
     Scene,
-    choose_families,
     sample,
-    write,
 )
 from layerfuse.errors import LayerfuseError
 

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from layerfuse.data import scenes
+from layerfuse.data import scene_files
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, cells, from_columns, from_llava
+from layerfuse.data.scenes import VERSION
 from layerfuse.errors import LayerfuseError
 from layerfuse.paths import home
 from layerfuse.recipe.schema import Data, Scenes
@@ -121,9 +122,9 @@ def _write_scenes(spec: Scenes) -> Path:
     """The LLaVA JSON of generated scenes, which are written if they are not yet there."""
     families = "+".join(spec.families or ["all"])
     # All that the pictures and questions depend on: other settings are another folder.
-    key = f"{spec.split}-{spec.count}-{spec.seed}-{spec.questions}-{families}-v{scenes.VERSION}"
+    key = f"{spec.split}-{spec.count}-{spec.seed}-{spec.questions}-{families}-v{VERSION}"
     folder = home() / "scenes" / key
-    scenes.write(
+    scene_files.write(
         folder,
         spec.count,
         spec.split,
