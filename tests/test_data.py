@@ -116,14 +116,14 @@ def test_hugging_face_datasets(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_equal_ids_of_two_datasets_are_two_pictures(tmp_path: Path) -> None:
     """Row 0 of a train set and row 0 of a test set keep their own features."""
-    found = []
+    shown = []
     for name in ("red", "blue"):
         rows = {"image": [Image.new("RGB", (40, 30), name)], "question": ["?"], "answer": ["!"]}
         made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
         made.save_to_disk(tmp_path / name)
-        found.append(load(Data(dataset=str(tmp_path / name)))[0].pictures[0])
-    store = cached_features(partial(encoder, [2]), tiny.image_processor(), found)
-    red, blue = (store.features([picture]).patches[0] for picture in found)
+        shown.append(load(Data(dataset=str(tmp_path / name)))[0].pictures[0])
+    store = cached_features(partial(encoder, [2]), tiny.image_processor(), shown)
+    red, blue = (store.features([picture]).patches[0] for picture in shown)
     assert not torch.equal(red, blue)
 
 
@@ -132,21 +132,23 @@ def test_a_store_for_another_process_holds_no_pictures_of_a_dataset(tmp_path: Pa
     rows: dict[str, Any] = {"image": noise, "question": ["?"] * 4, "answer": ["!"] * 4}
     made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     made.save_to_disk(tmp_path / "set")
-    given = [p for sample in load(Data(dataset=str(tmp_path / "set"))) for p in sample.pictures]
-    assert sum(len(p.read()) for p in given) > 100_000
-    store = cached_features(partial(encoder, [2]), tiny.image_processor(), given)
+    pictures_of_set = [
+        p for sample in load(Data(dataset=str(tmp_path / "set"))) for p in sample.pictures
+    ]
+    assert sum(len(p.read()) for p in pictures_of_set) > 100_000
+    store = cached_features(partial(encoder, [2]), tiny.image_processor(), pictures_of_set)
     sent = pickle.dumps(store)
     assert len(sent) < 10_000
-    expected = store.features(given).patches[0]
+    expected = store.features(pictures_of_set).patches[0]
     with torch.no_grad():
-        images = tiny.image_processor()([p.open() for p in given], return_tensors="pt")
+        images = tiny.image_processor()([p.open() for p in pictures_of_set], return_tensors="pt")
         torch.testing.assert_close(encoder([2])(images["pixel_values"]).patches[0], expected)
     assert not torch.equal(expected[0], expected[1])
     for file in (tmp_path / "home").rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     other: FeatureStore = pickle.loads(sent)
     with torch.no_grad():  # the last is encoded again, from the dataset's file
-        assert torch.equal(other.features(given).patches[0], expected)
+        assert torch.equal(other.features(pictures_of_set).patches[0], expected)
     assert len(pickle.dumps(other)) < 10_000  # without the encoder that repaired it
 
 

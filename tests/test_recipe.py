@@ -67,8 +67,8 @@ def test_arms_have_names_defaults_and_seeds(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, changes))
     arms = recipe.all_arms()
     assert [a.label for a in arms] == ["single 3", "both", "concat all", "concat 2"]
-    found = [a.fusion["normalize"] for a in arms]
-    assert found == ["standardize", "standardize", "layernorm", "layernorm"]
+    normalizations = [a.fusion["normalize"] for a in arms]
+    assert normalizations == ["standardize", "standardize", "layernorm", "layernorm"]
     assert [a.seeds for a in arms] == [[0, 1], [5], [0, 1], [0, 1]]
     assert recipe.baseline_name == "single 3"
 

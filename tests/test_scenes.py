@@ -38,9 +38,9 @@ def conversations(folder: Path) -> list[dict]:
 def test_every_answer_is_dealt_out_evenly(split, count):
     made = sample(count, split, seed=5)
     for family, values in ANSWERS.items():
-        found = Counter(scene.answer(family) for scene in made)
-        assert set(found) <= set(values)
-        shares = [found[value] for value in values]
+        counts = Counter(scene.answer(family) for scene in made)
+        assert set(counts) <= set(values)
+        shares = [counts[value] for value in values]
         assert max(shares) - min(shares) <= 1, family
 
 
@@ -51,15 +51,15 @@ def test_asked_answers_stay_balanced(split, count, questions):
     asked = list(choose_families(made, tuple(FAMILIES), questions, np.random.default_rng(0)))
     assert all(len(set(families)) == questions for families in asked)
     for family, values in ANSWERS.items():
-        found = Counter(
+        counts = Counter(
             scene.answer(family)
             for scene, families in zip(made, asked, strict=True)
             if family in families
         )
-        total = sum(found.values())
+        total = sum(counts.values())
         assert total == pytest.approx(count * questions / 8, abs=len(values) + 2)
         # Within two items, or two percentage points where that is more.
-        assert max(found.values()) - total / len(values) <= max(2, 0.02 * total), family
+        assert max(counts.values()) - total / len(values) <= max(2, 0.02 * total), family
 
 
 def test_held_out_pairs_never_occur_in_training():
@@ -77,8 +77,8 @@ def test_held_out_pairs_never_occur_in_training():
 def test_test_splits_hold_their_share_of_novel_pairs(share, novel):
     made = sample(320, "test", novel_share=share)
     assert sum(scene.novel for scene in made) == novel
-    found = Counter((scene.colour, scene.shape) for scene in made if scene.novel)
-    assert set(found.values()) <= {novel // 8}
+    counts = Counter((scene.colour, scene.shape) for scene in made if scene.novel)
+    assert set(counts.values()) <= {novel // 8}
     absent = [scene.asked for scene in made if scene.answer("presence") == "no"]
     assert sum(a in HELD_OUT for a in absent) == pytest.approx(share * 160, abs=25)
 
@@ -275,9 +275,9 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     ],
 )
 def test_bad_arguments_are_refused_before_writing(tmp_path, wrong, message):
-    given = {"count": 4, "split": "train", **wrong}
+    arguments = {"count": 4, "split": "train", **wrong}
     with pytest.raises(LayerfuseError, match=message):
-        write(tmp_path / "data", **given)
+        write(tmp_path / "data", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
