@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from layerfuse.data import drawing, layout
+from layerfuse.data import drawing, scene_layout
 from layerfuse.data.drawing import SIZE, Card, Pattern, Pose
 from layerfuse.errors import LayerfuseError
 
@@ -255,15 +255,15 @@ def _scene(answers: dict[str, str], asked: Pair, rng: np.random.Generator) -> Sc
     # Half of the card's box, with room for its turning.
     half = 0.6 * side
     position = answers["position"]
-    centres = layout.place_group(int(answers["count"]), position, radius, rng)
-    card = layout.place_card(centres, position, radius=radius, half=half, gap=gap, rng=rng)
+    centres = scene_layout.place_group(int(answers["count"]), position, radius, rng)
+    card = scene_layout.place_card(centres, position, radius=radius, half=half, gap=gap, rng=rng)
     # Group and card move together to anywhere at least 6 pixels within the picture.
     low = np.minimum(centres.min(0) - radius, card - half)
     high = np.maximum(centres.max(0) + radius, card + half)
     shift = rng.uniform(6 - low, SIZE - 6 - high)
     centres = centres + shift
     card = card + shift
-    mark = layout.place_mark(centres, card, radius=radius, half=half, rng=rng)
+    mark = scene_layout.place_mark(centres, card, radius=radius, half=half, rng=rng)
     objects = [Pose(x, y, rng.uniform(-10, 10)) for x, y in centres.tolist()]
     return Scene(
         **answers,
