@@ -95,10 +95,12 @@ def flops(
         fused, fusion_flops = _fuse(model, size)
         image_tokens = fused.tokens.shape[1]
         length = image_tokens + TEXT_TOKENS
+        # Not kept in `known`: the fusion is what differs between strategies.
         counted = {"fusion": fusion_flops}
 
         if "vision" in parts:
             tower = model.vision_tower
+            # Blocks above the deepest selected layer are cut, so that towers differ in depth.
             key = ("vision", max(tower.layers), length)
             if key not in known:
                 known[key] = _count_flops(

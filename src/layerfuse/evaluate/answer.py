@@ -91,6 +91,7 @@ class Answerer:
         self.processor = processor
         self.store = None
         if store is not None:
+            # The store holds the layers of all arms; this model reads its own.
             self.store = store.restrict(model.vision_tower.layers)
 
     def ask(
@@ -157,6 +158,7 @@ class Answerer:
         visual = visual_inputs(self.processor, [q.sample for q in questions], self.store)
         tokens_per_image = image_tokens(self.processor, visual)
         text = self.processor.text_inputs([q.messages for q in questions], tokens_per_image)
+        # Controls put another question's instruction into the place of this one's.
         if instruction is not None:
             text["instruction"] = instruction
         if not visual:
@@ -168,6 +170,7 @@ class Answerer:
         output = self.model.generate(
             **inputs, guidance=guidance, max_new_tokens=max_new_tokens, do_sample=False
         )
+        # Prompts are padded on the left: all answers begin at the same position.
         prompt_length = text["input_ids"].shape[1]
         texts = self.processor.tokenizer.batch_decode(
             output[:, prompt_length:], skip_special_tokens=True
@@ -214,6 +217,7 @@ class Answerer:
             features = visual.get("features")
             if features is None:
                 features = self.model.encode_images(visual["pixel_values"].to(self.model.device))
+            # Features have one row an image; the instruction of a question goes to all its images.
             images_by_question = [len(sample.pictures) for sample in samples]
             rows = torch.repeat_interleave(
                 torch.arange(len(samples)), torch.tensor(images_by_question)
@@ -291,6 +295,7 @@ def predict(
         )
 
     predictions = answer_all(0, instruction, "instruction")
+    # What stays so for strategies without guidance.
     weights: list[list[float] | None] = [None] * len(asked)
     controlled_answers: list[dict[str, ControlRecord]] = [{} for _ in asked]
     if instruction is not None:
@@ -355,6 +360,7 @@ def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
     Raises:
         ValueError: if all questions have the same instruction.
     """
+    # By content: questions repeat, and a question's own words are no control.
     _, wording = torch.unique(instruction, dim=0, return_inverse=True)
     wordings = wording.numpy()
     others_by_wording = {}

@@ -151,7 +151,9 @@ def rates(
     # One more column counts the questions, so that one product gives both parts of the mean.
     counted = np.column_stack([scores, np.ones(len(scores))])
     counts = np.zeros((images, groups, runs + 1))
+    # `add.at` adds up repeated indices, which `counts[...] +=` would count once.
     np.add.at(counts, (cluster, group), counted)
+    # (B, I) x (I, G, K + 1) -> (B, G, K + 1)
     drawn = np.tensordot(weights, counts, axes=1)
     score_drawn = drawn[:, :, :-1]
     asked = drawn[:, :, -1:]
@@ -161,6 +163,7 @@ def rates(
 
 def picture_weights(images: int, bootstrap: Bootstrap) -> np.ndarray:
     """Give how often each picture is drawn in each resample (B, I)."""
+    # How often each of I pictures comes up in I draws with replacement is multinomial.
     share = np.full(images, 1 / images)
     generator = np.random.default_rng(bootstrap.seed)
     return generator.multinomial(images, share, size=bootstrap.resamples).astype(float)
@@ -207,6 +210,7 @@ def seed_noise(values: dict[str, list[float]]) -> SeedNoise | None:
     for arm, seeds in values.items():
         if len(seeds) < 2:
             continue
+        # `np.var` divides by n: times n it is the sum of squares, which pools by addition.
         df += len(seeds) - 1
         squares += len(seeds) * float(np.var(seeds))
         spreads.append((float(max(seeds) - min(seeds)), arm))
@@ -220,6 +224,7 @@ def holm(p_values: list[float]) -> list[float]:
     """Give Holm's adjusted p values, in the order given."""
     adjusted = [1.0] * len(p_values)
     largest = 0.0
+    # Step down from the smallest: the k-th is compared with those that are left.
     for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
         corrected = min(1.0, (len(p_values) - rank) * p_values[index])
         # A larger p value never gets a smaller adjusted one.
@@ -247,6 +252,7 @@ def contrast(scores: Scores, a: int, b: int) -> Contrast:
         Arm a minus arm b.
     """
     difference = float(scores.value[a] - scores.value[b])
+    # Both arms answer the same pictures in a resample: what is easy for both cancels.
     samples = scores.samples[:, a] - scores.samples[:, b]
     # One picture says nothing of others: the largest variance that a share can have.
     item_variance = 1.0
@@ -255,6 +261,7 @@ def contrast(scores: Scores, a: int, b: int) -> Contrast:
     item_df = max(scores.images - 1, 1)
 
     seed_variance = 0.0
+    # Without seed noise its variance is zero, so that this number does not matter.
     seed_df = 1
     if scores.noise is not None:
         seed_variance = scores.noise.sd**2 * float(1 / scores.runs[a] + 1 / scores.runs[b])
@@ -281,6 +288,8 @@ def judge(contrasts: list[Contrast]) -> list[JudgedContrast]:
     corrected = holm([test.p for test in contrasts])
     item_corrected = holm([test.item_p for test in contrasts])
     judged = []
+    # The second correction asks what the items alone would say: it tells ties that more seeds
+    # could resolve from ties that they could not.
     for test, p_holm, item_p_holm in zip(contrasts, corrected, item_corrected, strict=True):
         if p_holm >= 1 - LEVEL:
             verdict = "tie"
@@ -414,6 +423,7 @@ def answer_scores(answers: list[list[AnswerRecord]], positions: list[int]) -> np
     for of_model in answers:
         columns.append([of_model[position].score for position in positions])
     questions = [answers[0][position] for position in positions]
+    # Guessing without a look: the best constant answer to each family.
     blind = commonest_answers(questions)
     columns.append([float(asked.answer == blind[asked.family]) for asked in questions])
     return np.array(columns, dtype=float).T
@@ -438,6 +448,7 @@ def arm_scores(shares: np.ndarray, columns: dict[str, list[int]], images: int) -
         counts.append(float(len(own_columns)))
         seeds[arm] = shares[0, own_columns].tolist()
     means.append(shares[:, -1])
+    # Infinitely many runs: a guess that never changes has no seed noise.
     counts.append(math.inf)
     stacked = np.stack(means, axis=1)
     return Scores(

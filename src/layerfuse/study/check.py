@@ -47,12 +47,15 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> tuple[SampleSet
     """
     configs = check_arms(recipe)
     _check_resources(recipe)
+    # One for all arms: they differ in the number of image tokens alone, and a sample that fits with
+    # the most of them fits every arm.
     processor = processor_for(recipe, configs[0])
     image_tokens = _most_image_tokens(configs, processor)
     train = {}
     bad_train = {}
     for name, stage in recipe.stages.items():
         samples = load(stage.data)
+        # Pictures first: only what can be read is encoded.
         bad = _faulty(samples)
         unusable = _unusable(
             samples.without(bad),
@@ -82,6 +85,7 @@ def _check_resources(recipe: Recipe) -> None:
     """Raise LayerfuseError, before anything is loaded, for what this machine or the batch cannot
     do."""
     resources = recipe.resources
+    # Raises where the processes cannot share a stage's batch.
     for stage in recipe.stages.values():
         stage.split(resources.processes)
     if resources.accelerate is not None:
@@ -96,6 +100,7 @@ def _check_resources(recipe: Recipe) -> None:
     packages: list[str] = list(recipe.report_to)
     if recipe.liger:
         packages.append("liger_kernel")
+    # Looked up, not imported: trackers and kernels take seconds to import.
     for package in packages:
         if find_spec(package) is None:
             raise LayerfuseError(f"not installed: {package}, which the recipe asks for")
@@ -138,6 +143,7 @@ def _unusable(
             processor.encode(messages, tokens_of_images, stage.prompt, stage.max_length)
         except ValueError as error:
             bad[index] = BadSample(sample.id, f"sample {sample.id}: {error}")
+        # Each report redraws a line, which takes longer than a sample does.
         if done % PROGRESS_SAMPLES == 0:
             progress(phase, done, len(samples))
     return bad
@@ -158,6 +164,7 @@ def leave_out(recipe: Recipe, samples: SampleSets, bad: BadSets) -> SampleSets:
     for name, part in samples.train.items():
         train[name] = _usable(recipe, name, part, bad.train[name])
     test = _usable(recipe, samples.test_label, samples.test, bad.test)
+    # Known now rather than after all the training.
     if next(questions(test), None) is None:
         raise LayerfuseError("the evaluation data holds no question with an answer")
     return SampleSets(train, test)
@@ -214,6 +221,7 @@ def check_arms(recipe: Recipe) -> list[FusionConfig]:
         except ValueError as error:
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
         configs.append(config)
+    # On the meta device an LLM has its modules, but neither weights nor memory.
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(text)
     # Raises for an LLM whose blocks no strategy could inject into.
@@ -230,6 +238,7 @@ def _check_adapters(name: str, stage: Stage, llm: nn.Module) -> None:
     linear = set()
     for path, module in llm.named_modules():
         if isinstance(module, nn.Linear):
+            # PEFT matches the last part of a module's name.
             linear.add(path.split(".")[-1])
     missing = sorted(set(stage.lora.target_modules) - linear)
     if missing:

@@ -114,6 +114,7 @@ def train(
     chosen = _choose_arm(recipe, arm)
     seeds = [seed] if seed is not None else (chosen.seeds or recipe.seeds)[:1]
     chosen = chosen.model_copy(update={"seeds": seeds})
+    # A study of one run: it is checked, cached, continued and shared among processes as any other.
     alone = recipe.model_copy(
         update={
             "arms": [chosen],
@@ -161,10 +162,12 @@ def _do(
         The records of all runs.
     """
     _check_surroundings(engine)
+    # Loading reports and bars of every arm would tear the live table apart.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     names = [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe)]
     with LiveTable(names, console or Console()) as table:
+        # Before the folder is made: a recipe that is refused leaves nothing behind.
         samples, bad = load_checked(recipe, table.step)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -213,6 +216,7 @@ def _do_locked(
     picture_digests = digests_of(pictures_of(samples.by_label().values()), table.step)
     samples_digest = samples.digest(picture_digests)
     write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
+    # Written before the runs: processes of their own read both files.
     surroundings = environment(recipe, samples_digest)
     write_text(folder / ENVIRONMENT, json.dumps(surroundings, indent=1))
     all_runs = runs(recipe, samples_digest)
@@ -230,6 +234,7 @@ def _do_locked(
         _collect(folder, all_runs)
 
     if todo:
+        # Decoding a whole picture finds faults that its header does not show.
         store, unreadable = encode_pictures(recipe, samples, picture_digests, table.step)
         usable = leave_out(recipe, samples, unreadable)
         left_out = bad.union(unreadable)
@@ -249,6 +254,7 @@ def _do_locked(
 
 def _check_surroundings(engine: Engine) -> None:
     """Raise LayerfuseError where no study can run."""
+    # torchrun and accelerate set it: each of their processes would do the whole study.
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LayerfuseError(
             "use no launcher: a study starts processes with `resources.processes=N`"

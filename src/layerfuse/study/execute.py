@@ -79,6 +79,7 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     recipe = job.recipe
     folder = job.study / run.folder
     folder.mkdir(parents=True, exist_ok=True)
+    # Every process trains; the model that comes back is whole in each of them.
     trained = train_arm(
         recipe,
         run.arm,
@@ -88,6 +89,7 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
         folder=folder,
         progress=progress,
     )
+    # Answers are few and short: one process is done with them before others could share them.
     if not PartialState().is_main_process:
         return
     started = time.perf_counter()
@@ -104,11 +106,13 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     answers = predict(answerer, job.samples.test, recipe.evaluate, tested)
     seconds = {**trained.seconds, test_label: round(time.perf_counter() - started, 2)}
     write_records(folder / PREDICTIONS, answers)
+    # With `best` the models of all runs are kept until the last run is done.
     if recipe.keep_models != "none":
         trained.model.save_pretrained(folder / "model")
         trained.processor.save_pretrained(folder / "model")
     record = _record(run, trained, answers, seconds)
     write_text(folder / RESULT, json.dumps(record.to_json()))
+    # A finished run is never continued: its checkpoints are only in the way.
     shutil.rmtree(folder / "stages", ignore_errors=True)
 
 
@@ -145,6 +149,7 @@ def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
     Raises:
         LayerfuseError: this process's recipe, data or layerfuse differ from those of the study.
     """
+    # `python -m` of the command that started this process found modules there too.
     sys.path.insert(0, str(Path.cwd()))
     for module in modules:
         import_module(module)
@@ -161,6 +166,7 @@ def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
 
     def write_progress(phase: str, done: int, total: int, note: str = "") -> None:
         nonlocal last_written
+        # Steps of tiny models take milliseconds; the file may lie on a network.
         is_due = time.monotonic() - last_written > PROGRESS_SECONDS
         if is_due and PartialState().is_main_process:
             last_written = time.monotonic()
@@ -179,7 +185,8 @@ def launch(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> 
         modules: what to import for user strategies.
 
     Raises:
-        RuntimeError: one of the processes failed; with the end of the log.
+        LayerfuseError: one of the processes failed; with the end of the log, which holds its
+            traceback.
     """
     command = [
         sys.executable,
@@ -191,13 +198,14 @@ def launch(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> 
         folder,
         *modules,
     ]
+    # Several processes write at once: their words would tear the live table apart.
     log = study / folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(command, stdout=file, stderr=file, preexec_fn=die_with_parent)
     if done.returncode:
         tail = "\n".join(_last_words(log))
-        raise RuntimeError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
+        raise LayerfuseError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
 
 
 def _launcher(recipe: Recipe) -> list[str]:
@@ -269,12 +277,14 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) 
         finish: is called after every run.
 
     Raises:
-        RuntimeError: with the first failure, when all other runs are done.
+        LayerfuseError: with the first failure, when all other runs are done.
     """
     ray: Any = import_module("ray")
     resources = job.recipe.resources
+    # Ray prints what workers print, line by line with a prefix: the table shows their progress.
     ray.init(runtime_env={"env_vars": _environment_of_workers()}, log_to_driver=False)
     gpus = resources.gpus
+    # Known only now: the cluster may have GPUs that this machine lacks.
     if gpus is None:
         has_gpus = ray.cluster_resources().get("GPU")
         gpus = float(resources.processes) if has_gpus else 0.0
@@ -290,6 +300,7 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) 
         for run in todo:
             reference = task.remote(study, run.folder, list(job.modules))
             waiting[reference] = run
+        # In the order in which they finish, so that every result is kept at once.
         while waiting:
             done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
             for run in waiting.values():
@@ -304,11 +315,12 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) 
     finally:
         ray.shutdown()
     if failures:
-        raise RuntimeError(f"{len(failures)} of {len(todo)} runs failed. {failures[0]}")
+        raise LayerfuseError(f"{len(failures)} of {len(todo)} runs failed. {failures[0]}")
 
 
 def _environment_of_workers() -> dict[str, str]:
     """The environment variables of Ray's workers, which run in folders of their own."""
+    # The layerfuse of this process, which the workers' own environment may lack.
     source = str(Path(__file__).parents[2])
     path = [source, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return {
@@ -330,6 +342,7 @@ def _in_worker(study: str, folder: str, modules: list[str]) -> float:
     started = time.perf_counter()
     recipe = load_recipe(Path(study) / "recipe.yaml")
     if recipe.resources.processes == 1:
+        # Ray counts cores but does not bind them: torch would take all of the machine's.
         torch.set_num_threads(recipe.resources.cpus)
         run_one(Path(study), folder, modules)
     else:

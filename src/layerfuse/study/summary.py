@@ -46,6 +46,7 @@ def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
     ranked_arms = []
     contrasts = []
     for scores in table.each:
+        # Stable: of equal scores the arm that comes first in the study leads.
         ranked = sorted(single, key=scores.value.__getitem__, reverse=True)
         ranked_arms.append(ranked)
         for other in ranked[1:]:
@@ -143,6 +144,7 @@ def arm_row(runs: list[FinishedRun], arm: int, tables: StudyTables) -> dict:
     table = tables.families
     records = [runs[column].record for column in table.columns[arm]]
     first_record = records[0]
+    # The first row is the test set itself; a mean over families, for each run.
     run_means = np.nanmean(table.rates[0], axis=0)
     row = {
         "arm": first_record.arm,

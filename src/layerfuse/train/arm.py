@@ -127,6 +127,7 @@ def calibrate(
     config = model.fusion.config
     if config.normalize != "standardize" and config.token_scale is None:
         return
+    # A generator: large data sets are read no further than needed.
     with_pictures = (sample for sample in samples if sample.pictures)
     chosen = list(islice(with_pictures, CALIBRATION_SAMPLES))
     measured: list[Features] = []
@@ -196,10 +197,12 @@ def train_arm(
         torch.OutOfMemoryError: with a note on what would need less memory.
     """
     model, processor = compose(recipe, arm, seed)
+    # The store holds the layers of all arms; this arm reads its own.
     if store is not None:
         store = store.restrict(model.vision_tower.layers)
     first_stage = next(iter(recipe.stages))
     first_store = store if recipe.stage_reads_cache(first_stage) else None
+    # Before any step: the constants belong to the untrained encoder's features.
     calibrate(model, processor, samples[first_stage], first_store)
     embed_questions(recipe, processor, samples, progress)
     remaining = remaining_stages(recipe, folder)
@@ -290,6 +293,7 @@ def remaining_stages(recipe: Recipe, folder: Path) -> Remaining:
         folder: of the run.
     """
     names = list(recipe.stages)
+    # Models of finished stages are not kept: without a checkpoint a stage starts again.
     begun = 0
     for place, name in enumerate(names):
         if checkpoints(folder / "stages" / name):
