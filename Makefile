@@ -42,7 +42,7 @@ check: install-dev  ## ruff, pyright, import order of the floors
 	$(BIN)/lint-imports
 
 docs: install-dev  ## write the generated pages of docs/
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 bench: install-dev  ## benchmarks, as ratios of two things timed in one run
 	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from docs import house
 from layerfuse.fusion import FUSIONS, StrategyConfig
 from layerfuse.recipe import schema
 from layerfuse.vision.selection import SYNTAX
@@ -212,6 +213,7 @@ def _correlation(cell: dict[str, Any] | None) -> str:
 def pages() -> dict[Path, str]:
     """Every generated page and what it must hold."""
     found = {DOCS / "recipe-reference.md": recipe_reference()}
+    found[DOCS / "images" / "house.svg"] = house.draw()
     found[DOCS / "strategies" / "README.md"] = strategy_index()
     found |= {DOCS / "strategies" / f"{n}.md": strategy_page(n) for n in FUSIONS}
     for file in sorted((DOCS.parent / "results").glob("*/summary.json")):

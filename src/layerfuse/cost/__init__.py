@@ -1,1 +1,1 @@
-
+"""Parameters and FLOPs, counted without weights."""

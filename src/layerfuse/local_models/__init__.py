@@ -1,1 +1,1 @@
-
+"""Pretrained models for machines without a model hub."""

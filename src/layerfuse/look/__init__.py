@@ -1,1 +1,1 @@
-
+"""Look at an encoder before training: similarity, groups, probes, recommendation."""

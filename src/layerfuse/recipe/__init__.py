@@ -1,1 +1,1 @@
-
+"""An experiment as a YAML file, validated before anything runs."""

@@ -1,1 +1,1 @@
-
+"""Train one arm: its stages, its learning rates, its checkpoints."""

@@ -1,1 +1,1 @@
-
+"""Which layers to read, and the encoder that reads them."""
