@@ -185,7 +185,7 @@ class Answerer:
             return None
         if not source.made_by_model:
             return source.embed([question_of(q.messages) for q in questions])
-        embeddings = []
+        embeddings: list[Tensor] = []
         for question in questions:
             # One by one there is no padding, and an embedding look-up costs nothing.
             text = self.processor.text_inputs([question.messages], tokens_per_image=1)
@@ -251,8 +251,11 @@ def load_answerer(folder: Path) -> Answerer:
         raise LayerfuseError(
             f"no model in {folder}: give a folder such as runs/<study>/arms/<arm>/model"
         )
-    model: Any = FusionVLM.from_pretrained(folder)
-    return Answerer(model.to(device()).eval(), Processor.from_pretrained(folder))
+    # transformers types what it loads for its own classes only
+    model_class: Any = FusionVLM
+    processor_class: Any = Processor
+    model = model_class.from_pretrained(folder)
+    return Answerer(model.to(device()).eval(), processor_class.from_pretrained(folder))
 
 
 def predict(
@@ -306,7 +309,7 @@ def predict(
             for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
                 answers[control] = ControlRecord(text, exact_match(text, question.answer))
 
-    records = []
+    records: list[AnswerRecord] = []
     for question, prediction, weights_of_question, answers in zip(
         asked,
         predictions,
@@ -361,15 +364,16 @@ def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
         ValueError: if all questions have the same instruction.
     """
     # By content: questions repeat, and a question's own words are no control.
-    _, wording = torch.unique(instruction, dim=0, return_inverse=True)
-    wordings = wording.numpy()
-    others_by_wording = {}
-    for number in np.unique(wordings):
+    _, inverse = np.unique(instruction.float().numpy(), axis=0, return_inverse=True)
+    # (questions,): a number for each wording
+    wordings = inverse.reshape(-1)
+    others_by_wording: dict[int, np.ndarray[Any, np.dtype[np.intp]]] = {}
+    for number in sorted(set(wordings.tolist())):
         others_by_wording[number] = np.flatnonzero(wordings != number)
     if len(others_by_wording) < 2:
         raise ValueError("all questions have the same instruction: there is nothing to shuffle")
     rng = np.random.default_rng(seed)
-    chosen = [int(rng.choice(others_by_wording[number])) for number in wordings]
+    chosen = [int(rng.choice(others_by_wording[number])) for number in wordings.tolist()]
     return instruction[torch.tensor(chosen)]
 
 

@@ -144,9 +144,9 @@ def evaluate(
     bootstrap = Bootstrap(resamples, seed)
     mean, families = _scores(answers, bootstrap, family_of)
     _, categories = _scores(answers, bootstrap, category_of)
-    controls = {}
+    controls: dict[str, ModelScore] = {}
     for control in answers[0].controls:
-        under_control = []
+        under_control: list[AnswerRecord] = []
         for answer in answers:
             under_control.append(replace(answer, score=answer.controls[control].score))
         controls[control], _ = _scores(under_control, bootstrap, family_of)
@@ -188,7 +188,7 @@ def _scores(
     questions = dict.fromkeys(table.groups, 0)
     for answer in answers:
         questions[str(key(answer))] += 1
-    groups = {}
+    groups: dict[str, ModelScore] = {}
     for group, scores in zip(table.groups, table.each, strict=True):
         groups[group] = _model_score(scores, questions[group])
     return _model_score(table.mean, len(answers)), groups

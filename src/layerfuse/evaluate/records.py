@@ -60,7 +60,7 @@ class AnswerRecord:
     category: str
     novel: bool
     weights: list[float] | None = None
-    controls: dict[str, ControlRecord] = field(default_factory=dict)
+    controls: dict[str, ControlRecord] = field(default_factory=dict[str, ControlRecord])
 
     def to_json(self) -> dict[str, Any]:
         """Give the record as a line of predictions.jsonl holds it."""
@@ -80,11 +80,12 @@ class AnswerRecord:
             LayerfuseError: a field is missing or unknown.
         """
         _check_fields(cls, line)
-        controls = {}
+        controls: dict[str, ControlRecord] = {}
         for name, control in line.get("controls", {}).items():
             _check_fields(ControlRecord, control)
             controls[name] = ControlRecord(**control)
-        return cls(**{**line, "controls": controls})
+        values: dict[str, Any] = {**line, "controls": controls}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -134,17 +135,18 @@ class RunRecord:
             LayerfuseError: a field is missing or unknown.
         """
         _check_fields(cls, line)
-        losses = {}
+        losses: dict[str, list[tuple[int, float]]] = {}
         for stage, curve in line["losses"].items():
             # JSON has no tuples.
             losses[stage] = [(step, loss) for step, loss in curve]
-        return cls(**{**line, "losses": losses})
+        values: dict[str, Any] = {**line, "losses": losses}
+        return cls(**values)
 
 
-def _check_fields(record: type, line: dict[str, Any]) -> None:
+def _check_fields(record: type[Any], line: dict[str, Any]) -> None:
     """Raise LayerfuseError if a line lacks a field of a record, or holds another one."""
-    required = []
-    known = []
+    required: list[str] = []
+    known: list[str] = []
     for attribute in fields(record):
         known.append(attribute.name)
         if attribute.default is MISSING and attribute.default_factory is MISSING:
@@ -194,7 +196,7 @@ def read_records(path: Path, record: type[Record]) -> list[Record]:
         )
     # splitlines() would also cut at the line separators that an answer may hold.
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    records = []
+    records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
             data = json.loads(line)
@@ -215,7 +217,7 @@ def write_records(path: Path, records: Iterable[AnswerRecord | RunRecord]) -> No
 
 def asked_questions(run: FinishedRun) -> dict[str, AskedQuestion]:
     """Give the questions of a run by their id; of a repeated id the last one."""
-    questions = {}
+    questions: dict[str, AskedQuestion] = {}
     for answer in run.answers:
         questions[answer.id] = AskedQuestion(
             sample=answer.sample,
@@ -240,7 +242,7 @@ def check_same(run: FinishedRun, first: FinishedRun) -> None:
     expected = asked_questions(first)
     missing = sorted(set(expected) - set(questions))
     extra = sorted(set(questions) - set(expected))
-    changed = []
+    changed: list[str] = []
     for identifier in sorted(set(questions) & set(expected)):
         if questions[identifier] != expected[identifier]:
             changed.append(identifier)

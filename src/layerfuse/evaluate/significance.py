@@ -16,13 +16,19 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
+import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
 
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 
 LEVEL = 0.95
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+Positions = np.ndarray[Any, np.dtype[np.intp]]
+# scipy brings no types
+student_t: Any = scipy.stats.t  # pyright: ignore[reportUnknownMemberType]
 
 # The group of an answer, or None where it belongs to no group.
 GroupKey = Callable[[AnswerRecord], str | None]
@@ -109,9 +115,9 @@ class Scores:
         images: the number of pictures.
     """
 
-    value: np.ndarray
-    samples: np.ndarray
-    runs: np.ndarray
+    value: Numbers
+    samples: Numbers
+    runs: Numbers
     noise: SeedNoise | None
     images: int
 
@@ -122,7 +128,7 @@ def commonest_answers(questions: list[AnswerRecord]) -> dict[str, str]:
     for question in questions:
         family_counts = counts.setdefault(question.family, Counter())
         family_counts[question.answer] += 1
-    commonest = {}
+    commonest: dict[str, str] = {}
     for family in sorted(counts):
         # Stable sorting keeps the alphabetical order among equally frequent answers.
         answers = sorted(counts[family])
@@ -131,9 +137,7 @@ def commonest_answers(questions: list[AnswerRecord]) -> dict[str, str]:
     return commonest
 
 
-def rates(
-    weights: np.ndarray, cluster: np.ndarray, group: np.ndarray, scores: np.ndarray
-) -> np.ndarray:
+def rates(weights: Numbers, cluster: Positions, group: Positions, scores: Numbers) -> Numbers:
     """Mean score per resample, group and run.
 
     Args:
@@ -161,7 +165,7 @@ def rates(
     return np.divide(score_drawn, asked, out=undefined, where=asked > 0)
 
 
-def picture_weights(images: int, bootstrap: Bootstrap) -> np.ndarray:
+def picture_weights(images: int, bootstrap: Bootstrap) -> Numbers:
     """Give how often each picture is drawn in each resample (B, I)."""
     # How often each of I pictures comes up in I draws with replacement is multinomial.
     share = np.full(images, 1 / images)
@@ -169,13 +173,13 @@ def picture_weights(images: int, bootstrap: Bootstrap) -> np.ndarray:
     return generator.multinomial(images, share, size=bootstrap.resamples).astype(float)
 
 
-def percentiles(samples: np.ndarray) -> list[float]:
+def percentiles(samples: Numbers) -> list[float]:
     """Give the central 95 % [low, high] of resampled values (B), NaN left out."""
     defined = samples[~np.isnan(samples)]
     return np.percentile(defined, [50 - 50 * LEVEL, 50 + 50 * LEVEL]).tolist()
 
 
-def interval(value: float, samples: np.ndarray, images: int) -> list[float]:
+def interval(value: float, samples: Numbers, images: int) -> list[float]:
     """95 % interval of a score.
 
     Args:
@@ -206,7 +210,7 @@ def seed_noise(values: dict[str, list[float]]) -> SeedNoise | None:
     """
     df = 0
     squares = 0.0
-    spreads = []
+    spreads: list[tuple[float, str]] = []
     for arm, seeds in values.items():
         if len(seeds) < 2:
             continue
@@ -225,7 +229,8 @@ def holm(p_values: list[float]) -> list[float]:
     adjusted = [1.0] * len(p_values)
     largest = 0.0
     # Step down from the smallest: the k-th is compared with those that are left.
-    for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
+    from_smallest = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for rank, index in enumerate(from_smallest):
         corrected = min(1.0, (len(p_values) - rank) * p_values[index])
         # A larger p value never gets a smaller adjusted one.
         largest = max(largest, corrected)
@@ -287,7 +292,7 @@ def judge(contrasts: list[Contrast]) -> list[JudgedContrast]:
     """Give each contrast its verdict, corrected for all of them together."""
     corrected = holm([test.p for test in contrasts])
     item_corrected = holm([test.item_p for test in contrasts])
-    judged = []
+    judged: list[JudgedContrast] = []
     # The second correction asks what the items alone would say: it tells ties that more seeds
     # could resolve from ties that they could not.
     for test, p_holm, item_p_holm in zip(contrasts, corrected, item_corrected, strict=True):
@@ -332,7 +337,7 @@ class ScoreTable:
     arms: list[str]
     columns: list[list[int]]
     images: int
-    rates: np.ndarray
+    rates: Numbers
     each: list[Scores]
     mean: Scores
 
@@ -373,9 +378,9 @@ class ScoreTable:
         Returns:
             The table.
         """
-        positions = []
-        labels = []
-        pictures = []
+        positions: list[int] = []
+        labels: list[str] = []
+        pictures: list[str] = []
         for position, answer in enumerate(answers[0]):
             label = key(answer)
             if label is None:
@@ -397,7 +402,7 @@ class ScoreTable:
         weights = np.vstack([np.ones(images), drawn])
         shares = rates(weights, cluster, group, answer_scores(answers, positions))
 
-        each = []
+        each: list[Scores] = []
         for index in range(len(group_names)):
             group_images = len(np.unique(cluster[group == index]))
             each.append(arm_scores(shares[:, index], columns, group_images))
@@ -412,14 +417,14 @@ class ScoreTable:
         )
 
 
-def answer_scores(answers: list[list[AnswerRecord]], positions: list[int]) -> np.ndarray:
+def answer_scores(answers: list[list[AnswerRecord]], positions: list[int]) -> Numbers:
     """Give the score of each answer (Q, K + 1), the last column being the commonest answer.
 
     Args:
         answers: of each model (K).
         positions: where the questions stand among them (Q).
     """
-    columns = []
+    columns: list[list[float]] = []
     for of_model in answers:
         columns.append([of_model[position].score for position in positions])
     questions = [answers[0][position] for position in positions]
@@ -429,7 +434,7 @@ def answer_scores(answers: list[list[AnswerRecord]], positions: list[int]) -> np
     return np.array(columns, dtype=float).T
 
 
-def arm_scores(shares: np.ndarray, columns: dict[str, list[int]], images: int) -> Scores:
+def arm_scores(shares: Numbers, columns: dict[str, list[int]], images: int) -> Scores:
     """Average the runs of each arm.
 
     Args:
@@ -440,13 +445,13 @@ def arm_scores(shares: np.ndarray, columns: dict[str, list[int]], images: int) -
     Returns:
         The scores of the arms and of guessing.
     """
-    means = []
-    counts = []
-    seeds = {}
-    for arm, own_columns in columns.items():
-        means.append(shares[:, own_columns].mean(axis=1))
-        counts.append(float(len(own_columns)))
-        seeds[arm] = shares[0, own_columns].tolist()
+    means: list[Numbers] = []
+    counts: list[float] = []
+    seeds: dict[str, list[float]] = {}
+    for arm, columns_of_arm in columns.items():
+        means.append(shares[:, columns_of_arm].mean(axis=1))
+        counts.append(float(len(columns_of_arm)))
+        seeds[arm] = shares[0, columns_of_arm].tolist()
     means.append(shares[:, -1])
     # Infinitely many runs: a guess that never changes has no seed noise.
     counts.append(math.inf)
