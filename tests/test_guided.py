@@ -13,11 +13,9 @@ from layerfuse import FusionVLM, Processor
 from layerfuse.data.collate import Collator
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, by_turn
-from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict, questions, shuffled
 from layerfuse.fusion import FUSIONS
 from layerfuse.fusion.guided import entropy
-from layerfuse.model.instruction import SentenceEncoder
 from layerfuse.recipe.schema import Data, Evaluation, Stage
 from tests import tiny
 
@@ -294,42 +292,3 @@ def test_controls_take_the_guidance_away(
     assert guide is not None
     assert guide.shape[0] == 6
     torch.testing.assert_close(mean, guided.mean(dim=0).expand_as(mean), atol=1e-5, rtol=1e-4)
-
-
-def test_sentences_are_embedded_once(
-    sentence_encoder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    texts = ["How many?", "What colour is it?", ""]
-    first = SentenceEncoder(sentence_encoder, WIDTH)
-    first.remember(texts)
-    vectors = first(texts)
-    torch.testing.assert_close(vectors.norm(dim=-1), torch.tensor([1.0, 1.0, 0.0]))
-    (file,) = (tmp_path / "home" / "sentences").iterdir()
-    monkeypatch.setattr(SentenceEncoder, "_embed", lambda *a: pytest.fail("embedded again"))
-    second = SentenceEncoder(sentence_encoder, WIDTH)
-    second.remember(texts)
-    second._embed = lambda texts: None  # type: ignore[method-assign] # all are known
-    assert torch.equal(second(texts), vectors)
-    assert file.suffix == ".safetensors"
-
-
-def test_padding_does_not_change_a_sentence(sentence_encoder: str) -> None:
-    encode = SentenceEncoder(sentence_encoder, WIDTH)
-    together = encode(["short", "a much longer sentence than that"])
-    alone = SentenceEncoder(sentence_encoder, WIDTH)(["short"])
-    torch.testing.assert_close(together[:1], alone)
-
-
-def test_wrong_sentence_width_and_missing_encoder(sentence_encoder: str) -> None:
-    with pytest.raises(ValueError, match="has width 16, sentence_width is 384: set sentence_width"):
-        SentenceEncoder(sentence_encoder, 384)(["x"])
-    with pytest.raises(LayerfuseError, match="cannot find the sentence encoder no/where"):
-        SentenceEncoder("no/where", 384)(["x"])
-
-
-@pytest.mark.real
-@pytest.mark.usefixtures("local_models")
-def test_the_local_sentence_encoder_knows_what_belongs_together() -> None:
-    encode = SentenceEncoder("all-minilm-l6-v2", 384)
-    a, b, c = encode(["How many cats are there?", "Count the cats.", "Read the word on the sign."])
-    assert float(a @ b) > 0.7 > 0.3 > float(a @ c)

@@ -1,7 +1,8 @@
 """What guides a guided strategy: the question's sentence embedding, or the prompt's embeddings.
 
 `instruction_source` is the only place that asks what a strategy reads. Sentences are embedded by a
-frozen encoder that is no part of the model.
+frozen encoder that is no part of the model, with the library sentence-transformers: how tokens are
+pooled and how long a sentence may be is written in each encoder's own folder.
 """
 
 import hashlib
@@ -9,13 +10,13 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Strategy
@@ -40,7 +41,11 @@ class InstructionSource:
         return llm_width
 
     def check(self) -> None:
-        """Raise LayerfuseError, before weights load, if the instruction cannot be made."""
+        """Find out, before the model's weights load, whether the instruction can be made.
+
+        Raises:
+            LayerfuseError: if it cannot.
+        """
 
     def remember(self, questions: Iterable[str], progress: Progress = silent) -> None:
         """Embed questions that will be asked for, once."""
@@ -92,19 +97,61 @@ def instruction_source(strategy: Strategy) -> InstructionSource:
     return SentenceSource(SentenceEncoder(options.sentence_encoder, options.sentence_width))
 
 
+class LoadedEncoder(Protocol):
+    """What is used of `sentence_transformers.SentenceTransformer`, which is typed in part only."""
+
+    max_seq_length: int | None
+    """tokens after which a sentence is cut"""
+    prompts: dict[str, str]
+    """texts that may be put before a sentence, by name"""
+    default_prompt_name: str | None
+    """the one that is put before every sentence"""
+
+    def get_embedding_dimension(self) -> int | None:
+        """Width of an embedding."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights of all its modules."""
+        ...
+
+    def encode(
+        self,
+        inputs: list[str],
+        *,
+        batch_size: int,
+        show_progress_bar: bool,
+        convert_to_tensor: Literal[True],
+    ) -> Tensor:
+        """(len(inputs), E) embeddings."""
+        ...
+
+
 @lru_cache(maxsize=1)
-def _load(folder: str) -> tuple[Any, Any]:
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    return model, AutoTokenizer.from_pretrained(folder)
+def _load(folder: str) -> LoadedEncoder:
+    """Read an encoder once; raises what the library raises where it cannot be read."""
+    # Imported here: the import takes seconds, and only guided strategies need the package.
+    from sentence_transformers import SentenceTransformer
+
+    # On the CPU and in float32 the embeddings are the same on every machine.
+    # Any: the library's own types are wider than what is used of them.
+    encoder: Any = SentenceTransformer(
+        folder,
+        device="cpu",
+        model_kwargs={"dtype": torch.float32},
+    )
+    return encoder.eval().requires_grad_(False)
 
 
 class SentenceEncoder:
-    """Text to a unit vector: the mean of the last layer's tokens, as sentence-transformers does it
-    for all-mpnet-base-v2 and all-MiniLM-L6-v2. Remembers what it has embedded.
+    """Text to its embedding, exactly as sentence-transformers' `encode` makes it.
+
+    Pooling, maximum length and normalisation are the encoder's own; a plain transformer without
+    such settings is mean-pooled. Remembers what it has embedded.
 
     Args:
         name: hub id, folder or local-model name of the encoder.
-        width: its width, which must be that of its configuration.
+        width: width of its embeddings, which must be the encoder's own.
     """
 
     def __init__(self, name: str, width: int) -> None:
@@ -114,27 +161,26 @@ class SentenceEncoder:
         self.embeddings: dict[str, Tensor] = {"": torch.zeros(width)}
 
     def check(self) -> None:
-        """Read the encoder's configuration.
+        """Read the encoder.
 
         Raises:
-            LayerfuseError: if the encoder cannot be found or has another width.
+            LayerfuseError: if sentence-transformers is not installed, the encoder cannot be found
+                or read, or its embeddings have another width.
         """
-        try:
-            width = AutoConfig.from_pretrained(resolve(self.name)).hidden_size
-        except OSError as error:
-            raise LayerfuseError(
-                f"cannot find the sentence encoder {self.name}: no such folder, and no hub "
-                "answered. Set the fusion's sentence_encoder to a folder, or to all-minilm-l6-v2 "
-                "with sentence_width 384 after `layerfuse models pull all-minilm-l6-v2`"
-            ) from error
-        if width != self.width:
-            raise LayerfuseError(
-                f"sentence encoder {self.name} has width {width}, sentence_width is {self.width}: "
-                f"set sentence_width to {width}"
-            )
+        self._encoder()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(len(texts), width) embeddings. Raises LayerfuseError as `check` does."""
+        """The embeddings of some texts.
+
+        Args:
+            texts: any texts, also repeated and empty ones.
+
+        Returns:
+            (len(texts), width), float32 on the CPU; zeros for the empty text.
+
+        Raises:
+            LayerfuseError: as `check` does.
+        """
         self._embed(set(texts) - self.embeddings.keys())
         return torch.stack([self.embeddings[text] for text in texts])
 
@@ -143,14 +189,22 @@ class SentenceEncoder:
 
         They are kept under `$LAYERFUSE_HOME/sentences`, in a file named by the texts and the
         encoder, written whole or not at all.
+
+        Args:
+            texts: any texts; those that are known already cost nothing.
+            progress: told how many are embedded.
+
+        Raises:
+            LayerfuseError: as `check` does.
         """
         missing = sorted(set(texts) - self.embeddings.keys())
         if not missing:
             return
-        self.check()
+        # Any: safetensors types the paths of its functions in part only.
+        tensor_files: Any = safetensors.torch
         file = self._file(missing)
         if file.exists():
-            saved = load_file(file)["embeddings"]
+            saved: Tensor = tensor_files.load_file(file)["embeddings"]
             self.embeddings.update(zip(missing, saved, strict=True))
             return
         self._embed(missing, progress)
@@ -158,32 +212,64 @@ class SentenceEncoder:
         # Written beside its place and renamed, so that a killed process leaves no half file.
         unfinished = file.with_suffix(f".{os.getpid()}")
         table = torch.stack([self.embeddings[text] for text in missing])
-        save_file({"embeddings": table}, unfinished)
+        tensor_files.save_file({"embeddings": table}, unfinished)
         unfinished.replace(file)
 
+    def _encoder(self) -> LoadedEncoder:
+        """The encoder, whose embeddings have the width that was asked for."""
+        if find_spec("sentence_transformers") is None:
+            raise LayerfuseError(
+                "sentences are embedded by the package sentence-transformers, which is not "
+                "installed: run pip install 'layerfuse[text]'"
+            )
+        try:
+            encoder = _load(resolve(self.name))
+        # ValueError is what transformers raises for a folder that holds no model.
+        except (OSError, ValueError) as error:
+            raise LayerfuseError(
+                f"cannot find the sentence encoder {self.name}: no such folder, and no hub "
+                "answered. Set the fusion's sentence_encoder to a folder, or to all-minilm-l6-v2 "
+                "with sentence_width 384 after `layerfuse models pull all-minilm-l6-v2`. "
+                f"sentence-transformers said: {error}"
+            ) from error
+        width = encoder.get_embedding_dimension()
+        if width != self.width:
+            raise LayerfuseError(
+                f"sentence encoder {self.name} has width {width}, sentence_width is {self.width}: "
+                f"set sentence_width to {width}"
+            )
+        return encoder
+
     def _file(self, texts: list[str]) -> Path:
-        """The file of these texts, named by them and by the encoder's weights."""
-        model, _ = _load(resolve(self.name))
-        digest = hashlib.sha256(json.dumps(texts).encode())
-        for name, tensor in sorted(model.state_dict().items()):
+        """The file of these texts, named by them and by all of the encoder that changes them."""
+        encoder = self._encoder()
+        settings = [
+            # Its text names the modules with their settings, the way of pooling among them.
+            str(encoder),
+            encoder.max_seq_length,
+            encoder.prompts,
+            encoder.default_prompt_name,
+        ]
+        digest = hashlib.sha256(json.dumps([texts, settings]).encode())
+        for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
         return home() / "sentences" / f"{digest.hexdigest()[:32]}.safetensors"
 
-    @torch.inference_mode()
     def _embed(self, texts: Iterable[str], progress: Progress = silent) -> None:
+        """Embed texts that are not known yet."""
         # Neighbours of equal length need little padding.
         ordered = sorted(texts, key=lambda text: (len(text), text))
         if not ordered:
             return
-        self.check()
-        model, tokenizer = _load(resolve(self.name))
+        encoder = self._encoder()
         for start in range(0, len(ordered), BATCH):
             batch = ordered[start : start + BATCH]
-            inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
-            tokens = model(**inputs).last_hidden_state
-            mask = inputs["attention_mask"].unsqueeze(-1)
-            mean = (tokens * mask).sum(dim=1) / mask.sum(dim=1)
-            unit = torch.nn.functional.normalize(mean, dim=-1).clone()
-            self.embeddings.update(zip(batch, unit, strict=True))
-            done = min(start + BATCH, len(ordered))
-            progress("embedding questions", done, len(ordered))
+            embedded = encoder.encode(
+                batch,
+                batch_size=BATCH,
+                show_progress_bar=False,
+                convert_to_tensor=True,
+            )
+            # A copy: what inference mode makes could not take part in training.
+            self.embeddings.update(zip(batch, embedded.clone(), strict=True))
+            progress("embedding questions", start + len(batch), len(ordered))
