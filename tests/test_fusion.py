@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from docs.generate import descriptions
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import (
     FUSIONS,
     FixedWeights,
@@ -170,7 +171,7 @@ def test_formula_in_single_precision(name: str, layers: Any, options: dict[str, 
 def test_formula_without_instruction(name: str, guidance: Any) -> None:
     fusion = build(name, [1, 4, 8], {})
     randomize(fusion)
-    with pytest.raises(ValueError, match=r"got no instruction: .*guidance='uniform'"):
+    with pytest.raises(LayerfuseError, match=r"got no instruction: .*guidance='uniform'"):
         fusion(features(fusion))
     x = features(fusion)
     expected = naive.solve(fusion, x, guidance=guidance)
@@ -533,9 +534,11 @@ def test_layout_names_row_and_place_of_each_image() -> None:
     assert layout.row.tolist() == [0, 0, 2]
     assert layout.place.tolist() == [0, 1, 0]
     assert layout.most == 2
-    with pytest.raises(ValueError, match=r"6 image tokens in the text, but 2 images of 2 tokens"):
+    with pytest.raises(
+        LayerfuseError, match=r"6 image tokens in the text, but 2 images of 2 tokens"
+    ):
         Layout.of(torch.tensor(ROWS).bool(), images=2, tokens_per_image=2)
-    with pytest.raises(ValueError, match=r"by row: \[3, 1\]"):
+    with pytest.raises(LayerfuseError, match=r"by row: \[3, 1\]"):
         Layout.of(torch.tensor([[1, 1, 1], [0, 1, 0]]).bool(), images=2, tokens_per_image=2)
 
 
@@ -635,7 +638,7 @@ def test_a_composed_model_starts_from_the_strategys_own_initialisation(name: str
     ],
 )
 def test_bad_strategies(spec: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         parse(spec)
 
 
@@ -708,7 +711,7 @@ def test_bad_specifications_are_one_clear_error_before_weights(
 ) -> None:
     text = around.get("llm") or tiny.text_config(num_hidden_layers=around.get("depth", 6))
     vision = tiny.vision_config(around.get("encoder", "clip"))
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(LayerfuseError, match=message) as caught:
         configure(vision, text, layers, fusion, around.get("token_grid"))
     assert "\n" not in str(caught.value).split("; valid layer spec")[0]
 
@@ -736,7 +739,7 @@ def test_a_width_that_the_allocators_heads_do_not_divide() -> None:
     shapes = replace(around([1, 2]), vision_width=6)
     strategy = parse({"name": "instruction_weighted"})
     assert strategy.module is InstructionWeighted
-    with pytest.raises(ValueError, match="4 heads: they must divide width 6"):
+    with pytest.raises(LayerfuseError, match="4 heads: they must divide width 6"):
         strategy.module(strategy.options.resolve(shapes.selection), shapes)
 
 
@@ -771,7 +774,7 @@ def test_a_users_strategy_is_one_class() -> None:
         assert fusion(features(fusion)).tokens.shape == (2, 6, LLM)
         assert fusion.num_tokens(fusion.config, (2, 3), 2) == 6
         assert fusion.penalty(fusion(features(fusion))) is None
-        with pytest.raises(ValueError, match="already registered"):
+        with pytest.raises(LayerfuseError, match="already registered"):
             register("single", StrategyConfig)(Sum)
     finally:
         FUSIONS.pop("test_last_two_sum")

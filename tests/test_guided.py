@@ -13,6 +13,7 @@ from layerfuse import FusionVLM, Processor
 from layerfuse.data.collate import Collator
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, by_turn
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict, questions, shuffled
 from layerfuse.fusion import FUSIONS
 from layerfuse.fusion.guided import entropy
@@ -137,7 +138,7 @@ def test_without_instruction_there_is_one_clear_error(
 ) -> None:
     model, processor = build(strategy, sentence_encoder)
     pixels = processor.image_processor([picture.open()], return_tensors="pt")["pixel_values"]
-    with pytest.raises(ValueError, match=r"got no instruction.*guidance='uniform'"):
+    with pytest.raises(LayerfuseError, match=r"got no instruction.*guidance='uniform'"):
         model.get_image_features(pixels)
     visual = model.fuse(model.encode_images(pixels), guidance="uniform")
     found = visual.notes["weights"]
@@ -241,7 +242,7 @@ def test_as_many_instructions_as_rows(image_rows: int, picture: Picture) -> None
     batch = Collator(tiny.processor(model), "chat", 2048, None)(
         [talk(picture, "a", "b"), talk(picture, "c", "d")]
     )
-    with pytest.raises(ValueError, match=f"{image_rows} instructions for 2 rows"):
+    with pytest.raises(LayerfuseError, match=f"{image_rows} instructions for 2 rows"):
         model(**batch, instruction=torch.zeros(image_rows, 32))
 
 

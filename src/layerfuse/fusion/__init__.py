@@ -1,9 +1,11 @@
 """The catalogue of fusion strategies: one file and one import line each."""
 
+from dataclasses import fields
 from typing import Any
 
 from pydantic import ValidationError
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import FUSIONS, Fusion, Shapes, Strategy, StrategyConfig, register
 from layerfuse.fusion.concat import Concat
 from layerfuse.fusion.deformable import Deformable
@@ -19,24 +21,61 @@ from layerfuse.fusion.token_concat import TokenConcat
 from layerfuse.fusion.visual import FixedWeights, Fused, Guidance, Layout, Placed
 from layerfuse.fusion.weighted_sum import WeightedSum
 
+__all__ = [
+    "FUSIONS",
+    "Concat",
+    "Deformable",
+    "FixedWeights",
+    "Fused",
+    "Fusion",
+    "GroupMean",
+    "Guidance",
+    "GuidedFusion",
+    "InjectAdd",
+    "InjectCross",
+    "InstructionWeighted",
+    "Layout",
+    "Placed",
+    "Shapes",
+    "Single",
+    "Strategy",
+    "StrategyConfig",
+    "TextRouted",
+    "TokenConcat",
+    "WeightedSum",
+    "attach",
+    "parse",
+    "register",
+]
 
-def parse(spec: dict[str, Any]) -> Strategy:
-    """A strategy from its recipe form, `{"name": "concat", "projector": "mlp"}`.
 
-    Raises ValueError naming the valid strategies, or the valid options of this one.
+# Any: what stands in a recipe or in a model's config, before it is validated
+def parse(spec: Any) -> Strategy:
+    """A strategy from its recipe form.
+
+    Args:
+        spec: the name and any options, such as `{"name": "concat", "projector": "mlp"}`.
+
+    Raises:
+        LayerfuseError: naming the valid strategies, or the valid options of this one.
     """
     if not isinstance(spec, dict):
-        raise ValueError(f"a fusion is a mapping such as {{name: concat}}, not {spec!r}")
-    options = dict(spec)
+        raise LayerfuseError(f"a fusion is a mapping such as {{name: concat}}, not {spec!r}")
+    # a copy: the caller's recipe keeps its name
+    options: dict[str, Any] = {**spec}
     if "name" not in options:
-        raise ValueError(f"a fusion needs a name; valid: {', '.join(list(FUSIONS))}")
+        raise LayerfuseError(f"a fusion needs a name; valid: {', '.join(list(FUSIONS))}")
     name = options.pop("name")
     config, module = FUSIONS[name]
     try:
         return Strategy(name, config(**options), module)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors()
-        )
-        valid = ", ".join(config.__dataclass_fields__)
-        raise ValueError(f"fusion {name!r}: {problems}; valid options: {valid}") from error
+        problems: list[str] = []
+        for problem in error.errors():
+            # an error of all options together has no place
+            place = ".".join(str(part) for part in problem["loc"]) or "options"
+            problems.append(f"{place}: {problem['msg']}")
+        valid = ", ".join(field.name for field in fields(config))
+        raise LayerfuseError(
+            f"fusion {name!r}: {'; '.join(problems)}; valid options: {valid}"
+        ) from error

@@ -2,26 +2,39 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar, dataclass_transform
 
 import torch
 from pydantic import ConfigDict, PositiveFloat
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.blocks import Normalization, OwnInit, Projector, Standardize, normalization
 from layerfuse.fusion.visual import Fused, Guidance, Layout, Placed
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import LayerSpec, Selection, resolve_layer
 
-OPTIONS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+OPTIONS = ConfigDict(
+    extra="forbid",
+    use_attribute_docstrings=True,
+    allow_inf_nan=False,
+)
+"""how pydantic reads options: the docstring of an attribute describes it, unknown names fail"""
+
+PUBLISHED_DEPTH = 24
+"""blocks of CLIP-L, the encoder in whose layers the papers' choices are written"""
+
 Config = TypeVar("Config")
 
 
 @dataclass_transform(frozen_default=True)
 def options(config: type[Config]) -> type[Config]:
     """Make a class the validated options of a strategy, described by their docstrings."""
-    return validated(frozen=True, config=OPTIONS)(config)  # type: ignore[return-value]
+    # Any: pydantic wraps the class in a type of its own, which behaves as the class itself
+    make_dataclass: Any = validated(frozen=True, config=OPTIONS)
+    return make_dataclass(config)
 
 
 @options
@@ -39,7 +52,14 @@ class StrategyConfig:
     short trainings learn faster with 10."""
 
     def resolve(self, selection: Selection) -> "StrategyConfig":
-        """The same options with every layer index resolved and checked against the encoder."""
+        """The same options with every layer index resolved and checked against the encoder.
+
+        Args:
+            selection: the selected layers, and the depth of the encoder.
+
+        Raises:
+            LayerfuseError: if a layer does not exist, or the options do not fit the selection.
+        """
         return self
 
     def taps(self, selection: Selection) -> tuple[int, ...]:
@@ -55,36 +75,52 @@ class BaseLayerConfig(StrategyConfig):
     """The layer that carries the ordinary visual tokens; -2 is LLaVA's choice."""
 
     def resolve(self, selection: Selection) -> "BaseLayerConfig":
+        # -2 means another layer in every encoder: a stored config must not depend on its depth
         return replace(self, base=resolve_layer(self.base, selection.depth))
 
     def taps(self, selection: Selection) -> tuple[int, ...]:
+        # the base layer may be a selected one too, and is encoded once
         return tuple(sorted({*selection.layers, self.base}))
+
+
+Options = TypeVar("Options", bound=StrategyConfig)
+Module = TypeVar("Module", bound="Fusion[Any]")
 
 
 @dataclass(frozen=True)
 class Shapes:
     """What a strategy must know of its surroundings.
 
-    `llm_heads`, `llm_ffn` (width inside its MLP) and `llm_family` (its `model_type`) are only read
-    by strategies that work inside the LLM; `has_cls` says whether the encoder has a CLS token.
+    `llm_heads`, `llm_ffn` and `llm_family` are only read by strategies that work inside the LLM.
     """
 
     selection: Selection
     vision_width: int
+    """channels of a patch token, Dv"""
     llm_width: int
+    """channels of the LLM's embeddings, D"""
     llm_depth: int
+    """number of the LLM's blocks"""
     llm_heads: int | None = None
+    """attention heads of the LLM; None where its config names none"""
     llm_ffn: int | None = None
+    """width inside the LLM's MLP; None where its config names none"""
     llm_family: str = "llama"
+    """the LLM's `model_type`"""
     has_cls: bool = True
+    """whether the encoder has a CLS token"""
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, Generic[Options]):
     """Base of all strategies: features of the selected layers in, `Fused` out.
 
     A subclass sets `kind`, `paper` and `published`, and has a `forward` and projectors. Internal
     strategies also fill `Fused.memory` and implement `addition`; those that change the number of
     tokens override `num_tokens`; guided ones set `reads` and derive from `GuidedFusion`.
+
+    Args:
+        config: the strategy's options, with resolved layers.
+        shapes: what the encoder and the LLM are like.
     """
 
     kind: ClassVar[str]
@@ -99,23 +135,47 @@ class Fusion(nn.Module):
     position: str = "pre"
     """where in an LLM block `addition` is added: see `layerfuse.fusion.injector`"""
 
-    def __init__(self, config: Any, shapes: Shapes) -> None:
+    def __init__(self, config: Options, shapes: Shapes) -> None:
         super().__init__()
         self.config = config
         self.shapes = shapes
-        taps, width = config.taps(shapes.selection), shapes.vision_width
-        self.norms = nn.ModuleDict({str(k): normalization(config.normalize, width) for k in taps})
+        # ModuleDict wants names
+        self.norms = nn.ModuleDict()
+        for layer in config.taps(shapes.selection):
+            self.norms[str(layer)] = normalization(config.normalize, shapes.vision_width)
 
     @classmethod
     def example(cls, depth: int) -> LayerSpec:
-        """The published layers, or as many as there are at their relative depths in `depth`."""
+        """The published layers, or as many as there are at their relative depths.
+
+        Args:
+            depth: number of the encoder's blocks.
+
+        Returns:
+            A layer specification for such an encoder, without repetitions.
+        """
         if isinstance(cls.published, str):
             return cls.published
-        return list(dict.fromkeys(max(1, round(k * depth / 24)) for k in cls.published))
+        layers: list[int] = []
+        for published in cls.published:
+            layer = max(1, round(published * depth / PUBLISHED_DEPTH))
+            # in a shallow encoder several published layers fall on the same one
+            if layer not in layers:
+                layers.append(layer)
+        return layers
 
     @classmethod
-    def num_tokens(cls, config: Any, grid: tuple[int, int], layers: int) -> int:
-        """Visual tokens that replace an image of that patch grid when so many layers are taken."""
+    def num_tokens(cls, config: Options, grid: tuple[int, int], layers: int) -> int:
+        """Visual tokens that replace an image.
+
+        Args:
+            config: the strategy's options.
+            grid: (rows, columns) of the image's patches.
+            layers: number of selected layers.
+
+        Raises:
+            LayerfuseError: if the options do not fit such a grid.
+        """
         return grid[0] * grid[1]
 
     def forward(
@@ -130,43 +190,88 @@ class Fusion(nn.Module):
             features: the layers that `config.taps` names.
             instruction: (B, E), what `reads` names, for guided strategies.
             guidance: what weighs the layers of guided strategies; others ignore it.
+
+        Returns:
+            The tokens (B, N', D) of the images, and for internal strategies their memory.
         """
         raise NotImplementedError
 
     def addition(self, block: int, hidden: Tensor, visual: Placed) -> Tensor:
-        """What is added to (rows, T, D) `hidden`, at `position` in LLM block `block`."""
+        """What internal strategies add to the hidden states of an LLM block, at `position`.
+
+        Args:
+            block: 0-based index of the block.
+            hidden: (rows, T, D)
+            visual: the images, arranged by rows.
+
+        Returns:
+            A tensor that broadcasts to (rows, T, D).
+        """
         raise NotImplementedError
 
     def place(self, fused: Fused, layout: Layout) -> Placed:
-        """Arrange what was made of B images by rows of the prompt, once per prompt."""
+        """Arrange what was made of B images by rows of the prompt, once per prompt.
+
+        Args:
+            fused: what `forward` gave.
+            layout: where the images stand.
+        """
         memory = self.arrange(fused.memory, layout)
         return Placed(fused, memory, layout.mask, layout.seen_images())
 
     def arrange(self, memory: dict[int, Tensor], layout: Layout) -> dict[int, Tensor]:
-        """The memory as `addition` reads it; strategies that attend arrange it by rows."""
+        """The memory as `addition` reads it; strategies that attend arrange it by rows.
+
+        Args:
+            memory: {LLM block: (B, N, *)}
+            layout: where the images stand.
+        """
         return memory
 
     def penalty(self, fused: Fused) -> Tensor | None:
-        """A term of the training loss where the instruction guides, if the strategy has one."""
+        """A term of the training loss where the instruction guides, if the strategy has one.
+
+        Args:
+            fused: what `forward` gave.
+
+        Returns:
+            A scalar; None for no term.
+        """
         return None
 
     def normalized(self, features: Features, layers: Sequence[int]) -> list[Tensor]:
-        """The normalised patch tokens of `layers`: one (B, N, Dv) each."""
-        return [self.norms[str(k)](x) for k, x in zip(layers, features.select(layers), strict=True)]
+        """The normalised patch tokens of some layers.
+
+        Args:
+            features: the features of B images.
+            layers: layers that the encoder gave, in any order.
+
+        Returns:
+            One (B, N, Dv) tensor per entry of `layers`.
+        """
+        tokens: list[Tensor] = []
+        for layer, patches in zip(layers, features.select(layers), strict=True):
+            tokens.append(self.norms[str(layer)](patches))
+        return tokens
 
     def group_means(self, features: Features) -> list[Tensor]:
         """The mean of the normalised layers of each selected group: one (B, N, Dv) each."""
-        groups = self.shapes.selection.groups
-        return [torch.stack(self.normalized(features, group)).mean(dim=0) for group in groups]
+        means: list[Tensor] = []
+        for group in self.shapes.selection.groups:
+            # (layers of the group, B, N, Dv) -> (B, N, Dv)
+            stacked = torch.stack(self.normalized(features, group))
+            means.append(stacked.mean(dim=0))
+        return means
 
     def reset_parameters(self) -> None:
         """Random initialisation of the whole strategy: PyTorch's defaults, as in LLaVA, zeros for
         the strategy's own parameters, then what its parts set."""
-        for own in self.parameters(recurse=False):
-            nn.init.zeros_(own)
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
+        # last: a part may change what its Linears have by default
         for module in self.modules():
             if isinstance(module, OwnInit):
                 module.reset_parameters()
@@ -174,22 +279,40 @@ class Fusion(nn.Module):
     @torch.no_grad()
     def calibrate(self, features: Features, embedding_std: float) -> None:
         """Measure the stored constants: channel statistics (`standardize`) and the projectors'
-        output scales (`token_scale`), from the features of some training images."""
+        output scales (`token_scale`).
+
+        Args:
+            features: the features of some training images.
+            embedding_std: standard deviation of the LLM's text embeddings.
+        """
+        # the statistics first: they change what the projectors get
+        self._measure_channels(features)
+        if self.config.token_scale is not None:
+            self._scale_projectors(features, self.config.token_scale * embedding_std)
+
+    def _measure_channels(self, features: Features) -> None:
+        """Set the statistics of every layer that is standardised."""
         for layer, patches in zip(features.layers, features.patches, strict=True):
             norm = self.norms[str(layer)]
             if isinstance(norm, Standardize):
-                flat = patches.float().flatten(0, 1)
-                norm.mean.copy_(flat.mean(dim=0))
-                norm.std.copy_(flat.std(dim=0).clamp_min(1e-6))
-        if self.config.token_scale is None:
-            return
-        target = self.config.token_scale * embedding_std
+                # (B, N, Dv) -> (B · N, Dv); sums over many tokens need float32
+                tokens = patches.float().flatten(0, 1)
+                norm.mean.copy_(tokens.mean(dim=0))
+                # a channel that never changes would be divided by zero
+                norm.std.copy_(tokens.std(dim=0).clamp_min(1e-6))
+
+    def _scale_projectors(self, features: Features, target: float) -> None:
+        """Let the output of every projector have the standard deviation `target`."""
 
         def rescale(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            module.get_buffer("scale").mul_(target / output.std().clamp_min(1e-12))
+            # the output was made with the scale so far, so the correction multiplies it
+            correction = target / output.std().clamp_min(1e-12)
+            module.get_buffer("scale").mul_(correction)
 
-        projectors = [m for m in self.modules() if isinstance(m, Projector)]
-        handles = [m.register_forward_hook(rescale) for m in projectors]
+        handles: list[RemovableHandle] = []
+        for module in self.modules():
+            if isinstance(module, Projector):
+                handles.append(module.register_forward_hook(rescale))
         # Pictures are measured without text, so nothing can guide.
         self(features, guidance="uniform")
         for handle in handles:
@@ -198,16 +321,15 @@ class Fusion(nn.Module):
 
 @dataclass(frozen=True)
 class Strategy:
-    """A fusion strategy with its validated options.
-
-    name     as registered, such as `concat`
-    options  the validated options
-    module   the class that `build` makes an instance of
-    """
+    """A fusion strategy with its validated options."""
 
     name: str
-    options: Any  # a subclass of StrategyConfig with fields of its own, which `module` knows
-    module: type[Fusion]
+    """as registered, such as `concat`"""
+    # Any: a subclass of StrategyConfig with fields of its own, which only `module` knows
+    options: Any
+    """the validated options"""
+    module: type[Fusion[Any]]
+    """the class that `build` makes an instance of"""
 
     def num_tokens(self, grid: tuple[int, int], layers: int) -> int:
         """Visual tokens that replace an image.
@@ -217,36 +339,50 @@ class Strategy:
             layers: number of selected layers.
 
         Raises:
-            ValueError: if the options do not fit such a grid.
+            LayerfuseError: if the options do not fit such a grid.
         """
         return self.module.num_tokens(self.options, grid, layers)
 
-    def build(self, shapes: Shapes) -> Fusion:
-        """The module with random weights. Raises ValueError if the options do not fit `shapes`."""
+    def build(self, shapes: Shapes) -> Fusion[Any]:
+        """The module with random weights.
+
+        Raises:
+            LayerfuseError: if the options do not fit `shapes`.
+        """
         return self.module(self.options, shapes)
 
 
-class Registry(dict[str, tuple[type[StrategyConfig], type[Fusion]]]):
+class Registry(dict[str, tuple[type[StrategyConfig], type[Fusion[Any]]]]):
     """From the name of a strategy to its config class and its module class, as registered."""
 
     def register(
         self, name: str, config: type[StrategyConfig]
-    ) -> Callable[[type[Fusion]], type[Fusion]]:
+    ) -> Callable[[type[Module]], type[Module]]:
         """Class decorator: register the decorated module under `name` with its config class.
 
-        Raises ValueError if the name is taken by another class.
+        Args:
+            name: what a recipe calls the strategy.
+            config: its options.
+
+        Raises:
+            LayerfuseError: if the name is taken by another class.
         """
 
-        def add(module: type[Fusion]) -> type[Fusion]:
-            if name in self and self[name][1].__qualname__ != module.__qualname__:
-                raise ValueError(f"fusion strategy {name!r} is already registered: {self[name][1]}")
+        def add(module: type[Module]) -> type[Module]:
+            if name in self:
+                _, registered = self[name]
+                # the same class again is a file that was imported twice, as notebooks do
+                if registered.__qualname__ != module.__qualname__:
+                    raise LayerfuseError(
+                        f"fusion strategy {name!r} is already registered: {registered}"
+                    )
             self[name] = (config, module)
             return module
 
         return add
 
-    def __missing__(self, name: str) -> Any:
-        raise ValueError(f"unknown fusion strategy {name!r}; valid: {', '.join(self)}")
+    def __missing__(self, name: str) -> NoReturn:
+        raise LayerfuseError(f"unknown fusion strategy {name!r}; valid: {', '.join(self)}")
 
 
 FUSIONS = Registry()

@@ -1,4 +1,4 @@
-"""What several strategies share: building blocks, and where images stand in rows of text."""
+"""The building blocks that several strategies share."""
 
 from typing import Literal
 
@@ -55,6 +55,7 @@ class Standardize(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        # buffers: saved and moved with the model, but never trained
         self.mean = nn.Buffer(torch.zeros(width))
         self.std = nn.Buffer(torch.ones(width))
 
@@ -94,6 +95,7 @@ def weighted(weights: Tensor, layers: list[Tensor]) -> Tensor:
         ValueError: if there are not as many weights as layers.
     """
     terms: list[Tensor] = []
+    # (B, n) -> n times (B,); one weight scales all tokens and channels of its image
     for weight, layer in zip(weights.unbind(dim=1), layers, strict=True):
         terms.append(weight[:, None, None] * layer)
     return torch.stack(terms).sum(dim=0)
@@ -138,6 +140,7 @@ class GatedCrossAttention(OwnInit):
         Returns:
             (B, N, 2 D) keys and values.
         """
+        # side by side in one tensor: a memory has one per LLM block
         keys = self.key(tokens)
         values = self.value(tokens)
         return torch.cat([keys, values], dim=-1)
@@ -154,21 +157,27 @@ class GatedCrossAttention(OwnInit):
             (rows, T, D). Positions that see nothing get exactly zero.
         """
         query = self._split(self.query(self.norm(hidden)))
+        # (rows, M, 2 D) -> twice (rows, M, D)
         keys, values = memory.chunk(2, dim=-1)
         key = self._split(keys)
         value = self._split(values)
 
         # softmax over nothing would not be a number: such positions look at all, then get zero
         sees_nothing = ~seen.any(dim=-1, keepdim=True)
+        # (rows, T or 1, M) -> (rows, 1, T or 1, M), the same for all heads
         mask = (seen | sees_nothing).unsqueeze(1)
+        # (rows, heads, T, D / heads); under autocast the hidden states may be wider than the keys
         mixed = F.scaled_dot_product_attention(query.to(key.dtype), key, value, attn_mask=mask)
+        # (rows, heads, T, D / heads) -> (rows, T, D)
         mixed = mixed.transpose(1, 2).flatten(2)
         mixed = mixed.masked_fill(sees_nothing, 0)
         return self.output(mixed) * self.gate.tanh()
 
     def _split(self, x: Tensor) -> Tensor:
         """(rows, T, D) -> (rows, heads, T, D / heads)"""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        # the function and not the method, which torch leaves untyped
+        by_head = torch.unflatten(x, -1, (self.heads, -1))
+        return by_head.transpose(1, 2)
 
 
 class GatedMLP(OwnInit):

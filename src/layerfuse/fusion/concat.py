@@ -26,7 +26,7 @@ class ConcatConfig(StrategyConfig):
 
 
 @register("concat", ConcatConfig)
-class Concat(Fusion):
+class Concat(Fusion[ConcatConfig]):
     """All layers side by side, projected to the LLM's width."""
 
     kind = "external direct"
@@ -45,4 +45,6 @@ class Concat(Fusion):
         guidance: Guidance = "instruction",
     ) -> Fused:
         layers = self.normalized(features, self.shapes.selection.layers)
-        return Fused(self.projector(torch.cat(layers, dim=-1)))
+        # n times (B, N, Dv) -> (B, N, n · Dv)
+        side_by_side = torch.cat(layers, dim=-1)
+        return Fused(self.projector(side_by_side))

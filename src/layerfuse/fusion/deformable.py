@@ -113,7 +113,7 @@ class DeformableAttention(OwnInit):
 
 
 @register("deformable", DeformableConfig)
-class Deformable(Fusion):
+class Deformable(Fusion[DeformableConfig]):
     """Deformable cross-attention to the selected layers, then deformable self-attention."""
 
     kind = "external modular"
@@ -126,6 +126,7 @@ class Deformable(Fusion):
         levels = len(shapes.selection.layers)
         heads = config.heads
         if heads is None:
+            # 64 channels a head, as published; tiny encoders have one head
             heads = max(1, width // 64)
         if width % heads:
             divisors = [str(number) for number in range(1, width + 1) if width % number == 0]
@@ -137,6 +138,7 @@ class Deformable(Fusion):
         self.norm_self = nn.LayerNorm(width, eps=1e-6)
         self.cross = DeformableAttention(width, levels, heads, config.points)
         self.self_attention = DeformableAttention(width, 1, heads, config.points)
+        # zero: training starts at the base layer alone
         self.gamma_1 = nn.Parameter(torch.zeros(width))
         self.gamma_2 = nn.Parameter(torch.zeros(width))
         self.projector = Projector(width, shapes.llm_width)
@@ -174,6 +176,7 @@ def cell_centers(grid: tuple[int, int], like: Tensor) -> Tensor:
         (rows · columns, 2) centres (x, y) in [0, 1], in raster order, at least in float32.
     """
     rows, columns = grid
+    # half a cell of a grid of 37 cells is not a bfloat16 number
     dtype = torch.promote_types(like.dtype, torch.float32)
     y = (torch.arange(rows, dtype=dtype, device=like.device) + 0.5) / rows
     x = (torch.arange(columns, dtype=dtype, device=like.device) + 0.5) / columns
@@ -236,6 +239,7 @@ def _corners(shapes: Sizes, locations: Tensor, *, length: int) -> _Corners:
         level_starts.append(start)
         start += rows * columns
 
+    # one entry per level and point, in the order of flattened locations
     def per_point(of_levels: list[int], dtype: torch.dtype) -> Tensor:
         tensor = torch.tensor(of_levels, dtype=dtype, device=device)
         return tensor.repeat_interleave(points)
@@ -245,6 +249,7 @@ def _corners(shapes: Sizes, locations: Tensor, *, length: int) -> _Corners:
     head = torch.arange(heads, dtype=torch.int32, device=device).view(-1, 1)
     first = (image * length + per_point(level_starts, torch.int32)) * heads + head
 
+    # (B, Nq, heads, levels, points, 2) -> twice (B, Nq, heads, levels · points)
     x, y = locations.flatten(3, 4).unbind(-1)
     left, right = _neighbours(x, per_point(level_columns, x.dtype))
     top, bottom = _neighbours(y, per_point(level_rows, y.dtype))
@@ -303,7 +308,9 @@ def _weighted_rows(table: Tensor, rows: Tensor, amounts: Tensor) -> Tensor:
     """out[i] = Σ_k amounts[i, k] · table[rows[i, k]]: (R, d), (n, K), (n, K) -> (n, d)"""
     # detached: PyTorch gives the gradient of the amounts, _TableGradient that of the table
     summed = F.embedding_bag(rows, table.detach(), per_sample_weights=amounts, mode="sum")
-    return _TableGradient.apply(summed, table, rows, amounts.detach())
+    # Any: torch does not type what `apply` takes and gives
+    table_gradient: Any = _TableGradient
+    return table_gradient.apply(summed, table, rows, amounts.detach())
 
 
 class _TableGradient(torch.autograd.Function):
@@ -331,6 +338,7 @@ class _TableGradient(torch.autograd.Function):
         ordered, order = rows.flatten().sort()
         table_rows = torch.arange(ctx.size, dtype=rows.dtype, device=rows.device)
         bag_starts = torch.searchsorted(ordered, table_rows, out_int32=True)
+        # entry i · K + k of the flattened table belongs to query i
         queries = (order // rows.shape[1]).to(rows.dtype)
         of_table = F.embedding_bag(
             queries,

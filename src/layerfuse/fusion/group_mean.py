@@ -24,7 +24,7 @@ class GroupMeanConfig(BaseLayerConfig):
 
 
 @register("group_mean", GroupMeanConfig)
-class GroupMean(Fusion):
+class GroupMean(Fusion[GroupMeanConfig]):
     """Group means beside the base layer, projected to the LLM's width."""
 
     kind = "external direct"
@@ -33,7 +33,9 @@ class GroupMean(Fusion):
 
     def __init__(self, config: GroupMeanConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
-        width = (len(shapes.selection.groups) + 1) * shapes.vision_width
+        # one part per group, and the base layer
+        parts = len(shapes.selection.groups) + 1
+        width = parts * shapes.vision_width
         self.projector = Projector(width, shapes.llm_width, config.projector)
 
     def forward(
@@ -42,5 +44,8 @@ class GroupMean(Fusion):
         instruction: Tensor | None = None,
         guidance: Guidance = "instruction",
     ) -> Fused:
-        parts = self.group_means(features) + self.normalized(features, [self.config.base])
-        return Fused(self.projector(torch.cat(parts, dim=-1)))
+        means = self.group_means(features)
+        base = self.normalized(features, [self.config.base])
+        # m + 1 times (B, N, Dv) -> (B, N, (m + 1) · Dv)
+        side_by_side = torch.cat(means + base, dim=-1)
+        return Fused(self.projector(side_by_side))

@@ -7,7 +7,8 @@ Internal direct fusion (I_D) of "Multi-Layer Visual Feature Fusion in Multimodal
 with `placement: first` the DeepStack of Qwen3-VL. The KV cache carries the effect into decoding.
 """
 
-from torch import Tensor, nn, zeros
+import torch
+from torch import Tensor, nn
 
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import Projector
@@ -32,7 +33,7 @@ class InjectAddConfig(BaseLayerConfig):
 
 
 @register("inject_add", InjectAddConfig)
-class InjectAdd(Fusion):
+class InjectAdd(Fusion[InjectAddConfig]):
     """One projector per injected layer and one for the base layer."""
 
     kind = "internal direct"
@@ -42,10 +43,14 @@ class InjectAdd(Fusion):
     def __init__(self, config: InjectAddConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
         self.blocks = llm_blocks(config.placement, shapes)
-        widths = shapes.vision_width, shapes.llm_width
-        self.projector = Projector(*widths)
-        self.projectors = nn.ModuleList(Projector(*widths) for _ in self.blocks)
-        self.gates = nn.Parameter(zeros(len(self.blocks))) if config.gate else None
+        self.projector = Projector(shapes.vision_width, shapes.llm_width)
+        self.projectors = nn.ModuleList()
+        for _ in self.blocks:
+            self.projectors.append(Projector(shapes.vision_width, shapes.llm_width))
+        self.gates: nn.Parameter | None = None
+        if config.gate:
+            # zero is closed: training starts at the base layer alone
+            self.gates = nn.Parameter(torch.zeros(len(self.blocks)))
 
     def forward(
         self,
@@ -55,16 +60,21 @@ class InjectAdd(Fusion):
     ) -> Fused:
         memory: dict[int, Tensor] = {}
         layers = self.normalized(features, self.shapes.selection.layers)
-        for i, (block, x) in enumerate(zip(self.blocks, layers, strict=True)):
-            added = self.projectors[i](x)
+        for index, (block, layer) in enumerate(zip(self.blocks, layers, strict=True)):
+            # P_k(h_k): (B, N, Dv) -> (B, N, D)
+            added = self.projectors[index](layer)
             if self.gates is not None:
-                added = added * self.gates[i].tanh()
-            memory[block] = memory[block] + added if block in memory else added
-        tokens = self.projector(self.normalized(features, [self.config.base])[0])
-        return Fused(tokens, memory)
+                added = added * self.gates[index].tanh()
+            # in a shallow LLM several layers may meet in one block
+            if block in memory:
+                added = memory[block] + added
+            memory[block] = added
+        base = self.normalized(features, [self.config.base])[0]
+        return Fused(self.projector(base), memory)
 
     def addition(self, block: int, hidden: Tensor, visual: Placed) -> Tensor:
         """Nothing while decoding: the KV cache carries what was added in the prompt."""
         if visual.mask is None:
             return hidden.new_zeros(())
-        return spread(visual.memory[block].to(hidden.dtype), visual.mask)
+        memory = visual.memory[block].to(hidden.dtype)
+        return spread(memory, visual.mask)

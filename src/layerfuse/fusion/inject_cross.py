@@ -12,11 +12,12 @@ An image is seen by its own tokens and by all text after it; text before it and 
 exactly zero. Keys and values are projected once per image and carried through decoding.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import GatedCrossAttention, GatedMLP, Projector
 from layerfuse.fusion.injector import PLAIN, SANDWICH, Placement, llm_blocks
@@ -46,7 +47,7 @@ class InjectCrossConfig(BaseLayerConfig):
 
 
 @register("inject_cross", InjectCrossConfig)
-class InjectCross(Fusion):
+class InjectCross(Fusion[InjectCrossConfig]):
     """A projector, keys, values and a gated cross-attention per injected layer."""
 
     kind = "internal modular"
@@ -59,23 +60,33 @@ class InjectCross(Fusion):
         self.position = _position(config, shapes)
         blocks = llm_blocks(config.placement, shapes)
         if len(set(blocks)) < len(blocks):
-            raise ValueError(
+            raise LayerfuseError(
                 f"layers {list(shapes.selection.layers)} would share LLM blocks {list(blocks)}; "
                 "each needs its own: select fewer layers or give `placement` as a list"
             )
-        width, heads = shapes.llm_width, config.heads or shapes.llm_heads
+        width = shapes.llm_width
+        heads = config.heads or shapes.llm_heads
         if heads is None or width % heads:
-            raise ValueError(f"{heads} heads do not divide the LLM's width {width}: set a divisor")
-        own_norm = self.position in ("pre", "post")
-        self.projector = Projector(shapes.vision_width, width)
-        self.projectors = nn.ModuleList(Projector(shapes.vision_width, width) for _ in blocks)
-        self.attention = nn.ModuleDict(
-            {str(b): GatedCrossAttention(width, heads, norm=own_norm) for b in blocks}
-        )
+            raise LayerfuseError(
+                f"{heads} heads do not divide the LLM's width {width}: set a divisor"
+            )
+        # the other positions read x after the LLM's own norm N1
+        needs_norm = self.position in ("pre", "post")
+        # 4 times the width where the LLM's config does not say how wide its MLP is
         inner = shapes.llm_ffn or 4 * width
-        self.mlp = nn.ModuleDict(
-            {str(b): GatedMLP(width, inner, norm=own_norm) for b in blocks if config.mlp}
-        )
+
+        self.projector = Projector(shapes.vision_width, width)
+        self.projectors = nn.ModuleList()
+        for _ in blocks:
+            self.projectors.append(Projector(shapes.vision_width, width))
+        # by the name of the block that they belong to
+        self.attention = nn.ModuleDict()
+        for block in blocks:
+            self.attention[str(block)] = GatedCrossAttention(width, heads, norm=needs_norm)
+        self.mlp = nn.ModuleDict()
+        if config.mlp:
+            for block in blocks:
+                self.mlp[str(block)] = GatedMLP(width, inner, norm=needs_norm)
 
     def forward(
         self,
@@ -85,46 +96,73 @@ class InjectCross(Fusion):
     ) -> Fused:
         layers = self.normalized(features, self.shapes.selection.layers)
         memory: dict[int, Tensor] = {}
-        parts = zip(self.attention.items(), self.projectors, layers, strict=True)
-        for (block, attend), project, x in parts:
-            memory[int(block)] = attend.keys_values(project(x))  # type: ignore[operator]
-        return Fused(self.projector(self.normalized(features, [self.config.base])[0]), memory)
+        for (block, module), project, layer in zip(
+            self.attention.items(), self.projectors, layers, strict=True
+        ):
+            attention = cast(GatedCrossAttention, module)
+            # V_k = P_k(h_k): (B, N, Dv) -> (B, N, D), then its keys and values (B, N, 2 D)
+            memory[int(block)] = attention.keys_values(project(layer))
+        base = self.normalized(features, [self.config.base])[0]
+        return Fused(self.projector(base), memory)
 
     def arrange(self, memory: dict[int, Tensor], layout: Layout) -> dict[int, Tensor]:
         """Images side by side in their row, zero behind the last: (rows, images · N, *)."""
-        by_row = {}
+        by_row: dict[int, Tensor] = {}
         for block, images in memory.items():
+            # (B, N, *) -> (rows, images of a row, N, *) -> (rows, images of a row · N, *)
             empty = images.new_zeros(len(layout.mask), layout.most, *images.shape[1:])
-            by_row[block] = empty.index_put((layout.row, layout.place), images).flatten(1, 2)
+            filled = empty.index_put((layout.row, layout.place), images)
+            by_row[block] = filled.flatten(1, 2)
         return by_row
 
     def addition(self, block: int, hidden: Tensor, visual: Placed) -> Tensor:
-        memory, seen = visual.memory[block], visual.seen
+        memory = visual.memory[block]
         if len(memory) != len(hidden):
+            # one image would otherwise be broadcast into rows that have none
             raise ValueError(
                 f"the visual memory has {len(memory)} rows and the LLM's input {len(hidden)}"
             )
-        tokens = memory.shape[1] // seen.shape[-1]
-        attend = self.attention[str(block)]
-        x = hidden.to(attend.get_parameter("query.weight").dtype)
-        added = attend(x, memory, seen.repeat_interleave(tokens, dim=-1))
+        # (rows, T or 1, images) -> (rows, T or 1, images · N): an image is seen whole
+        tokens_per_image = memory.shape[1] // visual.seen.shape[-1]
+        seen = visual.seen.repeat_interleave(tokens_per_image, dim=-1)
+
+        # the LLM may run in bfloat16 while the fusion trains in float32
+        attention = self.attention[str(block)]
+        x = hidden.to(attention.get_parameter("query.weight").dtype)
+        added = attention(x, memory, seen)
         if self.config.mlp:
-            sees = seen.any(dim=-1, keepdim=True)
-            added = added + self.mlp[str(block)](x + added).masked_fill(~sees, 0)
+            # the MLP is no attention: it would change positions that see no image
+            sees = visual.seen.any(dim=-1, keepdim=True)
+            from_mlp = self.mlp[str(block)](x + added)
+            added = added + from_mlp.masked_fill(~sees, 0)
         return added.to(hidden.dtype)
 
 
 def _position(config: InjectCrossConfig, shapes: Shapes) -> str:
-    """Where the block is changed. Raises ValueError for options that contradict each other,
-    and where the position is not defined for that family of LLM."""
+    """Where the block is changed.
+
+    Raises:
+        LayerfuseError: for options that contradict each other, and where the position is not
+            defined for that family of LLM.
+    """
     if config.mlp and config.position == "parallel":
-        raise ValueError("position 'parallel' has no place for `mlp`; valid with 'pre' and 'post'")
+        raise LayerfuseError(
+            "position 'parallel' has no place for `mlp`; valid with 'pre' and 'post'"
+        )
     if config.released_residual and config.position != "pre":
-        raise ValueError("released_residual is defined for position 'pre' only")
-    known = (*PLAIN, *SANDWICH) if config.position in ("post", "parallel") else PLAIN
-    position = "released" if config.released_residual else config.position
-    if position != "pre" and shapes.llm_family not in known:
-        raise ValueError(
+        raise LayerfuseError("released_residual is defined for position 'pre' only")
+    position = config.position
+    if config.released_residual:
+        position = "released"
+    if position == "pre":
+        return position
+
+    # these hook the parts of a block, which families build and name differently
+    known = PLAIN
+    if position != "released":
+        known = PLAIN + SANDWICH
+    if shapes.llm_family not in known:
+        raise LayerfuseError(
             f"position {position!r} is defined for LLMs of the types {', '.join(known)}, not "
             f"{shapes.llm_family!r}; position 'pre' works with every LLM"
         )

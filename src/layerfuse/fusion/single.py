@@ -5,6 +5,7 @@
 The baseline of the field: LLaVA-1.5 (Liu et al., 2310.03744) with k = 23 of CLIP-L.
 """
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import options, register
 from layerfuse.fusion.concat import Concat, ConcatConfig
 from layerfuse.vision.selection import Selection
@@ -16,7 +17,7 @@ class SingleConfig(ConcatConfig):
 
     def resolve(self, selection: Selection) -> "SingleConfig":
         if len(selection.layers) != 1:
-            raise ValueError(
+            raise LayerfuseError(
                 f"fusion 'single' takes exactly one layer, not {list(selection.layers)}; "
                 "use 'concat' or 'group_mean' for several"
             )

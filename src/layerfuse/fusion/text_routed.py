@@ -33,7 +33,7 @@ class TextRoutedConfig(BaseLayerConfig):
 
 
 @register("text_routed", TextRoutedConfig)
-class TextRouted(GuidedFusion):
+class TextRouted(GuidedFusion[TextRoutedConfig]):
     """A two-layer router over the selected layers."""
 
     paper = "TGIF"
@@ -42,14 +42,19 @@ class TextRouted(GuidedFusion):
 
     def __init__(self, config: TextRoutedConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes, len(shapes.selection.layers))
-        width, inner = shapes.llm_width, config.hidden
-        router = (nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, self.choices))
-        self.router = nn.Sequential(*router)
+        # the instruction is a mean of the LLM's embeddings, so the router has its width
+        self.router = nn.Sequential(
+            nn.Linear(shapes.llm_width, config.hidden),
+            nn.ReLU(),
+            nn.Linear(config.hidden, self.choices),
+        )
         self.norm = nn.LayerNorm(shapes.vision_width)
         self.projector = Projector(shapes.vision_width, shapes.llm_width)
 
     def allocate(self, features: Features, instruction: Tensor) -> Tensor:
-        return self.router(instruction).softmax(dim=-1)
+        # (B, D) -> (B, n)
+        logits = self.router(instruction)
+        return logits.softmax(dim=-1)
 
     def forward(
         self,
@@ -59,10 +64,14 @@ class TextRouted(GuidedFusion):
     ) -> Fused:
         weights = self.weights(features, instruction, guidance)
         base = self.normalized(features, [self.config.base])[0]
-        mix = weighted(weights, self.normalized(features, self.shapes.selection.layers))
-        return Fused(self.projector(self.norm(base + mix)), notes={"weights": weights})
+        layers = self.normalized(features, self.shapes.selection.layers)
+        mix = weighted(weights, layers)
+        tokens = self.projector(self.norm(base + mix))
+        return Fused(tokens, notes={"weights": weights})
 
     def penalty(self, fused: Fused) -> Tensor | None:
         if self.config.entropy_weight == 0:
             return None
-        return -self.config.entropy_weight * entropy(fused.notes["weights"].float().mean(dim=0))
+        # of the mean over the batch: each image may choose, but not all the same layer
+        mean = fused.notes["weights"].float().mean(dim=0)
+        return -self.config.entropy_weight * entropy(mean)

@@ -7,10 +7,12 @@ and s = 8. Pooling is along the raster, not in two dimensions: on a grid 24 wide
 is a strip of 1×8 patches. Tokens that do not fill a last strip are dropped (729 -> 91).
 """
 
+import torch
 from pydantic import PositiveInt
-from torch import Tensor, cat
+from torch import Tensor
 from torch.nn import functional as F
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import Projector
 from layerfuse.fusion.visual import Fused, Guidance
@@ -26,7 +28,7 @@ class TokenConcatConfig(BaseLayerConfig):
 
 
 @register("token_concat", TokenConcatConfig)
-class TokenConcat(Fusion):
+class TokenConcat(Fusion[TokenConcatConfig]):
     """The base layer's tokens, then the pooled tokens of each layer, through one projector."""
 
     kind = "external direct"
@@ -41,11 +43,13 @@ class TokenConcat(Fusion):
     def num_tokens(cls, config: TokenConcatConfig, grid: tuple[int, int], layers: int) -> int:
         tokens = grid[0] * grid[1]
         if tokens < config.stride:
-            raise ValueError(
+            raise LayerfuseError(
                 f"stride {config.stride} is more than the {tokens} tokens of a grid of "
                 f"{grid[0]}×{grid[1]}; valid: 1..{tokens}"
             )
-        return tokens + layers * (tokens // config.stride)
+        # tokens that do not fill a last strip are dropped
+        strips = tokens // config.stride
+        return tokens + layers * strips
 
     def forward(
         self,
@@ -53,7 +57,10 @@ class TokenConcat(Fusion):
         instruction: Tensor | None = None,
         guidance: Guidance = "instruction",
     ) -> Fused:
-        base = self.normalized(features, [self.config.base])
-        early = self.normalized(features, self.shapes.selection.layers)
-        pooled = [F.avg_pool1d(x.mT, self.config.stride).mT for x in early]
-        return Fused(self.projector(cat(base + pooled, dim=1)))
+        parts = self.normalized(features, [self.config.base])
+        for early in self.normalized(features, self.shapes.selection.layers):
+            # pooling runs along the last axis: (B, N, Dv) -> (B, Dv, N) -> (B, N // stride, Dv)
+            pooled = F.avg_pool1d(early.mT, self.config.stride)
+            parts.append(pooled.mT)
+        # one projector for all, so that every token speaks the same language
+        return Fused(self.projector(torch.cat(parts, dim=1)))

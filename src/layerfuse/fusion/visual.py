@@ -4,10 +4,12 @@ Images are always in reading order: row by row of the prompt, left to right with
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from layerfuse.errors import LayerfuseError
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,15 @@ Guidance = Literal["instruction", "uniform"] | FixedWeights
 """what weighs the layers of a guided strategy: the instruction, nothing, or fixed weights"""
 
 
+# functions, because torch.compile cannot trace a call of `dict[int, Tensor]`
+def _no_memory() -> dict[int, Tensor]:
+    return {}
+
+
+def _no_notes() -> dict[str, Tensor]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Fused:
     """What a fusion strategy makes of B images, before it is known where they stand in text.
@@ -31,8 +42,8 @@ class Fused:
     """
 
     tokens: Tensor
-    memory: dict[int, Tensor] = field(default_factory=dict)
-    notes: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[int, Tensor] = field(default_factory=_no_memory)
+    notes: dict[str, Tensor] = field(default_factory=_no_notes)
 
 
 @dataclass(frozen=True)
@@ -62,24 +73,29 @@ class Layout:
             tokens_per_image: number of image tokens that each image replaces.
 
         Raises:
-            ValueError: if the rows do not hold exactly the image tokens of these images.
+            LayerfuseError: if the rows do not hold exactly the image tokens of these images.
         """
         counts = mask.sum(dim=1)
         if torch.compiler.is_compiling() or mask.is_meta:
             # Values are unknown while tracing, so the number of images is bounded by shapes.
             most = max(1, min(images, mask.shape[1] // tokens_per_image))
         else:
-            by_row = counts.tolist()
+            by_row = _integers(counts)
             divided = any(count % tokens_per_image for count in by_row)
             if divided or sum(by_row) != images * tokens_per_image:
-                raise ValueError(
+                raise LayerfuseError(
                     f"{sum(by_row)} image tokens in the text, but {images} images of "
                     f"{tokens_per_image} tokens (by row: {by_row})"
                 )
             most = max(by_row) // tokens_per_image
+
         images_of_row = counts // tokens_per_image
         rows = torch.arange(len(counts), device=mask.device)
+        # images in reading order: row r repeats once per image; the size is given, because
+        # finding it out would wait for the GPU
         row = torch.repeat_interleave(rows, images_of_row, output_size=images)
+
+        # the number of images in all rows above
         first_of_row = images_of_row.cumsum(dim=0) - images_of_row
         place = torch.arange(images, device=mask.device) - first_of_row[row]
         return cls(mask, row, place, most, tokens_per_image)
@@ -89,9 +105,12 @@ class Layout:
 
         An image's tokens see that image; text sees the images that stand before it.
         """
+        # (rows, T), this position included
         image_tokens_so_far = self.mask.cumsum(dim=1)
         own_image = (image_tokens_so_far - 1).div(self.tokens_per_image, rounding_mode="floor")
         images_before = image_tokens_so_far // self.tokens_per_image
+
+        # (most,) against (rows, T, 1) -> (rows, T, most)
         image = torch.arange(self.most, device=self.mask.device)
         at_image = image == own_image[..., None]
         at_text = image < images_before[..., None]
@@ -137,6 +156,21 @@ class Placed:
 
 
 def spread(memory: Tensor, mask: Tensor) -> Tensor:
-    """(B, N, D) visual memory -> (rows, T, D), zero where `mask` (rows, T) is false."""
+    """Write visual memory to the positions of its image tokens.
+
+    Args:
+        memory: (B, N, D), images in reading order.
+        mask: (rows, T), true at B · N positions.
+
+    Returns:
+        (rows, T, D), zero where `mask` is false.
+    """
     dense = memory.new_zeros(*mask.shape, memory.shape[-1])
     return dense.masked_scatter(mask.unsqueeze(-1), memory)
+
+
+def _integers(counts: Tensor) -> list[int]:
+    """(n,) integers as Python's own, which waits for the GPU."""
+    # Any: torch types lists of a tensor's values by no type of element
+    values: Any = counts
+    return values.tolist()

@@ -30,12 +30,14 @@ class WeightedSumConfig(BaseLayerConfig):
     adds the mix to it, followed by a LayerNorm."""
 
     def taps(self, selection: Selection) -> tuple[int, ...]:
-        base = () if self.beside == "none" else (self.base,)
-        return tuple(sorted({*selection.layers, *base}))
+        # a base layer that is left out need not be encoded
+        if self.beside == "none":
+            return tuple(sorted(selection.layers))
+        return tuple(sorted({*selection.layers, self.base}))
 
 
 @register("weighted_sum", WeightedSumConfig)
-class WeightedSum(Fusion):
+class WeightedSum(Fusion[WeightedSumConfig]):
     """Softmax weights over layers or groups, learned as plain parameters."""
 
     kind = "external direct"
@@ -45,9 +47,16 @@ class WeightedSum(Fusion):
     def __init__(self, config: WeightedSumConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
         width = shapes.vision_width
+        # s of the formula: equal logits make a uniform mean
         self.logits = nn.Parameter(torch.zeros(len(shapes.selection.groups)))
-        self.norm = nn.LayerNorm(width) if config.beside == "add" else nn.Identity()
-        self.projector = Projector(width * (1 + (config.beside == "concat")), shapes.llm_width)
+        if config.beside == "add":
+            self.norm = nn.LayerNorm(width)
+        else:
+            self.norm = nn.Identity()
+        projected_width = width
+        if config.beside == "concat":
+            projected_width = 2 * width
+        self.projector = Projector(projected_width, shapes.llm_width)
 
     def forward(
         self,
@@ -56,9 +65,15 @@ class WeightedSum(Fusion):
         guidance: Guidance = "instruction",
     ) -> Fused:
         weights = self.logits.softmax(dim=0)
+        # (n,) -> (1, n): all images share the weights
         mix = weighted(weights.unsqueeze(0), self.group_means(features))
-        if self.config.beside != "none":
+        if self.config.beside == "none":
+            fused = mix
+        else:
             base = self.normalized(features, [self.config.base])[0]
-            concat = self.config.beside == "concat"
-            mix = torch.cat([base, mix], dim=-1) if concat else self.norm(base + mix)
-        return Fused(self.projector(mix), notes={"weights": weights})
+            if self.config.beside == "concat":
+                # (B, N, 2 Dv)
+                fused = torch.cat([base, mix], dim=-1)
+            else:
+                fused = self.norm(base + mix)
+        return Fused(self.projector(fused), notes={"weights": weights})
