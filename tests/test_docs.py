@@ -57,7 +57,8 @@ def test_python_snippets_of_the_readme_run(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     parts = ("dinov2-small", "smollm2-135m-instruct")
-    compose_processor(*parts, config, None, None).save_pretrained(folder)
+    processor = compose_processor(*parts, config, chat_template=None, image_token=None)
+    processor.save_pretrained(folder)
     Image.new("RGB", (300, 200), "red").save(tmp_path / "picture.png")
     command = [sys.executable, "-c", f"folder = {str(folder)!r}\n{load}"]  # knows nothing yet
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

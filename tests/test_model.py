@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from layerfuse import Answerer, FusionVLM, Processor
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from tests import tiny
@@ -388,10 +389,10 @@ def test_wrong_number_of_image_tokens() -> None:
     model = tiny.model("concat")
     batch = prompts(model, [1, 1])
     pixels = batch.pop("pixel_values")
-    with pytest.raises(ValueError, match=r"32 image tokens in the text, but 1 images of 16"):
+    with pytest.raises(LayerfuseError, match=r"32 image tokens in the text, but 1 images of 16"):
         model(**batch, pixel_values=pixels[:1])
     batch["input_ids"][0, 3], batch["input_ids"][1, 40] = 9, tiny.IMAGE_ID  # same sum, no images
-    with pytest.raises(ValueError, match=r"by row: \[15, 17\]"):
+    with pytest.raises(LayerfuseError, match=r"by row: \[15, 17\]"):
         model(**batch, pixel_values=pixels)
 
 
@@ -448,7 +449,7 @@ def test_ask_and_reload_with_auto_classes(tmp_path: Path) -> None:
     model = FusionVLM.compose(encoder=encoder, llm=llm, layers=[2, 3], fusion={"name": "concat"})
     from layerfuse.model.pretrained import compose_processor
 
-    processor = compose_processor(encoder, llm, model.config, None, None)
+    processor = compose_processor(encoder, llm, model.config, chat_template=None, image_token=None)
     from PIL import Image
 
     picture = Image.new("RGB", (40, 50), "red")
@@ -490,7 +491,7 @@ def test_bad_compositions_fail_before_weights_load(
     monkeypatch.setattr("layerfuse.model.vlm.Encoder.from_config", never)
     good: dict[str, Any] = {"encoder": tiny.vision_config(), "llm": tiny.text_config()}
     good |= {"layers": [2], "fusion": {"name": "concat"}, "image_token_id": tiny.IMAGE_ID}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         FusionVLM.compose(**{**good, **changes})
 
 
@@ -510,8 +511,8 @@ def test_an_llm_that_is_more_or_other_than_a_decoder_is_refused() -> None:
     both = Gemma3Config(text_config=tiny.text_config("gemma3").to_dict())
     parts: dict[str, Any] = {"encoder": tiny.vision_config(), "layers": [2]}
     parts |= {"fusion": {"name": "single"}, "image_token_id": tiny.IMAGE_ID}
-    with pytest.raises(ValueError, match="is a multimodal model"):
+    with pytest.raises(LayerfuseError, match="is a multimodal model"):
         FusionVLM.compose(llm=both, **parts)
     other = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=300)
-    with pytest.raises(ValueError, match=r"keeps its blocks elsewhere than in `model\.layers`"):
+    with pytest.raises(LayerfuseError, match=r"keeps its blocks elsewhere than in `model\.layers`"):
         FusionVLM.compose(llm=other, **parts)

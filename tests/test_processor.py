@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from layerfuse import Processor
+from layerfuse.errors import LayerfuseError
 from layerfuse.model.pretrained import load_tokenizer
 from layerfuse.model.processor import IGNORED
 from tests import tiny
@@ -91,7 +92,7 @@ def test_plain_prompt_is_image_then_caption() -> None:
     ],
 )
 def test_unusable_conversations(images: list[int], max_length: int | None, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         make().encode(TALK, images, max_length=max_length)
 
 
@@ -134,17 +135,17 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 
 def test_an_llm_without_chat_template() -> None:
-    with pytest.raises(ValueError, match="has no chat template; pass `chat_template`"):
+    with pytest.raises(LayerfuseError, match="has no chat template; pass `chat_template`"):
         make(None)
     assert make(None, chat_template=tiny.CHAT_TEMPLATE).chat_template == tiny.CHAT_TEMPLATE
 
 
 def test_an_image_token_that_the_tokenizer_lacks(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lacks the image token '<picture>'.*'<image>'"):
+    with pytest.raises(LayerfuseError, match=r"lacks the image token '<picture>'.*'<image>'"):
         make(image_token="<picture>")
     tiny.tokenizer(image=False).save_pretrained(tmp_path)
     assert "<image>" in load_tokenizer(str(tmp_path)).get_vocab()
-    with pytest.raises(ValueError, match="lacks the image token"):
+    with pytest.raises(LayerfuseError, match="lacks the image token"):
         Processor(
             tiny.image_processor(), load_tokenizer(str(tmp_path), "<pic>"), image_token="<pic>"
         )
@@ -186,7 +187,9 @@ def test_adding_the_image_token_keeps_the_other_special_tokens(tmp_path: Path) -
 
 def test_a_template_that_refuses_a_role_is_a_clear_error() -> None:
     talk = [{"role": "system", "content": "Be brief."}, *TALK]
-    with pytest.raises(ValueError, match=r"refuses the roles \['system', 'user'.*no system role"):
+    with pytest.raises(
+        LayerfuseError, match=r"refuses the roles .*no system role"
+    ):
         make(STRICT).encode(talk, [16])
 
 

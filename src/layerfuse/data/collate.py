@@ -209,9 +209,9 @@ class Collator:
             encoded = self.processor.encode(
                 list(sample.messages),
                 [tokens_per_image] * len(sample.pictures),
-                self.prompt,
-                self.max_length,
-                answers,
+                prompt=self.prompt,
+                max_length=self.max_length,
+                answers=answers,
             )
         except ValueError as error:
             if isinstance(error, NoLabelError) and self.guided and _num_answers(sample) > 1:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Shapes, Strategy, parse
 from layerfuse.vision.encoder import FAMILIES
 from layerfuse.vision.selection import LayerSpec, Selection, select
@@ -15,21 +16,23 @@ from layerfuse.vision.selection import LayerSpec, Selection, select
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """The one place that counts the tokens that an image becomes.
-
-    strategy    the fusion strategy
-    layers      number of selected layers
-    patch_size  pixels of a patch, both ways
-    token_grid  (rows, columns) to which patches are pooled; None: no pooling
-    """
+    """The one place that counts the tokens that an image becomes."""
 
     strategy: Strategy
+    """the fusion strategy, which may add or pool tokens"""
     layers: int
+    """number of selected layers"""
     patch_size: int
+    """pixels of a patch, both ways"""
     token_grid: Sequence[int] | None
+    """(rows, columns) to which patches are pooled; None: no pooling"""
 
     def of_grid(self, grid: tuple[int, int]) -> int:
-        """Tokens of an image whose features have (rows, columns) of patches."""
+        """Tokens of an image.
+
+        Args:
+            grid: (rows, columns) of the patches in the image's features.
+        """
         return self.strategy.num_tokens(grid, self.layers)
 
     def of_pixels(self, height: int, width: int) -> int:
@@ -37,7 +40,9 @@ class ImageTokens:
         if self.token_grid:
             rows, columns = self.token_grid
         else:
-            rows, columns = height // self.patch_size, width // self.patch_size
+            # pixels that fill no whole patch are not seen by the encoder
+            rows = height // self.patch_size
+            columns = width // self.patch_size
         return self.of_grid((rows, columns))
 
 
@@ -45,14 +50,23 @@ class FusionConfig(PreTrainedConfig):
     """Composite configuration; every layer index in it is resolved."""
 
     model_type = "layerfuse"
+    # transformers makes these where a saved config leaves the field out
     sub_configs_defaults: ClassVar = {
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="clip_vision_model",
+        ),
+        "text_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="llama",
+        ),
     }
 
+    # Any: a config of any family, whose fields transformers names in no common type
     vision_config: Any = None
     """the encoder's own config, at full depth"""
     text_config: Any = None
+    """the LLM's own config"""
     vision_groups: list[list[int]] | None = None
     """selected layers, as groups; a plain list of layers is one group per layer"""
     fusion: dict[str, Any] | None = None
@@ -60,12 +74,18 @@ class FusionConfig(PreTrainedConfig):
     token_grid: list[int] | None = None
     """(rows, columns) to which every layer's patch tokens are average-pooled; none: no pooling"""
     image_token_id: int = 0
+    """the token that stands in `input_ids` where a visual token belongs"""
     tie_word_embeddings: bool = False
 
     @property
     def selection(self) -> Selection:
-        groups = self.vision_groups or [[self.vision_config.num_hidden_layers]]
-        return Selection(tuple(map(tuple, groups)), self.vision_config.num_hidden_layers)
+        """The selected layers, in groups, and the depth of the whole encoder."""
+        depth: int = self.vision_config.num_hidden_layers
+        if not self.vision_groups:
+            # a config without fields, which transformers makes to compare others with it
+            return Selection(((depth,),), depth)
+        groups = tuple(tuple(group) for group in self.vision_groups)
+        return Selection(groups, depth)
 
     @property
     def vision_layers(self) -> list[int]:
@@ -103,51 +123,81 @@ def configure(
     layers: LayerSpec,
     fusion: dict[str, Any],
     token_grid: tuple[int, int] | None = None,
+    *,
     image_token_id: int = 0,
 ) -> FusionConfig:
     """Resolve layers and options against an encoder and an LLM, before any weight is loaded.
 
-    Raises ValueError for unknown strategies and options, and layers that do not exist.
+    Args:
+        vision: the encoder's config.
+        text: the LLM's config.
+        layers: the layers to take, in any form that `select` knows.
+        fusion: the strategy in recipe form.
+        token_grid: (rows, columns) to which patches are pooled; None: no pooling.
+        image_token_id: the token that visual tokens replace.
+
+    Raises:
+        LayerfuseError: for unknown strategies and options, layers that do not exist, and options
+            that do not fit this encoder or this LLM.
     """
     selection = select(layers, vision.num_hidden_layers)
     parsed = parse(fusion)
     strategy = replace(parsed, options=parsed.options.resolve(selection))
+
+    # these raise where the options do not fit the grid, the encoder or the LLM
     strategy.num_tokens(_grid(vision, token_grid), len(selection.layers))
-    # The constructor checks what only it can know; on the meta device it costs no memory.
+    # the constructor checks what only it can know; on the meta device it costs no memory
     with torch.device("meta"):
         strategy.build(shapes(selection, vision, text))
+
+    pooled = None
+    if token_grid is not None:
+        # lists, as JSON gives them back
+        pooled = list(token_grid)
     return FusionConfig(
         vision_config=vision,
         text_config=text,
         vision_groups=[list(group) for group in selection.groups],
         fusion={"name": strategy.name, **asdict(strategy.options)},
-        token_grid=list(token_grid) if token_grid else None,
+        token_grid=pooled,
         image_token_id=image_token_id,
         tie_word_embeddings=text.tie_word_embeddings,
     )
 
 
 def _grid(vision: PreTrainedConfig, token_grid: tuple[int, int] | None) -> tuple[int, int]:
-    """The token grid of an image of the encoder's own size. Raises ValueError for no grid."""
+    """(rows, columns) of the tokens of an image of the encoder's own size."""
     if token_grid is not None:
         if len(token_grid) != 2 or min(token_grid) < 1:
-            raise ValueError(f"token_grid {token_grid} must be (rows, columns), both at least 1")
+            raise LayerfuseError(
+                f"token_grid {token_grid} must be (rows, columns), both at least 1"
+            )
         return token_grid
-    side = vision.image_size
-    rows, columns = (side, side) if isinstance(side, int) else side
-    return rows // vision.patch_size, columns // vision.patch_size
+    # families write one side of a square, or both sides
+    if isinstance(vision.image_size, int):
+        height = width = vision.image_size
+    else:
+        height, width = vision.image_size
+    return height // vision.patch_size, width // vision.patch_size
 
 
 def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfig) -> Shapes:
-    """The surroundings of a strategy, as the configurations say."""
-    inside = text.to_dict()
+    """The surroundings of a strategy, as the configurations say.
+
+    Args:
+        selection: the selected layers.
+        vision: the config of an encoder of one of `FAMILIES`.
+        text: the config of any LLM.
+    """
+    # as a dict: not every LLM has heads or an MLP, and attributes of configs may be renamed
+    settings = text.to_dict()
     return Shapes(
         selection,
-        vision.hidden_size,
-        text.hidden_size,
-        text.num_hidden_layers,
-        llm_heads=inside.get("num_attention_heads"),
-        llm_ffn=inside.get("intermediate_size"),
+        vision_width=vision.hidden_size,
+        llm_width=text.hidden_size,
+        llm_depth=text.num_hidden_layers,
+        llm_heads=settings.get("num_attention_heads"),
+        llm_ffn=settings.get("intermediate_size"),
         llm_family=text.model_type,
         has_cls=FAMILIES[vision.model_type].prefix(vision) > 0,
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.processor import IMAGE_TOKEN, Processor
@@ -23,21 +24,48 @@ NameOrConfig = str | PreTrainedConfig
 
 
 def text_config_of(llm: NameOrConfig) -> PreTrainedConfig:
-    """The configuration of an LLM. Raises ValueError if it is more than a language model."""
-    config = llm if isinstance(llm, PreTrainedConfig) else AutoConfig.from_pretrained(resolve(llm))
-    if config.get_text_config() is not config:
-        raise ValueError(
-            f"{llm if isinstance(llm, str) else config.model_type} is a multimodal model "
-            f"({config.model_type}); give a language model alone"
+    """The configuration of an LLM.
+
+    Args:
+        llm: hub id, folder, local-model name, or the configuration itself.
+
+    Raises:
+        LayerfuseError: if it cannot be found, or is more than a language model.
+    """
+    if isinstance(llm, str):
+        name = llm
+        # Any: transformers does not annotate what its automatic classes make
+        auto_config: Any = AutoConfig
+        try:
+            config: PreTrainedConfig = auto_config.from_pretrained(resolve(llm))
+        except OSError as error:
+            raise LayerfuseError(f"cannot read the LLM {llm}: {error}") from error
+    else:
+        name = llm.model_type
+        config = llm
+    # a multimodal config holds that of its language model; a language model's is itself
+    # Any: transformers does not annotate the arguments of this method
+    untyped: Any = config
+    if untyped.get_text_config() is not config:
+        raise LayerfuseError(
+            f"{name} is a multimodal model ({config.model_type}); give a language model alone"
         )
     return config
 
 
+# Any: causal LMs share no type that says what they hold
 def decoder_blocks(language_model: Any) -> nn.ModuleList:
-    """The decoder blocks, where internal fusion attaches. Raises ValueError if there are none."""
+    """The decoder blocks, where internal fusion attaches.
+
+    Args:
+        language_model: a causal LM of transformers.
+
+    Raises:
+        LayerfuseError: if it keeps them elsewhere than usual.
+    """
     decoder = language_model.get_decoder()
     if decoder is None or "layers" not in decoder._modules:
-        raise ValueError(
+        raise LayerfuseError(
             f"{type(language_model).__name__} keeps its blocks elsewhere than in `model.layers`; "
             "valid are LLMs of the usual build: llama, qwen, mistral, gemma, phi, smollm, ..."
         )
@@ -45,32 +73,72 @@ def decoder_blocks(language_model: Any) -> nn.ModuleList:
 
 
 def load_llm(
-    llm: NameOrConfig, dtype: torch.dtype, attn_implementation: str | None, image_token_id: int
+    llm: NameOrConfig,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
+    image_token_id: int,
 ) -> PreTrainedModel:
-    """A causal LM with its pretrained weights, or with random ones from a config, that knows the
-    image token and never answers with it. If the token is new, its row is the mean of the others,
-    so that it is never the likeliest next one."""
-    kernel = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    """A causal LM that knows the image token and never answers with it.
+
+    Args:
+        llm: hub id, folder or local-model name for pretrained weights, a config for random ones.
+        dtype: the dtype of the weights.
+        attn_implementation: the attention kernel by transformers' name; None is its own choice.
+        image_token_id: the image token. If it is new, its row in the tables of embeddings is the
+            mean of the others, so that it is never the likeliest next one.
+
+    Raises:
+        LayerfuseError: if the LLM cannot be found.
+    """
+    options: dict[str, Any] = {"dtype": dtype}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    # Any: transformers does not annotate what its automatic classes make
+    auto_model: Any = AutoModelForCausalLM
     if isinstance(llm, str):
-        model: Any = AutoModelForCausalLM.from_pretrained(resolve(llm), dtype=dtype, **kernel)
-        if not model.generation_config.do_sample:  # saving refuses what only sampling would read
+        try:
+            model = auto_model.from_pretrained(resolve(llm), **options)
+        except OSError as error:
+            raise LayerfuseError(f"cannot read the LLM {llm}: {error}") from error
+        if not model.generation_config.do_sample:
+            # saving refuses what only sampling would read
             model.generation_config.update(temperature=None, top_p=None, top_k=None)
     else:
-        model = AutoModelForCausalLM.from_config(llm, dtype=dtype, **kernel)
+        model = auto_model.from_config(llm, **options)
     model.generation_config.suppress_tokens = [image_token_id]
-    old = model.get_input_embeddings().weight.shape[0]
-    if image_token_id >= old:
+
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if image_token_id >= vocabulary:
+        # transformers would draw the new rows at random around the mean
         model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-            rows = table.weight.data
-            rows[old:] = rows[:old].float().mean(dim=0).to(rows.dtype)
+            rows: Tensor = table.weight.data
+            # a mean over so many rows needs float32
+            mean = rows[:vocabulary].float().mean(dim=0)
+            rows[vocabulary:] = mean.to(rows.dtype)
     return model
 
 
 def compose_processor(
-    encoder: str, llm: str, config: FusionConfig, chat_template: str | None, image_token: str | None
+    encoder: str,
+    llm: str,
+    config: FusionConfig,
+    *,
+    chat_template: str | None,
+    image_token: str | None,
 ) -> Processor:
-    """The processor that belongs to a model composed from the same encoder and LLM."""
+    """The processor that belongs to a model composed from the same encoder and LLM.
+
+    Args:
+        encoder: hub id, folder or local-model name.
+        llm: the same, of the LLM.
+        config: the composed model's config.
+        chat_template: a Jinja template of `messages`; None takes the tokenizer's own.
+        image_token: a token of the LLM that marks images; None takes `<image>`.
+
+    Raises:
+        LayerfuseError: as `Processor`, and if an image processor or tokenizer cannot be found.
+    """
     return Processor(
         load_image_processor(encoder),
         load_tokenizer(llm, image_token),
@@ -83,20 +151,44 @@ def compose_processor(
     )
 
 
+# Any: tokenizers and image processors of transformers share no type that says what they have
 def load_tokenizer(name: str, image_token: str | None = None) -> Any:
     """The tokenizer of an LLM with an image token in it.
 
-    Without `image_token`, `<image>` is used, and added where it is missing. A token that is named
-    must exist: `Processor` checks it.
+    Args:
+        name: hub id, folder or local-model name.
+        image_token: a token that must exist, which `Processor` checks. None takes `<image>`, which
+            is added where it is missing.
+
+    Raises:
+        LayerfuseError: if the tokenizer cannot be found.
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    auto_tokenizer: Any = AutoTokenizer
+    try:
+        tokenizer = auto_tokenizer.from_pretrained(resolve(name))
+    except OSError as error:
+        raise LayerfuseError(f"cannot read the tokenizer of {name}: {error}") from error
     if image_token is None and IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True)], special_tokens=True)
+        # special: it is never split, and left out of decoded text
+        added = AddedToken(IMAGE_TOKEN, special=True)
+        tokenizer.add_tokens([added], special_tokens=True)
     if tokenizer.pad_token is None:
+        # padding is masked by its place, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_image_processor(name: str) -> Any:
-    """The PIL image processor of an encoder (hub id, folder or local-model name)."""
-    return AutoImageProcessor.from_pretrained(resolve(name), backend="pil")
+    """The image processor of an encoder, in its version for PIL images.
+
+    Args:
+        name: hub id, folder or local-model name.
+
+    Raises:
+        LayerfuseError: if it cannot be found.
+    """
+    auto_image_processor: Any = AutoImageProcessor
+    try:
+        return auto_image_processor.from_pretrained(resolve(name), backend="pil")
+    except OSError as error:
+        raise LayerfuseError(f"cannot read the image processor of {name}: {error}") from error

@@ -2,48 +2,90 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
 from transformers import BatchFeature, ProcessorMixin
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import parse
 from layerfuse.model.config import ImageTokens
 from layerfuse.model.instruction import instruction_source
 
 IMAGE_TOKEN = "<image>"
+"""what marks a picture in messages, and by default in tokens too"""
 IGNORED = -100
+"""the label of a token that is not learned, as in PyTorch's cross-entropy"""
 Message = dict[str, str]
 """{"role": "user" | "assistant" | "system", "content": text, `<image>` where a picture belongs}"""
 
-Spans = list[tuple[int, int]]
-"""first and last + 1 characters of the answers in a text"""
-
 # Answers are rendered as these private-use characters first, so that their place in the text is
 # known exactly, whatever the chat template puts around them.
-_OPEN, _CLOSE = "\ue000", "\ue001"
+_OPEN = "\ue000"
+_CLOSE = "\ue001"
 
 
-class NoLabelError(ValueError):
+class NoLabelError(LayerfuseError):
     """No token of a sample is left to learn from."""
 
 
+@dataclass(frozen=True)
+class Span:
+    """A stretch of characters or of tokens."""
+
+    start: int
+    """the first"""
+    end: int
+    """the last + 1"""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text."""
+
+    text: str
+    answers: list[Span]
+    """the characters of each answer, in order"""
+
+
 def question_of(messages: Sequence[Message]) -> str:
-    """The last user message without its image markers: what a guided strategy may read."""
-    asked = [m["content"] for m in messages if m["role"] == "user"]
-    return asked[-1].replace(IMAGE_TOKEN, "").strip() if asked else ""
+    """The last user message without its image markers: what a guided strategy may read.
+
+    Args:
+        messages: a conversation.
+
+    Returns:
+        The question; an empty text where the user says nothing.
+    """
+    question = ""
+    for message in messages:
+        if message["role"] == "user":
+            question = message["content"]
+    return question.replace(IMAGE_TOKEN, "").strip()
 
 
 class Processor(ProcessorMixin):
     """Image processor and tokenizer of one `FusionVLM`.
 
-    `fusion` is the model's strategy in recipe form and `layers` its number of selected layers: they
-    decide how many tokens an image becomes.
-    Raises ValueError if the tokenizer has no chat template (and none is given) or lacks the image
-    token.
+    Args:
+        image_processor: the encoder's, of transformers.
+        tokenizer: the LLM's, of transformers.
+        patch_size: pixels of a patch, both ways.
+        token_grid: (rows, columns) to which patches are pooled; None: no pooling.
+        fusion: the model's strategy in recipe form.
+        layers: number of selected layers; with `fusion` it decides how many tokens an image
+            becomes.
+        image_token: the token of the tokenizer that stands for a visual token.
+        chat_template: a Jinja template of `messages`; None takes the tokenizer's own.
+
+    Raises:
+        LayerfuseError: if the tokenizer is a slow one, has no chat template (and none is given) or
+            lacks the image token.
     """
 
+    # Any: image processors and tokenizers of transformers share no type that says what they have
     def __init__(
         self,
         image_processor: Any = None,
@@ -56,39 +98,58 @@ class Processor(ProcessorMixin):
         chat_template: str | None = None,
     ) -> None:
         template: Any = chat_template or tokenizer.chat_template
-        chat_template = template["default"] if isinstance(template, dict) else template
+        if isinstance(template, dict):
+            # some tokenizers have several by name, for tools or documents
+            template_by_name: dict[str, str] = {**template}
+            template = template_by_name["default"]
         if not tokenizer.is_fast:
-            raise ValueError("the LLM needs a fast tokenizer: slow ones give no offsets of tokens")
-        if chat_template is None:
-            raise ValueError(
+            raise LayerfuseError(
+                "the LLM needs a fast tokenizer: slow ones give no offsets of tokens"
+            )
+        if template is None:
+            raise LayerfuseError(
                 f"the tokenizer of {tokenizer.name_or_path or 'the LLM'} has no chat template; "
                 "pass `chat_template` (a Jinja template of `messages`), for example the text of "
                 "recipes/templates/vicuna_v1.jinja"
             )
         if image_token not in tokenizer.get_vocab():
-            raise ValueError(
+            raise LayerfuseError(
                 f"the tokenizer lacks the image token {image_token!r}; its special tokens are "
                 f"{tokenizer.all_special_tokens}. Name one of them, or leave `image_token` unset: "
                 "`FusionVLM.compose` and `layerfuse.model.pretrained.load_tokenizer` add "
                 f"{IMAGE_TOKEN!r}"
             )
+
+        # saved by transformers: every attribute that has the name of an argument
         self.patch_size = patch_size
-        self.token_grid = list(token_grid) if token_grid else None
+        self.token_grid: list[int] | None = None
+        if token_grid:
+            self.token_grid = list(token_grid)
         self.fusion = fusion or {"name": "single"}
         self.layers = layers
+        self.image_token = image_token
+
         strategy = parse(self.fusion)
         self.image_tokens = ImageTokens(strategy, layers, patch_size, self.token_grid)
         self.instruction = instruction_source(strategy)
-        self.image_token = image_token
-        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(image_token)
+        # the model's answer continues a row at its right end
         tokenizer.padding_side = "left"
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        # Any: transformers does not annotate its constructor
+        parent: Any = super()
+        parent.__init__(image_processor, tokenizer, chat_template=template)
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens that one preprocessed image of that many pixels becomes."""
         return self.image_tokens.of_pixels(height, width)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
+        """What transformers' own call writes for an image.
+
+        Args:
+            image_inputs: what the image processor gave.
+            image_idx: index of the image.
+        """
         height, width = image_inputs["pixel_values"][image_idx].shape[-2:]
         return self.image_token * self.num_image_tokens(height, width)
 
@@ -97,24 +158,40 @@ class Processor(ProcessorMixin):
 
         It is exactly what stands before an answer in training; spaces that the template writes
         there belong to the answer, as tokenizers merge them with its first word.
+
+        Args:
+            messages: a conversation that ends with a user message.
+
+        Raises:
+            LayerfuseError: if the chat template refuses the conversation.
         """
+        # not `add_generation_prompt`, which some templates write differently from an answer
         text = self._render([*messages, {"role": "assistant", "content": _OPEN}])
         return text[: text.index(_OPEN)].rstrip(" ")
 
     def inputs(
         self, conversations: list[list[Message]], images: list[Any] | None = None
     ) -> BatchFeature:
-        """Left-padded model inputs that end where the answers begin; `images` in reading order.
+        """Left-padded model inputs that end where the answers begin.
 
-        With a strategy that reads sentences, `instruction` holds the embedding of each
-        conversation's last question.
+        Args:
+            conversations: one per row, each ending with a user message.
+            images: PIL images, in reading order over all rows.
+
+        Returns:
+            `pixel_values` (images, 3, height, width) if there are images, and what `text_inputs`
+            gives.
+
+        Raises:
+            LayerfuseError: if the chat template refuses a conversation.
         """
-        pixels: dict[str, Any] = {}
-        tokens_per_image = 0
-        if images:
-            pixels = dict(self.image_processor(images, return_tensors="pt"))
-            tokens_per_image = self.num_image_tokens(*pixels["pixel_values"].shape[-2:])
-        return BatchFeature({**pixels, **self.text_inputs(conversations, tokens_per_image)})
+        if not images:
+            return BatchFeature(self.text_inputs(conversations, 0))
+        inputs: dict[str, Any] = dict(self.image_processor(images, return_tensors="pt"))
+        height, width = inputs["pixel_values"].shape[-2:]
+        tokens_per_image = self.num_image_tokens(height, width)
+        inputs.update(self.text_inputs(conversations, tokens_per_image))
+        return BatchFeature(inputs)
 
     def text_inputs(
         self, conversations: Sequence[Sequence[Message]], tokens_per_image: int
@@ -128,16 +205,28 @@ class Processor(ProcessorMixin):
         Returns:
             Left-padded `input_ids` and `attention_mask` (rows, T) that end where the answers
             begin, and `instruction` (rows, E) for strategies that read the question.
+
+        Raises:
+            LayerfuseError: if the chat template refuses a conversation.
         """
-        texts = []
-        questions = []
+        texts: list[str] = []
+        questions: list[str] = []
         for messages in conversations:
             # Both `<image>` and the tokenizer's own image token mark a picture.
             prompt = self.prompt(list(messages)).replace(IMAGE_TOKEN, self.image_token)
             texts.append(prompt.replace(self.image_token, self.image_token * tokens_per_image))
             questions.append(question_of(messages).replace(self.image_token, "").strip())
-        tokens = self.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-        inputs = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        # the template has written the special tokens already
+        tokens = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            padding=True,
+            return_tensors="pt",
+        )
+        inputs: dict[str, torch.Tensor] = {
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+        }
         instruction = self.instruction.embed(questions)
         if instruction is not None:
             inputs["instruction"] = instruction
@@ -147,87 +236,160 @@ class Processor(ProcessorMixin):
         self,
         messages: list[Message],
         image_tokens: list[int],
+        *,
         prompt: Literal["chat", "plain"] = "chat",
         max_length: int | None = None,
         answers: Literal["all", "last"] = "all",
     ) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels` (T,) of a training conversation; only answers are labelled, all
-        of them or the last.
+        """A training conversation, of which only answers are labelled.
 
-        `image_tokens` is the token count of each image in order. `prompt: plain` writes the images
-        and the answers alone (LLaVA's alignment format). Raises ValueError when the number of
-        images does not fit the text or when `max_length` would cut image tokens away, and
-        NoLabelError when no token is labelled.
+        Args:
+            messages: the conversation, with an `<image>` marker per image.
+            image_tokens: the token count of each image, in order.
+            prompt: `chat` writes the chat template; `plain` the images and the answers alone
+                (LLaVA's alignment format).
+            max_length: tokens that are left of a longer conversation; None leaves all.
+            answers: whether all answers are labelled or the last alone.
+
+        Returns:
+            `input_ids` and `labels`, both (T,); labels are -100 where nothing is to be learned.
+
+        Raises:
+            NoLabelError: when no token is labelled.
+            LayerfuseError: when the number of images does not fit the text, when `max_length`
+                would cut image tokens away, or the chat template refuses the conversation.
         """
         messages = self._expand(messages, image_tokens)
-        text, spans = self._plain(messages) if prompt == "plain" else self._chat(messages)
-        spans = spans[-1:] if answers == "last" else spans
+        rendered = self._plain(messages) if prompt == "plain" else self._chat(messages)
+        spans = rendered.answers
+        if answers == "last":
+            spans = spans[-1:]
+        # a chat template writes the special tokens itself
         encoded = self.tokenizer(
-            text, add_special_tokens=prompt == "plain", return_offsets_mapping=True
+            rendered.text,
+            add_special_tokens=prompt == "plain",
+            return_offsets_mapping=True,
         )
-        ids, labels = encoded["input_ids"], [IGNORED] * len(encoded["input_ids"])
-        for first, last in self._labelled(text, encoded, spans):
-            own = ids[first:last]
-            labels[first:last] = [IGNORED if k == self.image_token_id else k for k in own]
-        kept = torch.tensor(ids)[:max_length], torch.tensor(labels)[:max_length]
-        if int((kept[0] == self.image_token_id).sum()) != sum(image_tokens):
-            raise ValueError(f"{len(ids)} tokens: max_length {max_length} would cut image tokens")
-        if bool((kept[1] == IGNORED).all()):
-            raise NoLabelError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
-        return {"input_ids": kept[0], "labels": kept[1]}
 
-    def _labelled(self, text: str, encoded: Any, spans: Spans) -> Iterator[tuple[int, int]]:
-        """Token ranges of the answers, each with the special token that ends its turn, if any."""
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        added = self.tokenizer.added_tokens_decoder
-        special = {k for k, token in added.items() if token.special} - {self.image_token_id}
-        for start, end in spans:
-            inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > start]
+        ids: list[int] = encoded["input_ids"]
+        labels = [IGNORED] * len(ids)
+        for span in self._token_spans(rendered.text, encoded, spans):
+            for place in range(span.start, span.end):
+                # an answer may hold an image, which is not for the LLM to write
+                if ids[place] != self.image_token_id:
+                    labels[place] = ids[place]
+
+        input_tensor = torch.tensor(ids)[:max_length]
+        label_tensor = torch.tensor(labels)[:max_length]
+        image_places = input_tensor == self.image_token_id
+        if int(image_places.sum()) != sum(image_tokens):
+            raise LayerfuseError(
+                f"{len(ids)} tokens: max_length {max_length} would cut image tokens"
+            )
+        if bool((label_tensor == IGNORED).all()):
+            raise NoLabelError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
+        return {"input_ids": input_tensor, "labels": label_tensor}
+
+    def _token_spans(self, text: str, encoded: Any, answers: list[Span]) -> Iterator[Span]:
+        """The tokens of each answer, with the special token that ends its turn, if any."""
+        ids: list[int] = encoded["input_ids"]
+        # the first and last + 1 characters of every token
+        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        end_tokens = self._special_ids() - {self.image_token_id}
+        for answer in answers:
+            inside: list[int] = []
+            for index, (first, last) in enumerate(offsets):
+                # tokens that a tokenizer adds by itself cover no character
+                if first < last and first < answer.end and last > answer.start:
+                    inside.append(index)
             if not inside:
                 continue
-            after = inside[-1] + 1
+            end = inside[-1] + 1
+            # templates may write spaces before the end of a turn
+            after = end
             while after < len(ids) and not text[slice(*offsets[after])].strip():
                 after += 1
-            closed = after < len(ids) and ids[after] in special
-            yield inside[0], after + 1 if closed else inside[-1] + 1
+            if after < len(ids) and ids[after] in end_tokens:
+                end = after + 1
+            yield Span(inside[0], end)
+
+    def _special_ids(self) -> set[int]:
+        """The ids of all special tokens, the added ones too."""
+        special: set[int] = set()
+        for token_id, token in self.tokenizer.added_tokens_decoder.items():
+            if token.special:
+                special.add(token_id)
+        return special
 
     def _render(self, messages: list[Message]) -> str:
-        how: Any = {"chat_template": self.chat_template, "tokenize": False}
+        """The text that the chat template makes of a conversation."""
         try:
-            return self.tokenizer.apply_chat_template(messages, **how)
+            return self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self.chat_template,
+                tokenize=False,
+            )
         except TemplateError as error:
-            roles = [m["role"] for m in messages]
-            raise ValueError(f"the chat template refuses the roles {roles}: {error}") from error
+            roles = [message["role"] for message in messages]
+            raise LayerfuseError(f"the chat template refuses the roles {roles}: {error}") from error
 
-    def _chat(self, messages: list[Message]) -> tuple[str, Spans]:
-        answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
-        marks = iter(f"{_OPEN}{i}{_CLOSE}" for i in range(len(answers)))
-        shown = [{**m, "content": next(marks)} if m["role"] == "assistant" else m for m in messages]
-        rest, text, spans = self._render(shown), "", []
-        for i, answer in enumerate(answers):
-            before, mark, rest = rest.partition(f"{_OPEN}{i}{_CLOSE}")
-            if not mark:
-                raise ValueError("the chat template does not write every answer, in order")
+    def _chat(self, messages: list[Message]) -> Rendered:
+        """The conversation in the chat template, and where its answers stand."""
+        # rendered with a mark in place of each answer, whose text may also stand elsewhere
+        answers: list[str] = []
+        marks: list[str] = []
+        marked_messages: list[Message] = []
+        for message in messages:
+            if message["role"] == "assistant":
+                mark = f"{_OPEN}{len(marks)}{_CLOSE}"
+                marks.append(mark)
+                answers.append(message["content"].strip())
+                message = {**message, "content": mark}
+            marked_messages.append(message)
+
+        text = ""
+        spans: list[Span] = []
+        rest = self._render(marked_messages)
+        for mark, answer in zip(marks, answers, strict=True):
+            before, separator, rest = rest.partition(mark)
+            if not separator:
+                raise LayerfuseError("the chat template does not write every answer, in order")
             text += before
-            spans.append((len(text.rstrip(" ")), len(text) + len(answer)))
+            # spaces before an answer are merged with its first word by tokenizers
+            spans.append(Span(len(text.rstrip(" ")), len(text) + len(answer)))
             text += answer
-        return text + rest, spans
+        return Rendered(text + rest, spans)
 
-    def _plain(self, messages: list[Message]) -> tuple[str, Spans]:
-        count = sum(m["content"].count(self.image_token) for m in messages)
-        text, spans = self.image_token * count, []
-        for answer in (m["content"].strip() for m in messages if m["role"] == "assistant"):
-            spans.append((len(text), len(text) + len(answer)))
-            text += answer + self.tokenizer.eos_token
-        return text, spans
+    def _plain(self, messages: list[Message]) -> Rendered:
+        """All images, then the answers, each with an end-of-sequence token."""
+        count = 0
+        for message in messages:
+            count += message["content"].count(self.image_token)
+        text: str = self.image_token * count
+        spans: list[Span] = []
+        for message in messages:
+            if message["role"] == "assistant":
+                answer = message["content"].strip()
+                spans.append(Span(len(text), len(text) + len(answer)))
+                text += answer + self.tokenizer.eos_token
+        return Rendered(text, spans)
 
     def _expand(self, messages: list[Message], image_tokens: list[int]) -> list[Message]:
         """The messages with as many image tokens in place of each marker as its image becomes."""
-        markers = sum(m["content"].count(IMAGE_TOKEN) for m in messages)
+        markers = 0
+        for message in messages:
+            markers += message["content"].count(IMAGE_TOKEN)
         if markers != len(image_tokens):
-            raise ValueError(f"{markers} {IMAGE_TOKEN} markers, {len(image_tokens)} images")
-        runs = (self.image_token * count for count in image_tokens)
-        return [
-            {**m, "content": re.sub(IMAGE_TOKEN, lambda _: next(runs), m["content"])}
-            for m in messages
-        ]
+            raise LayerfuseError(f"{markers} {IMAGE_TOKEN} markers, {len(image_tokens)} images")
+
+        counts = iter(image_tokens)
+
+        def image_run(marker: re.Match[str]) -> str:
+            return self.image_token * next(counts)
+
+        expanded: list[Message] = []
+        for message in messages:
+            # a function, as the image token itself may be `<image>`
+            content = re.sub(IMAGE_TOKEN, image_run, message["content"])
+            expanded.append({**message, "content": content})
+        return expanded

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Fused, Guidance, Layout, Placed, attach
 from layerfuse.model.config import FusionConfig, configure, shapes
 from layerfuse.model.instruction import instruction_source
@@ -44,6 +45,11 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     """A vision encoder, a fusion strategy and a decoder-only LLM.
 
     Attributes: `vision_tower` (Encoder), `fusion` (Fusion), `language_model` (a stock causal LM).
+
+    Args:
+        config: layers and options, resolved.
+        vision_tower: the encoder; None makes one with random weights.
+        language_model: the causal LM; None makes one with random weights.
     """
 
     config_class = FusionConfig
@@ -62,27 +68,38 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         vision_tower: Encoder | None = None,
         language_model: PreTrainedModel | None = None,
     ) -> None:
-        super().__init__(config)
-        grid = None
-        if config.token_grid:
-            grid = (config.token_grid[0], config.token_grid[1])
-        self.vision_tower = vision_tower or Encoder.from_config(
-            config.vision_config, config.taps, grid
-        )
+        # Any: transformers does not annotate its constructors
+        parent: Any = super()
+        parent.__init__(config)
+        if vision_tower is None:
+            grid = None
+            if config.token_grid:
+                grid = (config.token_grid[0], config.token_grid[1])
+            vision_tower = Encoder.from_config(config.vision_config, config.taps, grid)
+        if language_model is None:
+            auto_model: Any = AutoModelForCausalLM
+            language_model = auto_model.from_config(config.text_config)
+
+        self.vision_tower = vision_tower
         strategy = config.strategy
         self.fusion = strategy.build(
             shapes(config.selection, config.vision_config, config.text_config)
         )
         self.instruction = instruction_source(strategy)
         self.image_tokens = config.image_tokens
-        self.language_model: Any = language_model or AutoModelForCausalLM.from_config(
-            config.text_config
-        )
+        # Any: causal LMs share no type that says what they hold
+        self.language_model: Any = language_model
         attach(self.fusion, decoder_blocks(self.language_model))
-        parts = (self.vision_tower.tower, self.language_model)
-        self._no_split_modules = [n for part in parts for n in part._no_split_modules or []]
+
+        # the blocks that FSDP and device maps must keep whole
+        unsplit: list[str] = []
+        for part in (self.vision_tower.tower, self.language_model):
+            unsplit.extend(part._no_split_modules or ())
+        self._no_split_modules = unsplit
         self.post_init()
-        self.fusion.reset_parameters()  # transformers skips what has no parameters of its own
+        # transformers skips what has no parameters of its own
+        self.fusion.reset_parameters()
+        # the LLM's own: its stop tokens, and the image token that is never an answer
         self.generation_config = self.language_model.generation_config
 
     @classmethod
@@ -101,24 +118,46 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     ) -> "FusionVLM":
         """A new model from a pretrained encoder and LLM; the fusion is random and in float32.
 
-        `encoder` and `llm` are hub ids, local folders, local-model names, or config objects (random
-        weights). With a config as `llm`, give `image_token_id`. Raises ValueError for anything that
-        does not fit, before weights load.
+        Args:
+            encoder: hub id, folder or local-model name, or a config for random weights.
+            llm: the same; with a config, give `image_token_id`.
+            layers: the layers to take, in any form that `select` knows.
+            fusion: the strategy in recipe form.
+            token_grid: (rows, columns) to which patches are pooled; None: no pooling.
+            image_token_id: id of the token that visual tokens replace; None looks it up.
+            image_token: its text; None takes `<image>`, and adds it to the LLM where it is missing.
+            dtype: the dtype of the encoder and the LLM.
+            attn_implementation: the LLM's attention kernel; None is transformers' choice.
+
+        Raises:
+            LayerfuseError: for anything that does not fit, before weights load.
         """
-        encoder, llm = (str(x) if isinstance(x, Path) else x for x in (encoder, llm))
-        vision, text = load_vision_config(encoder), text_config_of(llm)
+        if isinstance(encoder, Path):
+            encoder = str(encoder)
+        if isinstance(llm, Path):
+            llm = str(llm)
+        vision = load_vision_config(encoder)
+        text = text_config_of(llm)
         if image_token_id is None:
             if not isinstance(llm, str):
-                raise ValueError("`llm` is a config, so `image_token_id` must be given")
-            tokens = load_tokenizer(llm, image_token)
-            image_token_id = int(tokens.convert_tokens_to_ids(image_token or IMAGE_TOKEN))
-        config = configure(vision, text, layers, fusion, token_grid, image_token_id)
-        taps = config.taps
+                raise LayerfuseError("`llm` is a config, so `image_token_id` must be given")
+            tokenizer = load_tokenizer(llm, image_token)
+            image_token_id = int(tokenizer.convert_tokens_to_ids(image_token or IMAGE_TOKEN))
+        config = configure(
+            vision,
+            text,
+            layers,
+            fusion,
+            token_grid,
+            image_token_id=image_token_id,
+        )
+
         if isinstance(encoder, str):
-            tower = Encoder(load_tower(encoder, vision, dtype), taps, token_grid)
+            tower = Encoder(load_tower(encoder, vision, dtype), config.taps, token_grid)
         else:
-            tower = Encoder.from_config(vision, taps, token_grid).to(dtype)
+            tower = Encoder.from_config(vision, config.taps, token_grid).to(dtype)
         language_model = load_llm(llm, dtype, attn_implementation, image_token_id)
+        # the LLM may have grown by the image token
         config.text_config = language_model.config
         return cls(config, tower, language_model)
 
@@ -131,6 +170,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     @property
     def embedding_std(self) -> float:
         """Standard deviation of the LLM's text embeddings, as the first block sees them."""
+        # asked for by id and not read as weights: some families scale their embeddings
         table = self.get_input_embeddings()
         ids = torch.arange(self.config.text_config.vocab_size, device=self.device)
         with torch.no_grad():
@@ -138,10 +178,15 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
 
     @property
     def fusion_dtype(self) -> torch.dtype:
+        """The dtype of the fusion's weights, which may be wider than the LLM's."""
         return next(self.fusion.parameters()).dtype
 
     def encode_images(self, pixel_values: Tensor) -> Features:
-        """(B, 3, height, width) -> features of the selected layers, without gradient if frozen."""
+        """The features of the selected layers, without gradient if the encoder is frozen.
+
+        Args:
+            pixel_values: (B, 3, height, width) preprocessed pixels.
+        """
         return self.vision_tower(pixel_values)
 
     def fuse(
@@ -156,7 +201,11 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             features: the selected layers of the images.
             instruction: (B, E), for guided strategies.
             guidance: what weighs the layers of guided strategies.
+
+        Raises:
+            LayerfuseError: if the instruction is to guide and there is none.
         """
+        # cached features wait on the CPU, often in half precision
         features = features.to(device=self.device, dtype=self.fusion_dtype)
         if instruction is not None:
             instruction = instruction.to(device=self.device, dtype=self.fusion_dtype)
@@ -165,26 +214,52 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     def get_image_features(
         self, pixel_values: Tensor, instruction: Tensor | None = None, **_: Any
     ) -> BaseModelOutputWithPooling:
-        """The fused tokens (B, N', D) in `pooler_output`, where serving engines look for them."""
-        return BaseModelOutputWithPooling(
-            pooler_output=self.fuse(self.encode_images(pixel_values), instruction).tokens
-        )
+        """The fused tokens, where serving engines look for them.
+
+        Args:
+            pixel_values: (B, 3, height, width) preprocessed pixels.
+            instruction: (B, E), for guided strategies.
+
+        Returns:
+            An output with (B, N', D) as `pooler_output`.
+        """
+        fused = self.fuse(self.encode_images(pixel_values), instruction)
+        # Any: transformers declares a narrower class of tensors
+        tokens: Any = fused.tokens
+        return BaseModelOutputWithPooling(pooler_output=tokens)
 
     def prompt_embedding(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
-        """(rows, D): mean of the LLM's embeddings of the text before the first labelled token of
-        each row, without image tokens and padding; zero where there is none."""
+        """What guides strategies that read the prompt.
+
+        Args:
+            input_ids: (rows, T)
+            attention_mask: (rows, T), zero at padding.
+            labels: (rows, T), -100 where ignored; None where all text is the prompt.
+
+        Returns:
+            (rows, D): mean of the LLM's embeddings of the text before the first labelled token of
+            each row, without image tokens and padding; zero where there is none.
+
+        Raises:
+            LayerfuseError: if the attention mask is not (rows, T).
+        """
+        # (rows, T) booleans
         prompt = input_ids != self.config.image_token_id
         if attention_mask is not None:
             if attention_mask.ndim != 2:
-                raise ValueError("with a prepared attention mask, give `instruction` as well")
+                raise LayerfuseError("with a prepared attention mask, give `instruction` as well")
             prompt = prompt & attention_mask.bool()
         if labels is not None:
-            prompt = prompt & ((labels != IGNORED).cumsum(dim=1) == 0)
+            # an answer never reaches the router, nor does what follows it
+            labelled_so_far = (labels != IGNORED).cumsum(dim=1)
+            prompt = prompt & (labelled_so_far == 0)
+        # (rows, T, D) -> (rows, D); a sum over many tokens needs float32
         embeds = self.get_input_embeddings()(input_ids)
         total = (embeds * prompt[..., None]).sum(dim=1, dtype=torch.float32)
-        return total / prompt.sum(dim=1, keepdim=True).clamp_min(1)
+        tokens = prompt.sum(dim=1, keepdim=True).clamp_min(1)
+        return total / tokens
 
     def forward(
         self,
@@ -225,14 +300,20 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             returned.
 
         Raises:
-            ValueError: if the images do not fit the image tokens, or the instruction is missing.
+            LayerfuseError: if the images do not fit the image tokens, or the instruction is
+                missing.
         """
-        has_images = features is not None or (pixel_values is not None and visual is None)
         if features is None and pixel_values is not None and visual is None:
             features = self.encode_images(pixel_values)
+        has_images = features is not None
         if features is not None:
             visual = self._fuse_and_place(
-                features, input_ids, instruction, guidance, attention_mask, labels
+                features,
+                input_ids,
+                instruction=instruction,
+                guidance=guidance,
+                attention_mask=attention_mask,
+                labels=labels,
             )
         elif visual is not None:
             visual = self._place_again(visual, input_ids, kwargs.get("past_key_values"))
@@ -240,10 +321,14 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         if self.training:
             embeds = self._with_unused_parts(embeds, has_images, guidance)
 
-        targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        # position t predicts token t + 1; the last one predicts nothing
+        targets = None
+        if labels is not None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         labelled_only = targets is not None and self.training
         if targets is not None and labelled_only:
             kwargs.setdefault("use_cache", False)
+            # logits cost as much as some blocks: only where they are compared with a label
             logits_to_keep = targets != IGNORED
             targets = targets[logits_to_keep]
         elif isinstance(logits_to_keep, int) and logits_to_keep:
@@ -260,12 +345,22 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
 
         loss = None
         if targets is not None:
-            loss = self._loss(outputs.logits, targets, num_items_in_batch, visual, guidance)
-        if labelled_only and visual is not None:
-            visual = visual.without_memory()
+            loss = self._loss(
+                outputs.logits,
+                targets,
+                num_items_in_batch=num_items_in_batch,
+                visual=visual,
+                guidance=guidance,
+            )
+        logits = outputs.logits
+        if labelled_only:
+            # those of chosen positions alone would be taken for those of all
+            logits = None
+            if visual is not None:
+                visual = visual.without_memory()
         return FusionOutput(
             loss=loss,
-            logits=None if labelled_only else outputs.logits,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -276,6 +371,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         self,
         features: Features,
         input_ids: Tensor | None,
+        *,
         instruction: Tensor | None,
         guidance: Guidance,
         attention_mask: Tensor | None,
@@ -283,7 +379,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     ) -> Placed:
         """Fuse the images and arrange them by rows of `input_ids`."""
         if input_ids is None:
-            raise ValueError("give input_ids: the image tokens say where images belong")
+            raise LayerfuseError("give input_ids: the image tokens say where images belong")
         if instruction is None and self.instruction.made_by_model:
             instruction = self.prompt_embedding(input_ids, attention_mask, labels)
         layout = Layout.of(
@@ -293,10 +389,10 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         )
         if instruction is not None:
             if len(instruction) != len(input_ids):
-                raise ValueError(
+                raise LayerfuseError(
                     f"{len(instruction)} instructions for {len(input_ids)} rows: give one per row"
                 )
-            # Every image is guided by the instruction of its row.
+            # Every image is guided by the instruction of its row: (rows, E) -> (B, E).
             instruction = instruction[layout.row]
         fused = self.fuse(features, instruction, guidance)
         return self.fusion.place(fused, layout)
@@ -307,7 +403,9 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         """The images of an earlier forward for these tokens: the tokens that follow the prompt, or,
         without a KV cache, the prompt with what was decoded so far."""
         if visual.mask is None:
+            # it is arranged for the tokens that follow the prompt already
             return visual
+        # Any of `past_key_values`: transformers' caches and those of others
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             return visual.decoding()
         if input_ids is None:
@@ -329,10 +427,12 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         elif input_ids is not None:
             embeds = self.get_input_embeddings()(input_ids)
         else:
-            raise ValueError("give input_ids or inputs_embeds")
+            raise LayerfuseError("give input_ids or inputs_embeds")
         if visual is None or visual.mask is None or input_ids is None:
             return embeds
-        return embeds.masked_scatter(visual.mask.unsqueeze(-1), visual.tokens.to(embeds.dtype))
+        # images are in reading order, as are the places that the mask names
+        tokens = visual.tokens.to(embeds.dtype)
+        return embeds.masked_scatter(visual.mask.unsqueeze(-1), tokens)
 
     def _with_unused_parts(self, embeds: Tensor, has_images: bool, guidance: Guidance) -> Tensor:
         """The same values, with zero gradient to what trains but this batch does not use.
@@ -343,31 +443,39 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         if not has_images:
             unused = [self.fusion, self.vision_tower]
         elif self.instruction.guided and guidance == "uniform":
+            # what allocates weights got no instruction
             unused = [self.fusion]
-        sums = []
+        sums: list[Tensor] = []
         for part in unused:
             for parameter in part.parameters():
                 if parameter.requires_grad:
                     sums.append(parameter.sum())
         if not sums:
             return embeds
-        return embeds + (torch.stack(sums).sum() * 0).to(embeds.dtype)
+        zero = torch.stack(sums).sum() * 0
+        return embeds + zero.to(embeds.dtype)
 
     def _loss(
         self,
         logits: Tensor,
         targets: Tensor,
+        *,
         num_items_in_batch: Tensor | int | None,
         visual: Placed | None,
         guidance: Guidance,
     ) -> Tensor:
         """Cross-entropy summed over the labelled tokens, divided by their number in all accumulated
         batches, and in training the strategy's penalty, by this batch's share of them."""
-        flat = targets.flatten()
+        # (..., vocabulary) and (...) -> one row per position; bfloat16 is too coarse for a sum
+        flat_targets = targets.flatten()
+        flat_logits = logits.float().flatten(0, -2)
         total = F.cross_entropy(
-            logits.float().flatten(0, -2), flat, ignore_index=IGNORED, reduction="sum"
+            flat_logits,
+            flat_targets,
+            ignore_index=IGNORED,
+            reduction="sum",
         )
-        labelled = (flat != IGNORED).sum().clamp_min(1)
+        labelled = (flat_targets != IGNORED).sum().clamp_min(1)
         loss = total / (num_items_in_batch or labelled)
         if not self.training or visual is None or guidance != "instruction":
             return loss
@@ -376,7 +484,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             return loss
         return loss + penalty * labelled / (num_items_in_batch or labelled)
 
-    def prepare_inputs_for_generation(
+    # transformers passes what it prepares by name, so arguments that are not read stay in kwargs
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Images go in at prefill. Later steps get the prompt's `visual`: without a KV cache to
@@ -386,20 +495,31 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             for name in ("pixel_values", "features", "instruction"):
                 kwargs.pop(name, None)
             if kwargs.get("use_cache", True):
-                kwargs["visual"] = visual.decoding() if self.fusion.attends else None
-        parent: Any = super()  # transformers types `self` as a protocol that no model fulfils
+                # the cache carries what was written over the image tokens
+                kwargs["visual"] = None
+                if self.fusion.attends:
+                    kwargs["visual"] = visual.decoding()
+        # Any: transformers types `self` as a protocol that no model fulfils
+        parent: Any = super()
         return parent.prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
+            input_ids,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
+        """Carry the images of the prompt to the next step, which would not see them without error.
+
+        What a step with a cache gives is already arranged for decoding, so the first is kept.
+        """
         if model_kwargs.get("visual") is None and outputs.visual is not None:
             model_kwargs["visual"] = outputs.visual
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
-    def _expand_inputs_for_generation(
+    # transformers declares a narrower class of tensors
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
@@ -418,26 +538,46 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
                 kwargs["instruction"] = self.prompt_embedding(input_ids, attention_mask)
             if expand_size > 1:
                 images = len(features.patches[0])
-                features = features.take(self._repeated_images(input_ids, images, expand_size))
-        parent: Any = super()  # transformers annotates no types there
+                order = self._repeated_images(input_ids, images, expand_size)
+                features = features.take(order)
+        # Any: transformers annotates no types there. It repeats every tensor row by row, which
+        # would be wrong for images: they are taken out before and put back after.
+        parent: Any = super()
         expanded_ids, kwargs = parent._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **kwargs
+            expand_size,
+            is_encoder_decoder,
+            input_ids,
+            **kwargs,
         )
         if features is not None:
             kwargs["features"] = features
         return expanded_ids, kwargs
 
     def _repeated_images(self, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
-        """The images of every row, once for each of its beams."""
+        """Indices of the images of every row, once for each of its beams: (images · beams,)."""
         tokens_by_row = (input_ids == self.config.image_token_id).sum(dim=1)
         if not tokens_by_row.any():
-            raise ValueError(f"0 image tokens in the text, but {images} images")
+            raise LayerfuseError(f"0 image tokens in the text, but {images} images")
         tokens_per_image = tokens_by_row.sum() // images
-        images_by_row = (tokens_by_row // tokens_per_image).tolist()
-        rows = torch.arange(images, device=input_ids.device).split(images_by_row)
-        return torch.cat([row.repeat(expand_size) for row in rows])
+        images_by_row = tokens_by_row // tokens_per_image
+
+        # Any: torch does not type lists of a tensor's values
+        counts: Any = images_by_row
+        order: list[int] = []
+        first = 0
+        for count in counts.tolist():
+            # a beam is a row of its own, with all images of the row that it continues
+            images_of_row = range(first, first + count)
+            for _ in range(expand_size):
+                order.extend(images_of_row)
+            first += count
+        return torch.tensor(order, dtype=torch.long, device=input_ids.device)
 
 
-AutoConfig.register("layerfuse", FusionConfig, exist_ok=True)
-AutoModelForImageTextToText.register(FusionConfig, FusionVLM, exist_ok=True)
-AutoProcessor.register(FusionConfig, Processor, exist_ok=True)
+# Any: transformers does not annotate its automatic classes
+_auto_config: Any = AutoConfig
+_auto_model: Any = AutoModelForImageTextToText
+_auto_processor: Any = AutoProcessor
+_auto_config.register("layerfuse", FusionConfig, exist_ok=True)
+_auto_model.register(FusionConfig, FusionVLM, exist_ok=True)
+_auto_processor.register(FusionConfig, Processor, exist_ok=True)

@@ -140,7 +140,12 @@ def _unusable(
         tokens_of_images = [image_tokens] * len(sample.pictures)
         messages = list(sample.messages)
         try:
-            processor.encode(messages, tokens_of_images, stage.prompt, stage.max_length)
+            processor.encode(
+                messages,
+                tokens_of_images,
+                prompt=stage.prompt,
+                max_length=stage.max_length,
+            )
         except ValueError as error:
             bad[index] = BadSample(sample.id, f"sample {sample.id}: {error}")
         # Each report redraws a line, which takes longer than a sample does.

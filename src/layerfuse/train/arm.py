@@ -107,8 +107,8 @@ def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:
         recipe.encoder.model,
         recipe.llm.model,
         config,
-        template,
-        recipe.image_token,
+        chat_template=template,
+        image_token=recipe.image_token,
     )
 
 
