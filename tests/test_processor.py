@@ -187,9 +187,8 @@ def test_adding_the_image_token_keeps_the_other_special_tokens(tmp_path: Path) -
 
 def test_a_template_that_refuses_a_role_is_a_clear_error() -> None:
     talk = [{"role": "system", "content": "Be brief."}, *TALK]
-    with pytest.raises(
-        LayerfuseError, match=r"refuses the roles .*no system role"
-    ):
+    message = r"refuses the roles \['system', 'user'.*no system role"
+    with pytest.raises(LayerfuseError, match=message):
         make(STRICT).encode(talk, [16])
 
 

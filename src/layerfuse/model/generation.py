@@ -1,0 +1,124 @@
+"""Generation with images: they are encoded and fused once, and carried from step to step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+
+from layerfuse.errors import LayerfuseError
+from layerfuse.fusion import Placed
+from layerfuse.model.instruction import InstructionSource
+from layerfuse.vision.features import Features
+
+
+# transformers looks for "GenerationMixin" in the names of a model's bases to know that it generates
+class VisualGenerationMixin(GenerationMixin):
+    """The steps of transformers' generation that must know of images.
+
+    A model that derives from it has what is declared here.
+    """
+
+    # Any: a FusionConfig; transformers declares its own config class on every model
+    config: Any
+    fusion: Any
+    instruction: InstructionSource
+
+    def encode_images(self, pixel_values: Tensor) -> Features:
+        """(B, 3, height, width) -> features of the selected layers."""
+        raise NotImplementedError
+
+    def prompt_embedding(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """(rows, T) -> (rows, D), what guides strategies that read the prompt."""
+        raise NotImplementedError
+
+    # transformers passes what it prepares by name, so arguments that are not read stay in kwargs
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Images go in at prefill. Later steps get the prompt's `visual`: without a KV cache to
+        write its tokens again, with one only if the strategy attends to its memory."""
+        visual: Placed | None = kwargs.get("visual")
+        if visual is not None and not is_first_iteration:
+            for name in ("pixel_values", "features", "instruction"):
+                kwargs.pop(name, None)
+            if kwargs.get("use_cache", True):
+                # the cache carries what was written over the image tokens
+                kwargs["visual"] = None
+                if self.fusion.attends:
+                    kwargs["visual"] = visual.decoding()
+        # Any: transformers types `self` as a protocol that no model fulfils
+        parent: Any = super()
+        return parent.prepare_inputs_for_generation(
+            input_ids,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Carry the images of the prompt to the next step, which would not see them without error.
+
+        What a step with a cache gives is already arranged for decoding, so the first is kept.
+        """
+        if model_kwargs.get("visual") is None and outputs.visual is not None:
+            model_kwargs["visual"] = outputs.visual
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    # transformers declares a narrower class of tensors
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Encode the images, once for all beams, and repeat rows with all their images. This is the
+        last place where `input_ids` is the prompt and nothing else, which a router reads."""
+        features: Features | None = kwargs.pop("features", None)
+        pixel_values: Tensor | None = kwargs.pop("pixel_values", None)
+        if features is None and pixel_values is not None:
+            features = self.encode_images(pixel_values)
+        if features is not None and input_ids is not None:
+            if kwargs.get("instruction") is None and self.instruction.made_by_model:
+                attention_mask = kwargs.get("attention_mask")
+                kwargs["instruction"] = self.prompt_embedding(input_ids, attention_mask)
+            if expand_size > 1:
+                images = len(features.patches[0])
+                order = self._repeated_images(input_ids, images, expand_size)
+                features = features.take(order)
+        # Any: transformers annotates no types there. It repeats every tensor row by row, which
+        # would be wrong for images: they are taken out before and put back after.
+        parent: Any = super()
+        expanded_ids, kwargs = parent._expand_inputs_for_generation(
+            expand_size,
+            is_encoder_decoder,
+            input_ids,
+            **kwargs,
+        )
+        if features is not None:
+            kwargs["features"] = features
+        return expanded_ids, kwargs
+
+    def _repeated_images(self, input_ids: Tensor, images: int, expand_size: int) -> Tensor:
+        """Indices of the images of every row, once for each of its beams: (images · beams,)."""
+        tokens_by_row = (input_ids == self.config.image_token_id).sum(dim=1)
+        if not tokens_by_row.any():
+            raise LayerfuseError(f"0 image tokens in the text, but {images} images")
+        tokens_per_image = tokens_by_row.sum() // images
+        images_by_row = tokens_by_row // tokens_per_image
+
+        # Any: torch does not type lists of a tensor's values
+        counts: Any = images_by_row
+        order: list[int] = []
+        first = 0
+        for count in counts.tolist():
+            # a beam is a row of its own, with all images of the row that it continues
+            images_of_row = range(first, first + count)
+            for _ in range(expand_size):
+                order.extend(images_of_row)
+            first += count
+        return torch.tensor(order, dtype=torch.long, device=input_ids.device)
