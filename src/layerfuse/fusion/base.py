@@ -2,7 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar, dataclass_transform
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NoReturn,
+    Self,
+    TypeVar,
+    dataclass_transform,
+)
 
 import torch
 from pydantic import ConfigDict, PositiveFloat
@@ -51,7 +60,7 @@ class StrategyConfig:
     published, leaves it at its random initialisation. Large tokens outlive the LLM's first blocks:
     short trainings learn faster with 10."""
 
-    def resolve(self, selection: Selection) -> "StrategyConfig":
+    def resolve(self, selection: Selection) -> Self:
         """The same options with every layer index resolved and checked against the encoder.
 
         Args:
@@ -74,7 +83,7 @@ class BaseLayerConfig(StrategyConfig):
     base: int = -2
     """The layer that carries the ordinary visual tokens; -2 is LLaVA's choice."""
 
-    def resolve(self, selection: Selection) -> "BaseLayerConfig":
+    def resolve(self, selection: Selection) -> Self:
         # -2 means another layer in every encoder: a stored config must not depend on its depth
         return replace(self, base=resolve_layer(self.base, selection.depth))
 

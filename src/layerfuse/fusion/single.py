@@ -5,6 +5,8 @@
 The baseline of the field: LLaVA-1.5 (Liu et al., 2310.03744) with k = 23 of CLIP-L.
 """
 
+from typing import Self
+
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import options, register
 from layerfuse.fusion.concat import Concat, ConcatConfig
@@ -15,7 +17,8 @@ from layerfuse.vision.selection import Selection
 class SingleConfig(ConcatConfig):
     """Options of `single`."""
 
-    def resolve(self, selection: Selection) -> "SingleConfig":
+    def resolve(self, selection: Selection) -> Self:
+        # this strategy has no base layer and no mix: another number of layers would be a mistake
         if len(selection.layers) != 1:
             raise LayerfuseError(
                 f"fusion 'single' takes exactly one layer, not {list(selection.layers)}; "

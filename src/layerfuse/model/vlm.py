@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +20,7 @@ from layerfuse.fusion import Fused, Guidance, Layout, Placed, attach
 from layerfuse.model.config import FusionConfig, configure, shapes
 from layerfuse.model.generation import VisualGenerationMixin
 from layerfuse.model.instruction import instruction_source
+from layerfuse.model.loss import next_tokens, token_loss
 from layerfuse.model.pretrained import (
     NameOrConfig,
     decoder_blocks,
@@ -300,8 +300,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             returned.
 
         Raises:
-            LayerfuseError: if the images do not fit the image tokens, or the instruction is
-                missing.
+            LayerfuseError: if images do not fit the image tokens, or an instruction is missing.
         """
         if features is None and pixel_values is not None and visual is None:
             features = self.encode_images(pixel_values)
@@ -321,7 +320,33 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         if self.training:
             embeds = self._with_unused_parts(embeds, has_images, guidance)
 
-        targets = _next_tokens(labels)
+        return self._run_llm(
+            embeds,
+            visual,
+            labels,
+            guidance=guidance,
+            attention_mask=attention_mask,
+            logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
+            **kwargs,
+        )
+
+    def _run_llm(
+        self,
+        embeds: Tensor,
+        visual: Placed | None,
+        labels: Tensor | None,
+        *,
+        guidance: Guidance,
+        attention_mask: Tensor | None,
+        logits_to_keep: int | Tensor,
+        num_items_in_batch: Tensor | int | None,
+        **kwargs: Any,
+    ) -> FusionOutput:
+        """The LLM on its input (rows, T, D), whose blocks get `visual`, and the loss."""
+        targets = None
+        if labels is not None:
+            targets = next_tokens(labels)
         labelled_only = targets is not None and self.training
         if targets is not None and labelled_only:
             kwargs.setdefault("use_cache", False)
@@ -340,13 +365,8 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
 
         loss = None
         if targets is not None:
-            loss = self._loss(
-                outputs.logits,
-                targets,
-                num_items_in_batch=num_items_in_batch,
-                visual=visual,
-                guidance=guidance,
-            )
+            penalty = self._penalty(visual, guidance)
+            loss = token_loss(outputs.logits, targets, num_items_in_batch, penalty)
         logits = outputs.logits
         if labelled_only:
             # those of chosen positions alone would be taken for those of all
@@ -450,41 +470,11 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         zero = torch.stack(sums).sum() * 0
         return embeds + zero.to(embeds.dtype)
 
-    def _loss(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        *,
-        num_items_in_batch: Tensor | int | None,
-        visual: Placed | None,
-        guidance: Guidance,
-    ) -> Tensor:
-        """Cross-entropy summed over the labelled tokens, divided by their number in all accumulated
-        batches, and in training the strategy's penalty, by this batch's share of them."""
-        # (..., vocabulary) and (...) -> one row per position; bfloat16 is too coarse for a sum
-        flat_targets = targets.flatten()
-        flat_logits = logits.float().flatten(0, -2)
-        total = F.cross_entropy(
-            flat_logits,
-            flat_targets,
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-        labelled = (flat_targets != IGNORED).sum().clamp_min(1)
-        loss = total / (num_items_in_batch or labelled)
+    def _penalty(self, visual: Placed | None, guidance: Guidance) -> Tensor | None:
+        """The strategy's term of the loss, in training and where an instruction guides."""
         if not self.training or visual is None or guidance != "instruction":
-            return loss
-        penalty = self.fusion.penalty(visual.fused)
-        if penalty is None:
-            return loss
-        return loss + penalty * labelled / (num_items_in_batch or labelled)
-
-
-def _next_tokens(labels: Tensor | None) -> Tensor | None:
-    """(rows, T) labels -> (rows, T) what each position is to predict, -100 at the last one."""
-    if labels is None:
-        return None
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            return None
+        return self.fusion.penalty(visual.fused)
 
 
 def _last_positions(count: int, embeds: Tensor) -> Tensor:
