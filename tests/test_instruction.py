@@ -18,6 +18,7 @@ from sentence_transformers.sentence_transformer.modules import (
 from transformers import AutoProcessor, BertConfig, BertModel, BertTokenizer
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.local_models.registry import resolve
 from layerfuse.model.instruction import SentenceEncoder, instruction_source
 from tests import tiny
 
@@ -196,6 +197,17 @@ def test_the_package_is_imported_by_those_who_use_it_alone() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("local_models")
+def test_the_local_sentence_encoder_is_read_by_the_library_itself() -> None:
+    """Its folder says how to pool, where to cut and that embeddings have length one."""
+    library = SentenceTransformer(resolve("all-minilm-l6-v2"), device="cpu")
+    assert [type(module) for module in library] == [Transformer, Pooling, Normalize]
+    assert library.max_seq_length == 256
+    expected = library.encode(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(SentenceEncoder("all-minilm-l6-v2", 384)(TEXTS), expected)
 
 
 @pytest.mark.real
