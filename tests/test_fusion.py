@@ -81,16 +81,16 @@ each_strategy = pytest.mark.parametrize("name", list(FUSIONS))
 
 def around(layers: Any, depth: int = DEPTH, **changes: Any) -> Shapes:
     selection = select(layers, depth)
-    given = {"llm_heads": 3, "llm_ffn": 10, **changes}
-    return Shapes(selection, VISION, LLM, LLM_DEPTH, **given)
+    inside_llm = {"llm_heads": 3, "llm_ffn": 10, **changes}
+    return Shapes(selection, VISION, LLM, LLM_DEPTH, **inside_llm)
 
 
 def build(
     name: str, layers: Any, options: dict[str, Any], depth: int = DEPTH, **changes: Any
 ) -> Any:
     shapes = around(layers, depth, **changes)
-    own = {"sentence_width": SENTENCE} if name == "instruction_weighted" else {}
-    strategy = parse({"name": name, **own, **options})
+    widths = {"sentence_width": SENTENCE} if name == "instruction_weighted" else {}
+    strategy = parse({"name": name, **widths, **options})
     fusion = strategy.module(strategy.options.resolve(shapes.selection), shapes).double()
     fusion.reset_parameters()
     return fusion
@@ -126,10 +126,10 @@ def randomize(fusion: Fusion) -> None:
 def assert_is(answer: naive.Answer, visual: Fused, rel: float) -> None:
     """Equal to `rel` of the largest value."""
 
-    def close(found: Tensor, expected: np.ndarray) -> None:
-        assert found.shape == expected.shape
+    def close(tensor: Tensor, expected: np.ndarray) -> None:
+        assert tensor.shape == expected.shape
         limit = rel * max(1.0, float(np.abs(expected).max()))
-        assert float(np.abs(naive.array(found) - expected).max()) <= limit
+        assert float(np.abs(naive.array(tensor) - expected).max()) <= limit
 
     close(visual.tokens, answer.tokens)
     assert visual.memory.keys() == answer.memory.keys()
@@ -222,13 +222,13 @@ def test_cross_attention_formula(case: tuple[str, Any, dict[str, Any]]) -> None:
     weights, heads = naive.weights_of(fusion), fusion.config.heads or 3
     images = [[0, 1], [], [2]]
     for block, memory in expected.memory.items():
-        found = fusion.addition(block, hidden, visual)
+        added = fusion.addition(block, hidden, visual)
         for row in range(3):
-            own = [memory[i] for i in images[row]]
+            seen_memory = [memory[i] for i in images[row]]
             state = naive.array(hidden[row])
-            answer = naive.cross_addition(weights, block, heads, state, own, ROWS[row])  # type: ignore[arg-type]
+            answer = naive.cross_addition(weights, block, heads, state, seen_memory, ROWS[row])  # type: ignore[arg-type]
             sees = visual.seen[row].any(dim=-1)
-            difference = np.abs(naive.array(found[row]) - answer)[sees.numpy()]
+            difference = np.abs(naive.array(added[row]) - answer)[sees.numpy()]
             assert difference.size == 0 or difference.max() < 1e-9
 
 
@@ -242,8 +242,8 @@ def test_seen_images() -> None:
         == expected
     )
     for row, answer in zip(ROWS, expected, strict=True):
-        found = naive.visible([bool(v) for v in row], each=2)
-        assert [{i for i in range(2) if v[i]} for v in answer] == found
+        visible = naive.visible([bool(v) for v in row], each=2)
+        assert [{i for i in range(2) if v[i]} for v in answer] == visible
 
 
 @torch.no_grad()

@@ -141,8 +141,8 @@ def test_without_instruction_there_is_one_clear_error(
     with pytest.raises(LayerfuseError, match=r"got no instruction.*guidance='uniform'"):
         model.get_image_features(pixels)
     visual = model.fuse(model.encode_images(pixels), guidance="uniform")
-    found = visual.notes["weights"]
-    torch.testing.assert_close(found, torch.full_like(found, 1 / found.shape[1]))
+    weights = visual.notes["weights"]
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / weights.shape[1]))
 
 
 @each_guided
@@ -248,9 +248,9 @@ def test_as_many_instructions_as_rows(image_rows: int, picture: Picture) -> None
 
 def test_a_collapsed_router_has_a_finite_penalty() -> None:
     logits = torch.tensor([[0.0, 200.0]], requires_grad=True)
-    found = entropy(logits.softmax(dim=-1)).sum()
-    found.backward()
-    assert found.item() == 0
+    total = entropy(logits.softmax(dim=-1)).sum()
+    total.backward()
+    assert total.item() == 0
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 

@@ -47,8 +47,8 @@ def _more_llms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(variant: str, llm: str = "llama", open_gates: bool = True, **options: Any) -> FusionVLM:
     """A random model with a large addition in two blocks; norms are random as well."""
-    given = {"placement": BLOCKS, **VARIANTS[variant], **options}
-    model = tiny.model("inject_cross", llm=llm, open_gates=False, **given)
+    settings = {"placement": BLOCKS, **VARIANTS[variant], **options}
+    model = tiny.model("inject_cross", llm=llm, open_gates=False, **settings)
     model.fusion.reset_parameters()
     with torch.no_grad():
         for name, parameter in model.fusion.named_parameters():
@@ -68,9 +68,9 @@ def prompts(starts: list[list[int]], length: int = LENGTH) -> dict[str, Tensor]:
     for row, places in enumerate(starts):
         for start in places:
             ids[row, start : start + TOKENS] = tiny.IMAGE_ID
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     images = sum(map(len, starts))
-    return given | ({"pixel_values": torch.randn(images, 3, 32, 32)} if images else {})
+    return inputs | ({"pixel_values": torch.randn(images, 3, 32, 32)} if images else {})
 
 
 def stock_of(model: FusionVLM, folder: Any) -> Any:
@@ -92,23 +92,23 @@ class Record:
     """What goes into each decoder block and what comes out, seen from outside."""
 
     def __init__(self, model: FusionVLM) -> None:
-        self.given: dict[int, Tensor] = {}
+        self.input: dict[int, Tensor] = {}
         self.keywords: dict[int, dict[str, Any]] = {}
-        self.found: dict[int, Tensor] = {}
+        self.output: dict[int, Tensor] = {}
         for index, block in enumerate(model.get_decoder().layers):  # type: ignore[arg-type]
             block.register_forward_pre_hook(self._before(index), with_kwargs=True, prepend=True)
             block.register_forward_hook(self._after(index))
 
     def _before(self, index: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-            self.given[index] = args[0].clone()
+            self.input[index] = args[0].clone()
             self.keywords[index] = {k: v for k, v in kwargs.items() if k != "visual"}
 
         return hook
 
     def _after(self, index: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            self.found[index] = output.clone()
+            self.output[index] = output.clone()
 
         return hook
 
@@ -194,12 +194,12 @@ def test_every_block_is_its_formula(variant: str, llm: str) -> None:
     by_hand = ByHand(model, batch, llm in SANDWICH)
     assert sorted(by_hand.memory) == BLOCKS
     for index, block in enumerate(stock.get_decoder().layers):
-        given, keywords = record.given[index], record.keywords[index]
-        expected = by_hand.block(variant, block, index, given, keywords)
-        torch.testing.assert_close(record.found[index], expected, atol=1e-5, rtol=1e-5)
+        hidden, keywords = record.input[index], record.keywords[index]
+        expected = by_hand.block(variant, block, index, hidden, keywords)
+        torch.testing.assert_close(record.output[index], expected, atol=1e-5, rtol=1e-5)
         if index in BLOCKS:
-            plain = block(given, **keywords)
-            assert not torch.allclose(record.found[index], plain, atol=1e-2)
+            plain = block(hidden, **keywords)
+            assert not torch.allclose(record.output[index], plain, atol=1e-2)
 
 
 @pytest.mark.parametrize("variant", ["pre", "post", "parallel", "released"])

@@ -62,10 +62,12 @@ def prompts(model: FusionVLM, images_per_row: list[int], length: int = 60) -> di
             start = 2 + row + k * (count + 3)
             ids[row, start : start + count] = tiny.IMAGE_ID
     pixels = torch.randn(sum(images_per_row), 3, tiny.SIZE, tiny.SIZE)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.fusion.reads == "sentence":
-        given["instruction"] = torch.randn(len(ids), model.fusion.config.sentence_width)
-    return {**given, "pixel_values": pixels} if len(pixels) else given
+        inputs["instruction"] = torch.randn(len(ids), model.fusion.config.sentence_width)
+    if len(pixels):
+        inputs["pixel_values"] = pixels
+    return inputs
 
 
 def everything(model: FusionVLM, batch: dict[str, Tensor], sequences: Tensor) -> Tensor:
@@ -73,16 +75,18 @@ def everything(model: FusionVLM, batch: dict[str, Tensor], sequences: Tensor) ->
     not to be the prompt."""
     length = batch["input_ids"].shape[1]
     labels = sequences.masked_fill(torch.arange(sequences.shape[1]) < length, -100)
-    given = {k: v for k, v in batch.items() if k in ("pixel_values", "instruction")}
-    return model(input_ids=sequences, labels=labels, **given).logits
+    visual_inputs = {k: v for k, v in batch.items() if k in ("pixel_values", "instruction")}
+    return model(input_ids=sequences, labels=labels, **visual_inputs).logits
 
 
 def row_of(batch: dict[str, Tensor], row: int, pixels: Tensor | None) -> dict[str, Any]:
     """One row alone: its pixels and its instruction."""
-    given = {"pixel_values": pixels} if pixels is not None else {}
+    inputs: dict[str, Any] = {}
+    if pixels is not None:
+        inputs["pixel_values"] = pixels
     if "instruction" in batch:
-        given["instruction"] = batch["instruction"][row : row + 1]
-    return given
+        inputs["instruction"] = batch["instruction"][row : row + 1]
+    return inputs
 
 
 @everywhere
@@ -311,19 +315,21 @@ def test_concat_is_stock_llava(layers: list[int]) -> None:
     for parameter in stock.parameters():
         parameter.mul_(3 if parameter.ndim > 1 else 1)
     model = tiny.model("concat", layers=layers)
-    own, theirs = {}, stock.state_dict()
+    weights, stock_weights = {}, stock.state_dict()
     for name in model.state_dict():
         source = name.replace("vision_tower.tower.", "model.vision_tower.")
         source = source.replace("fusion.projector.", "model.multi_modal_projector.")
         source = source.replace("language_model.lm_head", "lm_head")
         source = source.replace("language_model.model.", "model.language_model.")
-        own[name] = theirs.get(source, torch.ones(()))  # the scale is not in LLaVA: it is 1
-    model.load_state_dict(own)
+        weights[name] = stock_weights.get(
+            source, torch.ones(())
+        )  # the scale is not in LLaVA: it is 1
+    model.load_state_dict(weights)
     batch = prompts(model, [1, 2])
     expected = stock(**batch, labels=batch["input_ids"])
-    found = model(**batch, labels=batch["input_ids"])
-    assert float((found.logits - expected.logits).abs().max()) == 0.0
-    assert float(found.loss - expected.loss) == 0.0
+    output = model(**batch, labels=batch["input_ids"])
+    assert float((output.logits - expected.logits).abs().max()) == 0.0
+    assert float(output.loss - expected.loss) == 0.0
 
 
 @torch.no_grad()
@@ -363,8 +369,8 @@ def test_beams_keep_each_rows_images(strategy: str) -> None:
     pixels = [batch["pixel_values"][:2], None, batch["pixel_values"][2:]]
     for row in range(3):
         ids = batch["input_ids"][row : row + 1]
-        own = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **options}
-        alone = model.generate(**own, **row_of(batch, row, pixels[row]))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **options}
+        alone = model.generate(**inputs, **row_of(batch, row, pixels[row]))
         assert together[row].tolist()[: alone.shape[1]] == alone[0].tolist()
     features = model.encode_images(batch.pop("pixel_values"))
     assert torch.equal(model.generate(**batch, features=features, **options), together)
@@ -415,10 +421,10 @@ def test_compose_keeps_pretrained_weights_and_adds_the_image_token(tmp_path: Pat
     fusion = {"name": "concat"}
     model = FusionVLM.compose(encoder=encoder, llm=llm, layers=[2, 3], fusion=fusion)
     stock = AutoModelForCausalLM.from_pretrained(llm)
-    found = model.language_model.state_dict()
+    weights = model.language_model.state_dict()
     vocabulary = stock.config.vocab_size
     for name, value in stock.state_dict().items():
-        assert torch.equal(found[name][: len(value)], value), name
+        assert torch.equal(weights[name][: len(value)], value), name
     assert model.config.image_token_id == 260  # "<image>" is new in this tokenizer
     assert model.get_input_embeddings().weight.shape[0] == vocabulary
     from transformers import AutoModel

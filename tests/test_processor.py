@@ -48,8 +48,8 @@ def test_only_answers_and_their_end_are_labelled(template: str) -> None:
     encoded = processor.encode(TALK, [16])
     assert [part.strip() for part in labelled(processor, encoded)] == ["red</s>", "yes</s>"]
     assert int((encoded["input_ids"] == tiny.IMAGE_ID).sum()) == 16
-    kept = encoded["labels"] != IGNORED
-    assert torch.equal(encoded["labels"][kept], encoded["input_ids"][kept])
+    is_labelled = encoded["labels"] != IGNORED
+    assert torch.equal(encoded["labels"][is_labelled], encoded["input_ids"][is_labelled])
 
 
 @pytest.mark.parametrize("template", ["tiny", "short.jinja", "vicuna_v1.jinja"])
@@ -65,8 +65,8 @@ def test_the_prompt_is_what_stands_before_the_answer_in_training(template: str) 
 
 
 def _answer_starts(labels: torch.Tensor) -> list[int]:
-    kept = (labels != IGNORED).tolist()
-    return [i for i, now in enumerate(kept) if now and not kept[i - 1]]
+    is_labelled = (labels != IGNORED).tolist()
+    return [i for i, now in enumerate(is_labelled) if now and not is_labelled[i - 1]]
 
 
 def test_an_answer_that_also_stands_in_the_question_is_labelled_once() -> None:
@@ -163,8 +163,8 @@ STRICT = (
 
 def test_the_end_of_turn_is_labelled_behind_a_space() -> None:
     processor = make(LLAMA_2)
-    found = labelled(processor, processor.encode(TALK, [16]))
-    assert [part.strip() for part in found] == ["red </s>", "yes </s>"]
+    answers = labelled(processor, processor.encode(TALK, [16]))
+    assert [part.strip() for part in answers] == ["red </s>", "yes </s>"]
 
 
 def test_the_end_of_turn_is_labelled_when_it_is_an_added_token() -> None:
@@ -173,8 +173,8 @@ def test_the_end_of_turn_is_labelled_when_it_is_an_added_token() -> None:
     tokenizer = tiny.tokenizer(tiny.CHAT_TEMPLATE.replace("</s>", "<end_of_turn>"))
     tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)], special_tokens=True)
     processor = Processor(tiny.image_processor(), tokenizer, patch_size=tiny.PATCH)
-    found = labelled(processor, processor.encode(TALK, [16]))
-    assert found == ["red<end_of_turn>", "yes<end_of_turn>"]
+    answers = labelled(processor, processor.encode(TALK, [16]))
+    assert answers == ["red<end_of_turn>", "yes<end_of_turn>"]
 
 
 def test_adding_the_image_token_keeps_the_other_special_tokens(tmp_path: Path) -> None:
