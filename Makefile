@@ -14,7 +14,7 @@ help:  ## this list
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[local,look]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[local,look,text]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
