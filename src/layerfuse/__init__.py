@@ -16,7 +16,7 @@ _PUBLIC = {
     "Processor": "layerfuse.model.processor",
     "register": "layerfuse.fusion",
 }
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [*_PUBLIC, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

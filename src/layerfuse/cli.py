@@ -12,10 +12,6 @@ from typer.core import TyperGroup
 from layerfuse import __version__
 from layerfuse.errors import LayerfuseError
 
-# LayerfuseError is what the user can mend. The other four are printed as well for as long as some
-# rooms still raise them for such mistakes: borders that are not yet converted.
-MESSAGES = (LayerfuseError, ValueError, OSError, RuntimeError, ImportError)
-
 
 class Verbs(TyperGroup):
     """The root command, the one place that turns errors of any verb into a message."""
@@ -36,10 +32,7 @@ class Verbs(TyperGroup):
         """
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
-            # Both are RuntimeErrors, but they say how a verb ends, not that it failed.
-            raise
-        except MESSAGES as error:
+        except LayerfuseError as error:
             if ctx.params["debug"]:
                 raise
             typer.secho(f"error: {error}", fg="red", err=True)
@@ -92,14 +85,17 @@ def _import_strategies(modules: list[str] | None) -> None:
         modules: names of modules, as given to `--import`.
 
     Raises:
-        ImportError: a module is missing or does not import.
+        LayerfuseError: a module is missing or lacks a package.
     """
     if not modules:
         return
     # A module beside the recipe is found as it is by `python -m`.
     sys.path.insert(0, str(Path.cwd()))
     for name in modules:
-        import_module(name)
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise LayerfuseError(f"--import {name}: {error}") from error
 
 
 def _print_version(wanted: bool) -> None:

@@ -235,8 +235,7 @@ def vision_config(source: ModelSource) -> PreTrainedConfig:
         The configuration of the vision tower.
 
     Raises:
-        LayerfuseError: it cannot be found.
-        ValueError: it is no vision encoder.
+        LayerfuseError: it cannot be found, or is no vision encoder.
     """
     return load_vision_config(_config(source))
 
@@ -251,8 +250,7 @@ def text_config(source: ModelSource) -> PreTrainedConfig:
         Its configuration.
 
     Raises:
-        LayerfuseError: it cannot be found.
-        ValueError: it is more than a language model.
+        LayerfuseError: it cannot be found, or is more than a language model.
     """
     return text_config_of(_config(source))
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from transformers import PreTrainedConfig
 
 from layerfuse.cost.flops import Known, count, flops, text_config, tokens_of, vision_config
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from layerfuse.recipe.schema import ModelSource
@@ -67,7 +68,7 @@ def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> Rows:
         layers: Any = FUSIONS[name][1].example(vision.num_hidden_layers)
         try:
             config = configure(vision, text, layers, {"name": name})
-        except ValueError as error:
+        except LayerfuseError as error:
             misfits[name] = str(error)
             continue
         model, parameters = count(config)
@@ -115,8 +116,7 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> Rows
         What `rows` returns.
 
     Raises:
-        LayerfuseError: a configuration cannot be read.
-        ValueError: a model is not of its kind.
+        LayerfuseError: a configuration cannot be read, or a model is not of its kind.
     """
     vision = vision_config(KNOWN.get(encoder) or ModelSource(model=encoder))
     text = text_config(KNOWN.get(llm) or ModelSource(model=llm))

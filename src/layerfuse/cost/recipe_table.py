@@ -58,8 +58,8 @@ def show(
         The recipe and its arms in numbers.
 
     Raises:
-        LayerfuseError: an arm cannot be built, or a configuration cannot be read.
-        ValueError: something else in the recipe is not valid.
+        LayerfuseError: the recipe is not valid, an arm cannot be built, or a configuration cannot be
+            read.
     """
     recipe = load_recipe(recipe_path, overrides)
     if console is None:
@@ -72,7 +72,7 @@ def show(
     for arm in recipe.all_arms():
         try:
             config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
-        except ValueError as error:
+        except LayerfuseError as error:
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
         arms.append(measure(arm, config, size, recipe.stages, known))
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")

@@ -213,7 +213,7 @@ class Collator:
                 max_length=self.max_length,
                 answers=answers,
             )
-        except ValueError as error:
+        except LayerfuseError as error:
             if isinstance(error, NoLabelError) and self.guided and _num_answers(sample) > 1:
                 return None
             raise LayerfuseError(f"sample {sample.id}: {error}") from error

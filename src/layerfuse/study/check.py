@@ -146,7 +146,7 @@ def _unusable(
                 prompt=stage.prompt,
                 max_length=stage.max_length,
             )
-        except ValueError as error:
+        except LayerfuseError as error:
             bad[index] = BadSample(sample.id, f"sample {sample.id}: {error}")
         # Each report redraws a line, which takes longer than a sample does.
         if done % PROGRESS_SAMPLES == 0:
@@ -223,7 +223,7 @@ def check_arms(recipe: Recipe) -> list[FusionConfig]:
         try:
             config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
             instruction_source(config.strategy).check()
-        except ValueError as error:
+        except LayerfuseError as error:
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
         configs.append(config)
     # On the meta device an LLM has its modules, but neither weights nor memory.
