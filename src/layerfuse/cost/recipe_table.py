@@ -58,8 +58,8 @@ def show(
         The recipe and its arms in numbers.
 
     Raises:
-        LayerfuseError: the recipe is not valid, an arm cannot be built, or a configuration cannot be
-            read.
+        LayerfuseError: the recipe is not valid, an arm cannot be built, or a configuration cannot
+            be read.
     """
     recipe = load_recipe(recipe_path, overrides)
     if console is None:
