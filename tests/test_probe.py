@@ -24,7 +24,7 @@ from layerfuse.data.picture import Picture
 from layerfuse.look import probe as probing
 from layerfuse.look import recommend as recommending
 from layerfuse.look.probe import SCENES, Problem, Task, find_tasks
-from layerfuse.look.recommend import rank_correlation, validate
+from layerfuse.look.validation import rank_correlation, validate
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study.check import check_arms
