@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 
 from layerfuse.cli import app
 from layerfuse.data.picture import Picture
+from layerfuse.errors import LayerfuseError
 from layerfuse.look import probe as probing
 from layerfuse.look import recommend as recommending
-from layerfuse.look.probe import SCENES, Problem, Task, find_tasks
+from layerfuse.look.tasks import SCENES, Problem, Task, find_tasks
 from layerfuse.look.validation import rank_correlation, validate
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.recipe.reader import load_recipe
@@ -77,7 +78,7 @@ def test_families_with_few_wordings_and_common_answers_are_tasks(tmp_path: Path)
 def test_an_unknown_task_is_named_with_all_valid_ones(tmp_path: Path) -> None:
     data = talks(tmp_path / "d.json", 36, ["named", "size", "wide"])
     message = r"no task \['tint'\]; tasks: \['size', 'wide'\], left out: .*'named': '9 differ"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         find_tasks(data, None, ["size", "tint"])
 
 
@@ -113,7 +114,7 @@ def test_a_layer_that_holds_the_answer_is_read_and_noise_is_not() -> None:
     for layer, held in ((1, [0]), (2, [1]), (3, [0, 1])):
         features[layer, :, 2, held] += bits[:, held].T
     problem = made_up([f"{a}{b}" for a, b in bits])
-    rows = [probing._row(problem, features, k, 0) for k in ([0], [1], [2], [3], [2, 1])]
+    rows = [probing.probe_layers(problem, features, k, 0) for k in ([0], [1], [2], [3], [2, 1])]
     score = [row["tasks"]["t"]["accuracy"] for row in rows]
     assert score[0] == pytest.approx(0.25, abs=0.12)
     assert score[1:3] == pytest.approx([0.5, 0.5], abs=0.12)
@@ -126,8 +127,8 @@ def test_grid_features_see_where_and_the_mean_does_not() -> None:
     features = 0.1 * noise(1)
     features[0, np.arange(len(where)), where, 2] += 5  # a bright cell
     problem = made_up([str(k) for k in where])
-    assert probing._row(problem, features, [0], 0)["mean"] > 0.97
-    mean = probing._row(problem, features.mean(axis=2, keepdims=True), [0], 0)["mean"]
+    assert probing.probe_layers(problem, features, [0], 0)["mean"] > 0.97
+    mean = probing.probe_layers(problem, features.mean(axis=2, keepdims=True), [0], 0)["mean"]
     assert mean == pytest.approx(0.25, abs=0.15)
 
 
@@ -135,9 +136,9 @@ def test_grid_features_see_where_and_the_mean_does_not() -> None:
 def test_the_scale_of_a_channel_does_not_matter(factor: float) -> None:
     x = noise(1)[0, :, 0]
     (task,) = made_up(["yes" if v > 0 else "no" for v in x[:, 0]]).tasks
-    plain = probing._right(task, x[:TRAIN], x[TRAIN:])
+    plain = probing.classify(task, x[:TRAIN], x[TRAIN:])
     x[:, 0] *= factor
-    assert (probing._right(task, x[:TRAIN], x[TRAIN:]) == plain).all()
+    assert (probing.classify(task, x[:TRAIN], x[TRAIN:]) == plain).all()
     assert plain.mean() > 0.9
 
 
@@ -152,13 +153,13 @@ def test_rare_answers_are_wrong_and_pictures_that_were_not_asked_do_not_count() 
     x = noise(1)[:, :, :1]
     answers: list[Any] = ["yes" if v > 0 else "no" for v in x[0, :, 0, 0]]
     answers[:TRAIN:2], answers[TRAIN : TRAIN + 4] = [None] * 120, ["odd", "odd", None, None]
-    cell = probing._row(made_up(answers, ["no", "yes"]), x, [0], 0)["tasks"]["t"]
+    cell = probing.probe_layers(made_up(answers, ["no", "yes"]), x, [0], 0)["tasks"]["t"]
     assert cell["hits"].startswith("00--")
     ones = cell["hits"].count("1")
     assert ones > 80
     assert (cell["accuracy"], cell["interval"]) == (ones / (TEST - 2), wilson(ones, TEST - 2))
-    assert probing._wilson(np.zeros(7)) == wilson(0, 7)
-    assert probing._wilson(np.ones(150)) == wilson(150, 150)
+    assert probing.wilson_interval(np.zeros(7)) == wilson(0, 7)
+    assert probing.wilson_interval(np.ones(150)) == wilson(150, 150)
 
 
 def test_bootstrap_equals_loops_over_drawn_pictures() -> None:
@@ -182,7 +183,8 @@ def test_relative_is_to_the_best_single_layer_and_a_task_that_none_reads_is_draw
     tmp_path: Path,
 ) -> None:
     rows = [row([0], t="1000", u="00"), row([1], t="1100", u="00"), row([0, 1], t="1110", u="00")]
-    cells = [cell for r in probing._relative(rows) for cell in r["tasks"].values()]
+    rows = probing.relative_to_best(rows)
+    cells = [cell for r in rows for cell in r["tasks"].values()]
     assert [cell["relative"] for cell in cells] == [0.5, 0, 1, 0, 1.5, 0]
     for cell in cells:
         cell["interval"] = [0.0, 0.9]
@@ -239,7 +241,7 @@ def home(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_pooled_cells_average_to_the_mean_patch_token(home: Path, grid: int) -> None:
     encoder, processor = (f(str(home / "encoder")) for f in (load_encoder, load_image_processor))
     pictures = [Picture(str(p)) for p in sorted((home / "images").iterdir())]
-    found = probing.pooled(encoder, processor, pictures, grid, 4, lambda _: None)
+    found = probing.pooled(encoder, processor, pictures, grid, 4)
     pixels = processor([p.open() for p in pictures], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         maps = torch.stack(encoder(pixels).patches).unflatten(2, (4, 4)).numpy()
@@ -266,10 +268,10 @@ def test_probe_writes_what_it_measured(
             ones = cell["hits"].count("1")
             assert (len(cell["hits"]), cell["accuracy"]) == (30, ones / 30)
             assert cell["interval"] == wilson(ones, 30)
-    with pytest.raises(ValueError, match="no task"):
+    with pytest.raises(LayerfuseError, match="no task"):
         probing.probe(encoder, tasks="tint", output=tmp_path / "none")
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r"pip install 'layerfuse\[look\]'"):
+    with pytest.raises(LayerfuseError, match=r"pip install 'layerfuse\[look\]'"):
         probing.probe(encoder, output=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -287,7 +289,7 @@ def test_recommended_arms_are_the_first_of_the_ranking(home: Path, tmp_path: Pat
     grid = {"grid": {"layers": [ranking[0]["layers"], "all"], "fusion": [{"name": "concat"}]}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**GOOD, **grid}))
     report = {"encoder": "some/encoder", "ranking": ranking[:1]}
-    recommending._write(tmp_path, report, tmp_path / "r.yaml", Console(quiet=True))
+    recommending.write_recommendation(tmp_path, report, tmp_path / "r.yaml", Console(quiet=True))
     assert len(load_recipe(tmp_path / "recommended.yaml").all_arms()) == 1  # none of the grid
 
 
@@ -323,8 +325,8 @@ def test_only_a_clear_difference_is_no_tie() -> None:
     rows = [row([3], t=worse), row([1, 2], t=first), row([2], t=close), row([1], t=first)]
     cheap: Any = {"groups": {"2": {"groups": [[1, 2], [3]]}}, "chosen": 2}
     cheap |= {"entropy": [0.0, 0.1, 0.2, 0.3], "dimension": [0, 1, 2, 3]}
-    probes = {"mean": probing._relative(rows), "seed": 0}
-    found = recommending._rank(cheap, probes, [[1], [2], [3], [1, 2]], ["t"])
+    probes = {"mean": probing.relative_to_best(rows), "seed": 0}
+    found = recommending.rank(cheap, probes, [[1], [2], [3], [1, 2]], ["t"])
     assert [(r["layers"], r["tie"], r["best_on"]) for r in found] == [
         ([1], True, ["t"]),
         ([1, 2], True, ["t"]),
@@ -399,7 +401,7 @@ def test_criteria_that_order_the_arms_as_training_does(sign: int, tmp_path: Path
     ],
 )
 def test_studies_that_do_not_fit(options: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayerfuseError, match=message):
         validate(trained(tmp_path, RISING, **options), CHEAP, PROBED)
 
 
@@ -413,8 +415,8 @@ def test_depth_profile_of_a_real_encoder(monkeypatch: pytest.MonkeyPatch) -> Non
     fast = torch.cpu._is_avx512_bf16_supported()  # elsewhere bfloat16 takes minutes
     encoder = load_encoder("dinov2-small", torch.bfloat16 if fast else torch.float32)
     processor, pictures = load_image_processor("dinov2-small"), [*problem.train, *problem.test]
-    x = probing.pooled(encoder, processor, pictures, 1, 16, lambda _: None)
-    rows = [probing._row(problem, x, [k], 0)["tasks"] for k in range(13)]
+    x = probing.pooled(encoder, processor, pictures, 1, 16)
+    rows = [probing.probe_layers(problem, x, [k], 0)["tasks"] for k in range(13)]
     score = {t.name: np.array([r[t.name]["accuracy"] for r in rows]) for t in problem.tasks}
     best = {name: values.max() for name, values in score.items()}
     assert score["texture"][0] < 0.5 < 0.95 <= score["texture"][2]

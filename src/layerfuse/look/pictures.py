@@ -1,7 +1,7 @@
 """Pictures without questions, to look at an encoder with."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,64 +11,77 @@ from torch import Tensor
 from layerfuse.data import sources as conversations
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import picture_of
+from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.schema import Data, Scenes
 
 SCENES = 200
 """Generated scenes among the default pictures."""
 
+Batch = tuple[list[str], list[Tensor]]
+"""Names of B pictures, and their pixel values (B, 3, height, width) by each processor."""
 
-def find_pictures(source: str | None, split: str = "train", limit: int | None = None) -> Any:
-    """A sequence of `Picture`s: the images in a folder, of a LLaVA JSON, or of a dataset (hub id or
-    folder; its column `image` or `images`), or, without a source, generated scenes and photographs.
 
-    Raises FileNotFoundError or ValueError if there are none.
+def find_pictures(
+    source: str | None,
+    split: str = "train",
+    limit: int | None = None,
+) -> Sequence[Picture]:
+    """Find pictures.
+
+    Args:
+        source: a folder of images, a LLaVA JSON, or a dataset (hub id or saved folder; its column
+            `image` or `images`). None: photographs and generated scenes.
+        split: split of a dataset.
+        limit: use only the first pictures.
+
+    Returns:
+        At least one picture. Those of a dataset are read when they are used.
+
+    Raises:
+        LayerfuseError: there are none, or the source cannot be read.
     """
+    pictures: Sequence[Picture]
     path = Path(source or "")
     if source is None:
-        found: Any = [*photographs(), *_of(Data(scenes=Scenes(count=SCENES, questions=1)))]
+        scenes = _pictures_of(Data(scenes=Scenes(count=SCENES, questions=1)))
+        pictures = [*photographs(), *scenes]
     elif path.suffix in (".json", ".jsonl"):
-        found = _of(Data(path=source))
+        pictures = _pictures_of(Data(path=source))
     elif path.is_dir() and not conversations.is_saved_dataset(path):
-        found = []
-        for file in sorted(path.rglob("*")):
-            # A folder can be named like an image.
-            if file.suffix.lower() in conversations.IMAGE_SUFFIXES and file.is_file():
-                found.append(Picture(str(file)))
-    elif path.is_dir() or (not path.exists() and source[0] not in "./" and source.count("/") < 2):
-        found = conversations.Records(conversations.open_dataset(source, split).records, _first)
+        pictures = _images_in(path)
+    elif path.is_dir() or _may_be_hub_id(source):
+        pictures = _pictures_of_dataset(source, split)
     else:
-        raise FileNotFoundError(f"no folder, LLaVA JSON or dataset {source}")
-    if not found:
+        raise LayerfuseError(f"no folder, LLaVA JSON or dataset {source}")
+    if not pictures:
         suffixes = ", ".join(sorted(conversations.IMAGE_SUFFIXES))
-        raise FileNotFoundError(f"no images ({suffixes}) in {source}")
+        raise LayerfuseError(f"no images ({suffixes}) in {source}")
     if limit is None:
-        return found
-    return found[:limit]
+        return pictures
+    return pictures[:limit]
 
 
-def require_look(module: str) -> Path:
-    """The folder of a package of the extra `look`. Raises ImportError that says how to get it."""
-    found = find_spec(module)
-    if found is None or found.origin is None:
-        raise ImportError(f"this needs the package {module}: pip install 'layerfuse[look]'")
-    return Path(found.origin).parent
+def _may_be_hub_id(source: str) -> bool:
+    """Whether this can name a dataset of the hub, `owner/name` or `name`."""
+    if Path(source).exists() or source[0] in "./":
+        return False
+    return source.count("/") < 2
 
 
-def photographs() -> list[Picture]:
-    """The pictures inside scikit-image's wheel (photographs, micrographs, textures, drawings), read
-    as files: its loaders would download others. Raises ImportError without scikit-image."""
-    folder = require_look("skimage") / "data"
-    files = [*folder.glob("*.jpg"), *folder.glob("*.png")]
-    return [Picture(str(file)) for file in sorted(files)]
+def _images_in(folder: Path) -> list[Picture]:
+    """The images in a folder and its subfolders."""
+    pictures = []
+    # Sorted: the order of a folder differs between file systems
+    for file in sorted(folder.rglob("*")):
+        # A folder can be named like an image
+        if file.suffix.lower() in conversations.IMAGE_SUFFIXES and file.is_file():
+            pictures.append(Picture(str(file)))
+    return pictures
 
 
-def _first(index: int, row: dict[str, Any]) -> Picture:
-    first = next(iter(conversations.cells(row.get("image") or row.get("images"))), None)
-    return picture_of(f"row {index}", first, Path())
-
-
-def _of(data: Data) -> list[Picture]:
-    # Several questions can be about one picture: it counts once, at its first place.
+def _pictures_of(data: Data) -> list[Picture]:
+    """The pictures of samples, each once."""
+    # Several questions can be about one picture: it keeps its first place
     by_name: dict[str, Picture] = {}
     for sample in conversations.load(data):
         for picture in sample.pictures:
@@ -76,16 +89,81 @@ def _of(data: Data) -> list[Picture]:
     return list(by_name.values())
 
 
-def batches(
-    pictures: Sequence[Picture], processors: Sequence[Any], batch_size: int, start: int = 0
-) -> Iterator[tuple[list[str], list[Tensor]]]:
-    """(names, pixel values of each processor) of the pictures from `start` on, prepared in
-    a second thread while the encoder runs.
+def _pictures_of_dataset(source: str, split: str) -> Sequence[Picture]:
+    """The first picture of each row of a Hugging Face dataset."""
+    try:
+        rows = conversations.open_dataset(source, split).records
+    except LayerfuseError:
+        raise
+    # What is wrong with a name, a split or the network, the package datasets says by many types
+    except (OSError, ValueError) as error:
+        raise LayerfuseError(f"the dataset {source} cannot be opened: {error}") from error
+    return conversations.Records(rows, _first_picture)
 
-    Raises ValueError naming a picture that cannot be used.
+
+def _first_picture(index: int, row: dict[str, Any]) -> Picture:
+    """The first picture of a row of a dataset."""
+    row_cells = conversations.cells(row.get("image") or row.get("images"))
+    # An empty row is refused with its number when the picture is made
+    cell = next(iter(row_cells), None)
+    return picture_of(f"row {index}", cell, Path())
+
+
+def require_look(module: str) -> Path:
+    """Check that a package of the extra `look` is installed.
+
+    Args:
+        module: the name that is imported.
+
+    Returns:
+        The package's folder.
+
+    Raises:
+        LayerfuseError: it is missing; the message says how to get it.
+    """
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise LayerfuseError(f"this needs the package {module}: pip install 'layerfuse[look]'")
+    return Path(spec.origin).parent
+
+
+def photographs() -> list[Picture]:
+    """Find the pictures inside scikit-image's wheel: photographs, micrographs, textures, drawings.
+
+    Returns:
+        The pictures, by name.
+
+    Raises:
+        LayerfuseError: scikit-image is not installed.
+    """
+    # Read as files, since scikit-image's own loaders would download more
+    folder = require_look("skimage") / "data"
+    files = [*folder.glob("*.jpg"), *folder.glob("*.png")]
+    return [Picture(str(file)) for file in sorted(files)]
+
+
+def batches(
+    pictures: Sequence[Picture],
+    processors: Sequence[Any],
+    batch_size: int,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Prepare pictures in a second thread while the encoder runs.
+
+    Args:
+        pictures: what to prepare.
+        processors: image processors (`Any`: transformers gives them no common type).
+        batch_size: B, pictures prepared at once; the last batch may be smaller.
+        start: the first picture.
+
+    Yields:
+        A batch of pictures, with the pixel values of each processor.
+
+    Raises:
+        LayerfuseError: a picture cannot be used; it is named.
     """
 
-    def prepare(begin: int) -> tuple[list[str], list[Tensor]]:
+    def prepare(begin: int) -> Batch:
         names = []
         images = []
         for index in range(begin, min(begin + batch_size, len(pictures))):
@@ -97,14 +175,14 @@ def batches(
             pixels.append(processor(images, return_tensors="pt")["pixel_values"])
         return names, pixels
 
-    starts = range(start, len(pictures), batch_size)
+    # Decoding lets go of Python's lock, so one more thread is enough to keep the encoder busy
     with ThreadPoolExecutor(max_workers=1) as thread:
-        ahead = None
-        for begin in starts:
-            # The next batch is prepared while the caller works on this one.
+        ahead: Future[Batch] | None = None
+        for begin in range(start, len(pictures), batch_size):
             ready = None
             if ahead is not None:
                 ready = ahead.result()
+            # The next batch is prepared while the caller works on this one
             ahead = thread.submit(prepare, begin)
             if ready is not None:
                 yield ready

@@ -1,155 +1,38 @@
-"""What each layer knows: a linear probe per layer, task and kind of features.
-
-The tasks classify pictures; they come from samples with short answers.
-"""
+"""What each layer knows: a linear probe per layer, task and kind of features."""
 
 import json
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 from torch.nn import functional as F
 
 from layerfuse.data.picture import Picture
-from layerfuse.data.sample import by_turn
-from layerfuse.data.sources import Samples, load
-from layerfuse.evaluate.metrics import normalize
+from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES
-from layerfuse.look.output import draw_probe, probe_table, progress_bar
+from layerfuse.look.output import draw_probe, probe_table, progress_bar, shown_on
 from layerfuse.look.pictures import batches, require_look
-from layerfuse.look.similarity import FILE, look_folder
+from layerfuse.look.similarity import FILE, look_folder, make_folder
+from layerfuse.look.tasks import Problem, Task, find_tasks, task_names
 from layerfuse.model.pretrained import load_image_processor
-from layerfuse.model.processor import question_of
-from layerfuse.recipe.schema import Data, Scenes
+from layerfuse.progress import Progress, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
+from layerfuse.vision.features import Features
 from layerfuse.vision.selection import LayerSpec, select
 
 FEATURES = {"mean": slice(1), "grid": slice(1, None)}
 """Where `pooled` holds the mean patch token, and the patch tokens average-pooled to a grid."""
 RESAMPLES = 1000
-WORDINGS = 8
-"""A family with more different questions asks about what the question names."""
-COMMON = 5
-"""An answer needs so many training pictures to be a class."""
-Answers = dict[str, tuple[Picture, dict[str, str]]]
-SCENES: dict[Literal["train", "test"], int] = {"train": 800, "test": 400}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One family of questions: the answer about each picture, by its place; None: not asked."""
-
-    name: str
-    train: list[str | None]
-    test: list[str | None]
-    classes: list[str]
-
-    @property
-    def chance(self) -> float:
-        """Accuracy on the test pictures of always giving the commonest training answer."""
-        asked = [a for a in self.test if a is not None]
-        commonest = Counter(a for a in self.train if a is not None).most_common(1)[0][0]
-        return asked.count(commonest) / len(asked)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Tasks over training and test pictures, and the families that are none, with the reason."""
-
-    train: list[Picture]
-    test: list[Picture]
-    tasks: list[Task]
-    left_out: dict[str, str]
-
-
-def task_names(tasks: str | None) -> list[str] | None:
-    """The names in `count,shape`, each once; None for none."""
-    return list(dict.fromkeys(n.strip() for n in tasks.split(",") if n.strip())) if tasks else None
-
-
-def find_tasks(
-    data: str | None, test: str | None, wanted: list[str] | None = None, seed: int = 0
-) -> Problem:
-    """The tasks of two LLaVA JSON files (or folders with captions). Without `test`, three tenths of
-    the pictures are drawn for it; without `data`, scenes are generated.
-
-    A task is a family (or, where samples name none, a question). Raises ValueError if there is no
-    task, or none of the name `wanted`.
-    """
-    if data is None and test is not None:
-        raise ValueError("test pictures need training pictures: give the data too")
-    if data is None:
-        parts = [Scenes(count=n, split=split, questions=8) for split, n in SCENES.items()]
-        samples: list[Samples] = [load(Data(scenes=part)) for part in parts]
-    else:
-        samples = [load(Data(path=path)) for path in (data, test) if path]
-    train, wordings = _answers(samples[0])
-    if len(samples) > 1:
-        tested, _ = _answers(samples[1])
-    else:
-        shuffled = np.random.default_rng(seed).permutation(sorted(train)).tolist()
-        held_out = set(shuffled[: round(0.3 * len(shuffled))])
-        # Both parts keep the order of the data.
-        tested = {name: train[name] for name in train if name in held_out}
-        train = {name: train[name] for name in train if name not in held_out}
-    possible: list[Task] = []
-    left_out: dict[str, str] = {}
-    for name in sorted(wordings):
-        task = _task(name, train, tested)
-        # What cannot be learned or measured is no task; the report says why.
-        if task is None:
-            continue
-        if len(wordings[name]) > WORDINGS:
-            left_out[name] = f"{len(wordings[name])} different questions"
-        elif len(task.classes) < 2:
-            left_out[name] = f"{len(task.classes)} answers with {COMMON} training pictures"
-        elif not any(task.test):
-            left_out[name] = "not asked about a test picture"
-        else:
-            possible.append(task)
-    names = [task.name for task in possible]
-    missing = sorted(set(wanted or ()) - set(names))
-    if missing or not names:
-        raise ValueError(f"no task {missing or ''}; tasks: {names}, left out: {left_out}")
-    return Problem(
-        train=[picture for picture, _ in train.values()],
-        test=[picture for picture, _ in tested.values()],
-        tasks=[task for task in possible if wanted is None or task.name in wanted],
-        left_out=left_out,
-    )
-
-
-def _task(name: str, train: Answers, test: Answers) -> Task | None:
-    """The task of this name; None if no training picture is asked for it."""
-    train_answers = [answers.get(name) for _, answers in train.values()]
-    test_answers = [answers.get(name) for _, answers in test.values()]
-    counts = Counter(answer for answer in train_answers if answer is not None)
-    if not counts:
-        return None
-    classes = sorted(answer for answer, count in counts.items() if count >= COMMON)
-    return Task(name=name, train=train_answers, test=test_answers, classes=classes)
-
-
-def _answers(samples: Samples) -> tuple[Answers, dict[str, set[str]]]:
-    """Per picture its first answer of each task, and the questions of each task."""
-    answers: Answers = {}
-    wordings: dict[str, set[str]] = {}
-    for sample in (sample for sample in samples if len(sample.pictures) == 1):
-        picture = sample.pictures[0]
-        found = answers.setdefault(picture.name, (picture, {}))[1]
-        for turn in by_turn(sample):
-            question = normalize(question_of(turn.messages))
-            task = turn.families[0] if turn.families else question
-            wordings.setdefault(task, set()).add(question)
-            found.setdefault(task, normalize(turn.messages[-1]["content"]))
-    return answers, wordings
+"""Draws of a bootstrap."""
+NOT_ASKED = "-"
+"""Stands in `hits` for a picture that the task does not ask about."""
+LARGEST_HALF = 65504
+"""The largest number of float16."""
 
 
 @torch.inference_mode()
@@ -159,24 +42,58 @@ def pooled(
     pictures: Sequence[Picture],
     grid: int,
     batch_size: int,
-    tick: Callable[[int], Any],
+    progress: Progress = silent,
 ) -> np.ndarray:
-    """The mean patch token of every layer, then its patch tokens average-pooled to a grid:
-    (L, pictures, 1 + grid², D) in float16."""
-    found, device = [], next(encoder.parameters()).device
+    """Encode pictures and pool the patch tokens of each layer.
+
+    Args:
+        encoder: whose layers are pooled.
+        processor: its image processor (`Any`: transformers gives them no common type).
+        pictures: what to encode.
+        grid: side of the grid of pooled tokens.
+        batch_size: pictures encoded at once.
+        progress: told of every batch, in pictures.
+
+    Returns:
+        (L, pictures, 1 + grid², D) in float16: the mean patch token, then the patch tokens
+        average-pooled to the grid, row by row.
+
+    Raises:
+        LayerfuseError: a picture cannot be used or gives infinite or undefined features; it is
+            named.
+    """
+    device = next(encoder.parameters()).device
+    cells_of_batches = []
+    done = 0
     for names, (pixels,) in batches(pictures, [processor], batch_size):
         features = encoder(pixels.to(device))
-        maps = torch.stack(features.patches).transpose(2, 3).unflatten(3, features.grid)
-        finite = maps.isfinite().flatten(2).all(dim=2)
-        if not finite.all():
-            layer, row = (int(i) for i in (~finite).nonzero()[0])
-            raise ValueError(f"layer {layer} of {names[row]} holds infinite or undefined features")
-        maps = maps.flatten(0, 1).float()
-        sizes = [F.adaptive_avg_pool2d(maps, size).flatten(2) for size in (1, grid)]
-        cells = torch.cat(sizes, dim=2).unflatten(0, (len(features.layers), -1)).transpose(2, 3)
-        found.append(cells.clamp(-65504, 65504).half().cpu().numpy())
-        tick(len(names))
-    return np.concatenate(found, axis=1)
+        cells = _pool(features, names, grid)
+        # Half the memory; a few layers of some encoders exceed its range with single numbers
+        in_range = cells.clamp(-LARGEST_HALF, LARGEST_HALF)
+        cells_of_batches.append(in_range.half().cpu().numpy())
+        done += len(names)
+        progress("encoding pictures", done, len(pictures))
+    return np.concatenate(cells_of_batches, axis=1)
+
+
+def _pool(features: Features, names: list[str], grid: int) -> Tensor:
+    """Pool the patch tokens of a batch of B pictures: (L, B, 1 + grid², D)."""
+    tokens = torch.stack(features.patches)
+    # (L, B, N, D) -> (L, B, D, rows, columns)
+    maps = tokens.transpose(2, 3).unflatten(3, features.grid)
+    finite = maps.isfinite().flatten(2).all(dim=2)
+    if not finite.all():
+        layer, row = (~finite).nonzero()[0].tolist()
+        raise LayerfuseError(
+            f"layer {features.layers[layer]} of {names[row]} holds infinite or undefined features"
+        )
+    # The pooling takes one leading dimension: (L * B, D, rows, columns)
+    images = maps.flatten(0, 1).float()
+    mean = F.adaptive_avg_pool2d(images, 1).flatten(2)
+    cells = F.adaptive_avg_pool2d(images, grid).flatten(2)
+    # (L * B, D, 1 + grid²) -> (L, B, 1 + grid², D)
+    together = torch.cat([mean, cells], dim=2)
+    return together.unflatten(0, (len(features.layers), -1)).transpose(2, 3)
 
 
 def probe(
@@ -193,124 +110,312 @@ def probe(
     output: Path | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Probe every layer and some combinations on every task; returns the path of `probe.json`.
+    """Probe every layer and some combinations on every task, and write a report and figures.
 
-    `data` and `test` are what `find_tasks` takes; all goes to `output` (default
-    `runs/look-<encoder>`). Raises ValueError or OSError, before anything is written, for what
-    cannot be used, and ImportError without scikit-learn.
+    Args:
+        encoder: name or folder of the encoder.
+        data: training samples, as for `find_tasks`.
+        test: test samples, as for `find_tasks`.
+        tasks: names of tasks with commas between them; all by default.
+        layers: combinations of layers to probe too; `default_combinations` by default.
+        grid: side of the grid of pooled tokens.
+        batch_size: pictures encoded at once.
+        dtype: number type of the encoder, a name in `DTYPES`.
+        seed: of the division into training and test pictures, and of the resamples.
+        output: folder of everything written; `look_folder(encoder)` by default.
+        console: where tables are printed.
+
+    Returns:
+        The path of `probe.json`.
+
+    Raises:
+        LayerfuseError: an option, picture or file cannot be used, or scikit-learn is missing;
+            nothing has been written then, unless a picture is broken.
     """
     require_look("sklearn")
     console = console or Console()
     folder = output or look_folder(encoder)
     problem = find_tasks(data, test, task_names(tasks), seed)
     tower = load_encoder(encoder, DTYPES[dtype])
-    depth = tower.layers[-1]
-    several = default_combinations(depth, folder) if layers is None else layers
-    each = [select(spec, depth).layers for spec in [*range(depth + 1), *several]]
-    chosen = [list(layers) for layers in dict.fromkeys(each)]  # each once
+    selections = _selections(layers, tower.layers[-1], folder)
     processor = load_image_processor(encoder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+
+    with progress_bar(console) as bar:
+        progress = shown_on(bar)
+        pictures = [*problem.train, *problem.test]
+        features = pooled(tower, processor, pictures, grid, batch_size, progress)
+        mean_rows = probe_selections(problem, features, "mean", selections, seed, progress)
+        grid_rows = probe_selections(problem, features, "grid", selections, seed, progress)
+    described_tasks = {}
+    for task in problem.tasks:
+        described_tasks[task.name] = {"chance": task.chance, "classes": task.classes}
+
     report: dict[str, Any] = {
         "encoder": encoder,
-        "depth": depth,
+        "depth": tower.layers[-1],
         "source": data,
         "test": test,
         "asked": tasks,
-        "grid": grid,
+        "grid": grid_rows,
         "dtype": dtype,
         "seed": seed,
         "train_pictures": len(problem.train),
         "test_pictures": len(problem.test),
-        "tasks": {t.name: {"chance": t.chance, "classes": t.classes} for t in problem.tasks},
+        "tasks": described_tasks,
         "left_out": problem.left_out,
+        "mean": mean_rows,
     }
-    everything = [*problem.train, *problem.test]
-    with progress_bar(console) as bar:
-        tick = partial(bar.advance, bar.add_task("encoding pictures", total=len(everything)))
-        features = pooled(tower, processor, everything, grid, batch_size, tick)
-        for kind, cells in FEATURES.items():
-            x, what = features[:, :, cells], f"probing {kind} features"
-            rows = [_row(problem, x, some, seed) for some in bar.track(chosen, description=what)]
-            report[kind] = _relative(rows)
     return _publish(report, folder, console)
 
 
+def _selections(
+    combinations: Sequence[LayerSpec] | None,
+    depth: int,
+    folder: Path,
+) -> list[list[int]]:
+    """Every single layer, then the combinations, each selection once."""
+    if combinations is None:
+        combinations = default_combinations(depth, folder)
+    selections: list[list[int]] = []
+    for spec in [*range(depth + 1), *combinations]:
+        layers = list(select(spec, depth).layers)
+        if layers not in selections:
+            selections.append(layers)
+    return selections
+
+
 def _publish(report: dict[str, Any], folder: Path, console: Console) -> Path:
-    """Figures, tables and `probe.json`, whose path it returns."""
+    """Write figures and `probe.json`, whose path it returns, and print the tables."""
     for kind in FEATURES:
         shown = {**report, "features": kind, "rows": report[kind]}
         draw_probe(shown, folder / f"probe-{kind}")
         probe_table(shown, console)
-    write_text(file := folder / "probe.json", json.dumps(report) + "\n")
-    for name, why in report["left_out"].items():
-        console.print(f"not probed: {name} ({why})", soft_wrap=True)
+    file = folder / "probe.json"
+    try:
+        write_text(file, json.dumps(report) + "\n")
+    except OSError as error:
+        raise LayerfuseError(f"{file} cannot be written: {error}") from error
+    for name, reason in report["left_out"].items():
+        console.print(f"not probed: {name} ({reason})", soft_wrap=True)
     console.print(f"probe: {file}", soft_wrap=True)
     return file
 
 
 def default_combinations(depth: int, folder: Path) -> list[LayerSpec]:
-    """The middle layers of three thirds, and representatives by the folder's similarity file."""
-    found: list[LayerSpec] = [sorted({max(1, round(depth * k / 6)) for k in (1, 3, 5)})]
-    if (folder / FILE).exists():
-        found.append(f"similarity:{min(3, depth)}@{folder / FILE}")
-    return found
+    """Give the combinations of layers that are probed if none are asked for.
+
+    Args:
+        depth: number of blocks of the encoder.
+        folder: where a similarity file may be.
+
+    Returns:
+        The middle layers of three thirds, and the representatives of three groups of similar
+        layers if there is a similarity file.
+    """
+    # In a shallow encoder two thirds can have one middle
+    middles = set()
+    for sixths in (1, 3, 5):
+        middles.add(max(1, round(depth * sixths / 6)))
+    combinations: list[LayerSpec] = [sorted(middles)]
+    similarity_file = folder / FILE
+    if similarity_file.exists():
+        count = min(3, depth)
+        combinations.append(f"similarity:{count}@{similarity_file}")
+    return combinations
 
 
-def _row(problem: Problem, features: np.ndarray, layers: list[int], seed: int) -> dict[str, Any]:
-    """All tasks on the features (L, pictures, cells, D) of some layers, side by side."""
-    x = np.concatenate([features[k].reshape(features.shape[1], -1) for k in layers], axis=1)
-    x, count = x.astype(np.float32), len(problem.train)
-    cells = {}
+def probe_selections(
+    problem: Problem,
+    features: np.ndarray,
+    kind: str,
+    selections: Sequence[list[int]],
+    seed: int,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Probe selections of layers on all tasks.
+
+    Args:
+        problem: the tasks.
+        features: what `pooled` gives of the training and then the test pictures.
+        kind: which of the features are read, a name in `FEATURES`.
+        selections: the layers of each.
+        seed: of the resamples.
+        progress: told of every selection.
+
+    Returns:
+        What `probe_layers` gives for each, with scores as shares of the best single layer's.
+    """
+    cells = features[:, :, FEATURES[kind]]
+    rows = []
+    for done, layers in enumerate(selections, start=1):
+        rows.append(probe_layers(problem, cells, layers, seed))
+        progress(f"probing {kind} features", done, len(selections))
+    return relative_to_best(rows)
+
+
+def probe_layers(
+    problem: Problem,
+    features: np.ndarray,
+    layers: list[int],
+    seed: int,
+) -> dict[str, Any]:
+    """Probe all tasks on the features of some layers, side by side.
+
+    Args:
+        problem: the tasks.
+        features: (L, pictures, cells, D), the training pictures first.
+        layers: positions in the first dimension.
+        seed: of the resamples.
+
+    Returns:
+        A row of `probe.json`: `name` and `layers`; by task `accuracy`, its 95 % `interval`, and
+        `hits`, a character for each test picture (1 right, 0 wrong, - not asked); the `mean`
+        accuracy over tasks with its bootstrap `interval`.
+    """
+    # Every cell of every layer is a feature of its own: (pictures, layers * cells * D)
+    flat = [features[layer].reshape(features.shape[1], -1) for layer in layers]
+    x = np.concatenate(flat, axis=1).astype(np.float32)
+    train_count = len(problem.train)
+    cells: dict[str, Any] = {}
     for task in problem.tasks:
-        hits = _right(task, x[:count], x[count:])
+        hits = classify(task, x[:train_count], x[train_count:])
         asked = hits[~np.isnan(hits)]
-        said = "".join("-" if np.isnan(hit) else str(int(hit)) for hit in hits)
-        cell = {"accuracy": float(asked.mean()), "interval": _wilson(asked), "hits": said}
-        cells[task.name] = cell
-    name = "+".join(map(str, layers))
-    mean = float(np.mean([cell["accuracy"] for cell in cells.values()]))
-    interval = np.percentile(bootstrap(cells, list(cells), seed), [2.5, 97.5]).tolist()
-    return {"name": name, "layers": layers, "tasks": cells, "mean": mean, "interval": interval}
+        cells[task.name] = {
+            "accuracy": float(asked.mean()),
+            "interval": wilson_interval(asked),
+            "hits": _as_text(hits),
+        }
+
+    accuracies = [cell["accuracy"] for cell in cells.values()]
+    draws = bootstrap(cells, list(cells), seed)
+    return {
+        "name": "+".join(map(str, layers)),
+        "layers": layers,
+        "tasks": cells,
+        "mean": float(np.mean(accuracies)),
+        "interval": np.percentile(draws, [2.5, 97.5]).tolist(),
+    }
+
+
+def _as_text(hits: np.ndarray) -> str:
+    """Hits as a character each: 1, 0, or `NOT_ASKED`."""
+    characters = []
+    for hit in hits:
+        if np.isnan(hit):
+            characters.append(NOT_ASKED)
+        else:
+            characters.append(str(int(hit)))
+    return "".join(characters)
+
+
+def _as_numbers(hits: str) -> list[float]:
+    """The inverse of `_as_text`: 1, 0, or NaN."""
+    numbers = []
+    for character in hits:
+        if character == NOT_ASKED:
+            numbers.append(np.nan)
+        else:
+            numbers.append(float(character))
+    return numbers
 
 
 def bootstrap(cells: dict[str, Any], tasks: list[str], seed: int) -> np.ndarray:
-    """Resampled means over tasks, (RESAMPLES,): pictures are drawn, the same for equal seeds."""
-    marks = [[np.nan if c == "-" else float(c) for c in cells[task]["hits"]] for task in tasks]
-    table = np.array(marks).T
+    """Resample the mean accuracy over tasks by drawing test pictures.
+
+    Args:
+        cells: by task, what `probe_layers` says.
+        tasks: those that count.
+        seed: equal seeds draw equal pictures, whatever the layers and tasks.
+
+    Returns:
+        (RESAMPLES,), each in 0..1.
+    """
+    # (tasks, pictures) -> (pictures, tasks)
+    table = np.array([_as_numbers(cells[task]["hits"]) for task in tasks]).T
     count = len(table)
-    draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=RESAMPLES)
+    # How often each picture is drawn: (RESAMPLES, pictures)
+    random = np.random.default_rng(seed)
+    draws = random.multinomial(count, [1 / count] * count, size=RESAMPLES)
     asked = draws @ ~np.isnan(table)
-    return (draws @ np.nan_to_num(table) / np.maximum(asked, 1)).mean(axis=1)
+    right = draws @ np.nan_to_num(table)
+    # A draw without any picture that a task asks about counts as 0 right
+    return (right / np.maximum(asked, 1)).mean(axis=1)
 
 
-def _right(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """1 or 0 for each test picture, NaN where the task was not asked: by a ridge classifier on
-    features that are each standardised, its penalty chosen by leave-one-out."""
+def classify(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Learn a task on training features and answer it on test features.
+
+    The classifier is ridge regression on features that are each standardised, its penalty chosen
+    by leave-one-out.
+
+    Args:
+        task: n training and m test answers.
+        train: (n, D).
+        test: (m, D).
+
+    Returns:
+        (m,): 1 where the answer is right, 0 where it is wrong, NaN where none was asked for.
+    """
+    # scikit-learn is optional, and takes a second to import
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    labels = np.array([a if a in task.classes else "" for a in task.train])
+    # Rare answers are no classes: the classifier can never say them, so they are wrong
+    labels = np.array([answer if answer in task.classes else "" for answer in task.train])
     known = labels != ""
     model = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(-1, 7, 17)))
-    said = model.fit(train[known], labels[known]).predict(test)
-    pairs = zip(task.test, said, strict=True)
-    return np.array([np.nan if a is None else float(a == s) for a, s in pairs])
+    model.fit(train[known], labels[known])
+    predictions = model.predict(test)
+
+    hits = np.full(len(task.test), np.nan)
+    for place, answer in enumerate(task.test):
+        if answer is not None:
+            hits[place] = answer == predictions[place]
+    return hits
 
 
-def _wilson(hits: np.ndarray) -> list[float]:
-    """Wilson's 95 % interval of a share."""
+def wilson_interval(hits: np.ndarray) -> list[float]:
+    """Compute Wilson's 95 % interval of a share.
+
+    Args:
+        hits: (n,), each 0 or 1.
+
+    Returns:
+        Its ends, each in 0..1.
+    """
+    # scipy.stats takes half a second to import
     from scipy.stats import binomtest
 
-    found = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return [float(found.low), float(found.high)]
+    test = binomtest(int(hits.sum()), len(hits))
+    interval = test.proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
 
 
-def _relative(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add each score as a share of the task's best single layer (paper 3, Fig. 3)."""
-    for name in rows[0]["tasks"]:
-        best = max(r["tasks"][name]["accuracy"] for r in rows if len(r["layers"]) == 1)
-        for row in rows:
-            cell = row["tasks"][name]
-            cell["relative"] = cell["accuracy"] / best if best else 0.0
-    return rows
+def relative_to_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give each accuracy also as a share of the task's best single layer (paper 3, Fig. 3).
+
+    Args:
+        rows: what `probe_layers` gives, single layers among them.
+
+    Returns:
+        The rows, with `relative` for each task; 0 where no single layer reads the task.
+    """
+    best: dict[str, float] = {}
+    for row in rows:
+        if len(row["layers"]) > 1:
+            continue
+        for name, cell in row["tasks"].items():
+            best[name] = max(best.get(name, 0.0), cell["accuracy"])
+
+    completed_rows = []
+    for row in rows:
+        cells = {}
+        for name, cell in row["tasks"].items():
+            relative = 0.0
+            if best[name] > 0:
+                relative = cell["accuracy"] / best[name]
+            cells[name] = {**cell, "relative": relative}
+        completed_rows.append({**row, "tasks": cells})
+    return completed_rows

@@ -14,8 +14,9 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.look.output import ranking_words, read_json, validation_words
 from layerfuse.look.pictures import require_look
-from layerfuse.look.probe import RESAMPLES, bootstrap, probe, task_names
+from layerfuse.look.probe import RESAMPLES, bootstrap, probe
 from layerfuse.look.similarity import FILE, look_folder, similarity
+from layerfuse.look.tasks import task_names
 from layerfuse.look.validation import trained_scores, validate
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.vision.encoder import load_vision_config
@@ -114,7 +115,7 @@ def recommend(
         probes = read_json(file)
 
     names = asked or list(probes["tasks"])
-    ranking = _rank(look, probes, candidates, names)
+    ranking = rank(look, probes, candidates, names)
     report: dict[str, Any] = {"encoder": encoder, "tasks": names, "ranking": ranking}
     ranking_words(ranking[:SHOWN], console)
     if against is not None:
@@ -122,7 +123,7 @@ def recommend(
         chosen_tasks = {name: probes["tasks"][name] for name in names}
         report["validation"] = validate(against, look, {**probes, "tasks": chosen_tasks})
         validation_words(report["validation"], console)
-    return _write(folder, report, recipe, console)
+    return write_recommendation(folder, report, recipe, console)
 
 
 def _trained_selections(study: Path | None, depth: int) -> list[list[int]]:
@@ -184,7 +185,7 @@ def _candidates(look: dict[str, Any], depth: int) -> list[list[int]]:
     return candidates
 
 
-def _rank(
+def rank(
     look: dict[str, Any],
     probes: dict[str, Any],
     selections: list[list[int]],
@@ -272,8 +273,26 @@ def _candidate(
     )
 
 
-def _write(folder: Path, report: dict[str, Any], recipe: Path | None, console: Console) -> Path:
-    """Write the report, whose path it returns, and the best selections as arms of a recipe."""
+def write_recommendation(
+    folder: Path,
+    report: dict[str, Any],
+    recipe: Path | None,
+    console: Console,
+) -> Path:
+    """Write the report, and the best selections as arms of a recipe.
+
+    Args:
+        folder: gets `recommend.json` and `recommended.yaml`.
+        report: `encoder` and `ranking`, and what else the file shall hold.
+        recipe: the recipe that the arms extend; None: the arms alone.
+        console: where the arms are printed.
+
+    Returns:
+        The path of `recommend.json`.
+
+    Raises:
+        LayerfuseError: a file cannot be written.
+    """
     text = yaml.safe_dump(
         _arms(report, recipe),
         sort_keys=False,

@@ -213,7 +213,7 @@ def similarity(
         raise LayerfuseError(f"{groups} groups cannot be made; valid: 0..{depth}")
     processors = [load_image_processor(name) for name in names]
 
-    _make_folder(folder)
+    make_folder(folder)
     unfinished = folder / "similarity.unfinished"
     with reports.progress_bar(console) as bar:
         statistics = measure(
@@ -254,8 +254,15 @@ def _publish(report: dict[str, Any], folder: Path, unfinished: Path, console: Co
     return file
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder before the pass, so that hours of measuring do not end without a place."""
+def make_folder(folder: Path) -> None:
+    """Make a folder before a pass, so that hours of measuring do not end without a place.
+
+    Args:
+        folder: may exist.
+
+    Raises:
+        LayerfuseError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
