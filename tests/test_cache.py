@@ -2,11 +2,11 @@
 
 import os
 import pickle
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.vision.encoder import Encoder
 from layerfuse.vision.features import Features
 from tests import tiny
-
-ROOT = Path(__file__).parent.parent
+from tests.processes import FORKS, start
 
 
 @pytest.fixture(autouse=True)
@@ -315,18 +314,22 @@ def test_damage_while_it_is_in_use_is_repaired_in_another_process(
     assert CountingEncoder.seen == 0  # the repaired entries were kept
 
 
-def test_two_writers_at_once_encode_each_picture_once(tmp_path: Path, home: Path) -> None:
+def write_at_once(pictures: list[Picture], begin: Barrier, seen: SimpleQueue[int]) -> None:
+    """Run in a process of its own: encode when all are ready, tell how many pictures were seen."""
+    begin.wait()
+    encode(pictures).features(pictures)
+    seen.put(CountingEncoder.seen)
+
+
+def test_two_writers_at_once_encode_each_picture_once(tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path)
-    script = (
-        "import sys; from pathlib import Path; from tests.test_cache import *\n"
-        "pictures = [Picture(n) for n in sys.argv[1:]]\n"
-        "encode(pictures).features(pictures); print(CountingEncoder.seen)\n"
-    )
-    command = [sys.executable, "-c", script, *(p.name for p in pictures)]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)
-    ]
-    assert sorted(int(process.communicate()[0]) for process in running) == [0, 10]
+    begin: Barrier = FORKS.Barrier(2)
+    seen: SimpleQueue[int] = FORKS.SimpleQueue()
+    writers = [start(write_at_once, pictures, begin, seen) for _ in range(2)]
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert sorted(seen.get() for _ in writers) == [0, 10]
     assert counted() == [10, 10]
 
 

@@ -2,9 +2,9 @@
 
 import io
 import json
+import os
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,10 @@ from layerfuse.data.sample import Sample, from_columns
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.data.sources import Samples
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer import Answerer, predict
 from layerfuse.fusion import FUSIONS
 from layerfuse.recipe.reader import load_recipe
+from layerfuse.study import execute
 from layerfuse.study.check import leave_out, load_checked
 from layerfuse.study.coordinate import study
 from layerfuse.study.encode import (
@@ -38,6 +40,7 @@ from layerfuse.study.encode import (
 )
 from layerfuse.study.execute import run_one
 from tests import tiny
+from tests.processes import start
 
 ROOT = Path(__file__).parent.parent
 SHRUNK = [
@@ -109,36 +112,38 @@ def comparable(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in lines(folder)]
 
 
+def study_killed_in_the_second_arm(recipe: Path, folder: Path) -> None:
+    """Run in a process of its own: SIGKILL between the training and the test of an arm."""
+
+    def predict_or_die(answerer: Answerer, *args: Any) -> list[dict[str, Any]]:
+        if len(answerer.model.config.vision_layers) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return predict(answerer, *args)
+
+    execute.predict = predict_or_die
+    study(recipe, output=folder)
+
+
 def test_killed_and_started_again_gives_the_same_results(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    """SIGKILL in the second arm; then the same command. The first arm is not run again."""
+    """The first arm, which was done before the kill, is not run again."""
     path = write(tmp_path, recipe)
-    study(path, output=tmp_path / "whole")
-    script = (
-        "import os, signal, sys\n"
-        "from layerfuse.study import coordinate as run, execute as engine\n"
-        "original = engine.predict\n"
-        "def predict(answerer, *args, **kwargs):\n"
-        "    if len(answerer.model.config.vision_layers) == 2:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return original(answerer, *args, **kwargs)\n"
-        "engine.predict = predict\n"
-        "run.study(sys.argv[1], output=run.Path(sys.argv[2]))\n"
-    )
-    command = [sys.executable, "-c", script, str(path), str(tmp_path / "killed")]
-    killed = subprocess.run(command, capture_output=True, cwd=ROOT)
-    assert killed.returncode == -9
-    assert len(list((tmp_path / "killed").glob("arms/*/result.json"))) == 1
-    first = next((tmp_path / "killed").glob("arms/one*/result.json"))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    study(path, output=whole)
+    process = start(study_killed_in_the_second_arm, path, killed)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (first,) = killed.glob("arms/*/result.json")
+    assert first.parent.name.startswith("one")
     stamp = first.stat().st_mtime_ns
-    study(path, output=tmp_path / "killed")
+    study(path, output=killed)
     assert first.stat().st_mtime_ns == stamp
-    found, expected = tmp_path / "killed", tmp_path / "whole"
-    assert comparable(found / "results.jsonl") == comparable(expected / "results.jsonl")
+    assert comparable(killed / "results.jsonl") == comparable(whole / "results.jsonl")
     for name in ("one", "two"):
-        a, b = (next(f.glob(f"arms/{name}*/predictions.jsonl")) for f in (found, expected))
-        assert a.read_text() == b.read_text()
+        pattern = f"arms/{name}*/predictions.jsonl"
+        predictions = [next(folder.glob(pattern)) for folder in (killed, whole)]
+        assert predictions[0].read_text() == predictions[1].read_text()
 
 
 def test_adding_an_arm_runs_only_that_arm(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -1,52 +1,153 @@
 """A study that is killed at random moments, or fills the disk, ends as an undisturbed one does; bad
 samples are left out by name, or stop it."""
 
+import bisect
 import json
 import math
-import subprocess
-import sys
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
 from layerfuse.study.coordinate import study
+from layerfuse.study.progress_table import LiveTable
+from tests.processes import start
 from tests.test_study import comparable, lines, write
 
-ROOT = Path(__file__).parent.parent
+
+@dataclass(frozen=True)
+class Moment:
+    """So many seconds after so many reports of progress: a machine that became slower or faster
+    since this was measured reaches it all the same."""
+
+    reports: int
+    seconds: float
 
 
-@pytest.mark.parametrize(("seed", "rounds"), [(0, 3), pytest.param(1, 20, marks=pytest.mark.slow)])
+class Clock:
+    """Counts the reports of progress of a study, notes their times, and kills at a moment.
+
+    Args:
+        file: gets the last report.
+        moment: of the kill; None to be left alone.
+    """
+
+    def __init__(self, file: Path, moment: Moment | None = None) -> None:
+        self.file = file
+        self.moment = moment
+        self.times: list[float] = []
+        file.write_text("nothing yet")
+        self.tick()
+
+    def tick(self) -> None:
+        """Note the time; start the timer of the kill if its count is reached."""
+        if self.moment is not None and len(self.times) == self.moment.reports:
+            kill = partial(os.kill, os.getpid(), signal.SIGKILL)
+            timer = threading.Timer(self.moment.seconds, kill)
+            timer.daemon = True
+            timer.start()
+        self.times.append(time.perf_counter())
+
+    def step(self, phase: str, done: int, total: int, note: str = "", run: str = "") -> None:
+        """In the place of the table's."""
+        self.file.write_text(f"{run} {phase} {done}/{total}")
+        self.tick()
+
+
+def study_watched(
+    recipe: Path, folder: Path, moment: Moment | None, largest_file: int | None
+) -> None:
+    """A study with a cache of its own; its reports' times are in a file beside it.
+
+    Args:
+        recipe: the recipe's file.
+        folder: of the study.
+        moment: when this process is killed; None to be left alone.
+        largest_file: bytes; None for no limit.
+    """
+    os.environ["LAYERFUSE_HOME"] = str(folder.with_suffix(".home"))
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    clock = Clock(folder.with_suffix(".last_report"), moment)
+    LiveTable.step = clock.step  # type: ignore[method-assign]
+    with open(os.devnull, "w") as nowhere:
+        study(recipe, output=folder, console=Console(file=nowhere))
+    clock.tick()
+    folder.with_suffix(".times").write_text(json.dumps(clock.times))
+
+
+def end_of(
+    recipe: Path, folder: Path, moment: Moment | None = None, largest_file: int | None = None
+) -> int:
+    """The exit code of a process with a watched study: -9 if it was killed."""
+    process = start(study_watched, recipe, folder, moment, largest_file)
+    process.join()
+    last_report = folder.with_suffix(".last_report").read_text()
+    print(folder.name, process.exitcode, last_report)  # pytest shows it if the test fails
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def assert_same_studies(one: Path, other: Path) -> None:
+    """Results, predictions and trained weights are equal to the last bit."""
+    assert comparable(one / "results.jsonl") == comparable(other / "results.jsonl")
+    for result in lines(one / "results.jsonl"):
+        runs = [folder / result["folder"] for folder in (one, other)]
+        predictions = [run / "predictions.jsonl" for run in runs]
+        assert predictions[0].read_bytes() == predictions[1].read_bytes()
+        weights, others = (load_file(run / "model" / "model.safetensors") for run in runs)
+        assert weights.keys() == others.keys()
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("seed", "rounds"), [(12, 2), pytest.param(1, 20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_started_again(
     recipe: dict[str, Any], tmp_path: Path, seed: int, rounds: int
 ) -> None:
+    """Each study is killed twice, then gets through; another one begins on a full disk."""
     stage = {**recipe["stages"]["align"], "steps": 6, "checkpoint_steps": 2}
     rates = {"learning_rates": {"fusion": 1e-3, "llm": 1e-3}, "lora": {"r": 2}}
     recipe["stages"] = {"align": stage, "finetune": {**stage, **rates, "checkpoint_steps": 1}}
     recipe["keep_models"] = "all"
-    command = [sys.executable, "-m", "tests.run_killed", str(write(tmp_path, recipe))]
-    command += [str(tmp_path / "whole"), str(seed), str(rounds)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ends = [line.split(maxsplit=2)[1] for line in done.stdout.splitlines()]
-    assert ends[0] == "1"  # a full disk is an error
-    assert ends.count("-9") > rounds
-    whole = tmp_path / "whole"
-    for folder in [tmp_path / "full", *tmp_path.glob("killed?"), *tmp_path.glob("killed??")]:
-        assert comparable(whole / "results.jsonl") == comparable(folder / "results.jsonl")
-        for result in lines(whole / "results.jsonl"):
-            one, other = (study / result["folder"] for study in (whole, folder))
-            predictions = [x / "predictions.jsonl" for x in (one, other)]
-            assert predictions[0].read_bytes() == predictions[1].read_bytes()
-            a, b = (load_file(x / "model" / "model.safetensors") for x in (one, other))
-            assert all(torch.equal(a[name], b[name]) for name in a | b)
+    path = write(tmp_path, recipe)
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    assert end_of(path, whole) == 0
+    assert end_of(path, full, largest_file=30_000) == 1
+    assert end_of(path, full) == 0
+    assert_same_studies(whole, full)
+
+    times = json.loads(whole.with_suffix(".times").read_text())
+    draw = random.Random(seed)
+
+    def moment(share: float) -> Moment:
+        """A random one of the first part of the undisturbed study's time."""
+        at = times[0] + draw.uniform(0, share) * (times[-1] - times[0])
+        reports = bisect.bisect(times, at) - 1
+        return Moment(reports, at - times[reports])
+
+    ends = []
+    for k in range(rounds):
+        folder = tmp_path / f"killed{k}"
+        # The second one has less to do, and may be through before its moment.
+        ends += [end_of(path, folder, moment(1)), end_of(path, folder, moment(0.5))]
+        assert end_of(path, folder) == 0
+        assert_same_studies(whole, folder)
         assert not list(folder.rglob("*.tmp"))
+    assert ends.count(-9) > rounds
 
 
 @pytest.fixture
