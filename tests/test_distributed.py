@@ -34,12 +34,12 @@ def mixed(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "data.json").write_text(json.dumps(records))
     stage = {"data": {"path": "data.json"}, "batch_size": 2, "group_by_length": False}
     rates = {"fusion": 1e-3, "llm": 1e-3}
-    lora = {"lora": {"r": 2}, "learning_rates": rates, "steps": 10}
+    lora = {"lora": {"r": 2}, "learning_rates": rates, "steps": 6}
     recipe["stages"] = {
-        "align": {**stage, "learning_rates": rates, "steps": 20, "activation_checkpointing": True},
+        "align": {**stage, "learning_rates": rates, "steps": 8, "activation_checkpointing": True},
         "finetune": {**stage, **lora},
     }
-    recipe["stages"]["finetune"]["random_crop"] = 0.7  # for two epochs and a half
+    recipe["stages"]["finetune"]["random_crop"] = 0.7  # for an epoch and a half
     recipe["arms"] = [{"name": "one", "layers": [1, 3], "fusion": {"name": "inject_cross"}}]
     return {**recipe, "baseline": "one", "keep_models": "all"}
 
@@ -181,20 +181,22 @@ FusionTrainer.training_step = dies_once
 def test_ray_gives_the_same_results_and_survives_a_dead_worker(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of the workers is killed in its fourth step; then an arm is added, and only it runs."""
+    """Two arms are added to a study that has one: they run side by side, one of their workers is
+    killed in its fourth step, and the first arm is not run again."""
     recipe["stages"]["align"] |= {"steps": 5, "checkpoint_steps": 1}
-    path = write(tmp_path, recipe)
-    study(path, output=tmp_path / "local")
+    arms = [*recipe["arms"], {"name": "three", "layers": [2], "fusion": {"name": "single"}}]
+    local, ray = tmp_path / "local", tmp_path / "ray"
+    study(write(tmp_path, {**recipe, "arms": arms[:1]}), output=ray)
+    (first,) = ray.glob("arms/*/result.json")
+    stamp = first.stat().st_mtime_ns
+    path = write(tmp_path, {**recipe, "arms": arms})
+    study(path, output=local)
+
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     (tmp_path / "killer.py").write_text(KILLER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
-    study(path, output=tmp_path / "ray", engine="ray", modules=["killer"])
-    assert comparable(tmp_path / "ray" / "results.jsonl") == comparable(
-        tmp_path / "local" / "results.jsonl"
-    )
-    assert Path(tmp_path / "home" / "died").exists()
-    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "ray").glob("arms/*/result.json")}
-    recipe["arms"].append({"name": "three", "layers": [2], "fusion": {"name": "single"}})
-    study(write(tmp_path, recipe), output=tmp_path / "ray", engine="ray")
-    assert len(lines(tmp_path / "ray" / "results.jsonl")) == 3
-    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    study(path, output=ray, engine="ray", modules=["killer"])
+    assert (tmp_path / "home" / "died").exists()
+    assert first.stat().st_mtime_ns == stamp
+    assert len(lines(ray / "results.jsonl")) == 3
+    assert comparable(ray / "results.jsonl") == comparable(local / "results.jsonl")
