@@ -515,11 +515,12 @@ def test_deepcopy_after_a_backward(variant: str, checkpointing: bool) -> None:
         assert torch.equal(model(**batch).logits, expected)
 
 
-@pytest.mark.parametrize("variant", ["pre", "post-mlp", "parallel", "released"])
+@pytest.mark.parametrize("variant", ["post-mlp", "parallel", "released"])
 @torch.no_grad()
 def test_compiles_without_graph_breaks(variant: str) -> None:
-    torch._dynamo.reset()  # other graphs count against the limit of recompilations
-    model = build(variant)
+    """`pre` is compiled with the other strategies. Each block of the LLM is traced anew: two."""
+    torch.compiler.reset()  # other graphs count against the limit of recompilations
+    model = build(variant, llm_blocks=2, placement=[0, 1])
     batch = prompts([[1], [5]])
     expected = model(**batch, use_cache=False).logits
     compiled = torch.compile(model, fullgraph=True, backend="eager")

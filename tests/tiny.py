@@ -74,6 +74,7 @@ def model(
     layers: Any = None,
     token_grid: tuple[int, int] | None = None,
     open_gates: bool = True,
+    llm_blocks: int = 6,
     **options: Any,
 ) -> FusionVLM:
     """A random model. With `open_gates`, parameters that start at zero are random too, so that
@@ -81,7 +82,7 @@ def model(
     torch.manual_seed(seed)
     built = FusionVLM.compose(
         encoder=vision_config(encoder),
-        llm=text_config(llm),
+        llm=text_config(llm, num_hidden_layers=llm_blocks),
         layers=FUSIONS[strategy][1].example(4) if layers is None else layers,
         fusion={"name": strategy, **options},
         token_grid=token_grid,
