@@ -30,7 +30,7 @@ quickstart: install  ## two small pretrained models, a study of four arms, a rep
 	$(BIN)/layerfuse study recipes/quickstart.yaml
 
 test: install-dev  ## the tests
-	$(BIN)/python -m pytest -n auto -m 'not slow'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
 
 test-full: install-dev  ## the tests, with every combination
 	$(BIN)/python -m pytest

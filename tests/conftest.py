@@ -27,6 +27,30 @@ logging.disable_progress_bar()
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else torch.get_num_threads()
 
 
+# The longest tests, longest first.
+LONG_TESTS = (
+    "test_ray_gives_the_same_results_and_survives_a_dead_worker",
+    "test_killed_at_random_moments_and_started_again",
+    "test_two_processes_are_one",
+    "test_two_processes_under_fsdp2_are_one",
+    "test_a_shrunken_quickstart_on_real_models",
+    "test_python_snippets_of_the_readme_run",
+    "test_every_strategy_runs_in_one_study",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests come first: at the end of a run no worker is left alone with one."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.name.split("[")[0]
+        if name in LONG_TESTS:
+            return LONG_TESTS.index(name)
+        return len(LONG_TESTS)
+
+    items.sort(key=rank)
+
+
 def pytest_collection_finish() -> None:
     """Take what the imports left out of every later garbage collection.
 
