@@ -19,8 +19,9 @@ begin, save = PartialState.__init__, FusionTrainer.save_whole
 
 def pretend(self: PartialState, *args: Any, **kwargs: Any) -> None:
     begin(self, *args, **kwargs)
-    if PartialState._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    # accelerate's own instances share it by their `__dict__`
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
 
 
 def noted(self: FusionTrainer, folder: Path) -> Path | None:

@@ -486,7 +486,7 @@ def test_hooks_keep_nothing_after_a_backward(variant: str, checkpointing: bool) 
     gradients(model, [prompts([[1, 20], []])])
     injectors: list[Injector] = []
     for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
+        for hook in module._forward_pre_hooks.values():  # noqa: SLF001 - torch lists them nowhere else
             owner = getattr(hook, "__self__", None)
             if isinstance(owner, Injector):
                 injectors.append(owner)
