@@ -1,5 +1,7 @@
 """Records of made-up runs, for tests of what is made from records."""
 
+from typing import Any
+
 from layerfuse.evaluate.records import AnswerRecord, ControlRecord, RunRecord
 
 
@@ -42,6 +44,7 @@ def run_record(
     layers: tuple[int, ...] = (3,),
     fusion: str = "single",
     losses: dict[str, list[tuple[int, float]]] | None = None,
+    scores: dict[str, Any] | None = None,
 ) -> RunRecord:
     """A run of an arm that uses these layers."""
     return RunRecord(
@@ -52,7 +55,7 @@ def run_record(
         fusion={"name": fusion},
         kind="external direct",
         folder=f"arms/{arm}.{seed}",
-        scores={},
+        scores=scores or {},
         losses=losses or {},
         parameters={"fusion": 1234, "trained": 56789},
         seconds={"align": 1.0 + seed},

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from layerfuse.cli import app
 from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.records import write_records
 from layerfuse.look import probe as probing
 from layerfuse.look import recommend as recommending
 from layerfuse.look.tasks import SCENES, Problem, Task, find_tasks
@@ -33,6 +34,7 @@ from layerfuse.study.check import check_arms
 from layerfuse.vision.encoder import load_encoder
 from layerfuse.vision.selection import select
 from tests import tiny
+from tests.made_up import run_record
 from tests.test_recipe import GOOD
 
 KINDS: dict[str, Any] = {  # question and answer about picture k
@@ -368,12 +370,12 @@ PROBED["mean"] = PROBED["grid"] = [row([k], t="1" * k + "0" * (6 - k)) for k in 
 
 def trained(folder: Path, *seeds: list[float], family: str = "t", layers: str = "012345") -> Path:
     """A study's folder: the accuracy of an arm per layer, for each seed."""
-    rows = [
-        {"arm": f"{k}", "seed": seed, "layers": [int(c)], "scores": {"families": {family: v}}}
-        for seed, values in enumerate(seeds)
-        for k, (c, v) in enumerate(zip(layers, values, strict=False))
-    ]
-    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = []
+    for seed, values in enumerate(seeds):
+        for k, (layer, accuracy) in enumerate(zip(layers, values, strict=False)):
+            scores = {"families": {family: accuracy}}
+            records.append(run_record(f"{k}", seed, layers=(int(layer),), scores=scores))
+    write_records(folder / "results.jsonl", records)
     return folder
 
 

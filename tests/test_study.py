@@ -27,6 +27,7 @@ from layerfuse.data.sample_sets import SampleSets
 from layerfuse.data.sources import Samples
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict
+from layerfuse.evaluate.records import AnswerRecord
 from layerfuse.fusion import FUSIONS
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study import execute
@@ -115,7 +116,7 @@ def comparable(folder: Path) -> list[dict[str, Any]]:
 def study_killed_in_the_second_arm(recipe: Path, folder: Path) -> None:
     """Run in a process of its own: SIGKILL between the training and the test of an arm."""
 
-    def predict_or_die(answerer: Answerer, *args: Any) -> list[dict[str, Any]]:
+    def predict_or_die(answerer: Answerer, *args: Any) -> list[AnswerRecord]:
         if len(answerer.model.config.vision_layers) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return predict(answerer, *args)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.records import read_lines
+from layerfuse.evaluate.records import RunRecord, read_records
 
 CRITERIA = (
     "probes, mean tokens",
@@ -77,22 +77,20 @@ def trained_scores(study: Path) -> Trained:
     """
     arm_of: dict[tuple[int, ...], str] = {}
     scores: Trained = {}
-    for record in read_lines(study / "results.jsonl", ("arm", "seed", "layers", "scores")):
-        chosen = set(record["layers"])
+    for record in read_records(study / "results.jsonl", RunRecord):
+        chosen = set(record.layers)
         # Some strategies read a deep layer (`base`) beside the selected ones
-        base = record.get("fusion", {}).get("base")
+        base = record.fusion.get("base")
         if base is not None:
             chosen.add(base)
         layers = tuple(sorted(chosen))
 
         # An arm appears once per seed; another arm of the same layers is another strategy
-        first_arm = arm_of.setdefault(layers, record["arm"])
-        if first_arm != record["arm"]:
-            raise LayerfuseError(
-                f"arms {first_arm!r} and {record['arm']!r} of {study} share {layers}"
-            )
+        first_arm = arm_of.setdefault(layers, record.arm)
+        if first_arm != record.arm:
+            raise LayerfuseError(f"arms {first_arm!r} and {record.arm!r} of {study} share {layers}")
         by_seed = scores.setdefault(layers, {})
-        by_seed[record["seed"]] = record["scores"]["families"]
+        by_seed[record.seed] = record.scores["families"]
     if len(scores) < MINIMUM:
         raise LayerfuseError(
             f"{study} holds {len(scores)} selections; a correlation needs at least {MINIMUM}"
