@@ -323,6 +323,17 @@ def test_measurements_are_used_where_they_fit_and_made_where_not(
         assert len(look(home, folder, **now)["tasks"]) == (1 if now else 7)
 
 
+def test_probes_of_another_grid_are_made_again(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(home / "look", tmp_path / "look"))
+    report = json.loads((folder / "probe.json").read_text())
+    (folder / "probe.json").write_text(json.dumps({**report, "grid_side": 2}))
+    monkeypatch.setattr(recommending, "probe", lambda *_, **__: pytest.fail("probe"))
+    with pytest.raises(pytest.fail.Exception, match="probe"):
+        look(home, folder)
+
+
 def test_only_a_clear_difference_is_no_tie() -> None:
     first, close, worse = "1" * 90 + "0" * 10, "0" * 6 + "1" * 84 + "01" * 5, "01" * 50
     rows = [row([3], t=worse), row([1, 2], t=first), row([2], t=close), row([1], t=first)]

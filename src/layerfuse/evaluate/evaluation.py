@@ -131,6 +131,12 @@ def evaluate(
     # One bar is enough: that of the questions.
     transformers_logging.disable_progress_bar()
     answerer = load_answerer(model)
+    folder = output or model / "evaluation"
+    try:
+        # Before the questions: an answer that cannot be kept need not be given.
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
     with _progress_bar(console) as bar:
         task = bar.add_task("answering", total=None)
 
@@ -160,7 +166,6 @@ def evaluate(
         categories=categories,
         controls=controls,
     )
-    folder = output or model / "evaluation"
     write_records(folder / PREDICTIONS, answers)
     write_text(folder / SCORES, json.dumps(asdict(result), indent=1) + "\n")
     _print(result, console)

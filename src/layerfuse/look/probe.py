@@ -25,6 +25,8 @@ from layerfuse.vision.encoder import Encoder, load_encoder
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import LayerSpec, select
 
+GRID_SIDE = 4
+"""Cells along each side of the grid, by default."""
 FEATURES = {"mean": slice(1), "grid": slice(1, None)}
 """Where `pooled` holds the mean patch token, and the patch tokens average-pooled to a grid."""
 RESAMPLES = 1000
@@ -103,7 +105,7 @@ def probe(
     *,
     tasks: str | None = None,
     layers: Sequence[LayerSpec] | None = None,
-    grid: int = 4,
+    grid: int = GRID_SIDE,
     batch_size: int = 16,
     dtype: str = "float32",
     seed: int = 0,
@@ -158,6 +160,7 @@ def probe(
         "test": test,
         "asked": tasks,
         "grid": grid_rows,
+        "grid_side": grid,
         "dtype": dtype,
         "seed": seed,
         "train_pictures": len(problem.train),
@@ -192,10 +195,7 @@ def _publish(report: dict[str, Any], folder: Path, console: Console) -> Path:
         draw_probe(shown, folder / f"probe-{kind}")
         probe_table(shown, console)
     file = folder / "probe.json"
-    try:
-        write_text(file, json.dumps(report) + "\n")
-    except OSError as error:
-        raise LayerfuseError(f"{file} cannot be written: {error}") from error
+    write_text(file, json.dumps(report) + "\n")
     for name, reason in report["left_out"].items():
         console.print(f"not probed: {name} ({reason})", soft_wrap=True)
     console.print(f"probe: {file}", soft_wrap=True)

@@ -10,11 +10,10 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.look.output import ranking_words, read_json, validation_words
 from layerfuse.look.pictures import require_look
-from layerfuse.look.probe import RESAMPLES, bootstrap, probe
+from layerfuse.look.probe import GRID_SIDE, RESAMPLES, bootstrap, probe
 from layerfuse.look.similarity import FILE, look_folder, similarity
 from layerfuse.look.tasks import task_names
 from layerfuse.look.validation import trained_scores, validate
@@ -100,7 +99,14 @@ def recommend(
     # A probe measures every single layer anyway, combinations must be asked for
     combinations = [layers for layers in [*candidates, *trained] if len(layers) > 1]
     asked = task_names(tasks)
-    probes = _saved(folder / "probe.json", encoder=encoder, source=data, test=test, dtype=dtype)
+    probes = _saved(
+        folder / "probe.json",
+        encoder=encoder,
+        source=data,
+        test=test,
+        dtype=dtype,
+        grid_side=GRID_SIDE,
+    )
     if probes is None or not _answers(probes, asked, combinations):
         file = probe(
             encoder,
@@ -301,11 +307,8 @@ def write_recommendation(
     console.print(text, end="", markup=False, highlight=False)
     arms = folder / "recommended.yaml"
     file = folder / "recommend.json"
-    try:
-        arms.write_text(text, "utf-8")
-        write_text(file, json.dumps(report) + "\n")
-    except OSError as error:
-        raise LayerfuseError(f"the recommendation cannot be written: {error}") from error
+    write_text(arms, text)
+    write_text(file, json.dumps(report) + "\n")
     console.print(f"arms: {arms}", soft_wrap=True)
     console.print(f"recommendation: {file}", soft_wrap=True)
     return file
