@@ -200,13 +200,14 @@ def _scores(
 
 
 def _model_score(scores: Scores, questions: int) -> ModelScore:
-    found = arm_score(scores, 0)
+    # The first column is the model.
+    model_score = arm_score(scores, 0)
     interval = None
     # One picture says nothing of others: its resamples are all the same.
     if scores.images > 1:
-        interval = found.interval
+        interval = model_score.interval
     return ModelScore(
-        score=found.score,
+        score=model_score.score,
         interval=interval,
         # The last column is guessing.
         chance=float(scores.value[-1]),

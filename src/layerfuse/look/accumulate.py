@@ -80,7 +80,7 @@ class LayerStatistics:
         # One block per encoder
         self.blocks: list[_Block] = []
         # One entry (L, t, D) per picture of the sample
-        self.kept: list[Tensor] = []
+        self.token_blocks: list[Tensor] = []
         order = np.random.default_rng(seed).permutation(total)
         self.sample = set(order[:KEPT_IMAGES].tolist())
 
@@ -143,9 +143,9 @@ class LayerStatistics:
         self._sum("mean", mean)
         self._sum("norm", norms.mean(dim=0))
         if self.done in self.sample:
-            kept = min(count, KEPT_TOKENS // min(self.total, KEPT_IMAGES))
-            sample = layers[positions[:kept]]
-            self.kept.append(sample.transpose(0, 1).cpu())
+            tokens_of_picture = min(count, KEPT_TOKENS // min(self.total, KEPT_IMAGES))
+            sample = layers[positions[:tokens_of_picture]]
+            self.token_blocks.append(sample.transpose(0, 1).cpu())
 
     def _sum(self, name: str, value: Tensor) -> None:
         """Add to a sum, in float64: rounding must not grow with the number of pictures."""
@@ -191,8 +191,8 @@ class LayerStatistics:
             if block.means:
                 state[f"tokens.{place}"] = torch.stack(block.tokens).cpu()
                 state[f"means.{place}"] = torch.stack(block.means).cpu()
-        if self.kept:
-            state["kept"] = torch.stack(self.kept)
+        if self.token_blocks:
+            state["kept"] = torch.stack(self.token_blocks)
         state["shape"] = torch.tensor([len(self.blocks), self.layers])
         return state
 
@@ -204,7 +204,7 @@ class LayerStatistics:
             device: where the encoders run; the unfinished block goes there.
         """
         self.done = int(state["done"])
-        self.kept = list(state.get("kept", ()))
+        self.token_blocks = list(state.get("kept", ()))
         self.sums = {}
         for name, value in state.items():
             if name.startswith("sums."):
@@ -272,7 +272,7 @@ class LayerStatistics:
             (`matrix_entropy`) and `dimension` (`intrinsic_dimension`).
         """
         # Pictures do not matter here: all kept tokens of a layer are one sample
-        tokens = torch.cat(self.kept, dim=1).float()
+        tokens = torch.cat(self.token_blocks, dim=1).float()
         return {
             "kept_tokens": tokens.shape[1],
             "entropy": [matrix_entropy(layer) for layer in tokens],
@@ -298,8 +298,8 @@ class LayerStatistics:
         cosines = []
         energy = torch.zeros(len(mean))
         centred_energy = torch.zeros(len(mean))
-        for kept in self.kept:
-            tokens = kept.float()
+        for block in self.token_blocks:
+            tokens = block.float()
             centred = tokens - mean
             unit = F.normalize(centred, dim=-1).flatten(1)
             cosines.append(unit @ unit.T / tokens.shape[1])

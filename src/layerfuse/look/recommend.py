@@ -92,21 +92,13 @@ def recommend(
 
     look = _saved(folder / FILE, encoder=encoder, source=images, dtype=dtype, limit=None)
     if look is None:
-        file = similarity(encoder, images, dtype=dtype, output=folder, console=console)
-        look = read_json(file)
+        look = read_json(similarity(encoder, images, dtype=dtype, output=folder, console=console))
 
     candidates = _candidates(look, depth)
     # A probe measures every single layer anyway, combinations must be asked for
     combinations = [layers for layers in [*candidates, *trained] if len(layers) > 1]
     asked = task_names(tasks)
-    probes = _saved(
-        folder / "probe.json",
-        encoder=encoder,
-        source=data,
-        test=test,
-        dtype=dtype,
-        grid_side=GRID_SIDE,
-    )
+    probes = _saved_probes(folder, encoder=encoder, source=data, test=test, dtype=dtype)
     if probes is None or not _answers(probes, asked, combinations):
         file = probe(
             encoder,
@@ -119,17 +111,23 @@ def recommend(
             console=console,
         )
         probes = read_json(file)
-
     names = asked or list(probes["tasks"])
     ranking = rank(look, probes, candidates, names)
     report: dict[str, Any] = {"encoder": encoder, "tasks": names, "ranking": ranking}
     ranking_words(ranking[:SHOWN], console)
     if against is not None:
-        # Saved probes may hold more tasks than are asked for now
-        chosen_tasks = {name: probes["tasks"][name] for name in names}
-        report["validation"] = validate(against, look, {**probes, "tasks": chosen_tasks})
+        report["validation"] = _validated(against, look, probes, names)
         validation_words(report["validation"], console)
     return write_recommendation(folder, report, recipe, console)
+
+
+def _validated(
+    study: Path, look: dict[str, Any], probes: dict[str, Any], names: list[str]
+) -> dict[str, Any]:
+    """How well the criteria rank the selections that a study trained, over these tasks."""
+    # Saved probes may hold more tasks than are asked for now
+    chosen_tasks = {name: probes["tasks"][name] for name in names}
+    return validate(study, look, {**probes, "tasks": chosen_tasks})
 
 
 def _trained_selections(study: Path | None, depth: int) -> list[list[int]]:
@@ -153,6 +151,11 @@ def _saved(file: Path, **expected: Any) -> dict[str, Any] | None:
         if report.get(key) != value:
             return None
     return report
+
+
+def _saved_probes(folder: Path, **expected: Any) -> dict[str, Any] | None:
+    """The probes that were made before as expected, on the grid that a recommendation uses."""
+    return _saved(folder / "probe.json", grid_side=GRID_SIDE, **expected)
 
 
 def _answers(
