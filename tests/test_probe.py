@@ -24,6 +24,7 @@ from layerfuse.cli import app
 from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import write_records
+from layerfuse.hardware import DTYPES, native_dtype
 from layerfuse.look import probe as probing
 from layerfuse.look import recommend as recommending
 from layerfuse.look.tasks import SCENES, Problem, Task, find_tasks
@@ -437,8 +438,8 @@ def test_depth_profile_of_a_real_encoder(monkeypatch: pytest.MonkeyPatch) -> Non
     problem = first_pictures(find_tasks(None, None), train=160, test=80)
     # On a busy machine threads wait for each other
     torch.set_num_threads(1)
-    fast = torch.cpu._is_avx512_bf16_supported()  # elsewhere bfloat16 takes minutes
-    encoder = load_encoder("dinov2-small", torch.bfloat16 if fast else torch.float32)
+    # Where bfloat16 is emulated it takes minutes
+    encoder = load_encoder("dinov2-small", DTYPES[native_dtype()])
     processor = load_image_processor("dinov2-small")
     # 12 x 12 patches cost half of 16 x 16 and have the same profile
     processor.size = {"shortest_edge": 192}

