@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer import load_answerer
 from layerfuse.evaluate.evaluation import data_of, evaluate
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, read_records
 from layerfuse.recipe.schema import Evaluation
@@ -112,6 +113,38 @@ def test_guided_models_are_also_asked_without_their_guidance(file: Path, tmp_pat
         for control in controls:
             right = [answer.controls[control].score for answer in answers]
             assert scores["controls"][control]["score"] == sum(right) / len(right)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no model in"),
+        ('{"model_type": "dinov2"}', "a model of type 'dinov2', none of layerfuse's"),
+        ("{}", "a model of type None"),
+        ("[1]", "cannot read"),
+        ("{", "cannot read"),
+    ],
+)
+def test_only_models_of_layerfuse_are_loaded(
+    content: str | None, message: str, tmp_path: Path
+) -> None:
+    """transformers would make a random model of the size of its defaults."""
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(LayerfuseError, match=message):
+        load_answerer(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn"])
+def test_weights_that_cannot_be_read_are_named(damage: str, file: Path, tmp_path: Path) -> None:
+    trained = train(file, arm="one", output=tmp_path / "alone")
+    weights = trained.model / "model.safetensors"
+    if damage == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(LayerfuseError, match="cannot read the model in"):
+        load_answerer(trained.model)
 
 
 def test_data_that_cannot_be_used_is_named_before_the_model_loads(tmp_path: Path) -> None:

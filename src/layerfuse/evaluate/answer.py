@@ -2,6 +2,7 @@
 strategies also without their guidance: does the instruction matter?"""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from layerfuse.data.collate import image_tokens, visual_inputs
@@ -23,6 +25,7 @@ from layerfuse.evaluate.metrics import exact_match
 from layerfuse.evaluate.records import AnswerRecord, ControlRecord
 from layerfuse.fusion import FixedWeights, Guidance
 from layerfuse.hardware import device
+from layerfuse.model.config import FusionConfig
 from layerfuse.model.processor import IMAGE_TOKEN, Message, Processor, question_of
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
@@ -245,17 +248,30 @@ def load_answerer(folder: Path) -> Answerer:
     """The model in a folder, on this process's device, ready to be asked.
 
     Raises:
-        LayerfuseError: if the folder holds no model.
+        LayerfuseError: if the folder holds no model, or one of another type.
     """
-    if not (folder / "config.json").is_file():
+    file = folder / "config.json"
+    valid = "give a folder such as runs/<study>/arms/<arm>/model"
+    if not file.is_file():
+        raise LayerfuseError(f"no model in {folder}: {valid}")
+    try:
+        model_type = json.loads(file.read_text("utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise LayerfuseError(f"cannot read {file}: {error}") from error
+    # transformers would make a model of another type's settings and random weights.
+    if model_type != FusionConfig.model_type:
         raise LayerfuseError(
-            f"no model in {folder}: give a folder such as runs/<study>/arms/<arm>/model"
+            f"{folder} holds a model of type {model_type!r}, none of layerfuse's: {valid}"
         )
     # transformers types what it loads for its own classes only
     model_class: Any = FusionVLM
     processor_class: Any = Processor
-    model = model_class.from_pretrained(folder)
-    return Answerer(model.to(device()).eval(), processor_class.from_pretrained(folder))
+    try:
+        model = model_class.from_pretrained(folder)
+        processor = processor_class.from_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise LayerfuseError(f"cannot read the model in {folder}: {error}") from error
+    return Answerer(model.to(device()).eval(), processor)
 
 
 def predict(
