@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.reader import load_recipe
+from layerfuse.study import execute
 from layerfuse.study.coordinate import study
 from layerfuse.study.plan import runs
 from tests.test_study import comparable, lines, write
@@ -151,7 +154,7 @@ def test_fsdp_that_would_not_shard_is_one_clear_error(
 ) -> None:
     path = write(tmp_path, mixed)
     settings = ("resources.processes=2", "resources.accelerate=fsdp2")
-    with pytest.raises(RuntimeError, match=r"FSDP needs GPUs: on CPU accelerate would train with"):
+    with pytest.raises(LayerfuseError, match=r"FSDP needs GPUs: on CPU accelerate would train"):
         study(path, settings, output=tmp_path / "two")
 
 
@@ -200,3 +203,25 @@ def test_ray_gives_the_same_results_and_survives_a_dead_worker(
     assert first.stat().st_mtime_ns == stamp
     assert len(lines(ray / "results.jsonl")) == 3
     assert comparable(ray / "results.jsonl") == comparable(local / "results.jsonl")
+
+
+@pytest.mark.parametrize("mendable", [False, True])
+def test_a_failed_process_is_a_message_only_if_the_user_can_mend_it(
+    mendable: bool, recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def fail(command: list[str], stdout: Any, **_: Any) -> subprocess.CompletedProcess[bytes]:
+        stdout.write("KeyError: 'a bug'")
+        if mendable:
+            (tmp_path / "run" / execute.MENDABLE).write_text("lower the learning rates")
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    expected: type[Exception] = RuntimeError
+    message = "a bug"
+    if mendable:
+        expected = LayerfuseError
+        message = "^lower the learning rates$"
+    with pytest.raises(expected, match=message):
+        execute.launch(load_recipe(tmp_path / "recipe.yaml"), tmp_path, "run", [])

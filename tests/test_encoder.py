@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPConfig, PreTrainedModel
 
@@ -151,6 +152,22 @@ def test_an_encoder_without_patches_is_refused() -> None:
         LayerfuseError, match=r"'llama' is not an encoder with patch tokens.*dinov2"
     ):
         load_vision_config(tiny.text_config("llama"))
+
+
+def test_an_encoder_without_its_weights_is_refused(tmp_path: Path) -> None:
+    """transformers would make up the weights that are missing, and only say so."""
+    config = tiny.vision_config("dinov2")
+    tower = AutoModel.from_config(config)
+    tower.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    other = {f"vision_tower.tower.{name}": value for name, value in weights.items()}
+    save_file(other, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LayerfuseError, match=r"holds no dinov2 .* weights are missing, such as"):
+        load_tower(str(tmp_path), load_vision_config(str(tmp_path)), torch.float32)
+    # what lies above the last block is never run
+    del weights["layernorm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    load_tower(str(tmp_path), load_vision_config(str(tmp_path)), torch.float32)
 
 
 def test_an_encoder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Training one arm, and testing a trained model on any data."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,9 +44,29 @@ def test_a_trained_arm_is_not_trained_again_but_another_seed_is(file: Path, tmp_
     again = train(file, arm="one", output=tmp_path / "alone")
     assert again == trained
     assert (again.model.parent / "result.json").stat().st_mtime_ns == written
-    other = train(file, arm="one", seed=3, output=tmp_path / "alone")
-    assert (other.record.seed, other.model != trained.model) == (3, True)
-    assert trained.model.is_dir()
+    other = train(file, arm="one", seed=3, output=tmp_path / "other")
+    assert other.record.seed == 3
+
+
+def test_a_folder_with_other_runs_is_refused(file: Path, tmp_path: Path) -> None:
+    """Their results.jsonl would be replaced by one line."""
+    study(file, output=tmp_path / "study")
+    before = (tmp_path / "study/results.jsonl").read_text()
+    with pytest.raises(LayerfuseError, match="holds other runs"):
+        train(file, arm="one", output=tmp_path / "study")
+    assert (tmp_path / "study/results.jsonl").read_text() == before
+
+
+def test_the_model_is_kept_whatever_the_recipe_says_and_its_loss_is_named(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**recipe, "keep_models": "none"}))
+    trained = train(file, arm="one", output=tmp_path / "alone")
+    assert (trained.model / "model.safetensors").is_file()
+    shutil.rmtree(trained.model)
+    with pytest.raises(LayerfuseError, match="its model is gone: delete"):
+        train(file, arm="one", output=tmp_path / "alone")
 
 
 def test_the_arm_must_be_named_where_there_are_several(file: Path, tmp_path: Path) -> None:
@@ -64,7 +85,7 @@ def test_the_only_arm_needs_no_name(
     arms = "arms=[{name: only, layers: [3], fusion: {name: single}}]"
     trained = CliRunner().invoke(app, ["train", str(file), arms])
     assert trained.exit_code == 0, trained.output
-    model = next(Path("runs/tiny.only/arms").glob("only*/model"))
+    model = next(Path("runs/tiny.only.seed0/arms").glob("only*/model"))
     assert f"model: {model}" in trained.output
     tested = CliRunner().invoke(app, ["eval", str(model), "data.json"])
     assert tested.exit_code == 0, tested.output

@@ -12,6 +12,7 @@ from layerfuse.cost.recipe_table import show, steps_of
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
+from layerfuse.model.pretrained import text_config_of
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import ModelSource, Stage
 from tests import tiny
@@ -149,6 +150,11 @@ def test_blocks_of_one_kind_are_counted_as_if_each_ran(
     assert flops(model, tiny.SIZE) == short
     blocks = [*model.language_model.get_decoder().layers]
     assert all("forward" not in vars(block) for block in blocks)
+
+
+def test_an_encoder_is_no_llm() -> None:
+    with pytest.raises(LayerfuseError, match="is no language model"):
+        text_config_of(tiny.vision_config("dinov2"))
 
 
 def test_a_multimodal_llm_is_refused_as_training_does() -> None:

@@ -166,9 +166,11 @@ def train(
     arm: Annotated[
         str | None, Option(help="Name of the arm.", show_default="the recipe's only arm")
     ] = None,
-    seed: Annotated[int | None, Option(help="Seed of the run.", show_default="the first")] = None,
+    seed: Annotated[
+        int | None, Option(help="Seed of the run.", show_default="the arm's first", min=0)
+    ] = None,
     output: Annotated[
-        Path | None, Option(help="Folder of the run.", show_default="runs/<name>.<arm>")
+        Path | None, Option(help="Folder of the run.", show_default="runs/<name>.<arm>.seed<seed>")
     ] = None,
     imports: Imports = None,
 ) -> None:
@@ -354,7 +356,7 @@ def ask(
     model: ModelFolder,
     image: Annotated[Path, Argument(help="A picture.")],
     question: Annotated[str, Argument(help="The question.")],
-    max_new_tokens: Annotated[int, Option(help="Longest answer.")] = 64,
+    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.", min=1)] = 64,
     imports: Imports = None,
 ) -> None:
     """Ask a trained model one question about one picture."""

@@ -66,6 +66,8 @@ def parse(spec: Any) -> Strategy:
     if "name" not in options:
         raise LayerfuseError(f"a fusion needs a name; valid: {', '.join(list(FUSIONS))}")
     name = options.pop("name")
+    if not isinstance(name, str):
+        raise LayerfuseError(f"the name of a fusion is a text, not {name!r}")
     config, module = FUSIONS[name]
     try:
         return Strategy(name, config(**options), module)

@@ -301,8 +301,11 @@ def read_json(file: Path) -> dict[str, Any]:
         LayerfuseError: the file cannot be read or is damaged; it is named.
     """
     try:
-        return json.loads(file.read_text("utf-8"))
+        report = json.loads(file.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise LayerfuseError(f"{file} is damaged ({error}): delete it to measure again") from error
     except OSError as error:
         raise LayerfuseError(f"{file} cannot be read: {error}") from error
+    if not isinstance(report, dict):
+        raise LayerfuseError(f"{file} holds no report: delete it to measure again")
+    return report

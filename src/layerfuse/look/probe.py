@@ -62,7 +62,7 @@ def pooled(
 
     Raises:
         LayerfuseError: a picture cannot be used or gives infinite or undefined features; it is
-            named.
+            named. Or the grid is finer than the patches.
     """
     device = next(encoder.parameters()).device
     cells_of_batches = []
@@ -83,6 +83,12 @@ def _pool(features: Features, names: list[str], grid: int) -> Tensor:
     tokens = torch.stack(features.patches)
     # (L, B, N, D) -> (L, B, D, rows, columns)
     maps = tokens.transpose(2, 3).unflatten(3, features.grid)
+    # A finer grid would only repeat patches.
+    if grid > min(features.grid):
+        rows, columns = features.grid
+        raise LayerfuseError(
+            f"a grid of {grid} x {grid} cells: the encoder has {rows} x {columns} patches"
+        )
     finite = maps.isfinite().flatten(2).all(dim=2)
     if not finite.all():
         layer, row = (~finite).nonzero()[0].tolist()

@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForCausalLM,
@@ -50,6 +52,11 @@ def text_config_of(llm: NameOrConfig) -> PreTrainedConfig:
         raise LayerfuseError(
             f"{name} is a multimodal model ({config.model_type}); give a language model alone"
         )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise LayerfuseError(
+            f"{name} is no language model (its type is {config.model_type}): give a decoder-only "
+            "LLM"
+        )
     return config
 
 
@@ -88,7 +95,7 @@ def load_llm(
             mean of the others, so that it is never the likeliest next one.
 
     Raises:
-        LayerfuseError: if the LLM cannot be found.
+        LayerfuseError: if the LLM cannot be found, or lacks weights.
     """
     options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation is not None:
@@ -97,9 +104,20 @@ def load_llm(
     auto_model: Any = AutoModelForCausalLM
     if isinstance(llm, str):
         try:
-            model = auto_model.from_pretrained(resolve(llm), **options)
-        except OSError as error:
+            model, report = auto_model.from_pretrained(
+                resolve(llm),
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, SafetensorError) as error:
             raise LayerfuseError(f"cannot read the LLM {llm}: {error}") from error
+        # transformers makes up what a checkpoint lacks, and only says so
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise LayerfuseError(
+                f"{llm} holds no whole LLM: {len(missing)} weights are missing, such as "
+                f"{missing[0]}"
+            )
         if not model.generation_config.do_sample:
             # saving refuses what only sampling would read
             model.generation_config.update(temperature=None, top_p=None, top_k=None)

@@ -128,14 +128,16 @@ Part = Literal["fusion", "llm", "vision"]
 Layers = int | str | list[int] | list[list[int]]
 
 
-def _distinct(seeds: list[int]) -> list[int]:
+def _valid_seeds(seeds: list[int]) -> list[int]:
     # Two runs of one seed are the same run: as two they would make intervals too narrow.
     if len(set(seeds)) < len(seeds):
         raise ValueError("seeds repeat; each run needs a seed of its own")
+    if min(seeds, default=0) < 0:
+        raise ValueError("a seed is a number from 0 on")
     return seeds
 
 
-Seeds = Annotated[list[int], AfterValidator(_distinct)]
+Seeds = Annotated[list[int], AfterValidator(_valid_seeds)]
 
 
 class Lora(Strict):

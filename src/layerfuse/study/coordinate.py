@@ -29,7 +29,7 @@ from layerfuse.recipe.schema import Arm, Recipe
 from layerfuse.study.check import LEFT_OUT, leave_out, load_checked
 from layerfuse.study.encode import encode_pictures, pictures_of, write_features
 from layerfuse.study.execute import ENVIRONMENT, PROGRESS, Job, run_local, run_ray
-from layerfuse.study.plan import PlannedRun, arms_and_seeds, run_name, runs, slug
+from layerfuse.study.plan import PlannedRun, run_names, runs, slug
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
 
@@ -99,7 +99,7 @@ def train(
         overrides: `key.sub=value`.
         arm: the arm's name. May be left out where the recipe has only one.
         seed: of the run. Default: the arm's first.
-        output: the run's folder. Default: `runs/<name>.<arm>`.
+        output: the run's folder. Default: `runs/<name>.<arm>.seed<seed>`.
         modules: what processes of their own must import for user strategies.
         console: where progress is shown.
 
@@ -107,8 +107,9 @@ def train(
         What it scored, and where the model is.
 
     Raises:
-        LayerfuseError: there is no such arm; or before any training, for anything in the recipe,
-            the data or the models that does not fit.
+        LayerfuseError: there is no such arm, the folder holds other runs, or the finished run's
+            model was removed; or before any training, for anything in the recipe, the data or the
+            models that does not fit.
     """
     recipe = load_recipe(recipe_path, overrides)
     chosen = _choose_arm(recipe, arm)
@@ -123,9 +124,26 @@ def train(
             "keep_models": "all",
         }
     )
-    folder = output or Path("runs") / f"{recipe.name}.{slug(chosen)}"
+    folder = output or Path("runs") / f"{recipe.name}.{slug(chosen)}.seed{seeds[0]}"
+    _refuse_other_runs(folder, alone)
     (record,) = _do(alone, folder, engine="local", modules=modules, console=console)
-    return TrainedArm(record, folder / record.folder / "model")
+    model = folder / record.folder / "model"
+    if not model.is_dir():
+        raise LayerfuseError(
+            f"the run is finished, but its model is gone: delete {folder / record.folder} to train "
+            "it again"
+        )
+    return TrainedArm(record, model)
+
+
+def _refuse_other_runs(folder: Path, alone: Recipe) -> None:
+    """Raise LayerfuseError for a folder whose results this one run would replace."""
+    file = folder / "recipe.yaml"
+    if not file.exists():
+        return
+    earlier = load_recipe(file)
+    if run_names(earlier) != run_names(alone):
+        raise LayerfuseError(f"{folder} holds other runs: give another folder by --output")
 
 
 def _choose_arm(recipe: Recipe, name: str | None) -> Arm:
@@ -165,7 +183,7 @@ def _do(
     # Loading reports and bars of every arm would tear the live table apart.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    names = [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe)]
+    names = run_names(recipe)
     with LiveTable(names, console or Console()) as table:
         # Before the folder is made: a recipe that is refused leaves nothing behind.
         samples, bad = load_checked(recipe, table.step)

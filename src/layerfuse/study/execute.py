@@ -44,6 +44,8 @@ Finish = Callable[[PlannedRun, float], None]
 ENVIRONMENT = "environment.json"
 PROGRESS = "progress"
 LOG = "log.txt"
+MENDABLE = "error.txt"
+"""Where a process of its own says what the user can mend."""
 POLL_SECONDS = 2.0
 PROGRESS_SECONDS = 1.0
 """A process of its own writes its progress at most this often."""
@@ -185,7 +187,8 @@ def launch(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> 
         modules: what to import for user strategies.
 
     Raises:
-        LayerfuseError: one of the processes failed; with the end of the log, which holds its
+        LayerfuseError: one of the processes met something that the user can mend.
+        RuntimeError: one of them failed otherwise; with the end of the log, which holds its
             traceback.
     """
     command = [
@@ -201,11 +204,15 @@ def launch(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> 
     # Several processes write at once: their words would tear the live table apart.
     log = study / folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
+    mendable = log.with_name(MENDABLE)
+    mendable.unlink(missing_ok=True)
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(command, stdout=file, stderr=file, preexec_fn=die_with_parent)
     if done.returncode:
+        if mendable.exists():
+            raise LayerfuseError(mendable.read_text("utf-8"))
         tail = "\n".join(_last_words(log))
-        raise LayerfuseError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
+        raise RuntimeError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
 
 
 def _launcher(recipe: Recipe) -> list[str]:
@@ -277,7 +284,9 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) 
         finish: is called after every run.
 
     Raises:
-        LayerfuseError: with the first failure, when all other runs are done.
+        LayerfuseError: with the first failure, when all other runs are done, if the user can mend
+            all of them.
+        RuntimeError: as the cause of the first failure that the user cannot mend.
     """
     ray: Any = import_module("ray")
     resources = job.recipe.resources
@@ -294,6 +303,7 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) 
         max_retries=resources.retries,
     )(_in_worker)
     failures: list[str] = []
+    bugs: list[BaseException] = []
     try:
         study = str(job.study.resolve())
         waiting = {}
@@ -312,8 +322,13 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) 
                 except ray.exceptions.RayError as error:
                     # The other runs go on: they are not lost with this one.
                     failures.append(f"{run.name}: {error}")
+                    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                    if not isinstance(cause, LayerfuseError):
+                        bugs.append(error)
     finally:
         ray.shutdown()
+    if bugs:
+        raise RuntimeError(f"{len(failures)} of {len(todo)} runs failed") from bugs[0]
     if failures:
         raise LayerfuseError(f"{len(failures)} of {len(todo)} runs failed. {failures[0]}")
 
@@ -353,5 +368,10 @@ def _in_worker(study: str, folder: str, modules: list[str]) -> float:
 if __name__ == "__main__":
     die_with_parent()
     PartialState()  # joins the other processes and takes this one's GPU
-    run_one(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    study_folder, run_folder, *strategy_modules = sys.argv[1:]
+    try:
+        run_one(Path(study_folder), run_folder, strategy_modules)
+    except LayerfuseError as error:
+        write_text(Path(study_folder) / run_folder / MENDABLE, str(error))
+        raise
     PartialState().destroy_process_group()

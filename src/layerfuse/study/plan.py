@@ -94,6 +94,11 @@ def arms_and_seeds(recipe: Recipe) -> list[tuple[Arm, int]]:
     return pairs
 
 
+def run_names(recipe: Recipe) -> list[str]:
+    """How tables and messages call the runs, in their order."""
+    return [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe)]
+
+
 def runs(recipe: Recipe, samples: str) -> list[PlannedRun]:
     """Every run, in the order in which they are done.
 

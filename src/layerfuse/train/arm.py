@@ -101,8 +101,10 @@ def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:
     if recipe.chat_template:
         try:
             template = Path(recipe.chat_template).read_text("utf-8")
-        except OSError as error:
-            raise LayerfuseError(f"chat_template: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise LayerfuseError(
+                f"chat_template {recipe.chat_template} cannot be read: {error}"
+            ) from error
     return compose_processor(
         recipe.encoder.model,
         recipe.llm.model,

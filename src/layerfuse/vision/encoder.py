@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -296,14 +297,28 @@ def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTr
         The whole tower, also where the checkpoint holds a text tower beside it.
 
     Raises:
-        LayerfuseError: if it cannot be found.
+        LayerfuseError: if it cannot be found, or lacks weights that the encoder runs.
     """
     # Any: transformers maps a config to a class or to several, in no common type
     tower_class: Any = MODEL_MAPPING[type(config)]
     try:
-        return tower_class.from_pretrained(resolve(name), dtype=dtype)
-    except OSError as error:
+        tower, report = tower_class.from_pretrained(
+            resolve(name),
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError) as error:
         raise LayerfuseError(f"cannot read the encoder {name}: {error}") from error
+    # transformers makes up what a checkpoint lacks, and only says so. A pooler above the last
+    # block may be missing: it is never run.
+    unused = FAMILIES[config.model_type].unused
+    missing = [key for key in sorted(report["missing_keys"]) if key.split(".")[0] not in unused]
+    if missing:
+        raise LayerfuseError(
+            f"{name} holds no {config.model_type} as its configuration describes: {len(missing)} "
+            f"weights are missing, such as {missing[0]}"
+        )
+    return tower
 
 
 def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> Encoder:
