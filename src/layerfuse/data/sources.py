@@ -1,6 +1,5 @@
-"""Samples from LLaVA JSON and JSONL, image folders, Hugging Face datasets and generated scenes."""
+"""Samples from LLaVA JSON (lines), image folders, Hugging Face datasets and generated scenes."""
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,14 @@ from layerfuse.data import scene_files
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, cells, from_columns, from_llava
 from layerfuse.data.scenes import VERSION
+from layerfuse.data.text_files import read_json, read_text
 from layerfuse.errors import LayerfuseError
 from layerfuse.paths import home
 from layerfuse.recipe.schema import Data, Scenes
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+TABLES = ("metadata.jsonl", "metadata.jsonl.gz")
+"""tables beside the images of a folder; the first that is there is read"""
 IMAGE_COLUMNS = ("image", "images")
 """columns of a dataset that hold pictures"""
 
@@ -137,40 +139,17 @@ def _write_scenes(spec: Scenes) -> Path:
     return folder / "conversations.json"
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LayerfuseError(f"cannot read {file}: {error}") from error
-
-
-def _read_json_lines(file: Path) -> list[Any]:
-    """The records of a JSONL file; empty lines are none."""
-    records = []
-    for number, line in enumerate(_read_text(file).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise LayerfuseError(f"{file} is not valid JSON in line {number}: {error}") from error
-    return records
-
-
 def _from_json(path: Path, images: str | None = None) -> Samples:
     """The conversations of a LLaVA file.
 
     Args:
-        path: JSON with one list, or JSONL.
+        path: JSON with one list, or JSON lines.
         images: folder to which image paths are relative; None is the file's.
     """
-    if path.suffix == ".jsonl":
-        records = _read_json_lines(path)
-    else:
-        try:
-            records = json.loads(_read_text(path))
-        except json.JSONDecodeError as error:
-            raise LayerfuseError(f"{path} is not valid JSON: {error}") from error
+    records = read_json(path)
+    if isinstance(records, dict) and ("conversations" in records or "messages" in records):
+        # JSON lines with one record look like this, whatever the file is called.
+        records = [records]
     if not isinstance(records, list):
         raise LayerfuseError(
             f"{path} must hold a list of conversations, not {type(records).__name__}"
@@ -192,9 +171,10 @@ def _from_folder(folder: Path, split: str) -> Samples:
     """
     if is_saved_dataset(folder):
         return open_dataset(str(folder), split)
-    table = folder / "metadata.jsonl"
-    if table.exists():
-        return _from_table(table)
+    for name in TABLES:
+        table = folder / name
+        if table.exists():
+            return _from_table(table)
     records = []
     # Sorted, because the order of a folder's files differs between file systems.
     for file in sorted(folder.rglob("*")):
@@ -215,7 +195,10 @@ def _from_folder(folder: Path, split: str) -> Samples:
 def _from_table(table: Path) -> Samples:
     """The rows of a `metadata.jsonl`, whose `file_name` names the image."""
     records = []
-    for row in _read_json_lines(table):
+    rows = read_json(table)
+    if not isinstance(rows, list):
+        raise LayerfuseError(f"{table} must hold a mapping in each line, not {rows!r}")
+    for row in rows:
         if not isinstance(row, dict):
             raise LayerfuseError(f"{table} must hold a mapping in each line, not {row!r}")
         # Columns called image or id come before the file's name.
@@ -225,7 +208,7 @@ def _from_table(table: Path) -> Samples:
 
 def _captioned(folder: Path, index: int, row: dict[str, Any]) -> Sample:
     """An image with the caption beside it, which is read only now."""
-    caption = _read_text((folder / row["image"]).with_suffix(".txt"))
+    caption = read_text((folder / row["image"]).with_suffix(".txt"))
     return from_columns(index, {**row, "text": caption}, folder)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from layerfuse.data import sources as conversations
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import picture_of
+from layerfuse.data.text_files import is_json
 from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.schema import Data, Scenes
 
@@ -45,7 +46,7 @@ def find_pictures(
     if source is None:
         scenes = _pictures_of(Data(scenes=Scenes(count=SCENES, questions=1)))
         pictures = [*photographs(), *scenes]
-    elif path.suffix in (".json", ".jsonl"):
+    elif is_json(path):
         pictures = _pictures_of(Data(path=source))
     elif path.is_dir() and not conversations.is_saved_dataset(path):
         pictures = _images_in(path)
