@@ -2,12 +2,13 @@
 
 import hashlib
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from layerfuse.errors import LayerfuseError
 
@@ -15,8 +16,16 @@ LONGEST = 200
 """The longer side of a picture in shorter sides: encoders resize the shorter side to their own
 size, which makes gigabytes of a thinner picture."""
 
-# Pillow has no error of its own: its decoders raise all of these for broken files.
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""what makes an image upright, by the orientation that its EXIF says"""
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,9 @@ class Picture:
             if self.reader is not None:
                 return self.reader()
             return Path(self.name).read_bytes()
-        except OSError as error:
-            raise LayerfuseError(f"cannot read the image {self.name}: {error}") from error
+        # A path that is none is a ValueError; readers raise whatever their libraries raise.
+        except Exception as error:
+            raise self._unreadable(error) from error
 
     def digest(self) -> str:
         """The SHA-256 of the encoded bytes, in hexadecimal."""
@@ -64,11 +74,14 @@ class Picture:
             return None
         try:
             # Pillow reads no more than the header until pixels are asked for.
-            Image.open(self.name).close()
+            with Image.open(self.name) as image:
+                self._refuse_thin(image)
         except FileNotFoundError:
             return f"no image file {self.name}"
-        except _PILLOW_ERRORS as error:
-            return f"cannot read the image {self.name}: {error}"
+        except LayerfuseError as error:
+            return str(error)
+        except Exception as error:
+            return str(self._unreadable(error))
         return None
 
     def open(self) -> Image.Image:
@@ -80,20 +93,17 @@ class Picture:
         content = self.read()
         try:
             with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-                thin = max(image.size) > LONGEST * min(image.size)
-                decoded = image
-                # A thin picture is refused below, before its pixels are decoded.
-                if not thin:
-                    # Turned before it is converted, which drops the EXIF.
-                    decoded = _rgb(ImageOps.exif_transpose(image))
-        except _PILLOW_ERRORS as error:
-            raise LayerfuseError(f"cannot read the image {self.name}: {error}") from error
-        if thin:
-            raise LayerfuseError(
-                f"the image {self.name} has {width} x {height} pixels; its longer side may be at "
-                f"most {LONGEST} times its shorter side"
-            )
+                # A thin picture is refused before its pixels are decoded.
+                self._refuse_thin(image)
+                decoded = _rgb(_upright(image))
+                # Without its EXIF, after which somebody could turn it once more.
+                decoded.info.clear()
+        except LayerfuseError:
+            raise
+        # Pillow has no error of its own: for broken files its decoders raise OSError, SyntaxError,
+        # struct.error, RuntimeError, AttributeError and more, each format its own.
+        except Exception as error:
+            raise self._unreadable(error) from error
         if self.crop is None:
             return decoded
         left, top, right, bottom = self.crop
@@ -101,6 +111,66 @@ class Picture:
         # Resized to the size of the whole, so that a crop changes no token count.
         corners = (left * width, top * height, right * width, bottom * height)
         return decoded.resize(decoded.size, box=corners)
+
+    def _unreadable(self, error: Exception) -> LayerfuseError:
+        """The error that names this picture."""
+        # Some decoders raise errors without a word.
+        reason = str(error) or type(error).__name__
+        return LayerfuseError(f"cannot read the image {self.name}: {reason}")
+
+    def _refuse_thin(self, image: Image.Image) -> None:
+        """Raise LayerfuseError for an image whose header says that it is too thin."""
+        width, height = image.size
+        if max(width, height) > LONGEST * min(width, height):
+            raise LayerfuseError(
+                f"the image {self.name} has {width} x {height} pixels; its longer side may be at "
+                f"most {LONGEST} times its shorter side"
+            )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says; an EXIF without a readable orientation says nothing."""
+    # First, because the EXIF may stand behind the pixels; TIFF turns its image itself.
+    image.load()
+    # Not `exif_transpose`, which writes all the tags again: one odd tag, of which cameras write
+    # many, makes it fail, though the orientation can be read.
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        orientation = None
+    exif = image.info.get("exif")
+    if orientation is None and isinstance(exif, bytes):
+        # Pillow stops at the first tag that cannot be read.
+        orientation = _find_orientation(exif)
+    if orientation not in _TURNS:
+        return image
+    return image.transpose(_TURNS[orientation])
+
+
+def _find_orientation(exif: bytes) -> int | None:
+    """The orientation in an EXIF, whatever the other tags hold; None where there is none.
+
+    Args:
+        exif: a TIFF header, and a directory of 12 bytes a tag, of any content.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    byte_orders = {b"II": "<", b"MM": ">"}
+    byte_order = byte_orders.get(tiff[:2])
+    if byte_order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{byte_order}I", tiff, 4)
+        (num_tags,) = struct.unpack_from(f"{byte_order}H", tiff, start)
+        for place in range(num_tags):
+            entry = start + 2 + 12 * place
+            tag, kind, _, value = struct.unpack_from(f"{byte_order}HHIH", tiff, entry)
+            # Kind 3 is a 16-bit number, as the standard has it.
+            if tag == ExifTags.Base.Orientation and kind == 3:
+                return value
+    except struct.error:
+        # The directory ends before its last tag.
+        return None
+    return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

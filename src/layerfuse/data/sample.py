@@ -1,5 +1,6 @@
 """One sample: a conversation about pictures, from a record in LLaVA's format or from columns."""
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,26 +75,96 @@ def from_llava(index: int, record: Any, base: Path) -> Sample:
     """
     if not isinstance(record, dict):
         raise LayerfuseError(f"sample {index}: a {type(record).__name__}, not a mapping with keys")
-    name = str(record.get("id", index))
-    # An empty text or list stands for no image.
-    image_cells = cells(record.get("image") or record.get("images") or None)
+    name = sample_id(index, record)
+    _refuse_halves(name, "id", str(record.get("id")))
+    image_cells = _image_cells(record)
     pictures = [picture_of(name, cell, base) for cell in image_cells]
     raw_turns = record.get("conversations") or record.get("messages")
     if not raw_turns:
-        raise LayerfuseError(f"sample {name}: no conversations; its keys are {sorted(record)}")
+        raise LayerfuseError(f"sample {name}: no conversations; its keys are {_keys(record)}")
+    if not isinstance(raw_turns, list | tuple):
+        raise LayerfuseError(
+            f"sample {name}: its conversation is a {type(raw_turns).__name__}, not a list of turns"
+        )
     turns = [_turn(name, turn) for turn in raw_turns]
     # Before the messages, which leave out the empty answers that kinds are counted with.
-    families = _kinds(name, record.get("families") or (), turns)
-    categories = _kinds(name, record.get("categories") or (), turns)
+    families = _kinds(name, "families", record.get("families"), turns)
+    categories = _kinds(name, "categories", record.get("categories"), turns)
     messages = _messages(name, turns, len(pictures))
+    novel = record.get("novel")
+    # A text such as "false" would be true.
+    if novel not in (None, False, True):
+        raise LayerfuseError(f"sample {name}: novel is {_short(novel)}; valid: true, false")
     return Sample(
         id=name,
         pictures=tuple(pictures),
         messages=messages,
         families=families,
         categories=categories,
-        novel=bool(record.get("novel", False)),
+        novel=bool(novel),
     )
+
+
+def sample_id(index: int, record: Any) -> str:
+    """What names a sample in messages and results.
+
+    Args:
+        index: the record's place in its source.
+        record: of the source, of any shape.
+
+    Returns:
+        The record's `id`, or its place where it has none. Half a surrogate pair, which no file
+        could hold, is written with a backslash.
+    """
+    identity = None
+    if isinstance(record, dict):
+        identity = record.get("id")
+    if identity is None:
+        identity = index
+    return str(identity).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _image_cells(record: dict[str, Any]) -> list[Any]:
+    """The images of a record; an empty text or list stands for none."""
+    for key in ("image", "images"):
+        column = record.get(key)
+        if column is None:
+            continue
+        # Zero or false are no empty columns: `picture_of` names them.
+        if isinstance(column, str | list | tuple) and len(column) == 0:
+            continue
+        return cells(column)
+    return []
+
+
+def _refuse_halves(name: str, place: str, text: str) -> None:
+    """Raise LayerfuseError for half a surrogate pair, which no tokenizer and no file can hold.
+
+    Args:
+        name: of the sample.
+        place: where the text stands.
+        text: from JSON, whose escapes can write any half.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        raise LayerfuseError(
+            f"sample {name}: {place} holds half a surrogate pair, \\u{half:04x} as character "
+            f"{error.start + 1}, which stands for no character: was an emoji cut in two?"
+        ) from error
+
+
+def _short(value: Any) -> str:
+    """A value in an error: its beginning, and no half of a surrogate pair, as `repr` makes it."""
+    brief = reprlib.Repr()
+    brief.maxstring = 100
+    return brief.repr(value)
+
+
+def _keys(record: dict[Any, Any]) -> list[str]:
+    """The keys of a record, as errors list them."""
+    return sorted(str(key) for key in record)
 
 
 def cells(column: Any) -> list[Any]:
@@ -124,6 +195,7 @@ def picture_of(sample: str, cell: Any, base: Path) -> Picture:
         raise LayerfuseError(f"sample {sample}: an image is a {type(cell).__name__}, not a path")
     if isinstance(cell, Picture):
         return cell
+    _refuse_halves(sample, "the path of an image", cell)
     return Picture(str(base / cell))
 
 
@@ -136,26 +208,36 @@ def _turn(name: str, turn: Any) -> Message:
         content = turn.get("value", turn.get("content"))
     if role is None or not isinstance(content, str):
         raise LayerfuseError(
-            f"sample {name}: cannot read the turn {turn!r}; roles: {sorted(ROLES)}"
+            f"sample {name}: cannot read the turn {_short(turn)}; roles: {sorted(ROLES)}"
         )
+    _refuse_halves(name, f"a turn of the {role}", content)
     return {"role": role, "content": content}
 
 
-def _kinds(name: str, kinds: Any, turns: list[Message]) -> tuple[str, ...]:
+def _kinds(name: str, key: str, kinds: Any, turns: list[Message]) -> tuple[str, ...]:
     """The family or category of every answer that stays in the conversation.
 
     Args:
         name: of the sample.
+        key: what the record calls them.
         kinds: one for each answer, or none at all.
         turns: of the record, with empty answers.
     """
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    if not kinds:
+    if kinds is None:
+        return ()
+    # A text has a length too, and would give each answer one of its letters.
+    if not isinstance(kinds, list | tuple):
+        raise LayerfuseError(
+            f"sample {name}: {key} is a {type(kinds).__name__}, not a list of one for each answer"
+        )
+    if len(kinds) == 0:
         return ()
     if len(kinds) != len(answers):
         raise LayerfuseError(f"sample {name}: {len(kinds)} kinds for {len(answers)} answers")
     remaining = []
     for kind, answer in zip(kinds, answers, strict=True):
+        _refuse_halves(name, key, str(kind))
         # Empty answers are left out of the conversation, and so are their kinds.
         if answer.strip():
             remaining.append(str(kind))
@@ -217,7 +299,7 @@ def _show_first(messages: list[Message], num_pictures: int) -> int:
     return 0
 
 
-def from_columns(index: int, row: dict[str, Any], base: Path) -> Sample:
+def from_columns(index: int, row: Any, base: Path) -> Sample:
     """Read a row with `conversations` or `messages`, `question` and `answer`, or `text`.
 
     Args:
@@ -228,15 +310,16 @@ def from_columns(index: int, row: dict[str, Any], base: Path) -> Sample:
     Raises:
         LayerfuseError: naming the sample and what is wrong with it.
     """
-    if row.get("conversations") or row.get("messages"):
+    # What is no mapping is named there.
+    if not isinstance(row, dict) or row.get("conversations") or row.get("messages"):
         return from_llava(index, row, base)
     # A caption is the answer to no words at all.
     question = row.get("question", "")
     answer = row.get("answer", row.get("text"))
     if not isinstance(answer, str):
         raise LayerfuseError(
-            f"sample {row.get('id', index)}: needs a column conversations, messages, answer or "
-            f"text; it has {sorted(row)}"
+            f"sample {sample_id(index, row)}: needs a column conversations, messages, answer or "
+            f"text; it has {_keys(row)}"
         )
     messages = [
         {"role": "user", "content": question},

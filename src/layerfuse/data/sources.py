@@ -1,6 +1,6 @@
 """Samples from LLaVA JSON (lines), image folders, Hugging Face datasets and generated scenes."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from layerfuse.data import scene_files
 from layerfuse.data.picture import Picture
-from layerfuse.data.sample import Sample, cells, from_columns, from_llava
+from layerfuse.data.sample import Sample, cells, from_columns, from_llava, sample_id
 from layerfuse.data.scenes import VERSION
 from layerfuse.data.text_files import read_json, read_text
 from layerfuse.errors import LayerfuseError
@@ -31,6 +31,8 @@ class Records(Sequence[Item]):
     records: Any  # a list from JSON, or a dataset, whose library has no typed rows
     convert: Callable[[int, dict[str, Any]], Item]
     """is given a record's own index and the record"""
+    source: str = "a list of records"
+    """the file, the folder or the dataset, which names a record together with its index"""
 
     def __post_init__(self) -> None:
         # Chooses some of the records; each keeps its own index.
@@ -43,8 +45,37 @@ class Records(Sequence[Item]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        record_index = self.order[index]
-        return self.convert(record_index, self.records[record_index])
+        return self.read(self.order[index])
+
+    # Not the iterator of `Sequence`, which ends without a word at an IndexError of a record.
+    def __iter__(self) -> Iterator[Item]:
+        for record_index in self.order:
+            yield self.read(record_index)
+
+    def read(self, record_index: int) -> Item:
+        """Convert one record.
+
+        Args:
+            record_index: its own index, not its place here.
+
+        Raises:
+            LayerfuseError: naming the source and the index, and what is wrong with the record.
+        """
+        try:
+            return self.convert(record_index, self.records[record_index])
+        except LayerfuseError as error:
+            message = f"{error} {self.place(record_index)}"
+            # Names of files may hold halves of surrogate pairs, which no file and no screen shows.
+            printable = message.encode("utf-8", "backslashreplace").decode("utf-8")
+            raise LayerfuseError(printable) from error
+
+    def place(self, record_index: int) -> str:
+        """Where a record is, for the end of a message.
+
+        Args:
+            record_index: its own index, not its place here.
+        """
+        return f"({self.source}, index {record_index})"
 
     def without(self, left_out: Collection[int]) -> "Records[Item]":
         """All but some records.
@@ -52,7 +83,7 @@ class Records(Sequence[Item]):
         Args:
             left_out: their own indices, not their places here.
         """
-        remaining = Records(self.records, self.convert)
+        remaining = Records(self.records, self.convert, self.source)
         remaining.order = [index for index in self.order if index not in left_out]
         return remaining
 
@@ -103,12 +134,12 @@ def faults(samples: Samples) -> dict[int, tuple[str, str]]:
     faulty: dict[int, tuple[str, str]] = {}
     # Many samples show the same picture: each file is looked at once.
     picture_faults: dict[str, str | None] = {}
+    # The records' own indices, not their places: they are what names a sample.
     for index in samples.order:
-        # Not `samples[place]`: the record's own index is what names the sample.
         try:
-            sample = samples.convert(index, samples.records[index])
+            sample = samples.read(index)
         except LayerfuseError as error:
-            faulty[index] = (str(index), str(error))
+            faulty[index] = (_id_of(samples, index), str(error))
             continue
         for picture in sample.pictures:
             # Only files: a dataset's cells are decoded when the pictures are encoded.
@@ -116,8 +147,19 @@ def faults(samples: Samples) -> dict[int, tuple[str, str]]:
                 picture_faults[picture.name] = picture.fault()
             reason = picture_faults.get(picture.name)
             if reason:
-                faulty[index] = (sample.id, f"sample {sample.id}: {reason}")
+                message = f"sample {sample.id}: {reason} {samples.place(index)}"
+                faulty[index] = (sample.id, message)
+                break
     return faulty
+
+
+def _id_of(samples: Samples, index: int) -> str:
+    """The id of a sample that cannot be converted."""
+    try:
+        return sample_id(index, samples.records[index])
+    except LayerfuseError:
+        # Not even its record can be read.
+        return str(index)
 
 
 def _write_scenes(spec: Scenes) -> Path:
@@ -159,7 +201,7 @@ def _from_json(path: Path, images: str | None = None) -> Samples:
         base = Path(images)
     if not base.is_dir():
         raise LayerfuseError(f"no image folder {base}")
-    return Samples(records, partial(from_llava, base=base))
+    return Samples(records, partial(from_llava, base=base), str(path))
 
 
 def _from_folder(folder: Path, split: str) -> Samples:
@@ -176,20 +218,41 @@ def _from_folder(folder: Path, split: str) -> Samples:
         if table.exists():
             return _from_table(table)
     records = []
-    # Sorted, because the order of a folder's files differs between file systems.
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        caption_file = file.with_suffix(".txt")
-        if not caption_file.exists():
-            raise LayerfuseError(
-                f"{folder}: no caption file {caption_file} (and no metadata.jsonl)"
-            )
+    num_captioned = 0
+    for file in image_files(folder):
+        # A picture without one is a bad sample, which is named when it is read.
+        if file.with_suffix(".txt").exists():
+            num_captioned += 1
         name = str(file.relative_to(folder))
         records.append({"id": name, "image": name})
     if not records:
         raise LayerfuseError(f"{folder}: no images (and no metadata.jsonl)")
-    return Samples(records, partial(_captioned, folder))
+    # The folder is of another kind, or its captions are elsewhere.
+    if num_captioned == 0:
+        caption_file = (folder / records[0]["image"]).with_suffix(".txt")
+        raise LayerfuseError(f"{folder}: no caption file {caption_file} (and no metadata.jsonl)")
+    return Samples(records, partial(_captioned, folder), str(folder))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and its subfolders, in the order of their names.
+
+    Hidden files and folders are left out: macOS writes `._name.jpg` beside `name.jpg` on foreign
+    disks, which is no picture, and editors keep copies in hidden folders.
+
+    Args:
+        folder: may be hidden itself.
+    """
+    files = []
+    # Sorted, because the order of a folder's files differs between file systems.
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        # A folder can be named like an image. A link to nothing stays, to be named.
+        if not is_hidden and not file.is_dir():
+            files.append(file)
+    return files
 
 
 def _from_table(table: Path) -> Samples:
@@ -200,15 +263,23 @@ def _from_table(table: Path) -> Samples:
         raise LayerfuseError(f"{table} must hold a mapping in each line, not {rows!r}")
     for row in rows:
         if not isinstance(row, dict):
-            raise LayerfuseError(f"{table} must hold a mapping in each line, not {row!r}")
+            # Named when it is read.
+            records.append(row)
+            continue
         # Columns called image or id come before the file's name.
         records.append({"image": row.get("file_name"), "id": row.get("file_name"), **row})
-    return Samples(records, partial(from_columns, base=table.parent))
+    return Samples(records, partial(from_columns, base=table.parent), str(table))
 
 
 def _captioned(folder: Path, index: int, row: dict[str, Any]) -> Sample:
     """An image with the caption beside it, which is read only now."""
-    caption = read_text((folder / row["image"]).with_suffix(".txt"))
+    caption_file = (folder / row["image"]).with_suffix(".txt")
+    if not caption_file.exists():
+        raise LayerfuseError(f"sample {row['id']}: no caption file {caption_file}")
+    try:
+        caption = read_text(caption_file)
+    except LayerfuseError as error:
+        raise LayerfuseError(f"sample {row['id']}: {error}") from error
     return from_columns(index, {**row, "text": caption}, folder)
 
 
@@ -257,7 +328,7 @@ def open_dataset(name: str, split: str) -> Samples:
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             dataset = dataset.cast_column(column, datasets.List(undecoded))
     rows = DatasetRows(dataset, f"{name}:{split}")
-    return Samples(rows, partial(from_columns, base=Path(name)))
+    return Samples(rows, partial(from_columns, base=Path(name)), rows.name)
 
 
 @dataclass
@@ -272,7 +343,11 @@ class DatasetRows:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = dict(self.dataset[index])
+        try:
+            row = dict(self.dataset[index])
+        # The library decodes the other columns here, and raises whatever their decoders raise.
+        except Exception as error:
+            raise LayerfuseError(f"sample {index}: the row cannot be read: {error}") from error
         for column in IMAGE_COLUMNS:
             if column not in row:
                 continue
@@ -297,9 +372,9 @@ class DatasetRows:
             # The bytes are left in the dataset's file, so that a copy for another process is small.
             read = partial(self._bytes, index, column, place)
             return Picture(f"{self.name}#{index}.{place}", read)
-        if cell["path"]:
+        if cell.get("path"):
             return Picture(str(cell["path"]))
-        return cell["path"]
+        return cell.get("path")
 
     def _bytes(self, index: int, column: str, place: int) -> bytes:
         return cells(self.dataset[column][index])[place]["bytes"]

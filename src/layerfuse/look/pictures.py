@@ -71,13 +71,7 @@ def _may_be_hub_id(source: str) -> bool:
 
 def _images_in(folder: Path) -> list[Picture]:
     """The images in a folder and its subfolders."""
-    pictures = []
-    # Sorted: the order of a folder differs between file systems
-    for file in sorted(folder.rglob("*")):
-        # A folder can be named like an image
-        if file.suffix.lower() in conversations.IMAGE_SUFFIXES and file.is_file():
-            pictures.append(Picture(str(file)))
-    return pictures
+    return [Picture(str(file)) for file in conversations.image_files(folder)]
 
 
 def _pictures_of(data: Data) -> list[Picture]:

@@ -147,7 +147,8 @@ def _unusable(
                 max_length=stage.max_length,
             )
         except LayerfuseError as error:
-            bad[index] = BadSample(sample.id, f"sample {sample.id}: {error}")
+            reason = f"sample {sample.id}: {error} {samples.place(index)}"
+            bad[index] = BadSample(sample.id, reason)
         # Each report redraws a line, which takes longer than a sample does.
         if done % PROGRESS_SAMPLES == 0:
             progress(phase, done, len(samples))

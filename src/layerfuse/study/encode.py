@@ -109,7 +109,8 @@ def _showing(samples: Samples, unreadable: Mapping[str, str]) -> BadSamples:
     for index, sample in zip(samples.order, samples, strict=True):
         for picture in sample.pictures:
             if picture.name in unreadable:
-                reason = f"sample {sample.id}: {unreadable[picture.name]}"
+                why = unreadable[picture.name]
+                reason = f"sample {sample.id}: {why} {samples.place(index)}"
                 bad[index] = BadSample(sample.id, reason)
     return bad
 
