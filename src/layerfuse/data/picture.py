@@ -95,6 +95,7 @@ class Picture:
             with Image.open(io.BytesIO(content)) as image:
                 # A thin picture is refused before its pixels are decoded.
                 self._refuse_thin(image)
+                _refuse_damaged(image, content)
                 decoded = _rgb(_upright(image))
                 # Without its EXIF, after which somebody could turn it once more.
                 decoded.info.clear()
@@ -126,6 +127,25 @@ class Picture:
                 f"the image {self.name} has {width} x {height} pixels; its longer side may be at "
                 f"most {LONGEST} times its shorter side"
             )
+
+
+def _refuse_damaged(image: Image.Image, content: bytes) -> None:
+    """Raise Pillow's error for damage that its decoders make another picture of.
+
+    Args:
+        image: not yet decoded.
+        content: of its file.
+    """
+    if image.format == "PNG":
+        # Decoding looks at few of a PNG's checksums. Opened once more, because an image that was
+        # verified cannot be decoded.
+        with Image.open(io.BytesIO(content)) as verified:
+            verified.verify()
+    # A PCX of 8 bits has its palette at the end, 769 bytes that begin with 12. Where they are cut
+    # off, its numbers of colours are taken for grey.
+    is_pcx_of_8_bits = image.format == "PCX" and image.mode == "L"
+    if is_pcx_of_8_bits and content[-769:-768] != b"\x0c":
+        raise UnidentifiedImageError("the palette at its end is missing")
 
 
 def _upright(image: Image.Image) -> Image.Image:
