@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 from rich.console import Console
+from transformers import GenerationConfig
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
@@ -17,6 +18,7 @@ from layerfuse.evaluate.evaluation import data_of, evaluate
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, read_records
 from layerfuse.recipe.schema import Evaluation
 from layerfuse.study.coordinate import study, train
+from tests import tiny
 
 
 @pytest.fixture
@@ -178,3 +180,18 @@ def test_data_that_cannot_be_used_is_named_before_the_model_loads(tmp_path: Path
     with pytest.raises(LayerfuseError, match=r"lost\.png.*1 of 1 samples cannot be used"):
         evaluate(tmp_path / "no-model", how)
     assert not (tmp_path / "no-model").exists()
+
+
+def test_a_saved_model_stops_where_its_template_ends_a_turn(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also for those who load it with transformers alone, where no processor says so."""
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (tmp_path / "newline.jinja").write_text(template)
+    own = {"chat_template": "newline.jinja", "keep_models": "all"}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, **own}))
+    trained = train(path, arm="one", output=tmp_path / "alone")
+    newline = tiny.tokenizer()("\n")["input_ids"]
+    assert GenerationConfig.from_pretrained(trained.model).eos_token_id == [2, *newline]
+    assert load_answerer(trained.model).model.generation_config.eos_token_id == [2, *newline]

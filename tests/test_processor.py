@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from layerfuse import Processor
 from layerfuse.errors import LayerfuseError
@@ -199,3 +201,86 @@ def test_an_answer_around_an_image_is_labelled_without_the_image() -> None:
         {"role": "assistant", "content": "see <image> end"},
     ]
     assert labelled(processor, processor.encode(talk, [3])) == ["see ", " end</s>"]
+
+
+def ended(end: str) -> str:
+    """A template whose turns end so."""
+    return (
+        "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}{{ m.content }}"
+        + end
+        + "{% endfor %}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "added", "end"),
+    [
+        (tiny.CHAT_TEMPLATE, None, "</s>"),
+        (ended("<|end|>\n"), AddedToken("<|end|>", special=True), "<|end|>"),
+        (ended(" <|im_end|>"), AddedToken("<|im_end|>", special=True), " <|im_end|>"),
+        # an end token that the tokenizer's makers forgot to call special
+        (ended("<|end|>\n"), AddedToken("<|end|>", special=False), "<|end|>"),
+        (ended("\n"), None, "\n"),
+        (ended("\n\n"), None, "\n"),
+        # of ordinary text the first token: generation can stop at one token alone
+        (ended("###\n"), None, "#"),
+        (ended(".</s>"), None, ".</s>"),
+    ],
+)
+def test_answers_stop_where_training_ends_them(
+    template: str, added: AddedToken | None, end: str
+) -> None:
+    tokenizer = tiny.tokenizer(template)
+    if added is not None:
+        tokenizer.add_tokens([added], special_tokens=added.special)
+    processor = Processor(tiny.image_processor(), tokenizer, patch_size=tiny.PATCH)
+    encoded = processor.encode(TALK, [16])
+    assert [part.strip(" ") for part in labelled(processor, encoded)] == [f"red{end}", f"yes{end}"]
+    last = int(encoded["labels"][encoded["labels"] != IGNORED][-1])
+    settings = GenerationConfig(eos_token_id=[2, 7])
+    processor.set_stop_tokens(settings)
+    stops: Any = settings.eos_token_id
+    assert stops[:2] == [2, 7]
+    assert last in stops
+    # decided once: asked again, nothing changes
+    processor.set_stop_tokens(settings)
+    assert settings.eos_token_id == stops
+    # what comes after the end is none of the answer
+    said = [*tokenizer("red")["input_ids"], last, *tokenizer("ddd")["input_ids"]]
+    expected = "red." if end == ".</s>" else "red"
+    if end == ".</s>":
+        said.insert(3, tokenizer(".")["input_ids"][0])
+    assert processor.answer_texts(torch.tensor([said])) == [expected]
+
+
+def test_one_stop_token_stays_a_number() -> None:
+    settings = GenerationConfig(eos_token_id=2)
+    make().set_stop_tokens(settings)
+    assert settings.eos_token_id == 2
+
+
+def test_a_full_stop_that_merges_with_the_newline_stops_too() -> None:
+    """Byte-pair tokenizers have tokens such as a full stop with a newline."""
+    alphabet = ["<pad>", "<s>", "</s>", "<image>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {token: index for index, token in enumerate([*alphabet, ".\u010a"])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[(".", "\u010a")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=["<image>"],
+    )
+    tokenizer.chat_template = ended("\n")
+    processor = Processor(tiny.image_processor(), tokenizer, patch_size=tiny.PATCH)
+    merged = vocabulary[".\u010a"]
+    assert merged in processor.end_tokens().merged
+    row = [*tokenizer("red")["input_ids"], merged, *tokenizer("no")["input_ids"]]
+    assert processor.answer_texts(torch.tensor([row])) == ["red."]
+
+
+def test_a_template_that_ends_no_turn_has_no_stop_token_of_its_own() -> None:
+    processor = make("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert processor.end_tokens().alone == [2]
+    assert processor.end_tokens().merged == []

@@ -92,6 +92,8 @@ class Answerer:
     ) -> None:
         self.model: Any = model  # transformers types `generate` for its own classes only
         self.processor = processor
+        # Saved models hold these already; a model that was composed by hand may not.
+        processor.set_stop_tokens(model.generation_config)
         self.store = None
         if store is not None:
             # The store holds the layers of all arms; this model reads its own.
@@ -175,10 +177,7 @@ class Answerer:
         )
         # Prompts are padded on the left: all answers begin at the same position.
         prompt_length = text["input_ids"].shape[1]
-        texts = self.processor.tokenizer.batch_decode(
-            output[:, prompt_length:], skip_special_tokens=True
-        )
-        return [text.strip() for text in texts]
+        return self.processor.answer_texts(output[:, prompt_length:])
 
     @torch.inference_mode()
     def instructions(self, questions: Sequence[Question]) -> Tensor | None:

@@ -26,6 +26,9 @@ Message = dict[str, str]
 _OPEN = "\ue000"
 _CLOSE = "\ue001"
 
+# How answers may close: tokenizers merge some of these with a newline behind them into one token.
+_CLOSINGS = ("a", "1", ".", ",", "!", "?", ":", ";", ")", "]", "}", '"', "'", "%", "*", "`")
+
 
 class NoLabelError(LayerfuseError):
     """No token of a sample is left to learn from."""
@@ -48,6 +51,16 @@ class Rendered:
     text: str
     answers: list[Span]
     """the characters of each answer, in order"""
+
+
+@dataclass(frozen=True)
+class EndTokens:
+    """The tokens that training labels behind an answer."""
+
+    alone: list[int]
+    """hold nothing of the answer, such as `</s>` or a newline"""
+    merged: list[int]
+    """hold the answer's last characters too, such as a full stop with a newline"""
 
 
 def question_of(messages: Sequence[Message]) -> str:
@@ -133,6 +146,8 @@ class Processor(ProcessorMixin):
         self.image_tokens = ImageTokens(strategy, layers, patch_size, self.token_grid)
         self.instruction = instruction_source(strategy)
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(image_token)
+        # what `_turn_end` found, with the template that it belongs to
+        self._known_end: tuple[Any, str] = (None, "")
         # the model's answer continues a row at its right end
         tokenizer.padding_side = "left"
         # Any: transformers does not annotate its constructor
@@ -232,6 +247,82 @@ class Processor(ProcessorMixin):
             inputs["instruction"] = instruction
         return inputs
 
+    def end_tokens(self) -> EndTokens:
+        """The tokens that end an answer, as `encode` labels them: whatever the chat template writes
+        there, and the end of sequence of the plain prompt."""
+        alone: set[int] = set()
+        merged: set[int] = set()
+        for closing in _CLOSINGS:
+            for text, answers in self._probes(closing):
+                # a chat template writes the special tokens itself
+                encoded = self.tokenizer(
+                    text,
+                    add_special_tokens=False,
+                    return_offsets_mapping=True,
+                )
+                for answer in answers:
+                    for span in self._token_spans(text, encoded, [answer]):
+                        first, last = encoded["offset_mapping"][span.end - 1]
+                        token = encoded["input_ids"][span.end - 1]
+                        if first >= answer.end:
+                            alone.add(token)
+                        elif text[answer.end : last].strip(" "):
+                            merged.add(token)
+        if self.tokenizer.eos_token_id is not None:
+            alone.add(self.tokenizer.eos_token_id)
+        return EndTokens(sorted(alone), sorted(merged - alone))
+
+    # Any: transformers' GenerationConfig declares no types
+    def set_stop_tokens(self, generation_config: Any) -> None:
+        """Let generation stop where training ends an answer, and where the LLM itself stops.
+
+        The one place that decides where answers stop. It is saved with the model.
+
+        Args:
+            generation_config: of the model; its `eos_token_id` is changed.
+        """
+        stops: list[int] = []
+        # transformers has a number for one token and a list for several
+        of_llm = generation_config.eos_token_id
+        if isinstance(of_llm, int):
+            stops.append(of_llm)
+        elif of_llm is not None:
+            stops.extend(of_llm)
+        ends = self.end_tokens()
+        for token in [*ends.alone, *ends.merged]:
+            if token not in stops:
+                stops.append(token)
+        if len(stops) == 1:
+            generation_config.eos_token_id = stops[0]
+        elif stops:
+            generation_config.eos_token_id = stops
+
+    def answer_texts(self, rows: torch.Tensor) -> list[str]:
+        """What the model said, without the end of its turn.
+
+        Args:
+            rows: (rows, T) generated tokens, without the prompt.
+
+        Returns:
+            One answer per row, without spaces around it.
+        """
+        ends = self.end_tokens()
+        answers: list[list[int]] = []
+        # Any: torch does not type lists of a tensor's values
+        generated: Any = rows
+        for tokens in generated.tolist():
+            answer: list[int] = []
+            for token in tokens:
+                # an end that is no special token would else be decoded
+                if token in ends.alone:
+                    break
+                answer.append(token)
+                if token in ends.merged:
+                    break
+            answers.append(answer)
+        texts: list[str] = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
     def encode(
         self,
         messages: list[Message],
@@ -291,7 +382,7 @@ class Processor(ProcessorMixin):
         return {"input_ids": input_tensor, "labels": label_tensor}
 
     def _token_spans(self, text: str, encoded: Any, answers: list[Span]) -> Iterator[Span]:
-        """The tokens of each answer, with the special token that ends its turn, if any."""
+        """The tokens of each answer, with those that end its turn, if any."""
         ids: list[int] = encoded["input_ids"]
         # the first and last + 1 characters of every token
         offsets: list[tuple[int, int]] = encoded["offset_mapping"]
@@ -311,7 +402,75 @@ class Processor(ProcessorMixin):
                 after += 1
             if after < len(ids) and ids[after] in end_tokens:
                 end = after + 1
+            else:
+                end = self._after_ordinary_end(text, encoded, answer, end)
             yield Span(inside[0], end)
+
+    def _after_ordinary_end(self, text: str, encoded: Any, answer: Span, end: int) -> int:
+        """Where a turn ends that no special token ends right after its answer.
+
+        Args:
+            text: the conversation.
+            encoded: its tokens.
+            answer: the answer's characters.
+            end: the last token of the answer + 1.
+
+        Returns:
+            The last token that is labelled + 1. It is the first special token of the end of the
+            turn, where that begins with other characters, else the first token of that end, at
+            which generation can stop; `end` where the template ends no turn.
+        """
+        turn_end = self._turn_end()
+        if not turn_end.strip(" ") or not text.startswith(turn_end, answer.end):
+            return end
+        end_tokens = self._special_ids() - {self.image_token_id}
+        # spaces may be tokens of their own, but end nothing
+        begin = answer.end + len(turn_end) - len(turn_end.lstrip(" "))
+        ordinary = end
+        for index in range(end, len(encoded["input_ids"])):
+            first, last = encoded["offset_mapping"][index]
+            if first >= answer.end + len(turn_end):
+                break
+            if encoded["input_ids"][index] in end_tokens:
+                return index + 1
+            if ordinary == end and first <= begin < last:
+                ordinary = index + 1
+        return ordinary
+
+    def _turn_end(self) -> str:
+        """What the chat template writes after every answer, the last one too; often nothing but an
+        end-of-turn token and a newline."""
+        template, turn_end = self._known_end
+        if template != self.chat_template:
+            turn_end = ""
+            ends: list[str] = []
+            for text, answers in self._probes(_CLOSINGS[0]):
+                starts = [answer.start for answer in answers]
+                for answer, next_start in zip(answers, [*starts[1:], len(text)], strict=True):
+                    ends.append(text[answer.end : next_start])
+            if ends:
+                # the last turn ends with the text, all others go on with the next question
+                turn_end = min(ends, key=len)
+            for other in ends:
+                while not other.startswith(turn_end):
+                    turn_end = turn_end[:-1]
+            self._known_end = (self.chat_template, turn_end)
+        return turn_end
+
+    def _probes(self, closing: str) -> Iterator[tuple[str, list[Span]]]:
+        """Conversations of one and of two turns whose answers close with the given character, and
+        their answers; those that the chat template refuses are left out."""
+        turn = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": f"a{closing}"},
+        ]
+        for messages in (turn, [*turn, *turn]):
+            try:
+                rendered = self._chat(messages)
+            except LayerfuseError:
+                # what matters of it is told for the samples that need it
+                continue
+            yield rendered.text, rendered.answers
 
     def _special_ids(self) -> set[int]:
         """The ids of all special tokens, the added ones too."""

@@ -88,7 +88,10 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
         dtype=DTYPES[recipe.dtype],
         attn_implementation=recipe.attn_implementation,
     )
-    return model.to(device()), processor_for(recipe, model.config)
+    processor = processor_for(recipe, model.config)
+    # Saved with the model: only the processor knows the chat template.
+    processor.set_stop_tokens(model.generation_config)
+    return model.to(device()), processor
 
 
 def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:
