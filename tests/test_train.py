@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from layerfuse.data.collate import Collator
 from layerfuse.data.feature_store import cached_features
@@ -62,6 +63,46 @@ def test_parts_train_in_float32_and_the_rest_is_frozen(
     assert {n for n, _ in model.named_parameters()} == names
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained"),
+    [
+        ({"learning_rates": {"fusion": 1}}, {"fusion"}),
+        ({"learning_rates": {"fusion": 1, "llm": 1}}, {"fusion", "language_model"}),
+        ({"learning_rates": {"vision": 1}}, {"vision_tower"}),
+        (
+            {"learning_rates": {"llm": 1}, "lora": {"target_modules": ["q_proj"], "dropout": 0.5}},
+            {"language_model"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_frozen_is_in_evaluation_mode(
+    settings: dict[str, Any], trained: set[str], checkpointing: bool
+) -> None:
+    model = tiny.model("concat", encoder="dinov2")
+    adapted = begin_stage(model, stage(**settings), torch.float32)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    # as the trainer does before the first step
+    model.train()
+    assert model.training
+    blocks = {id(block) for block in model.get_decoder().layers}
+    if checkpointing:
+        # also those of a frozen LLM: gradients pass through it
+        assert all(block.training for block in model.get_decoder().layers)
+    for name, part in model.named_children():
+        for module in part.modules():
+            is_block = checkpointing and isinstance(module, GradientCheckpointingLayer)
+            if id(module) not in blocks and not is_block:
+                assert module.training == (name in trained)
+    if adapted is not None:
+        dropouts = [m for n, m in model.named_modules() if "lora_dropout" in n]
+        assert dropouts
+        assert all(module.training for module in dropouts)
+    end_stage(model, adapted, torch.float32)
+    assert not any(module.training for module in model.modules())
 
 
 def test_learning_rates_per_part_and_no_decay_on_biases() -> None:
@@ -325,3 +366,27 @@ def test_features_are_used_only_while_the_encoder_is_the_one_that_made_them(
     run()  # the checkpoints of the last stage are there: only it is entered again
     assert used == [False]
     assert not recipe.test_reads_cache()
+
+
+@pytest.mark.parametrize("setting", ["drop_path_rate", "attention_probs_dropout_prob"])
+def test_a_frozen_encoder_gives_the_same_losses_cached_or_not(
+    recipe: Recipe, tmp_path: Path, setting: str
+) -> None:
+    """Encoders come with drop path and dropout in their configs, which are for their own
+    training."""
+    config = AutoConfig.from_pretrained(recipe.encoder.model, **{setting: 0.7})
+    AutoModel.from_pretrained(recipe.encoder.model, config=config).save_pretrained(tmp_path / "own")
+    tiny.image_processor().save_pretrained(tmp_path / "own")
+    own = {**recipe.model_dump(), "encoder": str(tmp_path / "own"), "stages": {}}
+    own["stages"]["align"] = recipe.stages["align"].model_dump()
+    changed = Recipe.model_validate(own)
+    arm = changed.all_arms()[0]
+    samples = {"align": load(changed.stages["align"].data)}
+    pictures = [p for s in samples["align"] for p in s.pictures]
+    store = cached_features(partial(encoder_for, changed), tiny.image_processor(), pictures)
+    curves = []
+    for number, read in enumerate([store, None]):
+        folder = tmp_path / str(number)
+        trained = train_arm(changed, arm, 0, samples=samples, store=read, folder=folder)
+        curves.append([loss for _, loss in trained.losses["align"]])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)

@@ -13,6 +13,7 @@ from transformers import (
     AutoProcessor,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from layerfuse.errors import LayerfuseError
@@ -160,6 +161,27 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         # the LLM may have grown by the image token
         config.text_config = language_model.config
         return cls(config, tower, language_model)
+
+    def train(self, mode: bool = True) -> "FusionVLM":
+        """Training mode for the parts that train; a part that is frozen stays in evaluation mode.
+
+        The dropout or drop path of a frozen encoder would else give other features in training than
+        in the test, and than those that are cached. An LLM with adapters trains.
+
+        Args:
+            mode: False is evaluation mode for all.
+        """
+        super().train(mode)
+        for part in (self.vision_tower, self.fusion, self.language_model):
+            if any(parameter.requires_grad for parameter in part.parameters()):
+                continue
+            part.eval()
+            # Gradients pass through a frozen LLM too, and transformers recomputes activations only
+            # in blocks that are in training mode themselves; dropout is in the modules inside.
+            for module in part.modules():
+                if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                    module.training = mode
+        return self
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()

@@ -91,7 +91,8 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
     processor = processor_for(recipe, model.config)
     # Saved with the model: only the processor knows the chat template.
     processor.set_stop_tokens(model.generation_config)
-    return model.to(device()), processor
+    # Constants are measured in this mode, as the features in the cache are.
+    return model.to(device()).eval(), processor
 
 
 def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:

@@ -22,7 +22,9 @@ def parts(model: FusionVLM) -> dict[Part, nn.Module]:
 
 
 def begin_stage(model: FusionVLM, stage: Stage, dtype: torch.dtype) -> Any:
-    """Let exactly the stage's parts train, in float32.
+    """Let exactly the stage's parts train, in float32 and in training mode.
+
+    The others are in evaluation mode, and stay there when the trainer asks for training mode.
 
     Args:
         model: is changed in place.
@@ -45,6 +47,8 @@ def begin_stage(model: FusionVLM, stage: Stage, dtype: torch.dtype) -> Any:
             part.requires_grad_(True)
         else:
             cast(part, dtype)
+    # Only now: the model takes those parts into training mode that have something to train.
+    model.train()
     return adapted
 
 
@@ -74,6 +78,7 @@ def end_stage(model: FusionVLM, adapted: Any, dtype: torch.dtype) -> None:
     if adapted is not None:
         adapted.merge_and_unload()
     model.requires_grad_(False)
+    model.eval()
     cast(model, dtype)
 
 
