@@ -1,5 +1,6 @@
 """Questions, exact match, and predictions that do not depend on batching."""
 
+import io
 from typing import Any
 
 import pytest
@@ -63,6 +64,62 @@ def test_every_turn_is_asked_on_its_own_with_all_pictures() -> None:
     assert all(q.messages[0]["content"] == "Be brief." for q in found)
 
 
+def test_a_question_sees_no_picture_of_a_later_turn() -> None:
+    a, b, c = (Picture(name) for name in "abc")
+    said = ("no picture?", "0", "<image>one?", "1", "and now <image>?", "2 <image>", "all?", "3")
+    found = list(questions([Sample("s", (a, b, c), talk(*said))]))
+    assert [q.id for q in found] == ["s/0", "s/1", "s/2", "s/3"]
+    assert [q.sample.pictures for q in found] == [(), (a,), (a, b), (a, b, c)]
+    contents = [q.messages[-1]["content"] for q in found]
+    assert contents == [
+        "no picture?",
+        "<image>one?",
+        "<image><image>\nand now ?",
+        "<image><image><image>\nall?",
+    ]
+
+
+def test_a_picture_in_the_systems_words_stays_there() -> None:
+    a, b = Picture("a"), Picture("b")
+    system = ({"role": "system", "content": "You know <image>."},)
+    found = list(questions([Sample("s", (a, b), system + talk("who?", "1", "<image>?", "2"))]))
+    assert [q.sample.pictures for q in found] == [(a,), (a, b)]
+    assert [q.messages[-1]["content"] for q in found] == ["who?", "<image>?"]
+    assert all(q.messages[0]["content"] == "You know <image>." for q in found)
+
+
+def test_only_a_question_with_an_answer_is_asked() -> None:
+    """An assistant that greets, and speaks twice, shifts no answer to another question."""
+    said = [("assistant", "hello"), ("user", "one"), ("user", "two"), ("assistant", "2")]
+    said += [("assistant", "again"), ("user", "three"), ("assistant", "3"), ("user", "four")]
+    messages = tuple({"role": role, "content": text} for role, text in said)
+    families = ("greeting", "f2", "comment", "f3")
+    found = list(questions([Sample("s", (), messages, families=families)]))
+    assert [(q.id, q.messages[-1]["content"], q.answer, q.family) for q in found] == [
+        ("s/0", "two", "2", "f2"),
+        ("s/1", "three", "3", "f3"),
+    ]
+
+
+def test_predictions_do_not_see_pictures_of_later_turns() -> None:
+    """The same two questions: alone with their pictures, or followed by another picture."""
+    torch.manual_seed(0)
+    model = tiny.model("inject_add", encoder="dinov2")
+    processor = tiny.processor(model)
+    pictures: list[Picture] = []
+    for k in range(2):
+        data = io.BytesIO()
+        Image.effect_noise((40, 30), 30.0 * k + 1).convert("RGB").save(data, "PNG")
+        pictures.append(Picture(f"p{k}", data.getvalue))
+    first = ("<image>\nwhat is it?", "a", "sure?", "b")
+    short = Sample("s", (pictures[0],), talk(*first))
+    long = Sample("s", tuple(pictures), talk(*first, "<image>\nand this?", "c"))
+    how = Evaluation(data=Data(path="held out"), max_new_tokens=6)
+    answers = [predict(Answerer(model, processor), [sample], how) for sample in (short, long)]
+    assert answers[1][:2] == answers[0]
+    assert len(answers[1]) == 3
+
+
 def test_questions_of_samples_with_one_id_are_told_apart() -> None:
     samples = [Sample("a.png", (), talk("one", "1")), Sample("a.png", (), talk("two", "2"))]
     assert [q.id for q in questions(samples)] == ["a.png/0", "a.png/1"]
@@ -75,8 +132,6 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
     samples = []
     for k in range(3):
         stream = Image.effect_noise((40, 30), 30.0 * k + 1).convert("RGB")
-        import io
-
         data = io.BytesIO()
         stream.save(data, "PNG")
         asked = talk("<image>what is it?", "a", "and the other longer question?", "b")
