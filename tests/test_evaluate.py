@@ -1,14 +1,19 @@
 """Questions, exact match, and predictions that do not depend on batching."""
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from layerfuse.data.collate import Collator
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict, questions
 from layerfuse.evaluate.metrics import exact_match, scores
 from layerfuse.recipe.schema import Data, Evaluation
@@ -118,6 +123,76 @@ def test_predictions_do_not_see_pictures_of_later_turns() -> None:
     answers = [predict(Answerer(model, processor), [sample], how) for sample in (short, long)]
     assert answers[1][:2] == answers[0]
     assert len(answers[1]) == 3
+
+
+def turned_photo(file: Path) -> None:
+    """Upside down, as phones save photos, with a tag that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.linear_gradient("L").convert("RGB").save(file, exif=exif)
+
+
+def transparent(file: Path) -> None:
+    picture = Image.linear_gradient("L").convert("RGB")
+    picture.putalpha(Image.radial_gradient("L"))
+    picture.save(file)
+
+
+def transparent_palette(file: Path) -> None:
+    Image.linear_gradient("L").convert("P").save(file, transparency=200)
+
+
+def of_16_bits(file: Path) -> None:
+    levels = np.arange(64 * 64, dtype="u2").reshape(64, 64) * 16
+    Image.fromarray(levels).save(file)
+
+
+def for_print(file: Path) -> None:
+    Image.linear_gradient("L").convert("CMYK").save(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("turned.jpg", turned_photo),
+        ("turned.tif", turned_photo),
+        ("turned.png", turned_photo),
+        ("transparent.png", transparent),
+        ("palette.png", transparent_palette),
+        ("palette.gif", transparent_palette),
+        ("16.png", of_16_bits),
+        ("16.tif", of_16_bits),
+        ("print.jpg", for_print),
+        ("print.tif", for_print),
+    ],
+)
+def test_a_picture_is_asked_about_as_it_is_trained_on(
+    tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    """A file, an opened image and a sample of the test reach the encoder with the same pixels."""
+    file = tmp_path / name
+    make(file)
+    model = tiny.model("single")
+    answerer = Answerer(model, tiny.processor(model))
+    seen: list[torch.Tensor] = []
+    model.vision_tower.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    answerer.ask([file], "what?", max_new_tokens=1)
+    with Image.open(file) as opened:
+        answerer.ask([opened], "what?", max_new_tokens=1)
+    sample = Sample("s", (Picture(str(file)),), talk("<image>what?", "a"))
+    predict(answerer, [sample], Evaluation(data=Data(path="held out"), max_new_tokens=1))
+    batch = Collator(answerer.processor, "chat", 2048, None)([sample])
+    assert len(seen) == 3
+    for pixels in seen:
+        assert torch.equal(pixels, batch["pixel_values"])
+
+
+def test_an_image_that_cannot_be_kept_is_named() -> None:
+    model = tiny.model("single")
+    answerer = Answerer(model, tiny.processor(model))
+    for mode in ("F", "HSV"):
+        with pytest.raises(LayerfuseError, match="the given image"):
+            answerer.ask([Image.new(mode, (8, 8))], "what?", max_new_tokens=1)
 
 
 def test_questions_of_samples_with_one_id_are_told_apart() -> None:

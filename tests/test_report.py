@@ -1,5 +1,7 @@
 """The report of a small made-up study: what it says, that it is escaped, whole and repeatable."""
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -21,7 +23,7 @@ from layerfuse.evaluate.records import (
     write_records,
 )
 from layerfuse.study.findings import findings
-from layerfuse.study.report import choose, write_report
+from layerfuse.study.report import choose, thumbnail, write_report
 from layerfuse.study.summary import summarize
 from tests.made_up import answer_record, run_record
 
@@ -379,3 +381,13 @@ def test_plots_draw_what_they_are_given():
     assert any(np.allclose(x, [45, 55]) for x in drawn if len(x) == 2)
     assert [25.0, 25.0] in drawn
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a (baseline)"]
+
+
+def test_a_page_shows_a_photo_as_the_model_saw_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "turned.png", exif=exif)
+    shown = thumbnail(tmp_path, "turned.png")
+    assert shown is not None
+    with Image.open(io.BytesIO(base64.b64decode(shown.split(",")[1]))) as picture:
+        assert picture.size == (20, 40)

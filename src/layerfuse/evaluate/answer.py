@@ -31,6 +31,9 @@ from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Evaluation
 
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B")
+"""Modes of Pillow whose pixels a PNG can hold."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -281,9 +284,13 @@ def _picture_of(image: Path | str | Image.Image) -> Picture:
     """A picture that is read as those of samples are."""
     if not isinstance(image, Image.Image):
         return Picture(str(image))
-    # PNG keeps every pixel; the EXIF data say which way is up.
+    # Both formats keep every pixel; the EXIF data say which way is up.
     file = io.BytesIO()
-    image.save(file, "PNG", exif=image.getexif())
+    file_format = "PNG" if image.mode in PNG_MODES else "TIFF"
+    try:
+        image.save(file, file_format, exif=image.getexif())
+    except (OSError, ValueError, SyntaxError) as error:
+        raise LayerfuseError(f"cannot read the given image: {error}") from error
     return Picture("the given image", file.getvalue)
 
 

@@ -186,14 +186,15 @@ def thumbnail(study_dir: Path, image: str | None) -> str | None:
     Returns:
         A PNG as a data address, at most 224 pixels; None where there is no file.
     """
-    from PIL import Image
+    # Pillow and numpy are slow to import, and most pages show no picture.
+    from layerfuse.data.picture import Picture
 
     # A moved study may have left its pictures behind; the page then says so.
     path = study_dir / (image or "")
     if not path.is_file():
         return None
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
+    # As the model saw it: upright, and transparency over white.
+    small = Picture(str(path)).open()
     small.thumbnail((PIXELS, PIXELS))
     stream = io.BytesIO()
     small.save(stream, format="PNG")
