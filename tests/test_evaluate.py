@@ -187,6 +187,31 @@ def test_a_picture_is_asked_about_as_it_is_trained_on(
         assert torch.equal(pixels, batch["pixel_values"])
 
 
+@pytest.mark.parametrize("question", ["what?", "what <image> is?", "<image>\nwhat?"])
+def test_ask_and_the_test_and_training_give_the_same_prompt(question: str, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    model = tiny.model("single")
+    processor = tiny.processor(model)
+    answerer = Answerer(model, processor)
+    seen: list[torch.Tensor] = []
+    model.register_forward_pre_hook(
+        lambda module, given, named: seen.append(named["input_ids"]), with_kwargs=True
+    )
+    answerer.ask([tmp_path / "a.png"], question, max_new_tokens=1)
+    in_front = question if "<image>" in question else f"<image>\n{question}"
+    sample = Sample("s", (Picture(str(tmp_path / "a.png")),), talk(in_front, "a"))
+    predict(answerer, [sample], Evaluation(data=Data(path="held out"), max_new_tokens=1))
+    asked, tested = seen
+    assert torch.equal(asked, tested)
+    trained = Collator(processor, "chat", 2048, None)([sample])["input_ids"]
+    assert torch.equal(trained[:, : asked.shape[1]], asked)
+
+
+def test_a_marker_without_a_picture_is_left_out() -> None:
+    (question,) = questions([Sample("s", (), talk("<image>what?", "a"))])
+    assert question.messages[-1]["content"] == "what?"
+
+
 def test_an_image_that_cannot_be_kept_is_named() -> None:
     model = tiny.model("single")
     answerer = Answerer(model, tiny.processor(model))

@@ -128,8 +128,7 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> Rows
         f"For {encoder} at the {vision.image_size} pixels of its configuration and {llm}, default "
         "options, example layers; extra: beyond `single`. FLOPs: "
         "matrix products of fusion and LLM in one forward of an image and its text; gathers of "
-        "`deformable` are not products and not counted.",
-        soft_wrap=True,
+        "`deformable` are not products and not counted."
     )
     return counted, misfits
 

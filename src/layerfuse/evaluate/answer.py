@@ -122,6 +122,8 @@ def _with_all_pictures(text: str, pictures: int) -> str:
         return text
     if IMAGE_TOKEN in text:
         text = text.replace(IMAGE_TOKEN, "").strip()
+    if pictures == 0:
+        return text
     return IMAGE_TOKEN * pictures + "\n" + text
 
 
@@ -153,16 +155,15 @@ class Answerer:
 
         Args:
             images: files or images, in the order in which the question shows them; may be empty.
-            question: the question, without image markers.
+            question: the question; with as many image markers as pictures it says where each
+                stands, else all stand in front of it.
             max_new_tokens: longest answer, in tokens.
 
         Raises:
             LayerfuseError: if a picture cannot be read.
         """
         pictures = tuple(_picture_of(image) for image in images)
-        content = question
-        if pictures:
-            content = IMAGE_TOKEN * len(pictures) + "\n" + question
+        content = _with_all_pictures(question, len(pictures))
         messages: tuple[Message, ...] = ({"role": "user", "content": content},)
         sample = Sample("asked", pictures, messages)
         asked = Question("asked", sample, messages, answer="", family="all", category="all")
