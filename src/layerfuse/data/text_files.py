@@ -3,7 +3,6 @@
 import codecs
 import gzip
 import json
-import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 # Bytes that no UTF-8 text of people holds (tabs and line ends are left out). They decode without an
 # error, but to another text: UTF-16 without a mark has zeros, ISO-2022 has 0x1b.
-_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_CONTROL_BYTES = bytes([*range(0x00, 0x09), *range(0x0E, 0x20)])
 
 _BYTE_ORDER_MARK = "\ufeff"
 _JSON_SPACE = " \t\r\n"
@@ -61,10 +60,12 @@ def read_text(file: Path) -> str:
             raise _not_utf8(file, f"its byte order mark {mark.hex(' ')} is that of {encoding}")
     content = content.removeprefix(codecs.BOM_UTF8)
     # Before it is decoded: zeros tell more of UTF-16 than the first byte that is not UTF-8.
-    control = _CONTROLS.search(content)
-    if control is not None:
-        byte = control.group()[0]
-        place = _place(content, control.start())
+    # Several times faster than to search a large file for each of them.
+    if len(content.translate(None, _CONTROL_BYTES)) < len(content):
+        positions = [content.find(control) for control in _CONTROL_BYTES]
+        first = min(position for position in positions if position >= 0)
+        byte = content[first]
+        place = _place(content, first)
         raise _not_utf8(
             file,
             f"the control byte 0x{byte:02x} in {place} is that of another encoding or of no text",
