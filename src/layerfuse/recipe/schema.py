@@ -82,9 +82,9 @@ class Data(Strict):
     scenes: Scenes | None = None
     """Generated scenes, written once as LLaVA JSON and PNG."""
     path: str | None = None
-    """A LLaVA-format `.json` or `.jsonl` file, or a folder of images with captions: one `.txt`
-    beside each image, or a `metadata.jsonl` with `file_name` and `text`, or `question` and
-    `answer`. Relative to the recipe."""
+    """A LLaVA-format `.json` or `.jsonl` file (UTF-8, or that as `.gz`), or a folder of images with
+    captions: one `.txt` beside each image, or a `metadata.jsonl` with `file_name` and `text`,
+    or `question` and `answer`. Relative to the recipe."""
     images: str | None = None
     """Folder to which image paths in a JSON file are relative. Default: the file's folder."""
     dataset: str | None = None
