@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from layerfuse import Processor
 from layerfuse.errors import LayerfuseError
@@ -284,3 +284,23 @@ def test_a_template_that_ends_no_turn_has_no_stop_token_of_its_own() -> None:
     processor = make("{% for m in messages %}{{ m.content }}{% endfor %}")
     assert processor.end_tokens().alone == [2]
     assert processor.end_tokens().merged == []
+
+
+@pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
+def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path: Path, call: str) -> None:
+    """Llama 3's template writes the day on which it is rendered."""
+    date = "{% if strftime_now is defined %}{% set day = " + call + " %}{% endif %}"
+    processor = make(date + "Today: {{ day }}\n" + tiny.CHAT_TEMPLATE)
+    assert processor.prompt(TALK[:1]).startswith("Today: 26 Jul 2024\n<|user|>")
+    # saved so: others that use the template ask as training did
+    processor.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = loaded.apply_chat_template(TALK, tokenize=False)
+    assert text.startswith("Today: 26 Jul 2024\n")
+
+
+def test_the_words_before_answers() -> None:
+    words = make(ended("</s>")).words_before_answers(TALK)
+    first = "Q: ...</s>A: "
+    assert [w.before for w in words] == [first, f"{first}...</s>{first}"]
+    assert [w.since_question for w in words] == ["</s>A: "] * 2

@@ -447,3 +447,89 @@ def test_bad_input_is_one_clear_error_before_training(
     assert found.output.count("error:") == 1
     assert message in " ".join(found.output.split())
     assert not list(tmp_path.glob("study/arms/*"))
+
+
+THINK = "<think>\n\n</think>\n\n"
+START = "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}"
+END = "{{ m.content }}</s>\n{% endfor %}"
+PER_ANSWER = START + "{% if m.role == 'assistant' %}" + THINK + "{% endif %}" + END
+LAST_ALONE = START + "{% if loop.last %}" + THINK + "{% endif %}" + END
+# a greeting in conversations of one turn, as the test asks, and none in longer ones
+GREETING = "{% if messages|length < 3 %}Hello! {% endif %}" + START + END
+HINT = START + END.replace(
+    "</s>", "{% if m.role == 'user' and loop.index == messages|length - 1 %} Think!{% endif %}</s>"
+)
+
+
+def several_turns(
+    recipe: dict[str, Any], folder: Path, template: str, turns: int
+) -> dict[str, Any]:
+    """The recipe with a chat template and with conversations of several turns."""
+    (folder / "own.jinja").write_text(template)
+    records = json.loads((folder / "data.json").read_text())
+    for record in records:
+        question, answer = record["conversations"]
+        later = [{**question, "value": "again?"}, answer]
+        record["conversations"] += later * (turns - 1)
+    (folder / "data.json").write_text(json.dumps(records))
+    return {**recipe, "chat_template": "own.jinja"}
+
+
+@pytest.mark.parametrize(
+    ("template", "in_training", "in_test"),
+    [
+        (LAST_ALONE, "</s>\nA: ", "</s>\nA: " + THINK),
+        (GREETING, "Q: ...</s>\nA: ", "Hello! Q: ...</s>\nA: "),
+        (HINT, "</s>\nA: ", " Think!</s>\nA: "),
+    ],
+)
+def test_a_template_that_asks_otherwise_than_it_trains_is_named_before_training(
+    recipe: dict[str, Any], tmp_path: Path, template: str, in_training: str, in_test: str
+) -> None:
+    changed = several_turns(recipe, tmp_path, template, turns=2)
+    loaded = load_recipe(write(tmp_path, changed))
+    with pytest.raises(LayerfuseError) as raised:
+        load_checked(loaded)
+    message = str(raised.value)
+    assert "arm 'one', stage 'align', sample 0: the chat template makes the words" in message
+    assert f"in training: {in_training!r}" in message
+    assert f"in the test: {in_test!r}" in message
+
+
+@pytest.mark.parametrize(
+    ("template", "turns"), [(LAST_ALONE, 1), (GREETING, 1), (PER_ANSWER, 3), (START + END, 3)]
+)
+def test_templates_that_ask_as_they_train_are_taken(
+    recipe: dict[str, Any], tmp_path: Path, template: str, turns: int
+) -> None:
+    changed = several_turns(recipe, tmp_path, template, turns)
+    samples, _ = load_checked(load_recipe(write(tmp_path, changed)))
+    assert len(samples.test) == 8
+
+
+def test_a_guided_arm_may_mark_the_last_answer(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Each of its rows ends with the answer that is learned, as in the test."""
+    changed = several_turns(recipe, tmp_path, LAST_ALONE, turns=2)
+    guided = {"layers": [1, 3], "fusion": {"name": "text_routed"}}
+    samples, _ = load_checked(load_recipe(write(tmp_path, {**changed, "arms": [guided]})))
+    assert len(samples.test) == 8
+    both = [guided, *recipe["arms"]]
+    with pytest.raises(LayerfuseError, match="arm 'one', stage 'align'"):
+        load_checked(load_recipe(write(tmp_path, {**changed, "arms": both})))
+
+
+def test_a_conversation_that_others_begin_is_no_fault_of_the_template(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """A greeting of the assistant, two questions in a row and a system's words are data."""
+    said = [("gpt", "hello"), ("human", "<image>one"), ("human", "two"), ("gpt", "2")]
+    said += [("human", "three"), ("gpt", "3"), ("gpt", "again")]
+    talk = [{"from": who, "value": text} for who, text in said]
+    system = [{"from": "system", "value": "Be brief."}, *talk[1:]]
+    records = []
+    for k in range(8):
+        turns = talk if k % 2 else system
+        records.append({"id": str(k), "image": f"{k}.png", "conversations": turns})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    samples, _ = load_checked(load_recipe(write(tmp_path, recipe)))
+    assert len(samples.test) == 8

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import torch
@@ -53,6 +54,19 @@ class Rendered:
     """the characters of each answer, in order"""
 
 
+def _with_fixed_date(template: str) -> str:
+    """A chat template that writes the same day for ever, the one that Llama 3's own template falls
+    back to: a model is not asked on the day on which it was trained."""
+
+    def as_text(call: re.Match[str]) -> str:
+        day = datetime(2024, 7, 26, tzinfo=UTC)
+        return repr(day.strftime(call["format"]))
+
+    return re.sub(
+        r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)", as_text, template
+    )
+
+
 @dataclass(frozen=True)
 class EndTokens:
     """The tokens that training labels behind an answer."""
@@ -61,6 +75,16 @@ class EndTokens:
     """hold nothing of the answer, such as `</s>` or a newline"""
     merged: list[int]
     """hold the answer's last characters too, such as a full stop with a newline"""
+
+
+@dataclass(frozen=True)
+class TemplateWords:
+    """What a chat template writes before an answer."""
+
+    before: str
+    """all of it, with `...` in place of what people say"""
+    since_question: str
+    """what follows the question, or whatever was said last"""
 
 
 def question_of(messages: Sequence[Message]) -> str:
@@ -91,7 +115,8 @@ class Processor(ProcessorMixin):
         layers: number of selected layers; with `fusion` it decides how many tokens an image
             becomes.
         image_token: the token of the tokenizer that stands for a visual token.
-        chat_template: a Jinja template of `messages`; None takes the tokenizer's own.
+        chat_template: a Jinja template of `messages`; None takes the tokenizer's own. Where it
+            writes today's date, it is changed to write always the same.
 
     Raises:
         LayerfuseError: if the tokenizer is a slow one, has no chat template (and none is given) or
@@ -152,7 +177,7 @@ class Processor(ProcessorMixin):
         tokenizer.padding_side = "left"
         # Any: transformers does not annotate its constructor
         parent: Any = super()
-        parent.__init__(image_processor, tokenizer, chat_template=template)
+        parent.__init__(image_processor, tokenizer, chat_template=_with_fixed_date(template))
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens that one preprocessed image of that many pixels becomes."""
@@ -183,6 +208,33 @@ class Processor(ProcessorMixin):
         # not `add_generation_prompt`, which some templates write differently from an answer
         text = self._render([*messages, {"role": "assistant", "content": _OPEN}])
         return text[: text.index(_OPEN)].rstrip(" ")
+
+    def words_before_answers(self, messages: Sequence[Message]) -> list[TemplateWords]:
+        """What the chat template writes before each answer of a conversation.
+
+        Args:
+            messages: the conversation; of all but the system's only the roles matter.
+
+        Raises:
+            LayerfuseError: if the chat template refuses the conversation.
+        """
+        answers: list[str] = []
+        marked_messages: list[Message] = []
+        for place, message in enumerate(messages):
+            if message["role"] != "system":
+                mark = f"{_OPEN}{place}{_CLOSE}"
+                if message["role"] == "assistant":
+                    answers.append(mark)
+                message = {**message, "content": mark}
+            marked_messages.append(message)
+
+        words: list[TemplateWords] = []
+        text = self._render(marked_messages)
+        for mark in answers:
+            before = re.sub(f"{_OPEN}.*?{_CLOSE}", "...", text.partition(mark)[0])
+            since_question = text.partition(mark)[0].rpartition(_CLOSE)[2]
+            words.append(TemplateWords(before, since_question))
+        return words
 
     def inputs(
         self, conversations: list[list[Message]], images: list[Any] | None = None

@@ -1,7 +1,10 @@
 """Before any training: load the data, check everything, leave out bad samples."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,7 +19,7 @@ from layerfuse.evaluate.answer import questions
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
-from layerfuse.model.processor import Processor
+from layerfuse.model.processor import Message, Processor
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Recipe, Stage
 from layerfuse.train.arm import processor_for
@@ -26,6 +29,8 @@ LEFT_OUT = "left_out.json"
 SHIPPED = tuple(sorted(file.stem for file in (Path(__file__).parent / "accelerate").iterdir()))
 PROGRESS_SAMPLES = 1000
 """Samples between two reports of the progress."""
+PROMPT_SAMPLES = 1000
+"""Samples of a stage among which those are looked for whose prompts are compared."""
 
 
 def load_checked(recipe: Recipe, progress: Progress = silent) -> tuple[SampleSets, BadSets]:
@@ -65,6 +70,7 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> tuple[SampleSet
             progress=progress,
             phase=name,
         )
+        _check_prompts(recipe, configs, name, processor, samples.without({**bad, **unusable}))
         train[name] = samples
         bad_train[name] = {**bad, **unusable}
     test = load(recipe.evaluate.data)
@@ -153,6 +159,99 @@ def _unusable(
         if done % PROGRESS_SAMPLES == 0:
             progress(phase, done, len(samples))
     return bad
+
+
+def _check_prompts(
+    recipe: Recipe,
+    configs: list[FusionConfig],
+    name: str,
+    processor: Processor,
+    samples: Samples,
+) -> None:
+    """Compare the words before an answer in training with those in the test.
+
+    Args:
+        recipe: of the study.
+        configs: of its arms, in their order.
+        name: of the stage.
+        processor: of any arm: all have the same chat template.
+        samples: of the stage, all usable.
+
+    Raises:
+        LayerfuseError: for the first arm and sample where the chat template makes them differ.
+    """
+    stage = recipe.stages[name]
+    # The plain prompt has no words before its captions, by design.
+    if stage.prompt == "plain":
+        return
+    # Chat templates look at roles and at places, not at words: one sample of each kind is enough.
+    compared: set[tuple[str, ...]] = set()
+    for sample in islice(samples, PROMPT_SAMPLES):
+        roles = tuple(message["role"] for message in sample.messages)
+        if roles in compared:
+            continue
+        compared.add(roles)
+        for arm, config in zip(recipe.all_arms(), configs, strict=True):
+            guided = instruction_source(config.strategy).guided
+            difference = _prompt_difference(
+                processor,
+                sample.messages,
+                by_turn=guided and stage.guided_by == "instruction",
+            )
+            if difference is None:
+                continue
+            raise LayerfuseError(
+                f"arm {arm.label!r}, stage {name!r}, sample {sample.id}: the chat template makes "
+                "the words before an answer differ between training and the test.\n"
+                f"  in training: {difference.in_training!r}\n"
+                f"  in the test: {difference.in_test!r}\n"
+                "Give a `chat_template` that writes the same before every answer, or data of one "
+                "question per conversation"
+            )
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """The words before one answer, where they are not the same."""
+
+    in_training: str
+    in_test: str
+
+
+def _prompt_difference(
+    processor: Processor, messages: Sequence[Message], by_turn: bool
+) -> _Difference | None:
+    """Compare what stands before the answers of a conversation in training and in the test.
+
+    Args:
+        processor: holds the chat template.
+        messages: the conversation.
+        by_turn: whether training makes a row of each turn, as for guided arms.
+
+    Returns:
+        The first difference; None where there is none.
+    """
+    in_conversation = processor.words_before_answers(messages)
+    num_answers = 0
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        trained = in_conversation[num_answers]
+        num_answers += 1
+        # The test asks for no answer without a question.
+        if place == 0 or messages[place - 1]["role"] != "user":
+            continue
+        if by_turn:
+            trained = processor.words_before_answers(messages[: place + 1])[-1]
+        system = [earlier for earlier in messages[:place] if earlier["role"] == "system"]
+        asked = [*system, messages[place - 1], message]
+        tested = processor.words_before_answers(asked)[0]
+        if trained.since_question != tested.since_question:
+            return _Difference(trained.since_question, tested.since_question)
+        # A later answer follows others in training, which the test leaves out on purpose.
+        if len(asked) == place + 1 and trained.before != tested.before:
+            return _Difference(trained.before, tested.before)
+    return None
 
 
 def leave_out(recipe: Recipe, samples: SampleSets, bad: BadSets) -> SampleSets:
