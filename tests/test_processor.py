@@ -284,6 +284,14 @@ def test_a_template_that_ends_no_turn_has_no_stop_token_of_its_own() -> None:
     processor = make("{% for m in messages %}{{ m.content }}{% endfor %}")
     assert processor.end_tokens().alone == [2]
     assert processor.end_tokens().merged == []
+    assert not processor.ends_answers()
+    # what stands between turns alone ends no last turn
+    between = (
+        "{% for m in messages %}{{ m.content }}{% if not loop.last %}</s>{% endif %}{% endfor %}"
+    )
+    assert not make(between).ends_answers()
+    assert make(ended("\n")).ends_answers()
+    assert make().ends_answers()
 
 
 @pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])

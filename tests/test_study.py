@@ -496,6 +496,14 @@ def test_a_template_that_asks_otherwise_than_it_trains_is_named_before_training(
     assert f"in the test: {in_test!r}" in message
 
 
+def test_a_template_that_ends_no_answer_is_named_before_training(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    changed = several_turns(recipe, tmp_path, START + END.replace("</s>\n", " "), turns=1)
+    with pytest.raises(LayerfuseError, match="'align': the chat template writes nothing behind"):
+        load_checked(load_recipe(write(tmp_path, changed)))
+
+
 @pytest.mark.parametrize(
     ("template", "turns"), [(LAST_ALONE, 1), (GREETING, 1), (PER_ANSWER, 3), (START + END, 3)]
 )

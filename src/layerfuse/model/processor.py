@@ -324,6 +324,21 @@ class Processor(ProcessorMixin):
             alone.add(self.tokenizer.eos_token_id)
         return EndTokens(sorted(alone), sorted(merged - alone))
 
+    def ends_answers(self) -> bool:
+        """Whether training labels anything behind the last answer of a conversation; if not, a
+        model never learns to stop."""
+        for text, answers in self._probes(_CLOSINGS[0]):
+            encoded = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+            )
+            for span in self._token_spans(text, encoded, answers[-1:]):
+                _, last = encoded["offset_mapping"][span.end - 1]
+                if last <= answers[-1].end:
+                    return False
+        return True
+
     # Any: transformers' GenerationConfig declares no types
     def set_stop_tokens(self, generation_config: Any) -> None:
         """Let generation stop where training ends an answer, and where the LLM itself stops.

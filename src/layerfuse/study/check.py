@@ -178,12 +178,18 @@ def _check_prompts(
         samples: of the stage, all usable.
 
     Raises:
-        LayerfuseError: for the first arm and sample where the chat template makes them differ.
+        LayerfuseError: for the first arm and sample where the chat template makes them differ, and
+            where it ends no answer.
     """
     stage = recipe.stages[name]
     # The plain prompt has no words before its captions, by design.
     if stage.prompt == "plain":
         return
+    if not processor.ends_answers():
+        raise LayerfuseError(
+            f"stage {name!r}: the chat template writes nothing behind the last answer at which a "
+            "model could learn to stop; let it end each answer with `{{ eos_token }}`"
+        )
     # Chat templates look at roles and at places, not at words: one sample of each kind is enough.
     compared: set[tuple[str, ...]] = set()
     for sample in islice(samples, PROMPT_SAMPLES):
