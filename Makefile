@@ -33,7 +33,7 @@ test: install-dev  ## the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
 
 test-full: install-dev  ## the tests, with every combination
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: install-dev  ## ruff, pyright, import order of the floors
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.sample import by_turn
 from layerfuse.data.sources import Samples
-from layerfuse.errors import LayerfuseError
+from layerfuse.data.text_files import read_text
 from layerfuse.files import write_text
 from layerfuse.fusion import parse
 from layerfuse.hardware import DTYPES, device
@@ -103,12 +103,7 @@ def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:
     """
     template = None
     if recipe.chat_template:
-        try:
-            template = Path(recipe.chat_template).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LayerfuseError(
-                f"chat_template {recipe.chat_template} cannot be read: {error}"
-            ) from error
+        template = read_text(Path(recipe.chat_template))
     return compose_processor(
         recipe.encoder.model,
         recipe.llm.model,
