@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
 from docs.generate import pages
 from layerfuse import __version__
+from layerfuse.cli import app
 from layerfuse.fusion import FUSIONS
 from layerfuse.recipe.schema import Recipe
 from tests import tiny
@@ -90,8 +92,8 @@ def test_the_strategy_of_the_concepts_page_works() -> None:
 
 def test_shell_snippets_name_verbs_recipes_and_targets_that_exist() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    verbs = {"study", "show", "ask", "models", "list", "similarity", "probe"}
-    verbs |= {"recommend", "cache"}
+    root: Any = get_command(app)
+    verbs = root.commands
     for path in TEXTS:
         for line in "\n".join(snippets(path, "bash")).splitlines():
             words = line.split()

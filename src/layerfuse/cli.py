@@ -109,6 +109,8 @@ def _no_garbage_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        # The last search, when the process ends, leaves these out too.
+        gc.freeze()
         gc.enable()
 
 
