@@ -201,6 +201,7 @@ class BlockRepeats:
 
 def _kind_of(block: nn.Module) -> Hashable:
     """What blocks of equal FLOPs have in common, if nothing is injected into them."""
+    # Only families that mix full and sliding attention, such as gemma3, say which a block has.
     shapes = tuple((name, weight.shape) for name, weight in block.named_parameters())
     return type(block), getattr(block, "attention_type", None), shapes
 

@@ -156,6 +156,8 @@ def _upright(image: Image.Image) -> Image.Image:
     # many, makes it fail, though the orientation can be read.
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
+    # Its readers of tags raise what comes: TypeError, struct.error, AttributeError and more. The
+    # orientation is then looked for below.
     except Exception:
         orientation = None
     exif = image.info.get("exif")

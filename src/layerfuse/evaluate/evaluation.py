@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from transformers.utils import logging as transformers_logging
 
 from layerfuse.data.sources import faults, load
@@ -24,6 +22,7 @@ from layerfuse.evaluate.significance import (
     family_of,
 )
 from layerfuse.files import write_text
+from layerfuse.progress import progress_bar, shown_on
 from layerfuse.recipe.schema import Data, Evaluation
 from layerfuse.tables import Heading, print_fitted
 
@@ -137,13 +136,8 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
-    with _progress_bar(console) as bar:
-        task = bar.add_task("answering", total=None)
-
-        def show(phase: str, done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total)
-
-        answers = predict(answerer, samples, evaluation, show)
+    with progress_bar(console) as bar:
+        answers = predict(answerer, samples, evaluation, shown_on(bar))
     if not answers:
         raise LayerfuseError("the data holds no question with an answer")
 
@@ -170,19 +164,6 @@ def evaluate(
     write_text(folder / SCORES, json.dumps(asdict(result), indent=1) + "\n")
     _print(result, console)
     return folder
-
-
-def _progress_bar(console: Console) -> ProgressBar:
-    return ProgressBar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        # A log file gets no redrawn lines.
-        disable=not console.is_terminal,
-    )
 
 
 def _scores(

@@ -322,10 +322,13 @@ class Fusion(nn.Module, Generic[Options]):
         for module in self.modules():
             if isinstance(module, Projector):
                 handles.append(module.register_forward_hook(rescale))
-        # Pictures are measured without text, so nothing can guide.
-        self(features, guidance="uniform")
-        for handle in handles:
-            handle.remove()
+        try:
+            # Pictures are measured without text, so nothing can guide.
+            self(features, guidance="uniform")
+        finally:
+            # Left behind, they would rescale every later forward.
+            for handle in handles:
+                handle.remove()
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, TaskID
-from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from layerfuse import plots
 from layerfuse.errors import LayerfuseError
-from layerfuse.progress import Progress
 
 TITLES = {
     "cosine": "cosine of patch tokens",
@@ -250,42 +247,6 @@ def validation_words(validation: dict[str, Any], console: Console) -> None:
             )
     between_seeds = _number(validation["between_seeds"])
     console.print(f"  one seed with another: {between_seeds}", highlight=False)
-
-
-def progress_bar(console: Console) -> Bar:
-    """Make a progress bar with a count and the time left.
-
-    Args:
-        console: where it is shown.
-
-    Returns:
-        The bar, to be entered as a context.
-    """
-    return Bar(
-        *Bar.get_default_columns(),
-        MofNCompleteColumn(),
-        console=console,
-    )
-
-
-def shown_on(bar: Bar) -> Progress:
-    """Show reported progress on a bar, a line for each phase.
-
-    Args:
-        bar: an entered progress bar.
-
-    Returns:
-        What long work calls as it advances.
-    """
-    tasks: dict[str, TaskID] = {}
-
-    def show(phase: str, done: int, total: int, note: str = "") -> None:
-        # The bar has no room for notes
-        if phase not in tasks:
-            tasks[phase] = bar.add_task(phase, total=total)
-        bar.update(tasks[phase], completed=done)
-
-    return show
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES
-from layerfuse.look.output import draw_probe, probe_table, progress_bar, shown_on
+from layerfuse.look.output import draw_probe, probe_table
 from layerfuse.look.pictures import batches, require_look
 from layerfuse.look.similarity import FILE, look_folder, make_folder
 from layerfuse.look.tasks import Problem, Task, find_tasks, task_names
 from layerfuse.model.pretrained import load_image_processor
-from layerfuse.progress import Progress, silent
+from layerfuse.progress import Progress, progress_bar, shown_on, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import LayerSpec, select

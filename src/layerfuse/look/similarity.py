@@ -28,7 +28,7 @@ from layerfuse.look.accumulate import LayerStatistics
 from layerfuse.look.grouping import all_groups, best_count
 from layerfuse.look.pictures import batches, find_pictures, require_look
 from layerfuse.model.pretrained import load_image_processor
-from layerfuse.progress import Progress, silent
+from layerfuse.progress import Progress, progress_bar, shown_on, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
 
 MEASURES = tuple(reports.TITLES)
@@ -215,7 +215,7 @@ def similarity(
 
     make_folder(folder)
     unfinished = folder / "similarity.unfinished"
-    with reports.progress_bar(console) as bar:
+    with progress_bar(console) as bar:
         statistics = measure(
             encoders,
             processors,
@@ -223,7 +223,7 @@ def similarity(
             batch_size=batch_size,
             seed=seed,
             unfinished=unfinished,
-            progress=reports.shown_on(bar),
+            progress=shown_on(bar),
         )
     report: dict[str, Any] = {
         "encoder": encoder,
