@@ -22,7 +22,7 @@ from layerfuse.data.picture import Picture
 from layerfuse.data.sample import from_llava
 from layerfuse.data.sources import Samples, faults, load
 from layerfuse.errors import LayerfuseError
-from layerfuse.model.processor import IMAGE_TOKEN
+from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.recipe.schema import Data
 
 Pixels = NDArray[np.uint8]

@@ -238,24 +238,24 @@ def test_answers_stop_where_training_ends_them(
     assert [part.strip(" ") for part in labelled(processor, encoded)] == [f"red{end}", f"yes{end}"]
     last = int(encoded["labels"][encoded["labels"] != IGNORED][-1])
     settings = GenerationConfig(eos_token_id=[2, 7])
-    processor.set_stop_tokens(settings)
+    processor.turn_ends.set_stop_tokens(settings)
     stops: Any = settings.eos_token_id
     assert stops[:2] == [2, 7]
     assert last in stops
     # decided once: asked again, nothing changes
-    processor.set_stop_tokens(settings)
+    processor.turn_ends.set_stop_tokens(settings)
     assert settings.eos_token_id == stops
     # what comes after the end is none of the answer
     said = [*tokenizer("red")["input_ids"], last, *tokenizer("ddd")["input_ids"]]
     expected = "red." if end == ".</s>" else "red"
     if end == ".</s>":
         said.insert(3, tokenizer(".")["input_ids"][0])
-    assert processor.answer_texts(torch.tensor([said])) == [expected]
+    assert processor.turn_ends.answer_texts(torch.tensor([said])) == [expected]
 
 
 def test_one_stop_token_stays_a_number() -> None:
     settings = GenerationConfig(eos_token_id=2)
-    make().set_stop_tokens(settings)
+    make().turn_ends.set_stop_tokens(settings)
     assert settings.eos_token_id == 2
 
 
@@ -275,23 +275,23 @@ def test_a_full_stop_that_merges_with_the_newline_stops_too() -> None:
     tokenizer.chat_template = ended("\n")
     processor = Processor(tiny.image_processor(), tokenizer, patch_size=tiny.PATCH)
     merged = vocabulary[".\u010a"]
-    assert merged in processor.end_tokens().merged
+    assert merged in processor.turn_ends.end_tokens().merged
     row = [*tokenizer("red")["input_ids"], merged, *tokenizer("no")["input_ids"]]
-    assert processor.answer_texts(torch.tensor([row])) == ["red."]
+    assert processor.turn_ends.answer_texts(torch.tensor([row])) == ["red."]
 
 
 def test_a_template_that_ends_no_turn_has_no_stop_token_of_its_own() -> None:
     processor = make("{% for m in messages %}{{ m.content }}{% endfor %}")
-    assert processor.end_tokens().alone == [2]
-    assert processor.end_tokens().merged == []
-    assert not processor.ends_answers()
+    assert processor.turn_ends.end_tokens().separate == [2]
+    assert processor.turn_ends.end_tokens().merged == []
+    assert not processor.turn_ends.ends_answers()
     # what stands between turns alone ends no last turn
     between = (
         "{% for m in messages %}{{ m.content }}{% if not loop.last %}</s>{% endif %}{% endfor %}"
     )
-    assert not make(between).ends_answers()
-    assert make(ended("\n")).ends_answers()
-    assert make().ends_answers()
+    assert not make(between).turn_ends.ends_answers()
+    assert make(ended("\n")).turn_ends.ends_answers()
+    assert make().turn_ends.ends_answers()
 
 
 @pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
@@ -299,7 +299,7 @@ def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path: Path, call: s
     """Llama 3's template writes the day on which it is rendered."""
     date = "{% if strftime_now is defined %}{% set day = " + call + " %}{% endif %}"
     processor = make(date + "Today: {{ day }}\n" + tiny.CHAT_TEMPLATE)
-    assert processor.prompt(TALK[:1]).startswith("Today: 26 Jul 2024\n<|user|>")
+    assert processor.chat.prompt(TALK[:1]).startswith("Today: 26 Jul 2024\n<|user|>")
     # saved so: others that use the template ask as training did
     processor.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
@@ -308,7 +308,7 @@ def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path: Path, call: s
 
 
 def test_the_words_before_answers() -> None:
-    words = make(ended("</s>")).words_before_answers(TALK)
+    words = make(ended("</s>")).chat.words_before_answers(TALK)
     first = "Q: ...</s>A: "
     assert [w.before for w in words] == [first, f"{first}...</s>{first}"]
     assert [w.since_question for w in words] == ["</s>A: "] * 2

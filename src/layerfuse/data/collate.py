@@ -18,7 +18,8 @@ from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, by_turn
 from layerfuse.errors import LayerfuseError
-from layerfuse.model.processor import IGNORED, NoLabelError, Processor, question_of
+from layerfuse.model.chat_template import question_of
+from layerfuse.model.processor import IGNORED, NoLabelError, Processor
 
 PICTURE_LENGTH = 2000
 """a picture's share of a sample's length, in characters"""

@@ -7,7 +7,7 @@ from typing import Any
 
 from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
-from layerfuse.model.processor import IMAGE_TOKEN, Message
+from layerfuse.model.chat_template import IMAGE_TOKEN, Message
 
 # LLaVA's files say `human` and `gpt`, chat templates `user` and `assistant`.
 ROLES = {

@@ -25,8 +25,9 @@ from layerfuse.evaluate.metrics import exact_match
 from layerfuse.evaluate.records import AnswerRecord, ControlRecord
 from layerfuse.fusion import FixedWeights, Guidance
 from layerfuse.hardware import device
+from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of
 from layerfuse.model.config import FusionConfig
-from layerfuse.model.processor import IMAGE_TOKEN, Message, Processor, question_of
+from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Evaluation
@@ -142,7 +143,7 @@ class Answerer:
         self.model: Any = model  # transformers types `generate` for its own classes only
         self.processor = processor
         # Saved models hold these already; a model that was composed by hand may not.
-        processor.set_stop_tokens(model.generation_config)
+        processor.turn_ends.set_stop_tokens(model.generation_config)
         self.store = None
         if store is not None:
             # The store holds the layers of all arms; this model reads its own.
@@ -225,7 +226,7 @@ class Answerer:
         )
         # Prompts are padded on the left: all answers begin at the same position.
         prompt_length = text["input_ids"].shape[1]
-        return self.processor.answer_texts(output[:, prompt_length:])
+        return self.processor.turn_ends.answer_texts(output[:, prompt_length:])
 
     @torch.inference_mode()
     def instructions(self, questions: Sequence[Question]) -> Tensor | None:

@@ -11,7 +11,7 @@ from layerfuse.data.sample import by_turn
 from layerfuse.data.sources import Samples, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.metrics import normalize
-from layerfuse.model.processor import question_of
+from layerfuse.model.chat_template import question_of
 from layerfuse.recipe.schema import Data, Scenes
 
 WORDINGS = 8

@@ -18,8 +18,9 @@ from transformers import (
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
+from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig
-from layerfuse.model.processor import IMAGE_TOKEN, Processor
+from layerfuse.model.processor import Processor
 
 NameOrConfig = str | PreTrainedConfig
 """hub id, local folder, local-model name, or a config (random weights)"""

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Fused, Guidance, Layout, Placed, attach
+from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig, configure, shapes
 from layerfuse.model.generation import VisualGenerationMixin
 from layerfuse.model.instruction import instruction_source
@@ -29,7 +30,7 @@ from layerfuse.model.pretrained import (
     load_tokenizer,
     text_config_of,
 )
-from layerfuse.model.processor import IGNORED, IMAGE_TOKEN, Processor
+from layerfuse.model.processor import IGNORED, Processor
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import LayerSpec

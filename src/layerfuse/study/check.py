@@ -16,10 +16,11 @@ from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSet
 from layerfuse.data.sources import Samples, faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import questions
+from layerfuse.model.chat_template import Message
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
-from layerfuse.model.processor import Message, Processor
+from layerfuse.model.processor import Processor
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Recipe, Stage
 from layerfuse.train.arm import processor_for
@@ -185,7 +186,7 @@ def _check_prompts(
     # The plain prompt has no words before its captions, by design.
     if stage.prompt == "plain":
         return
-    if not processor.ends_answers():
+    if not processor.turn_ends.ends_answers():
         raise LayerfuseError(
             f"stage {name!r}: the chat template writes nothing behind the last answer at which a "
             "model could learn to stop; let it end each answer with `{{ eos_token }}`"
@@ -237,7 +238,7 @@ def _prompt_difference(
     Returns:
         The first difference; None where there is none.
     """
-    in_conversation = processor.words_before_answers(messages)
+    in_conversation = processor.chat.words_before_answers(messages)
     num_answers = 0
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -248,10 +249,10 @@ def _prompt_difference(
         if place == 0 or messages[place - 1]["role"] != "user":
             continue
         if by_turn:
-            trained = processor.words_before_answers(messages[: place + 1])[-1]
+            trained = processor.chat.words_before_answers(messages[: place + 1])[-1]
         system = [earlier for earlier in messages[:place] if earlier["role"] == "system"]
         asked = [*system, messages[place - 1], message]
-        tested = processor.words_before_answers(asked)[0]
+        tested = processor.chat.words_before_answers(asked)[0]
         if trained.since_question != tested.since_question:
             return _Difference(trained.since_question, tested.since_question)
         # A later answer follows others in training, which the test leaves out on purpose.

@@ -20,9 +20,10 @@ from layerfuse.data.text_files import read_text
 from layerfuse.files import write_text
 from layerfuse.fusion import parse
 from layerfuse.hardware import DTYPES, device
+from layerfuse.model.chat_template import question_of
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.pretrained import compose_processor
-from layerfuse.model.processor import Processor, question_of
+from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Arm, Recipe
@@ -90,7 +91,7 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
     )
     processor = processor_for(recipe, model.config)
     # Saved with the model: only the processor knows the chat template.
-    processor.set_stop_tokens(model.generation_config)
+    processor.turn_ends.set_stop_tokens(model.generation_config)
     # Constants are measured in this mode, as the features in the cache are.
     return model.to(device()).eval(), processor
 

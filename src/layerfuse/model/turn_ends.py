@@ -1,0 +1,231 @@
+"""The end of an answer: what training labels behind it, and so where generation stops."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from layerfuse.errors import LayerfuseError
+from layerfuse.model.chat_template import ChatTemplate, Rendered, Span
+
+# How answers may close: tokenizers merge some of these with a newline behind them into one token.
+_CLOSINGS = ("a", "1", ".", ",", "!", "?", ":", ";", ")", "]", "}", '"', "'", "%", "*", "`")
+
+
+@dataclass(frozen=True)
+class EndTokens:
+    """The tokens that training labels behind an answer."""
+
+    separate: list[int]
+    """hold nothing of the answer, such as `</s>` or a newline"""
+    merged: list[int]
+    """hold the answer's last characters too, such as a full stop with a newline"""
+
+
+class TurnEnds:
+    """Where turns end in one chat template and one tokenizer.
+
+    Args:
+        chat: the chat template.
+        image_token_id: the token of a picture, which ends nothing.
+    """
+
+    def __init__(self, chat: ChatTemplate, image_token_id: int) -> None:
+        self.chat = chat
+        self.tokenizer = chat.tokenizer
+        self.image_token_id = image_token_id
+        self._words_after_answers = self._common_words_after_answers()
+
+    def end_tokens(self) -> EndTokens:
+        """The tokens that end an answer, as `encode` labels them: whatever the chat template writes
+        there, and the end of sequence of the plain prompt."""
+        separate: set[int] = set()
+        merged: set[int] = set()
+        for closing in _CLOSINGS:
+            for probe in self._probes(closing):
+                encoded = self._encode(probe.text)
+                for answer in probe.answers:
+                    for span in self.token_spans(probe.text, encoded, [answer]):
+                        first, last = encoded["offset_mapping"][span.end - 1]
+                        token = encoded["input_ids"][span.end - 1]
+                        if first >= answer.end:
+                            separate.add(token)
+                        elif probe.text[answer.end : last].strip(" "):
+                            merged.add(token)
+        if self.tokenizer.eos_token_id is not None:
+            separate.add(self.tokenizer.eos_token_id)
+        return EndTokens(sorted(separate), sorted(merged - separate))
+
+    def ends_answers(self) -> bool:
+        """Whether training labels anything behind the last answer of a conversation; if not, a
+        model never learns to stop."""
+        for probe in self._probes(_CLOSINGS[0]):
+            encoded = self._encode(probe.text)
+            last_answer = probe.answers[-1]
+            for span in self.token_spans(probe.text, encoded, [last_answer]):
+                _, last = encoded["offset_mapping"][span.end - 1]
+                if last <= last_answer.end:
+                    return False
+        return True
+
+    # Any: transformers' GenerationConfig declares no types
+    def set_stop_tokens(self, generation_config: Any) -> None:
+        """Let generation stop where training ends an answer, and where the LLM itself stops.
+
+        The one place that decides where answers stop. It is saved with the model.
+
+        Args:
+            generation_config: of the model; its `eos_token_id` is changed.
+        """
+        stops: list[int] = []
+        # transformers has a number for one token and a list for several
+        of_llm = generation_config.eos_token_id
+        if isinstance(of_llm, int):
+            stops.append(of_llm)
+        elif of_llm is not None:
+            stops.extend(of_llm)
+        ends = self.end_tokens()
+        for token in [*ends.separate, *ends.merged]:
+            if token not in stops:
+                stops.append(token)
+        if len(stops) == 1:
+            generation_config.eos_token_id = stops[0]
+        elif stops:
+            generation_config.eos_token_id = stops
+
+    def answer_texts(self, rows: torch.Tensor) -> list[str]:
+        """What the model said, without the end of its turn.
+
+        Args:
+            rows: (rows, T) generated tokens, without the prompt.
+
+        Returns:
+            One answer per row, without spaces around it.
+        """
+        ends = self.end_tokens()
+        answers: list[list[int]] = []
+        # Any: torch does not type lists of a tensor's values
+        generated: Any = rows
+        for tokens in generated.tolist():
+            answer: list[int] = []
+            for token in tokens:
+                # an end that is no special token would else be decoded
+                if token in ends.separate:
+                    break
+                answer.append(token)
+                if token in ends.merged:
+                    break
+            answers.append(answer)
+        texts: list[str] = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    # Any: what tokenizers of transformers return is typed as a dictionary of nothing in particular
+    def token_spans(self, text: str, encoded: Any, answers: list[Span]) -> Iterator[Span]:
+        """The tokens of each answer, with those that end its turn, if any.
+
+        Args:
+            text: the conversation.
+            encoded: its tokens, `input_ids` and `offset_mapping`.
+            answers: the characters of the answers.
+
+        Yields:
+            The tokens of each answer that has any.
+        """
+        ids: list[int] = encoded["input_ids"]
+        # the first and last + 1 characters of every token
+        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        end_tokens = self._special_ids() - {self.image_token_id}
+        for answer in answers:
+            inside: list[int] = []
+            for index, (first, last) in enumerate(offsets):
+                # tokens that a tokenizer adds by itself cover no character
+                if first < last and first < answer.end and last > answer.start:
+                    inside.append(index)
+            if not inside:
+                continue
+            end = inside[-1] + 1
+            # templates may write spaces before the end of a turn
+            after = end
+            while after < len(ids) and not text[slice(*offsets[after])].strip():
+                after += 1
+            if after < len(ids) and ids[after] in end_tokens:
+                end = after + 1
+            else:
+                end = self._after_ordinary_end(text, encoded, answer, end)
+            yield Span(inside[0], end)
+
+    def _after_ordinary_end(self, text: str, encoded: Any, answer: Span, end: int) -> int:
+        """Where a turn ends that no special token ends right after its answer.
+
+        Args:
+            text: the conversation.
+            encoded: its tokens.
+            answer: the answer's characters.
+            end: the last token of the answer + 1.
+
+        Returns:
+            The last token that is labelled + 1. It is the first special token of the end of the
+            turn, where that begins with other characters, else the first token of that end, at
+            which generation can stop; `end` where the template ends no turn.
+        """
+        turn_end = self._words_after_answers
+        if not turn_end.strip(" ") or not text.startswith(turn_end, answer.end):
+            return end
+        end_tokens = self._special_ids() - {self.image_token_id}
+        # spaces may be tokens of their own, but end nothing
+        begin = answer.end + len(turn_end) - len(turn_end.lstrip(" "))
+        ordinary = end
+        for index in range(end, len(encoded["input_ids"])):
+            first, last = encoded["offset_mapping"][index]
+            if first >= answer.end + len(turn_end):
+                break
+            if encoded["input_ids"][index] in end_tokens:
+                return index + 1
+            if ordinary == end and first <= begin < last:
+                ordinary = index + 1
+        return ordinary
+
+    def _common_words_after_answers(self) -> str:
+        """What the chat template writes after every answer, the last one too; often nothing but an
+        end-of-turn token and a newline."""
+        words_after_answers: list[str] = []
+        for probe in self._probes(_CLOSINGS[0]):
+            next_starts = [answer.start for answer in probe.answers[1:]] + [len(probe.text)]
+            for answer, next_start in zip(probe.answers, next_starts, strict=True):
+                words_after_answers.append(probe.text[answer.end : next_start])
+        if not words_after_answers:
+            return ""
+        # the last turn ends with the text, all others go on with the next question
+        common = min(words_after_answers, key=len)
+        for words in words_after_answers:
+            while not words.startswith(common):
+                common = common[:-1]
+        return common
+
+    def _probes(self, closing: str) -> Iterator[Rendered]:
+        """Conversations of one and of two turns whose answers close with the given character; those
+        that the chat template refuses are left out."""
+        turn = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": f"a{closing}"},
+        ]
+        for messages in (turn, [*turn, *turn]):
+            try:
+                yield self.chat.conversation(messages)
+            except LayerfuseError:
+                # what matters of it is told for the samples that need it
+                continue
+
+    def _encode(self, text: str) -> Any:
+        """The tokens of a rendered conversation, with the characters of each."""
+        # a chat template writes the special tokens itself
+        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+
+    def _special_ids(self) -> set[int]:
+        """The ids of all special tokens, the added ones too."""
+        special: set[int] = set()
+        for token_id, token in self.tokenizer.added_tokens_decoder.items():
+            if token.special:
+                special.add(token_id)
+        return special
