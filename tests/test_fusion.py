@@ -712,7 +712,7 @@ def test_bad_specifications_are_one_clear_error_before_weights(
     text = around.get("llm") or tiny.text_config(num_hidden_layers=around.get("depth", 6))
     vision = tiny.vision_config(around.get("encoder", "clip"))
     with pytest.raises(LayerfuseError, match=message) as caught:
-        configure(vision, text, layers, fusion, around.get("token_grid"))
+        configure(vision, text, layers, fusion, token_grid=around.get("token_grid"))
     assert "\n" not in str(caught.value).split("; valid layer spec")[0]
 
 

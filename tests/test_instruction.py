@@ -109,6 +109,15 @@ def test_sentences_are_cut_at_the_encoders_maximum_length(plain: str, tmp_path: 
     assert not torch.allclose(without_limit[0], without_limit[1])
 
 
+def test_a_damaged_file_of_remembered_embeddings_is_named(plain: str, home: Path) -> None:
+    SentenceEncoder(plain, WIDTH).remember(TEXTS)
+    (file,) = (home / "sentences").iterdir()
+    file.write_bytes(file.read_bytes()[:20])
+
+    with pytest.raises(LayerfuseError, match=rf"{file.name} cannot be read .* delete the file"):
+        SentenceEncoder(plain, WIDTH).remember(TEXTS)
+
+
 def test_saved_and_loaded_processors_embed_the_same(plain: str, tmp_path: Path) -> None:
     folder = with_pooling(plain, tmp_path / "cls", "cls", length=8)
     model = tiny.model("instruction_weighted", sentence_encoder=folder, sentence_width=WIDTH)

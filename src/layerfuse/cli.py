@@ -371,18 +371,22 @@ def ask(
 @cache.command("list")
 def cache_list() -> None:
     """What the cache holds, by encoder, preprocessing and layer."""
-    from layerfuse.data.feature_shards import show
+    from layerfuse.data.feature_shards import describe
 
-    show(typer.echo)
+    for line in describe():
+        typer.echo(line)
 
 
 @cache.command("verify")
 def cache_verify() -> None:
     """Read everything; drop what is damaged, so that it is encoded again when it is needed."""
-    from layerfuse.data.feature_shards import verify
+    from layerfuse.data.feature_shards import drop_damaged
 
-    damaged_files = verify(typer.echo)
-    if damaged_files:
+    num_damaged = 0
+    for line in drop_damaged():
+        typer.echo(line)
+        num_damaged += 1
+    if num_damaged:
         raise typer.Exit(1)
     typer.echo("nothing is damaged")
 

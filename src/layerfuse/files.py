@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from layerfuse.errors import LayerfuseError
 
@@ -29,13 +28,13 @@ def write_text(file: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(file: Path, taken: Callable[[], Any]) -> Iterator[None]:
+def locked(file: Path, before_waiting: Callable[[], None]) -> Iterator[None]:
     """A lock that one process holds at a time.
 
     Args:
         file: the lock, made if it is missing.
-        taken: called before this process waits for another that holds the lock; what it raises
-            ends the wait.
+        before_waiting: called before this process waits for another that holds the lock; what it
+            raises ends the wait.
 
     Raises:
         LayerfuseError: the file cannot be made.
@@ -47,7 +46,7 @@ def locked(file: Path, taken: Callable[[], Any]) -> Iterator[None]:
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
-        taken()
+        before_waiting()
         held = lock.acquire()
     # After Timeout, which is an OSError itself.
     except OSError as error:

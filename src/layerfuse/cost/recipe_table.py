@@ -71,10 +71,16 @@ def show(
     known: Known = {}
     for arm in recipe.all_arms():
         try:
-            config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
+            config = configure(
+                vision,
+                text,
+                arm.layers,
+                arm.fusion,
+                token_grid=recipe.token_grid,
+            )
         except LayerfuseError as error:
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
-        arms.append(measure(arm, config, size, recipe.stages, known))
+        arms.append(measure(arm, config, size=size, stages=recipe.stages, known=known))
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
     console.print(
         f"encoder {recipe.encoder.model}: {vision.num_hidden_layers} blocks of width "
@@ -95,6 +101,7 @@ def show(
 def measure(
     arm: Arm,
     config: FusionConfig,
+    *,
     size: int,
     stages: dict[str, Stage],
     known: Known,

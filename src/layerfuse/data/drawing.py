@@ -60,7 +60,14 @@ class Pattern:
     """grey levels by which its dark parts are darker"""
 
 
-def add_object(picture: Image.Image, shape: str, colour: str, radius: float, pose: Pose) -> None:
+def add_object(
+    picture: Image.Image,
+    *,
+    shape: str,
+    colour: str,
+    radius: float,
+    pose: Pose,
+) -> None:
     """Draw one object.
 
     Args:

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +28,6 @@ from layerfuse.files import locked
 from layerfuse.paths import home
 
 log = logging.getLogger(__name__)
-Say = Callable[[str], None]
 
 MAPPED_SHARDS = 1024
 """Shards that one reader keeps mapped: more than a study of 100 GB has, fewer than a process may
@@ -233,11 +232,11 @@ def locked_space(space: Path) -> AbstractContextManager[None]:
     return locked(space / ".lock", tell)
 
 
-def show(say: Say) -> None:
-    """Say one line per layer (encoder, layer, token grid, dtype, pictures, size), then the sum.
+def describe() -> Iterator[str]:
+    """The content of the cache.
 
-    Args:
-        say: is given each line.
+    Yields:
+        One line per layer (encoder, layer, token grid, dtype, pictures, size), then the sum.
     """
     total = 0
     for name, folder in layer_folders().items():
@@ -255,11 +254,11 @@ def show(say: Say) -> None:
             content = f"{about['encoder']}, layer {about['layer']}, {grid}, {about['dtype']}"
         size = _size(folder)
         total += size
-        say(f"{name}  {content}: {len(digests):,} pictures, {size / 1e9:.2f} GB")
+        yield f"{name}  {content}: {len(digests):,} pictures, {size / 1e9:.2f} GB"
     if total:
-        say(f"{total / 1e9:.2f} GB in {features_home()}")
+        yield f"{total / 1e9:.2f} GB in {features_home()}"
     else:
-        say(f"{features_home()} is empty")
+        yield f"{features_home()} is empty"
 
 
 def _size(folder: Path) -> int:
@@ -267,34 +266,33 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in shards_of(folder))
 
 
-def verify(say: Say) -> int:
+def drop_damaged() -> Iterator[str]:
     """Read every entry; drop the damaged ones, and what killed writers left.
 
-    What is dropped is encoded again when it is needed.
+    What is dropped is encoded again when it is needed. Nothing is done beyond what is asked of the
+    iterator: go through it to the end.
 
-    Args:
-        say: is given one line per damaged file.
-
-    Returns:
-        The number of damaged files.
+    Yields:
+        One line per damaged file.
 
     Raises:
         LayerfuseError: what is intact of a damaged file cannot be written elsewhere; the file stays
             as it is.
     """
-    num_damaged = 0
     for folder in layer_folders().values():
         with locked_space(folder.parent):
             # Whoever holds the lock is the only writer: these were left by a killed one.
             for unfinished in folder.glob("*.tmp"):
                 unfinished.unlink()
             for file in shards_of(folder):
-                num_damaged += _drop_damaged(file, say)
-    return num_damaged
+                loss = _drop_if_damaged(file)
+                if loss is not None:
+                    yield loss
 
 
-def _drop_damaged(file: Path, say: Say) -> bool:
-    """Move what is intact of a damaged shard into another one; whether it was damaged."""
+def _drop_if_damaged(file: Path) -> str | None:
+    """Move what is intact of a damaged shard into another one. Returns a line that says what was
+    lost, None for an intact shard."""
     reader = ShardReader()
     header = Header({}, (0, 0), {})
     intact: dict[str, Pair] = {}
@@ -306,7 +304,7 @@ def _drop_damaged(file: Path, say: Say) -> bool:
             if checksum(pair) == entry.checksum:
                 intact[digest] = pair
         if len(intact) == len(header.entries):
-            return False
+            return None
         # Written before the damaged file goes: a killed `verify` loses nothing.
         if intact:
             write_shard(file.parent, intact, header.grid, header.about)
@@ -314,9 +312,8 @@ def _drop_damaged(file: Path, say: Say) -> bool:
         intact = {}
     # 0 stands for a header that cannot be read: nobody knows how many entries there were.
     num_lost = len(header.entries) - len(intact)
-    say(f"{file}: {num_lost or 'all'} damaged, {len(intact)} kept")
     file.unlink()
-    return True
+    return f"{file}: {num_lost or 'all'} damaged, {len(intact)} kept"
 
 
 def clear(name: str | None) -> int:

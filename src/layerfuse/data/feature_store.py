@@ -285,6 +285,8 @@ def cached_features(
         LayerfuseError: the features would exceed $LAYERFUSE_CACHE_GB (default 100) or the free
             disk space, the cache may not be written, or a picture changes meanwhile.
     """
+    # Before the encoder is loaded: a limit that cannot be read is a mistake even if all is cached.
+    limit_gb()
     encoder = load().to(device())
     encoder_digests = encoder.digests()
     settings = json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
@@ -370,8 +372,13 @@ def _encode(store: FeatureStore, encoder: Encoder, progress: Progress) -> None:
             if unwritten_bytes == 0:
                 _check_space(store, features)
             for name in new_names:
-                row = batch.index(name)
-                unwritten_bytes += _keep_missing(store, unwritten, features, name, row)
+                unwritten_bytes += _keep_missing(
+                    store,
+                    unwritten,
+                    features=features,
+                    name=name,
+                    row=batch.index(name),
+                )
         progress("encoding pictures", done, len(batches))
         # All layers together: a stopped pass seldom leaves a picture in only some of them.
         is_late = time.monotonic() - written_at > SHARD_SECONDS
@@ -406,6 +413,7 @@ def _incomplete_batches(store: FeatureStore) -> list[list[str]]:
 def _keep_missing(
     store: FeatureStore,
     unwritten: dict[int, dict[str, Pair]],
+    *,
     features: Features,
     name: str,
     row: int,
@@ -434,6 +442,19 @@ def _keep_missing(
     return num_bytes
 
 
+def limit_gb() -> float:
+    """The size that the cache may have, from $LAYERFUSE_CACHE_GB.
+
+    Raises:
+        LayerfuseError: it is not a number.
+    """
+    limit = os.environ.get(LIMIT_GB, DEFAULT_GB)
+    # Not `float`, which takes "nan" and "inf".
+    if not re.fullmatch(r"\d+(\.\d+)?", limit):
+        raise LayerfuseError(f"${LIMIT_GB} must be a number of GB, not {limit!r}")
+    return float(limit)
+
+
 def _check_space(store: FeatureStore, features: Features) -> None:
     """Raise LayerfuseError, before anything is written, if the missing features will not fit."""
     # Every picture takes as many bytes in every layer.
@@ -446,14 +467,11 @@ def _check_space(store: FeatureStore, features: Features) -> None:
     needed_gb = picture_bytes / 1e9 * num_missing
     root = shards.features_home()
     held_gb = sum(file.stat().st_size for file in root.rglob("*.safetensors")) / 1e9
-    limit = os.environ.get(LIMIT_GB, DEFAULT_GB)
-    # Not `float`, which takes "nan" and "inf".
-    if not re.fullmatch(r"\d+(\.\d+)?", limit):
-        raise LayerfuseError(f"${LIMIT_GB} must be a number of GB, not {limit!r}")
+    limit = limit_gb()
     free_gb = shutil.disk_usage(root).free / 1e9
-    if held_gb + needed_gb > float(limit) or needed_gb > free_gb:
+    if held_gb + needed_gb > limit or needed_gb > free_gb:
         raise LayerfuseError(
             f"the missing features need {needed_gb:.3g} GB beside the {held_gb:.3g} GB in {root}; "
-            f"${LIMIT_GB} allows {limit} GB and {free_gb:.1f} GB of the disk are free. "
+            f"${LIMIT_GB} allows {limit:g} GB and {free_gb:.1f} GB of the disk are free. "
             "Raise the limit, run `layerfuse cache clear`, or set `cache_features: false`"
         )

@@ -180,7 +180,13 @@ class Scene:
         """The picture, 224 x 224 RGB (drawn at twice the size and halved)."""
         picture = drawing.background(self.texture, self.ground, self.pattern)
         for pose in self.objects:
-            drawing.add_object(picture, self.shape, self.colour, self.radius, pose)
+            drawing.add_object(
+                picture,
+                shape=self.shape,
+                colour=self.colour,
+                radius=self.radius,
+                pose=pose,
+            )
         drawing.add_card(picture, self.letter, self.card)
         drawing.add_mark(picture, self.detail, self.mark_at)
         levels = [min(255, round(level * self.light)) for level in range(256)]

@@ -122,8 +122,8 @@ def configure(
     text: PreTrainedConfig,
     layers: LayerSpec,
     fusion: dict[str, Any],
-    token_grid: tuple[int, int] | None = None,
     *,
+    token_grid: tuple[int, int] | None = None,
     image_token_id: int = 0,
 ) -> FusionConfig:
     """Resolve layers and options against an encoder and an LLM, before any weight is loaded.

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from layerfuse.errors import LayerfuseError
@@ -204,16 +205,25 @@ class SentenceEncoder:
         tensor_files: Any = safetensors.torch
         file = self._file(missing)
         if file.exists():
-            saved: Tensor = tensor_files.load_file(file)["embeddings"]
+            try:
+                saved: Tensor = tensor_files.load_file(file)["embeddings"]
+            except (OSError, SafetensorError, KeyError) as error:
+                raise LayerfuseError(
+                    f"the remembered sentence embeddings in {file} cannot be read ({error}): "
+                    "delete the file, and they are made again"
+                ) from error
             self.embeddings.update(zip(missing, saved, strict=True))
             return
         self._embed(missing, progress)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        table = torch.stack([self.embeddings[text] for text in missing])
         # Written beside its place and renamed, so that a killed process leaves no half file.
         unfinished = file.with_suffix(f".{os.getpid()}")
-        table = torch.stack([self.embeddings[text] for text in missing])
-        tensor_files.save_file({"embeddings": table}, unfinished)
-        unfinished.replace(file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tensor_files.save_file({"embeddings": table}, unfinished)
+            unfinished.replace(file)
+        except OSError as error:
+            raise LayerfuseError(f"cannot write {file}: {error}") from error
 
     def _encoder(self) -> LoadedEncoder:
         """The encoder, whose embeddings have the width that was asked for."""

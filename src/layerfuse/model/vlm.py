@@ -150,7 +150,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             text,
             layers,
             fusion,
-            token_grid,
+            token_grid=token_grid,
             image_token_id=image_token_id,
         )
 

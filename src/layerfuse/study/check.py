@@ -328,7 +328,13 @@ def check_arms(recipe: Recipe) -> list[FusionConfig]:
     configs = []
     for arm in recipe.all_arms():
         try:
-            config = configure(vision, text, arm.layers, arm.fusion, recipe.token_grid)
+            config = configure(
+                vision,
+                text,
+                arm.layers,
+                arm.fusion,
+                token_grid=recipe.token_grid,
+            )
             instruction_source(config.strategy).check()
         except LayerfuseError as error:
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error

@@ -245,12 +245,6 @@ def _do_locked(
         else:
             table.finish(run.name, _score(folder, run), None)
 
-    def finish(run: PlannedRun, seconds: float) -> None:
-        (folder / run.folder / PROGRESS).unlink(missing_ok=True)
-        table.finish(run.name, _score(folder, run), seconds)
-        # After each run: a killed study keeps the results that it has.
-        _collect(folder, all_runs)
-
     if todo:
         # Decoding a whole picture finds faults that its header does not show.
         store, unreadable = encode_pictures(recipe, samples, picture_digests, table.step)
@@ -262,9 +256,15 @@ def _do_locked(
         _say_uncached(recipe, usable.test_label, table.console)
         job = Job(recipe, folder, modules, usable, store)
         if engine == "ray":
-            run_ray(job, todo, table, finish)
+            finished_runs = run_ray(job, todo, table)
         else:
-            run_local(job, todo, table, finish)
+            finished_runs = run_local(job, todo, table)
+        for finished in finished_runs:
+            run = finished.run
+            (folder / run.folder / PROGRESS).unlink(missing_ok=True)
+            table.finish(run.name, _score(folder, run), finished.seconds)
+            # After each run: a killed study keeps the results that it has.
+            _collect(folder, all_runs)
     records = _collect(folder, all_runs)
     _keep_models(recipe, folder, all_runs)
     return records

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -38,9 +38,6 @@ from layerfuse.study.plan import RESULT, PlannedRun, runs
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.train.arm import Trained, train_arm
 
-Finish = Callable[[PlannedRun, float], None]
-"""Is given a run that was done and the seconds that it took."""
-
 ENVIRONMENT = "environment.json"
 PROGRESS = "progress"
 LOG = "log.txt"
@@ -53,6 +50,15 @@ LOG_LINES = 12
 """Lines of a failed process's log that the error shows."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent dies."""
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """A run that was done."""
+
+    run: PlannedRun
+    seconds: float
+    """that it took"""
 
 
 @dataclass(frozen=True)
@@ -253,14 +259,16 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def run_local(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) -> None:
+def run_local(job: Job, todo: list[PlannedRun], table: LiveTable) -> Iterator[TimedRun]:
     """One run after another, in this process, or in those that `resources.processes` asks for.
 
     Args:
         job: the study.
         todo: the runs to do.
         table: shows the progress.
-        finish: is called after every run.
+
+    Yields:
+        Every run as soon as it is done.
     """
     for run in todo:
         started = time.perf_counter()
@@ -268,10 +276,10 @@ def run_local(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish
             run_arm(job, run, partial(table.step, run=run.name))
         else:
             launch(job.recipe, job.study.resolve(), run.folder, job.modules)
-        finish(run, time.perf_counter() - started)
+        yield TimedRun(run, time.perf_counter() - started)
 
 
-def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) -> None:
+def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable) -> Iterator[TimedRun]:
     """As many runs at once as the resources allow, on the cluster of $RAY_ADDRESS or here.
 
     All machines must see the study's folder and the cache. A run whose worker died starts again
@@ -281,7 +289,9 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) 
         job: the study.
         todo: the runs to do.
         table: shows the progress.
-        finish: is called after every run.
+
+    Yields:
+        Every run as soon as it is done.
 
     Raises:
         LayerfuseError: with the first failure, when all other runs are done, if the user can mend
@@ -318,13 +328,15 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable, finish: Finish) 
             for reference in done:
                 run = waiting.pop(reference)
                 try:
-                    finish(run, ray.get(reference))
+                    seconds = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     # The other runs go on: they are not lost with this one.
                     failures.append(f"{run.name}: {error}")
                     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
                     if not isinstance(cause, LayerfuseError):
                         bugs.append(error)
+                    continue
+                yield TimedRun(run, seconds)
     finally:
         ray.shutdown()
     if bugs:

@@ -36,7 +36,15 @@ class LiveTable(Progress):
         self.seconds: list[float] = []
         self.num_left = len(names)
 
-    def step(self, phase: str, done: int, total: int, note: str = "", run: str = "") -> None:
+    def step(
+        self,
+        phase: str,
+        done: int,
+        total: int,
+        note: str = "",
+        *,
+        run: str = "",
+    ) -> None:
         """Show progress.
 
         Args:
