@@ -294,7 +294,7 @@ def test_a_template_that_ends_no_turn_has_no_stop_token_of_its_own() -> None:
     assert make().turn_ends.ends_answers()
 
 
-@pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
+@pytest.mark.parametrize("call", ["strftime_now ('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
 def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path: Path, call: str) -> None:
     """Llama 3's template writes the day on which it is rendered."""
     date = "{% if strftime_now is defined %}{% set day = " + call + " %}{% endif %}"
@@ -305,6 +305,13 @@ def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path: Path, call: s
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = loaded.apply_chat_template(TALK, tokenize=False)
     assert text.startswith("Today: 26 Jul 2024\n")
+
+
+def test_a_date_whose_format_is_computed_is_refused() -> None:
+    template = "{% set day = '%d' %}{{ strftime_now(day + ' %b') }}" + tiny.CHAT_TEMPLATE
+
+    with pytest.raises(LayerfuseError, match=r"today's date .*strftime_now\(day \+ ' %b'\)"):
+        make(template)
 
 
 def test_the_words_before_answers() -> None:

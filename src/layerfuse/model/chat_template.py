@@ -68,15 +68,29 @@ def question_of(messages: Sequence[Message]) -> str:
 
 def with_fixed_date(template: str) -> str:
     """A chat template that writes the same day for ever, the one that Llama 3's own template falls
-    back to: a model is not asked on the day on which it was trained."""
+    back to: a model is not asked on the day on which it was trained.
+
+    Args:
+        template: a Jinja template, in which `strftime_now("format")` is today's date.
+
+    Raises:
+        LayerfuseError: if the template computes the format of a date.
+    """
 
     def as_text(call: re.Match[str]) -> str:
         day = datetime(2024, 7, 26, tzinfo=UTC)
         return repr(day.strftime(call["format"]))
 
-    return re.sub(
-        r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)", as_text, template
-    )
+    literal_call = r"strftime_now\s*\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)"
+    fixed = re.sub(literal_call, as_text, template)
+    other_call = re.search(r"strftime_now\s*\(.*", fixed)
+    if other_call is not None:
+        raise LayerfuseError(
+            "the chat template writes today's date in a format that is not written out "
+            f"({other_call[0][:60]!r}): a model would be asked other than it was trained. Write "
+            "strftime_now with a format in quotes, or a date"
+        )
+    return fixed
 
 
 class ChatTemplate:
