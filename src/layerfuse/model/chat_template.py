@@ -1,6 +1,7 @@
 """A chat template: conversations as text, and where their answers stand in it."""
 
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,8 +13,21 @@ from layerfuse.errors import LayerfuseError
 
 IMAGE_TOKEN = "<image>"
 """what marks a picture in messages, and by default in tokens too"""
+LITERAL_IMAGE = "\ue002"
+"""what stands in messages for the text `<image>` that is no picture: a private-use character"""
 Message = dict[str, str]
 """{"role": "user" | "assistant" | "system", "content": text, `<image>` where a picture belongs}"""
+
+# The kinds of parts that people write, each in the words of transformers and TRL or of OpenAI.
+_TEXT_KINDS = ("text", "input_text", "output_text")
+_IMAGE_KINDS = ("image", "image_url", "input_image")
+# Where a part holds its image, in the order in which transformers looks.
+_IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+_VALID_PARTS = (
+    'valid parts: {"type": "text", "text": ...}; {"type": "image"}, with "image", "url", "path" or '
+    '"base64" where it holds the image; {"type": "image_url", "image_url": {"url": ...}}; '
+    '"input_text", "output_text" and "input_image" as OpenAI writes them'
+)
 
 # Answers are rendered as these private-use characters first, so that their place in the text is
 # known exactly, whatever the chat template puts around them.
@@ -29,6 +43,17 @@ class Span:
     """the first"""
     end: int
     """the last + 1"""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a message says, as text."""
+
+    text: str
+    """with `<image>` where a picture belongs"""
+    images: tuple[Any, ...]
+    """what each image part holds (a path, an address, a PIL image); None for a part that only
+    marks the place of a picture"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,97 @@ class TemplateWords:
     """all of it, with `...` in place of what people say"""
     since_question: str
     """what follows the question, or whatever was said last"""
+
+
+def literal(text: str) -> str:
+    """A text in which `<image>` is text, as in a question about HTML, and marks no picture.
+
+    Args:
+        text: what people write.
+
+    Returns:
+        The text for a message, with `LITERAL_IMAGE` in place of each `<image>`.
+    """
+    return text.replace(IMAGE_TOKEN, LITERAL_IMAGE)
+
+
+def written(text: str) -> str:
+    """What people wrote: the reverse of `literal`.
+
+    Args:
+        text: of a message.
+    """
+    return text.replace(LITERAL_IMAGE, IMAGE_TOKEN)
+
+
+# Any: people's own messages, of any shape
+def from_parts(content: Any) -> Content:
+    """The content of a message, which is a text or a list of parts, as one text.
+
+    Texts are joined without a separator, as the templates of transformers do.
+
+    Args:
+        content: a text, or parts such as `{"type": "text", "text": "What?"}` and
+            `{"type": "image", "url": "a.png"}`, in the words of transformers, TRL or OpenAI.
+
+    Returns:
+        The text; a content that is a text holds no images, whatever markers it has.
+
+    Raises:
+        LayerfuseError: naming what is no text and no list of parts, or the part that cannot be
+            read and the valid kinds.
+    """
+    if isinstance(content, str):
+        return Content(content, ())
+    if not isinstance(content, list | tuple):
+        raise LayerfuseError(
+            f"the content of a message is a {type(content).__name__}, not a text or a list of "
+            f"parts; {_VALID_PARTS}"
+        )
+    text = ""
+    images: list[Any] = []
+    parts: list[Any] = [*content]
+    for part in parts:
+        kind = None
+        if isinstance(part, dict):
+            fields: dict[str, Any] = {**part}
+            kind = fields.get("type")
+            if kind in _TEXT_KINDS and isinstance(fields.get("text"), str):
+                text += fields["text"]
+                continue
+            if kind in _IMAGE_KINDS:
+                images.append(_image_of(kind, fields))
+                text += IMAGE_TOKEN
+                continue
+        raise LayerfuseError(f"cannot read the part {_short(part)} of a message; {_VALID_PARTS}")
+    return Content(text, tuple(images))
+
+
+def _image_of(kind: str, fields: dict[str, Any]) -> Any:
+    """What an image part holds: a path, an address, a PIL image, or None."""
+    for key in _IMAGE_KEYS:
+        image = fields.get(key)
+        # OpenAI's `image_url` wraps the address: {"url": "a.png", "detail": "low"}
+        if key == "image_url" and isinstance(image, dict):
+            wrapped: dict[str, Any] = {**image}
+            image = wrapped.get("url")
+        if image is not None:
+            return image
+    # `image` alone marks a place, to which TRL and tables of datasets bring the image apart.
+    # OpenAI's kinds always hold theirs, if only by the id of a file that they alone can read.
+    if kind != "image":
+        raise LayerfuseError(
+            f"the part {_short(fields)} of a message has no image that could be read; "
+            f"{_VALID_PARTS}"
+        )
+    return None
+
+
+def _short(value: Any) -> str:
+    """A value in an error: its beginning alone, as it may hold the bytes of an image."""
+    brief = reprlib.Repr()
+    brief.maxstring = 100
+    return brief.repr(value)
 
 
 def question_of(messages: Sequence[Message]) -> str:
