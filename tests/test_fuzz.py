@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from layerfuse.data.picture import Picture
-from layerfuse.data.sample import from_llava
+from layerfuse.data.records import Reading, from_llava
 from layerfuse.data.sources import Samples, faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.chat_template import IMAGE_TOKEN
@@ -419,5 +419,7 @@ def test_odd_values_everywhere() -> None:
                 changed = [copy.deepcopy(original)]
                 holder, key = places(changed)[number]
                 holder[key] = value
-                samples = Samples(changed, partial(from_llava, base=Path("folder")), "list")
+                samples = Samples(
+                    changed, partial(from_llava, reading=Reading(Path("folder"))), "list"
+                )
                 faults(samples)

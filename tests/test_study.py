@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from layerfuse.cli import app
 from layerfuse.data.collate import SampleDataset
 from layerfuse.data.feature_store import digests_of
-from layerfuse.data.sample import Sample, from_columns
+from layerfuse.data.records import Reading, from_columns
+from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.data.sources import Samples
 from layerfuse.errors import LayerfuseError
@@ -266,7 +267,7 @@ def test_a_stage_named_evaluate_trains_on_its_own_data(
 def test_a_sample_that_moves_into_the_test_makes_other_runs(tmp_path: Path) -> None:
     def sets(train: int) -> SampleSets:
         records = [{"question": "?", "answer": str(k)} for k in range(4)]
-        convert = partial(from_columns, base=tmp_path)
+        convert = partial(from_columns, reading=Reading(tmp_path))
         return SampleSets(
             {"evaluate": Samples(records[:train], convert)}, Samples(records[train:], convert)
         )

@@ -1,6 +1,6 @@
 """Samples from LLaVA JSON (lines), image folders, Hugging Face datasets and generated scenes."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 
 from layerfuse.data import scene_files
 from layerfuse.data.picture import Picture
-from layerfuse.data.sample import Sample, cells, from_columns, from_llava, sample_id
+from layerfuse.data.records import Reading, cells, from_columns, from_llava, identify, sample_id
+from layerfuse.data.sample import Sample
 from layerfuse.data.scenes import VERSION
 from layerfuse.data.text_files import read_json, read_text
+from layerfuse.data.unread import READ_KEYS
 from layerfuse.errors import LayerfuseError
 from layerfuse.paths import home
 from layerfuse.recipe.schema import Data, Scenes
@@ -19,7 +21,9 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 TABLES = ("metadata.jsonl", "metadata.jsonl.gz")
 """tables beside the images of a folder; the first that is there is read"""
 IMAGE_COLUMNS = ("image", "images")
-"""columns of a dataset that hold pictures"""
+"""columns of a dataset whose cells are pictures"""
+PICTURE_COLUMNS = (*IMAGE_COLUMNS, "conversations", "messages")
+"""columns of a dataset that may hold pictures, in parts of a message too"""
 
 Item = TypeVar("Item")
 
@@ -33,6 +37,8 @@ class Records(Sequence[Item]):
     """is given a record's own index and the record"""
     source: str = "a list of records"
     """the file, the folder or the dataset, which names a record together with its index"""
+    identify: Callable[[int, Any], str] = sample_id
+    """the id of a record, also of one that cannot be converted"""
 
     def __post_init__(self) -> None:
         # Chooses some of the records; each keeps its own index.
@@ -83,7 +89,7 @@ class Records(Sequence[Item]):
         Args:
             left_out: their own indices, not their places here.
         """
-        remaining = Records(self.records, self.convert, self.source)
+        remaining = Records(self.records, self.convert, self.source, self.identify)
         remaining.order = [index for index in self.order if index not in left_out]
         return remaining
 
@@ -101,11 +107,15 @@ def load(data: Data) -> Samples:
         LayerfuseError: naming the file or dataset that is missing or cannot be used.
     """
     if data.scenes is not None:
-        samples = _from_json(_write_scenes(data.scenes))
+        samples = _from_json(_write_scenes(data.scenes), data)
     elif data.path is not None:
         samples = _from_path(Path(data.path), data)
     else:
-        samples = open_dataset(str(data.dataset), data.split)
+        samples = open_dataset(
+            str(data.dataset),
+            data.split,
+            _reading(Path(str(data.dataset)), data),
+        )
     # The first in the file's order, so that a smaller limit gives a part of the same samples.
     if data.limit is not None:
         samples.order = samples.order[: data.limit]
@@ -118,8 +128,42 @@ def _from_path(path: Path, data: Data) -> Samples:
     if not path.exists():
         raise LayerfuseError(f"no such file or folder of samples: {path}")
     if path.is_dir():
-        return _from_folder(path, data.split)
-    return _from_json(path, data.images)
+        return _from_folder(path, data)
+    return _from_json(path, data)
+
+
+def _reading(base: Path, data: Data) -> Reading:
+    """How a recipe reads the records of a source, whose image paths are relative to `base`."""
+    return Reading(
+        base,
+        columns={name: column for name, column in data.columns.items()},
+        ignored=tuple(data.ignore_columns),
+        literal_answers=data.literal_answers,
+    )
+
+
+def _refuse_missing_columns(source: str, records: Iterable[Any], reading: Reading) -> None:
+    """Raise LayerfuseError for a column that the recipe names and no record has.
+
+    Args:
+        source: names the records in the error.
+        records: all of them.
+        reading: how they are read.
+    """
+    missing = {*reading.columns.values(), *reading.ignored}
+    keys: set[str] = set()
+    for record in records:
+        if not missing:
+            return
+        # What is no mapping is named when it is read.
+        if isinstance(record, dict):
+            missing -= record.keys()
+            keys.update(str(key) for key in record)
+    if missing:
+        raise LayerfuseError(
+            f"{source} has no column {', '.join(sorted(missing))}, which the recipe's columns or "
+            f"ignore_columns name; it has {', '.join(sorted(keys))}"
+        )
 
 
 def faults(samples: Samples) -> dict[int, tuple[str, str]]:
@@ -156,7 +200,7 @@ def faults(samples: Samples) -> dict[int, tuple[str, str]]:
 def _id_of(samples: Samples, index: int) -> str:
     """The id of a sample that cannot be converted."""
     try:
-        return sample_id(index, samples.records[index])
+        return samples.identify(index, samples.records[index])
     except LayerfuseError:
         # Not even its record can be read.
         return str(index)
@@ -181,12 +225,12 @@ def _write_scenes(spec: Scenes) -> Path:
     return folder / "conversations.json"
 
 
-def _from_json(path: Path, images: str | None = None) -> Samples:
+def _from_json(path: Path, data: Data) -> Samples:
     """The conversations of a LLaVA file.
 
     Args:
         path: JSON with one list, or JSON lines.
-        images: folder to which image paths are relative; None is the file's.
+        data: the source that it belongs to.
     """
     records = read_json(path)
     if isinstance(records, dict) and ("conversations" in records or "messages" in records):
@@ -197,26 +241,30 @@ def _from_json(path: Path, images: str | None = None) -> Samples:
             f"{path} must hold a list of conversations, not {type(records).__name__}"
         )
     base = path.parent
-    if images:
-        base = Path(images)
+    if data.images:
+        base = Path(data.images)
     if not base.is_dir():
         raise LayerfuseError(f"no image folder {base}")
-    return Samples(records, partial(from_llava, base=base), str(path))
+    reading = _reading(base, data)
+    _refuse_missing_columns(str(path), records, reading)
+    convert = partial(from_llava, reading=reading)
+    return Samples(records, convert, str(path), partial(identify, reading))
 
 
-def _from_folder(folder: Path, split: str) -> Samples:
+def _from_folder(folder: Path, data: Data) -> Samples:
     """The samples of a saved dataset, of a table beside images, or of images with captions.
 
     Args:
         folder: exists.
-        split: of a saved dataset.
+        data: the source that it belongs to.
     """
+    reading = _reading(folder, data)
     if is_saved_dataset(folder):
-        return open_dataset(str(folder), split)
+        return open_dataset(str(folder), data.split, reading)
     for name in TABLES:
         table = folder / name
         if table.exists():
-            return _from_table(table)
+            return _from_table(table, reading)
     records = []
     num_captioned = 0
     for file in image_files(folder):
@@ -231,7 +279,7 @@ def _from_folder(folder: Path, split: str) -> Samples:
     if num_captioned == 0:
         caption_file = (folder / records[0]["image"]).with_suffix(".txt")
         raise LayerfuseError(f"{folder}: no caption file {caption_file} (and no metadata.jsonl)")
-    return Samples(records, partial(_captioned, folder), str(folder))
+    return Samples(records, partial(_captioned, reading), str(folder))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -255,32 +303,47 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def _from_table(table: Path) -> Samples:
+def _from_table(table: Path, reading: Reading) -> Samples:
     """The rows of a `metadata.jsonl`, whose `file_name` names the image."""
-    records = []
     rows = read_json(table)
     if not isinstance(rows, list):
         raise LayerfuseError(f"{table} must hold a mapping in each line, not {rows!r}")
+    _refuse_missing_columns(str(table), rows, reading)
+    records = []
     for row in rows:
-        if not isinstance(row, dict):
-            # Named when it is read.
-            records.append(row)
-            continue
-        # Columns called image or id come before the file's name.
-        records.append({"image": row.get("file_name"), "id": row.get("file_name"), **row})
-    return Samples(records, partial(from_columns, base=table.parent), str(table))
+        record = row
+        # What is no mapping is named when it is read.
+        if isinstance(row, dict) and "file_name" in row:
+            # Columns called image or id come before the file's name.
+            record = {"image": row["file_name"], "id": row["file_name"], **row}
+            del record["file_name"]
+        records.append(record)
+    convert = partial(_from_row, reading)
+    return Samples(records, convert, str(table), partial(identify, reading))
 
 
-def _captioned(folder: Path, index: int, row: dict[str, Any]) -> Sample:
+def _from_row(reading: Reading, index: int, row: Any) -> Sample:
+    """A row of a `metadata.jsonl`, with its `file_name` as image."""
+    sample = from_columns(index, row, reading)
+    # These tables describe pictures: a row that shows none is a mistake.
+    if not sample.pictures:
+        raise LayerfuseError(
+            f"sample {sample.id}: names no picture: a row needs file_name, or a column that "
+            f"`columns: {{image: ...}}` names; it has {sorted(map(str, row))}"
+        )
+    return sample
+
+
+def _captioned(reading: Reading, index: int, row: dict[str, Any]) -> Sample:
     """An image with the caption beside it, which is read only now."""
-    caption_file = (folder / row["image"]).with_suffix(".txt")
+    caption_file = (reading.base / row["image"]).with_suffix(".txt")
     if not caption_file.exists():
         raise LayerfuseError(f"sample {row['id']}: no caption file {caption_file}")
     try:
         caption = read_text(caption_file)
     except LayerfuseError as error:
         raise LayerfuseError(f"sample {row['id']}: {error}") from error
-    return from_columns(index, {**row, "text": caption}, folder)
+    return from_columns(index, {**row, "text": caption}, reading)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -293,16 +356,20 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
-def open_dataset(name: str, split: str) -> Samples:
+def open_dataset(name: str, split: str, reading: Reading | None = None) -> Samples:
     """The rows of a Hugging Face dataset, with undecoded images.
 
     Args:
         name: a hub id, or a folder written by `save_to_disk`.
         split: of the dataset; no matter in a folder without splits.
+        reading: how its rows are read; by default as they are.
 
     Raises:
-        LayerfuseError: the dataset or the split is missing or cannot be read.
+        LayerfuseError: the dataset or the split is missing or cannot be read, or a column holds
+            media that nobody reads.
     """
+    if reading is None:
+        reading = Reading(Path(name))
     # Imported late: it is large, and few sources need it.
     import datasets
     from datasets.exceptions import DatasetsError
@@ -319,16 +386,85 @@ def open_dataset(name: str, split: str) -> Samples:
         if split not in dataset:
             raise LayerfuseError(f"{name} has no split {split!r}; valid: {list(dataset)}")
         dataset = dataset[split]
+    dataset = _chosen_columns(dataset, f"{name}:{split}", reading)
     # Undecoded: the bytes are what the feature cache is addressed by.
-    undecoded = datasets.Image(decode=False)
-    for column in IMAGE_COLUMNS:
-        feature = (dataset.features or {}).get(column)
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, undecoded)
-        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.List(undecoded))
+    for column, feature in dataset.features.items():
+        if _media_in(feature) is not None:
+            dataset = dataset.cast_column(column, _undecoded(feature))
     rows = DatasetRows(dataset, f"{name}:{split}")
-    return Samples(rows, partial(from_columns, base=Path(name)), rows.name)
+    # Its columns have the names that are read already.
+    as_named = Reading(reading.base, literal_answers=reading.literal_answers)
+    return Samples(rows, partial(from_columns, reading=as_named), rows.name)
+
+
+# Any: the library's datasets are typed in part only
+def _chosen_columns(dataset: Any, source: str, reading: Reading) -> Any:
+    """A dataset with the columns that are not left out, under the names that are read.
+
+    Args:
+        dataset: of the datasets library.
+        source: names it in errors.
+        reading: how it is read.
+
+    Raises:
+        LayerfuseError: a column is missing, two would have one name, or one holds media that
+            nobody reads.
+    """
+    _refuse_missing_columns(source, [dict.fromkeys(dataset.column_names)], reading)
+    # Raises where two columns would have one name.
+    reading.chosen(dict.fromkeys(dataset.column_names))
+    dataset = dataset.remove_columns(list(reading.ignored))
+    new_names = {column: name for name, column in reading.columns.items()}
+    dataset = dataset.rename_columns(new_names)
+    for column, feature in dataset.features.items():
+        media = _media_in(feature)
+        if media is None:
+            continue
+        if column not in PICTURE_COLUMNS:
+            raise LayerfuseError(
+                f"{source}: nobody reads the column {column!r}, which holds media ({media}). Read "
+                f"are {', '.join(READ_KEYS)}; say which one it is, such as `columns: {{image: "
+                f"{column}}}`, or leave it out on purpose with `ignore_columns: [{column}]`"
+            )
+        if media != "Image":
+            raise LayerfuseError(
+                f"{source}: the column {column!r} holds {media}; only pictures are read"
+            )
+    return dataset
+
+
+# Any: a feature is a type of the library, a list or a mapping of features
+def _media_in(feature: Any) -> str | None:
+    """The name of the media type in a feature of a dataset, None for a feature without media."""
+    import datasets
+
+    for media in (datasets.Image, datasets.Audio, datasets.Video, datasets.Pdf):
+        if isinstance(feature, media):
+            return media.__name__
+    inner: list[Any] = []
+    if isinstance(feature, dict):
+        inner = list(feature.values())
+    elif isinstance(feature, datasets.List | datasets.LargeList):
+        inner = [feature.feature]
+    for part in inner:
+        media_name = _media_in(part)
+        if media_name is not None:
+            return media_name
+    return None
+
+
+# Any: as for `_media_in`
+def _undecoded(feature: Any) -> Any:
+    """A feature of a dataset with its images left undecoded."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, dict):
+        return {name: _undecoded(part) for name, part in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return type(feature)(_undecoded(feature.feature))
+    return feature
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerfuse.data import sources as conversations
 from layerfuse.data.picture import Picture
-from layerfuse.data.sample import picture_of
+from layerfuse.data.records import picture_of
 from layerfuse.data.text_files import is_json
 from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.schema import Data, Scenes

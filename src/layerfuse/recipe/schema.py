@@ -39,6 +39,23 @@ class Strict(BaseModel):
         return value
 
 
+ReadColumn = Literal[
+    "id",
+    "image",
+    "images",
+    "conversations",
+    "messages",
+    "question",
+    "answer",
+    "text",
+    "system",
+    "families",
+    "categories",
+    "novel",
+]
+"""what is read of a record; any other key is information for people"""
+
+
 class ModelSource(Strict):
     """A pretrained model. A plain string in a recipe means `model: <string>`."""
 
@@ -90,6 +107,14 @@ class Data(Strict):
     dataset: str | None = None
     """A Hugging Face dataset (hub id, or a folder written by `save_to_disk`) with columns `image`
     or `images`, and `conversations`, `messages`, `question` and `answer`, or `text`."""
+    columns: dict[ReadColumn, str] = Field(default_factory=dict)
+    """What the source calls a column or key, by what is read, such as `{image: imgs}`."""
+    ignore_columns: list[str] = Field(default_factory=list)
+    """Columns or keys that are left out on purpose. Others that name media, or texts that would
+    change what is asked, are refused if nobody reads them."""
+    literal_answers: bool = False
+    """Whether `<image>` and other markers in answers are text, to be learned and said; else
+    `<image>` shows a picture wherever it stands."""
     split: str = "train"
     """Split of `dataset`."""
     limit: int | None = Field(default=None, gt=0)
@@ -103,6 +128,10 @@ class Data(Strict):
         named = [name for name, source in sources.items() if source is not None]
         if len(named) != 1:
             raise ValueError(f"give exactly one of scenes, path, dataset (got {named or 'none'})")
+        chosen = list(self.columns.values()) + self.ignore_columns
+        for column in chosen:
+            if chosen.count(column) > 1:
+                raise ValueError(f"{column!r} stands more than once in columns and ignore_columns")
         return self
 
 

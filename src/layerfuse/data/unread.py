@@ -1,0 +1,166 @@
+"""What nobody reads of a record is refused: it would be missing without a word."""
+
+import re
+import reprlib
+from collections.abc import Collection, Mapping
+from typing import Any, get_args
+
+from layerfuse.errors import LayerfuseError
+from layerfuse.model.chat_template import IMAGE_TOKEN
+from layerfuse.recipe.schema import ReadColumn
+
+READ_KEYS: tuple[str, ...] = get_args(ReadColumn)
+"""what is read of a record"""
+TURN_KEYS = ("from", "role", "value", "content")
+"""what is read of a turn"""
+
+# A word of a key that names pictures, sounds or films: `imgs`, `fileName`, `video_path`.
+_MEDIA_WORD = re.compile(
+    r"(image|img|picture|pic|photo|screenshot|thumbnail|video|vid|audio|sound|speech|media|frame"
+    r"|file|pixel|jpe?g|png|gif|pdf)(s|name|path|file|list|data|bytes|b64)*"
+)
+# Words that say that a key only describes media: `image_width`, `video_id`.
+_DESCRIBING_WORDS = {
+    *("id", "ids", "index", "num", "count", "size", "sizes", "width", "height", "w", "h"),
+    *("aspect", "ratio", "resolution", "shape", "mode", "format", "quality", "orientation"),
+    *("source", "origin", "license", "licence", "author", "date", "split", "dataset", "title"),
+    *("category", "categories", "class", "classes", "type", "types", "label", "labels", "tags"),
+    *("caption", "captions", "description", "descriptions", "hash", "md5", "sha", "digest"),
+}
+# Beside a picture that is read, an address says where it was found.
+_ADDRESS_WORDS = {"url", "urls", "uri", "link", "links"}
+# Texts that would change what is asked.
+_ASKING_KEYS = {
+    *("systemprompt", "systemmessage", "sysprompt", "preprompt", "prompt", "persona"),
+    *("instruction", "instructions", "input", "context", "hint"),
+    *("choices", "options", "candidates", "tools", "functions"),
+}
+_MEDIA_FILE = re.compile(
+    r"[^\n]{1,500}\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|ppm|pgm|heic|avif|svg|pdf"
+    r"|mp4|m4v|avi|mov|mkv|webm|mp3|wav|flac|ogg|m4a|npy)",
+    re.IGNORECASE,
+)
+_MEDIA_DATA = re.compile(r"data:(image|video|audio)/", re.IGNORECASE)
+
+# `<img>`, `<video>`, `<image_1>`, `<|image_pad|>`, `<ImageHere>`; not HTML such as `<img src=..>`.
+_TAG = re.compile(r"<\|?([A-Za-z]\w*)\s*/?\|?>")
+_MARKER_WORD = re.compile(
+    r"(image|img|picture|photo|video|audio|sound|speech|vision|media|frame)(s|here|token)*\d*"
+)
+_BRACKETS = re.compile(r"\[(IMG|IMAGE|VIDEO|AUDIO)\d*\]")
+
+
+def refuse_unread(
+    name: str,
+    record: Mapping[str, Any],
+    *,
+    read: Collection[str] = READ_KEYS,
+    shows_pictures: bool,
+) -> None:
+    """Refuse a record that names media, or texts that change what is asked, under a key that
+    nobody reads.
+
+    Args:
+        name: of the sample.
+        record: a record or one of its turns.
+        read: the keys that are read.
+        shows_pictures: whether pictures of the record are read.
+
+    Raises:
+        LayerfuseError: naming the key, what is read and how to map or ignore it.
+    """
+    for key, value in record.items():
+        # Empty columns are what tables have for nothing.
+        is_empty = value is None or (isinstance(value, str | list | dict) and len(value) == 0)
+        if key in read or is_empty:
+            continue
+        if _names_media(str(key), value, shows_pictures):
+            reason = "which names media"
+        elif "".join(_words(str(key))) in _ASKING_KEYS:
+            reason = "which would change what is asked"
+        else:
+            continue
+        raise LayerfuseError(
+            f"sample {name}: nobody reads {key!r} ({short(value)}), {reason}. Read are "
+            f"{', '.join(read)}; say which one it is, such as `columns: {{image: {key}}}`, or "
+            f"leave it out on purpose with `ignore_columns: [{key}]`"
+        )
+
+
+def _names_media(key: str, value: Any, shows_pictures: bool) -> bool:
+    """Whether a key or its value names pictures, sounds or films."""
+    # A record that is read without any picture: whatever holds one was meant.
+    if not shows_pictures and _holds_media(value):
+        return True
+    # Numbers and truths about media are no media.
+    if not isinstance(value, str | bytes | list | dict):
+        return False
+    words = _words(key)
+    describing = _DESCRIBING_WORDS
+    if shows_pictures:
+        describing = describing | _ADDRESS_WORDS
+    if describing.intersection(words):
+        return False
+    return any(_MEDIA_WORD.fullmatch(word) for word in words)
+
+
+def _holds_media(value: Any) -> bool:
+    """Whether a value is a media file's name, address or content."""
+    if isinstance(value, bytes):
+        return True
+    if isinstance(value, str):
+        without_query = value.partition("?")[0]
+        return bool(_MEDIA_FILE.fullmatch(without_query) or _MEDIA_DATA.match(value))
+    if isinstance(value, list):
+        return any(_holds_media(part) for part in value)
+    if isinstance(value, dict):
+        return any(_holds_media(part) for part in value.values())
+    return False
+
+
+def _words(key: str) -> list[str]:
+    """The words of a key in small letters: `videoPath` and `video_path` have two."""
+    separated = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)
+    return re.findall(r"[a-z]+", separated.lower())
+
+
+def refuse_markers(name: str, role: str, text: str) -> None:
+    """Refuse a text in which something other than `<image>` marks media.
+
+    Args:
+        name: of the sample.
+        role: whose text it is.
+        text: of a turn.
+
+    Raises:
+        LayerfuseError: naming the marker and the one that is read.
+    """
+    for tag in _TAG.finditer(text):
+        if tag[0] == IMAGE_TOKEN:
+            continue
+        if any(_MARKER_WORD.fullmatch(word) for word in re.split("_", tag[1].lower())):
+            raise LayerfuseError(_marker_message(name, role, tag[0]))
+    bracket = _BRACKETS.search(text)
+    if bracket is not None:
+        raise LayerfuseError(_marker_message(name, role, bracket[0]))
+
+
+def _marker_message(name: str, role: str, marker: str) -> str:
+    hint = ""
+    if role == "assistant":
+        hint = " Where answers only write about markers, set `literal_answers: true`"
+    return (
+        f"sample {name}: a turn of the {role} holds {marker}, a marker that nobody reads; a "
+        f"picture is marked by {IMAGE_TOKEN}, and other media are not read.{hint}"
+    )
+
+
+def short(value: Any) -> str:
+    """A value in an error: its beginning, and no half of a surrogate pair, as `repr` makes it.
+
+    Args:
+        value: anything.
+    """
+    brief = reprlib.Repr()
+    brief.maxstring = 100
+    return brief.repr(value)
