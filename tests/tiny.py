@@ -15,13 +15,17 @@ from layerfuse import FusionVLM, Processor
 from layerfuse.fusion import FUSIONS
 
 IMAGE_ID = 3
+"""the image token, as `tokenizer` numbers it"""
 SIZE = 32
+"""height and width of an image in pixels"""
 PATCH = 8
+"""height and width of a patch in pixels: an image has 4 × 4 patches"""
+BLOCKS_OF_ENCODER = 4
 
 _VISION: dict[str, Any] = {
     "hidden_size": 24,
     "intermediate_size": 32,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": BLOCKS_OF_ENCODER,
     "num_attention_heads": 3,
     "image_size": SIZE,
     "patch_size": PATCH,
@@ -49,21 +53,28 @@ _TEXT: dict[str, Any] = {
 LLMS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "qwen3": {"model_type": "qwen3"},
+    # a window shorter than the prompts of tests, or it would cut nothing off
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 16},
+    # one block without rotation among the six
     "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 0, 1, 1]},
 }
 
 
-def _config(**settings: Any) -> PreTrainedConfig:
-    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+def _config(settings: dict[str, Any]) -> PreTrainedConfig:
+    """A config of transformers from its model type and its other settings."""
+    others = dict(settings)
+    model_type = others.pop("model_type")
+    return AutoConfig.for_model(model_type, **others)
 
 
 def vision_config(name: str = "clip", **changes: Any) -> PreTrainedConfig:
-    return _config(**{**_VISION, **ENCODERS[name], **changes})
+    """The config of an encoder of `ENCODERS`: 4 blocks of width 24 over 4 × 4 patches."""
+    return _config({**_VISION, **ENCODERS[name], **changes})
 
 
 def text_config(name: str = "llama", **changes: Any) -> PreTrainedConfig:
-    return _config(**{**_TEXT, **LLMS[name], **changes})
+    """The config of an LLM of `LLMS`: 6 blocks of width 32."""
+    return _config({**_TEXT, **LLMS[name], **changes})
 
 
 def model(
@@ -79,22 +90,31 @@ def model(
 ) -> FusionVLM:
     """A random model. With `open_gates`, parameters that start at zero are random too, so that
     every part of the strategy shows in the logits."""
+    if layers is None:
+        _, strategy_class = FUSIONS[strategy]
+        layers = strategy_class.example(BLOCKS_OF_ENCODER)
     torch.manual_seed(seed)
-    built = FusionVLM.compose(
+    vlm = FusionVLM.compose(
         encoder=vision_config(encoder),
         llm=text_config(llm, num_hidden_layers=llm_blocks),
-        layers=FUSIONS[strategy][1].example(4) if layers is None else layers,
+        layers=layers,
         fusion={"name": strategy, **options},
         token_grid=token_grid,
         image_token_id=IMAGE_ID,
     )
-    with torch.no_grad():  # larger than the usual 0.02, so that differences are visible
-        for parameter in built.language_model.parameters():
-            parameter.mul_(3 if parameter.ndim > 1 else 1)
-        for parameter in built.fusion.parameters():
-            if open_gates and not parameter.any():
+
+    with torch.no_grad():
+        # With transformers' usual deviation of 0.02, a model of this size gives nearly uniform
+        # logits, in which differences would stay below every tolerance. Norms and biases have one
+        # dimension and stay as they are.
+        for parameter in vlm.language_model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+        for parameter in vlm.fusion.parameters():
+            starts_at_zero = not parameter.any()
+            if open_gates and starts_at_zero:
                 parameter.normal_(std=0.5)
-    return built.eval()
+    return vlm.eval()
 
 
 CHAT_TEMPLATE = (
@@ -106,9 +126,12 @@ CHAT_TEMPLATE = (
 
 def tokenizer(chat_template: str | None = CHAT_TEMPLATE, image: bool = True) -> Any:
     """Byte-level: one token per byte after the special ones."""
-    special = ["<pad>", "<s>", "</s>", "<image>" if image else "<other>"]
+    fourth = "<image>" if image else "<other>"
+    special = ["<pad>", "<s>", "</s>", fourth]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(special + alphabet)}, merges=[]))
+    vocabulary = {token: index for index, token in enumerate(special + alphabet)}
+
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
@@ -116,18 +139,20 @@ def tokenizer(chat_template: str | None = CHAT_TEMPLATE, image: bool = True) -> 
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        additional_special_tokens=special[3:],
+        additional_special_tokens=[fourth],
     )
     fast.chat_template = chat_template
     return fast
 
 
 def image_processor(height: int = SIZE, width: int = SIZE) -> Any:
+    """Resizes every picture to (3, height, width); it crops nothing."""
     size = {"height": height, "width": width}
     return BitImageProcessorPil(size=size, do_center_crop=False, resample=2)
 
 
 def processor(model: FusionVLM, **options: Any) -> Processor:
+    """The processor that fits a model."""
     return Processor(
         image_processor(),
         tokenizer(),
