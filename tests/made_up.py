@@ -17,17 +17,32 @@ def answer_record(
     weights: list[float] | None = None,
     controls: dict[str, bool] | None = None,
 ) -> AnswerRecord:
-    """An answer that is right or wrong, under the instruction and under each control."""
-    control_records = {}
-    for name, control_right in (controls or {}).items():
-        control_records[name] = ControlRecord("", float(control_right))
+    """An answer that is right or wrong, under the instruction and under each control.
+
+    Args:
+        id: of the question.
+        sample: id of the sample that holds the question.
+        right: whether the answer under the instruction is right.
+        answer: the right one.
+        family: of the question.
+        image: path of the sample's first picture.
+        novel: whether training lacks such a combination of attributes.
+        weights: of the layers, for guided strategies.
+        controls: whether the answer is right, by name of the control.
+    """
+    # no test calls this the right answer
+    prediction = answer if right else "pink"
+    control_records: dict[str, ControlRecord] = {}
+    if controls is not None:
+        for name, control_right in controls.items():
+            control_records[name] = ControlRecord(prediction="", score=float(control_right))
     return AnswerRecord(
         id=id,
         sample=sample,
         image=image,
         question="Which colour & why?",
         answer=answer,
-        prediction=answer if right else "pink",
+        prediction=prediction,
         score=float(right),
         family=family,
         category="all",
@@ -46,7 +61,16 @@ def run_record(
     losses: dict[str, list[tuple[int, float]]] | None = None,
     scores: dict[str, Any] | None = None,
 ) -> RunRecord:
-    """A run of an arm that uses these layers."""
+    """A finished run of an arm that uses these layers of an encoder of 12 blocks.
+
+    Args:
+        arm: name of the arm.
+        seed: of the run; its seconds grow with it, so that means and spreads differ from zero.
+        layers: the selected ones.
+        fusion: name of the strategy.
+        losses: (step, loss) of the training, by stage.
+        scores: of the evaluation.
+    """
     return RunRecord(
         arm=arm,
         seed=seed,
@@ -55,8 +79,8 @@ def run_record(
         fusion={"name": fusion},
         kind="external direct",
         folder=f"arms/{arm}.{seed}",
-        scores=scores or {},
-        losses=losses or {},
+        scores={} if scores is None else scores,
+        losses={} if losses is None else losses,
         parameters={"fusion": 1234, "trained": 56789},
         seconds={"align": 1.0 + seed},
     )
