@@ -7,24 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from layerfuse import FusionVLM
 from tests import tiny
 from tests.random_prompts import prompts
-
-
-def embeddings_with_images(model: FusionVLM, batch: dict[str, Tensor]) -> Tensor:
-    """(rows, T, D): the embeddings of the text, with visual tokens at the image positions."""
-    embeddings = model.get_input_embeddings()(batch["input_ids"])
-    visual_tokens = model.get_image_features(batch["pixel_values"]).pooler_output
-    is_image = batch["input_ids"] == tiny.IMAGE_ID
-    embeddings[is_image] = visual_tokens.flatten(0, 1)
-    return embeddings
+from tests.stock import embeddings_with_images, stock_llm
 
 
 @pytest.mark.parametrize("llm", tiny.LLMS)
@@ -36,8 +23,7 @@ def test_zero_projectors_leave_the_stock_llm(llm: str, tmp_path: Path) -> None:
         parameter.zero_()
     batch = prompts(model, [1, 1])
 
-    model.language_model.save_pretrained(tmp_path)
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    stock = stock_llm(model, tmp_path)
     expected = stock(
         inputs_embeds=embeddings_with_images(model, batch),
         attention_mask=batch["attention_mask"],
