@@ -65,6 +65,8 @@ def test_compose_keeps_pretrained_weights_and_adds_the_image_token(parts: SavedP
     # "<image>" is new in this tokenizer of 260 tokens; the LLM has spare rows for it
     assert model.config.image_token_id == 260
     assert model.get_input_embeddings().weight.shape[0] == stock_llm.config.vocab_size
+    # a spare row may be anything, even the likeliest next token
+    assert model.generation_config.suppress_tokens == [260]
 
 
 @torch.no_grad()
