@@ -1,0 +1,160 @@
+"""Where answers end: training labels an end, and generation stops there."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from layerfuse.model.processor import IGNORED
+from tests import tiny
+from tests.conversations import (
+    TALK,
+    labelled,
+    labelled_without_spaces,
+    processor_of_template,
+    processor_of_tokenizer,
+    template_with_end,
+)
+
+NEWLINE = "\u010a"
+"""how byte-level tokenizers write a newline in their vocabulary"""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a chat template ends its turns, and what training and generation make of that.
+
+    Attributes:
+        template: the chat template.
+        labelled: what is labelled behind the answer.
+        added: a token that the tokenizer must get for this template.
+        in_answer: what of the end stands before the stop token, and so belongs to the answer.
+    """
+
+    template: str
+    labelled: str
+    added: AddedToken | None = None
+    in_answer: str = ""
+
+
+ENDS = [
+    End(tiny.CHAT_TEMPLATE, labelled="</s>"),
+    End(
+        template_with_end("<|end|>\n"),
+        labelled="<|end|>",
+        added=AddedToken("<|end|>", special=True),
+    ),
+    End(
+        template_with_end(" <|im_end|>"),
+        labelled=" <|im_end|>",
+        added=AddedToken("<|im_end|>", special=True),
+    ),
+    # an end token that the tokenizer's makers forgot to call special
+    End(
+        template_with_end("<|end|>\n"),
+        labelled="<|end|>",
+        added=AddedToken("<|end|>", special=False),
+    ),
+    End(template_with_end("\n"), labelled="\n"),
+    End(template_with_end("\n\n"), labelled="\n"),
+    # of ordinary text the first token: generation can stop at one token alone
+    End(template_with_end("###\n"), labelled="#"),
+    End(template_with_end(".</s>"), labelled=".</s>", in_answer="."),
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_answers_stop_where_training_ends_them(end: End) -> None:
+    tokenizer = tiny.tokenizer(end.template)
+    if end.added is not None:
+        tokenizer.add_tokens([end.added], special_tokens=end.added.special)
+    processor = processor_of_tokenizer(tokenizer)
+
+    # training
+    expected_labels = [f"red{end.labelled}", f"yes{end.labelled}"]
+    assert labelled_without_spaces(processor, TALK) == expected_labels
+    labels = processor.encode(TALK, [16])["labels"]
+    last_label = int(labels[labels != IGNORED][-1])
+
+    # generation: the LLM's own stop tokens stay, and come first
+    settings = GenerationConfig(eos_token_id=[2, 7])
+    processor.set_stop_tokens(settings)
+    # Any: transformers' GenerationConfig declares no types
+    stops: Any = settings.eos_token_id
+    assert stops[:2] == [2, 7]
+    assert last_label in stops
+    # decided once: asked again, nothing changes
+    processor.set_stop_tokens(settings)
+    assert settings.eos_token_id == stops
+
+    # rows of a batch go on until the longest has ended: what comes then is none of the answer
+    answer = f"red{end.in_answer}"
+    generated = [*tokenizer(answer)["input_ids"], last_label, *tokenizer("ddd")["input_ids"]]
+    assert processor.answer_texts(torch.tensor([generated])) == [answer]
+
+
+def test_the_end_of_turn_is_labelled_when_it_is_an_added_token() -> None:
+    tokenizer = tiny.tokenizer(tiny.CHAT_TEMPLATE.replace("</s>", "<end_of_turn>"))
+    tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)], special_tokens=True)
+    processor = processor_of_tokenizer(tokenizer)
+
+    answers = labelled(processor, processor.encode(TALK, [16]))
+
+    assert answers == ["red<end_of_turn>", "yes<end_of_turn>"]
+
+
+def test_one_stop_token_stays_a_number() -> None:
+    """transformers reads both, but other programs expect the number."""
+    settings = GenerationConfig(eos_token_id=2)
+
+    processor_of_template().set_stop_tokens(settings)
+
+    assert settings.eos_token_id == 2
+
+
+def test_a_full_stop_that_merges_with_the_newline_stops_too() -> None:
+    """Byte-pair tokenizers have tokens such as a full stop with a newline."""
+    special = ["<pad>", "<s>", "</s>", "<image>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*special, *alphabet, "." + NEWLINE]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[(".", NEWLINE)]))
+    # with the regular expression, the newline would be split off before anything is merged
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=["<image>"],
+    )
+    tokenizer.chat_template = template_with_end("\n")
+    processor = processor_of_tokenizer(tokenizer)
+
+    merged = vocabulary["." + NEWLINE]
+    generated = [*tokenizer("red")["input_ids"], merged, *tokenizer("no")["input_ids"]]
+
+    assert merged in processor.end_tokens().merged
+    assert processor.answer_texts(torch.tensor([generated])) == ["red."]
+
+
+def test_a_template_that_ends_no_turn_has_no_stop_token_of_its_own() -> None:
+    """A model that is trained with it never learns to stop."""
+    processor = processor_of_template("{% for m in messages %}{{ m.content }}{% endfor %}")
+
+    assert processor.end_tokens().alone == [2]
+    assert processor.end_tokens().merged == []
+    assert not processor.ends_answers()
+
+
+def test_a_template_ends_answers_where_it_ends_the_last_turn() -> None:
+    between_turns_alone = processor_of_template(
+        "{% for m in messages %}{{ m.content }}{% if not loop.last %}</s>{% endif %}{% endfor %}"
+    )
+
+    assert not between_turns_alone.ends_answers()
+    assert processor_of_template(template_with_end("\n")).ends_answers()
+    assert processor_of_template().ends_answers()
