@@ -84,6 +84,7 @@ def test_a_full_vocabulary_grows_by_a_row_that_is_never_likeliest(parts: SavedPa
 
     embeddings = model.get_input_embeddings().weight
     assert embeddings.shape[0] == 261
+    # the logit of a mean row is the mean of the others' logits, never their maximum
     torch.testing.assert_close(embeddings[260], embeddings[:260].mean(dim=0))
     ids = torch.randint(4, 260, (3, 9))
     likeliest = model(input_ids=ids).logits.argmax(dim=-1)
@@ -179,6 +180,7 @@ def test_the_saved_configuration_is_resolved() -> None:
 
 
 def test_a_multimodal_llm_is_refused() -> None:
+    # its own vision tower would stay in the model, unused
     text_config = tiny.text_config("gemma3").to_dict()
     multimodal = Gemma3Config(text_config=text_config)
 

@@ -33,9 +33,12 @@ def pixels(height: int = tiny.SIZE, width: int = tiny.SIZE) -> torch.Tensor:
 @each_encoder
 def test_layers_are_hidden_states_without_prefix_tokens(name: str) -> None:
     pixel_values = pixels()
-    hidden_states = tower(name)(pixel_values, output_hidden_states=True).hidden_states
+    whole_tower = tower(name)
+    hidden_states = whole_tower(pixel_values, output_hidden_states=True).hidden_states
+    # an encoder cuts the tower that it is given
+    encoder = Encoder(tower(name), [0, 2, 4])
 
-    features = Encoder(tower(name), [0, 2, 4])(pixel_values)
+    features = encoder(pixel_values)
 
     assert features.layers == (0, 2, 4)
     assert features.grid == (4, 4)
@@ -50,7 +53,10 @@ def test_layers_are_hidden_states_without_prefix_tokens(name: str) -> None:
 
 def shapes_of_weights(encoder: Encoder) -> dict[str, torch.Size]:
     """The shape of every weight and buffer, by its name."""
-    return {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    shapes: dict[str, torch.Size] = {}
+    for name, tensor in encoder.state_dict().items():
+        shapes[name] = tensor.shape
+    return shapes
 
 
 @each_encoder
@@ -66,7 +72,9 @@ def test_blocks_above_the_deepest_layer_are_gone(name: str) -> None:
 @each_encoder
 def test_other_sizes_and_non_square_grids(name: str) -> None:
     """Rows and columns must not be mixed up, which square images would not show."""
-    features = Encoder(tower(name), [3])(pixels(24, 40))
+    encoder = Encoder(tower(name), [3])
+
+    features = encoder(pixels(24, 40))
 
     assert features.grid == (3, 5)
     assert features.patches[0].shape == (2, 15, 24)

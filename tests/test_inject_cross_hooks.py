@@ -168,6 +168,7 @@ def test_two_threads_do_not_mix_their_images(variant: str) -> None:
         batch = batches[question % 2]
         return torch.allclose(model(**batch).logits, expected[question % 2], atol=1e-5)
 
+    # in turn, so that what runs side by side has other images
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(gives_the_same, range(60)))
 

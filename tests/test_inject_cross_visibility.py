@@ -115,6 +115,7 @@ def test_what_sees_no_image_gets_exactly_nothing(variant: str) -> None:
 
     for block in BLOCKS:
         added = model.fusion.addition(block, hidden, visual)
+        # exactly zero: a softmax over nothing must give neither NaN nor a mean
         assert not added[0, :5].any()
         assert not added[1].any()
         assert not added[2, :44].any()
@@ -134,6 +135,7 @@ def test_rows_alone_are_the_rows_of_a_left_padded_batch(variant: str, llm: str) 
         batch["attention_mask"][row, :padding] = 0
     pixels_of_rows = [batch["pixel_values"][:2], None, batch["pixel_values"][2:]]
 
+    # without padding a row starts at position 0, as its content does here
     position_ids = positions_of(batch["attention_mask"])
     together = model(**batch, position_ids=position_ids).logits
 
@@ -157,6 +159,7 @@ def test_another_number_of_rows_is_refused(variant: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.fusion.addition(1, torch.randn(2, LENGTH, WIDTH), visual)
 
+    # a step of decoding, for which the memory is arranged in another way
     last_token_twice = batch["input_ids"].repeat(2, 1)[:, -1:]
     with pytest.raises(ValueError, match=message):
         model(input_ids=last_token_twice, visual=visual.decoding())

@@ -63,6 +63,7 @@ def test_left_padding_and_neighbours_do_not_matter(strategy: str, llm: str, enco
         rows.append(content[None])
     pixels_of_rows = [batch["pixel_values"][:2], None, batch["pixel_values"][2:]]
 
+    # without padding a row starts at position 0, as its content does here
     position_ids = positions_of(batch["attention_mask"])
     together = model(**batch, position_ids=position_ids).logits
 
@@ -231,6 +232,7 @@ def test_cached_features_are_the_same_as_pixels(strategy: str) -> None:
     batch = prompts(model, [1, 2])
     expected = model(**batch).logits
 
+    # without pixels, which would be encoded beside the features
     pixels = batch.pop("pixel_values")
     features = model.encode_images(pixels)
 

@@ -72,6 +72,7 @@ def test_the_prompt_is_what_stands_before_the_answer_in_training(template: str) 
 
 def test_an_answer_that_also_stands_in_the_question_is_labelled_once() -> None:
     processor = processor_of_template()
+    # searched for by its characters, the answer would be found in the question first
     talk = [
         {"role": "user", "content": "Say yes: yes"},
         {"role": "assistant", "content": "yes"},
@@ -102,6 +103,7 @@ def test_plain_prompt_is_image_then_caption() -> None:
         {"role": "assistant", "content": "a cat"},
     ]
 
+    # LLaVA's alignment: nothing of a chat template
     encoded = processor.encode(talk, [4], prompt="plain")
 
     assert processor.tokenizer.decode(encoded["input_ids"]) == "<image>" * 4 + "a cat</s>"
@@ -113,6 +115,7 @@ def test_plain_prompt_is_image_then_caption() -> None:
     [
         ([16, 16], None, "1 <image> markers, 2 images"),
         ([16], 10, "max_length 10 would cut image tokens"),
+        # the first answer begins after these
         ([16], 30, "no token is labelled"),
     ],
 )
@@ -134,6 +137,7 @@ def test_long_samples_are_cut_at_the_end() -> None:
 
 def test_batches_are_left_padded_and_mix_images_and_text() -> None:
     processor = processor_of_template()
+    # neither the encoder's size nor its ratio
     picture = Image.new("RGB", (50, 20), "blue")
     rows = [
         [{"role": "user", "content": "<image><image>\nSame?"}],
@@ -165,6 +169,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     loaded = Processor.from_pretrained(tmp_path)
 
+    # transformers saves every attribute that has the name of an argument, and no other
     for name in ("patch_size", "token_grid", "fusion", "image_token", "chat_template"):
         assert vars(loaded)[name] == vars(processor)[name], name
     labels = processor.encode(TALK, [4])["labels"]
@@ -199,6 +204,7 @@ def test_adding_the_image_token_keeps_the_other_special_tokens(tmp_path: Path) -
     after = load_tokenizer(str(tmp_path))
 
     assert set(before.all_special_tokens) <= set(after.all_special_tokens)
+    # behind all others: no token may get another id
     assert after.convert_tokens_to_ids("<image>") == len(before)
 
 

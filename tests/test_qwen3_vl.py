@@ -136,6 +136,7 @@ def test_deepstack_decodes_the_same() -> None:
         torch.testing.assert_close(generated.logits[step], expected, atol=2e-5, rtol=1e-4)
 
         cache = state.past_key_values
+        # the token that was generated, whatever Qwen3-VL itself would have chosen
         next_token = generated.sequences[:, LENGTH + step, None]
         inputs = {"inputs_embeds": model.get_input_embeddings()(next_token)}
         attention_mask = torch.nn.functional.pad(attention_mask, (0, 1), value=1)

@@ -110,5 +110,6 @@ def test_concat_is_stock_llava(layers: list[int]) -> None:
     expected = llava(**batch, labels=batch["input_ids"])
     output = model(**batch, labels=batch["input_ids"])
 
+    # no tolerance: the same operations in the same order
     assert float((output.logits - expected.logits).abs().max()) == 0.0
     assert float(output.loss - expected.loss) == 0.0
