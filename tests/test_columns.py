@@ -101,7 +101,7 @@ def test_information_about_a_picture_that_is_read_is_no_mistake(key: str, value:
 def test_keys_of_a_turn_that_nobody_reads_are_refused() -> None:
     turns = [{"role": "user", "content": "Colour?", "images": ["a.png"]}, TURNS[1]]
 
-    with pytest.raises(LayerfuseError, match="nobody reads 'images'.*Read are from, role"):
+    with pytest.raises(LayerfuseError, match=r"nobody reads 'images'.*Read are from, role"):
         read({"conversations": turns})
 
 
@@ -178,7 +178,7 @@ def test_a_column_that_is_left_out_on_purpose_is_no_mistake(tmp_path: Path) -> N
 def test_a_column_that_no_record_has_is_refused(tmp_path: Path) -> None:
     path = write_json(tmp_path, {"image": "a.png", "conversations": TURNS})
 
-    with pytest.raises(LayerfuseError, match="has no column picture, .* it has conversations, im"):
+    with pytest.raises(LayerfuseError, match=r"has no column picture, .* it has conversations, im"):
         load(Data(path=path, columns={"image": "picture"}))
     with pytest.raises(LayerfuseError, match="has no column masks"):
         load(Data(path=path, ignore_columns=["masks"]))
@@ -187,9 +187,7 @@ def test_a_column_that_no_record_has_is_refused(tmp_path: Path) -> None:
 def test_two_columns_of_one_name_are_refused() -> None:
     record = {"image": "a.png", "crop": "b.png", "conversations": TURNS}
 
-    with pytest.raises(
-        LayerfuseError, match=r"reads 'crop' as 'image', but .* ignore_columns: \[i"
-    ):
+    with pytest.raises(LayerfuseError, match=r"reads 'crop' as 'image', but .*ignore_columns: \[i"):
         read(record, columns={"image": "crop"})
 
 

@@ -81,19 +81,19 @@ def test_answers_stop_where_training_ends_them(end: End) -> None:
 
     # generation: the LLM's own stop tokens stay, and come first
     settings = GenerationConfig(eos_token_id=[2, 7])
-    processor.set_stop_tokens(settings)
+    processor.turn_ends.set_stop_tokens(settings)
     # Any: transformers' GenerationConfig declares no types
     stops: Any = settings.eos_token_id
     assert stops[:2] == [2, 7]
     assert last_label in stops
     # decided once: asked again, nothing changes
-    processor.set_stop_tokens(settings)
+    processor.turn_ends.set_stop_tokens(settings)
     assert settings.eos_token_id == stops
 
     # rows of a batch go on until the longest has ended: what comes then is none of the answer
     answer = f"red{end.in_answer}"
     generated = [*tokenizer(answer)["input_ids"], last_label, *tokenizer("ddd")["input_ids"]]
-    assert processor.answer_texts(torch.tensor([generated])) == [answer]
+    assert processor.turn_ends.answer_texts(torch.tensor([generated])) == [answer]
 
 
 def test_the_end_of_turn_is_labelled_when_it_is_an_added_token() -> None:
@@ -110,7 +110,7 @@ def test_one_stop_token_stays_a_number() -> None:
     """transformers reads both, but other programs expect the number."""
     settings = GenerationConfig(eos_token_id=2)
 
-    processor_of_template().set_stop_tokens(settings)
+    processor_of_template().turn_ends.set_stop_tokens(settings)
 
     assert settings.eos_token_id == 2
 
@@ -137,17 +137,17 @@ def test_a_full_stop_that_merges_with_the_newline_stops_too() -> None:
     merged = vocabulary["." + NEWLINE]
     generated = [*tokenizer("red")["input_ids"], merged, *tokenizer("no")["input_ids"]]
 
-    assert merged in processor.end_tokens().merged
-    assert processor.answer_texts(torch.tensor([generated])) == ["red."]
+    assert merged in processor.turn_ends.end_tokens().merged
+    assert processor.turn_ends.answer_texts(torch.tensor([generated])) == ["red."]
 
 
 def test_a_template_that_ends_no_turn_has_no_stop_token_of_its_own() -> None:
     """A model that is trained with it never learns to stop."""
     processor = processor_of_template("{% for m in messages %}{{ m.content }}{% endfor %}")
 
-    assert processor.end_tokens().alone == [2]
-    assert processor.end_tokens().merged == []
-    assert not processor.ends_answers()
+    assert processor.turn_ends.end_tokens().separate == [2]
+    assert processor.turn_ends.end_tokens().merged == []
+    assert not processor.turn_ends.ends_answers()
 
 
 def test_a_template_ends_answers_where_it_ends_the_last_turn() -> None:
@@ -155,6 +155,6 @@ def test_a_template_ends_answers_where_it_ends_the_last_turn() -> None:
         "{% for m in messages %}{{ m.content }}{% if not loop.last %}</s>{% endif %}{% endfor %}"
     )
 
-    assert not between_turns_alone.ends_answers()
-    assert processor_of_template(template_with_end("\n")).ends_answers()
-    assert processor_of_template().ends_answers()
+    assert not between_turns_alone.turn_ends.ends_answers()
+    assert processor_of_template(template_with_end("\n")).turn_ends.ends_answers()
+    assert processor_of_template().turn_ends.ends_answers()

@@ -220,12 +220,12 @@ def test_a_template_that_refuses_a_role_is_a_clear_error() -> None:
         processor.encode(talk, [16])
 
 
-@pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
+@pytest.mark.parametrize("call", ["strftime_now ('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
 def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path: Path, call: str) -> None:
     """Llama 3's template writes the day on which it is rendered."""
     date = "{% if strftime_now is defined %}{% set day = " + call + " %}{% endif %}"
     processor = processor_of_template(date + "Today: {{ day }}\n" + tiny.CHAT_TEMPLATE)
-    assert processor.prompt(TALK[:1]).startswith("Today: 26 Jul 2024\n<|user|>")
+    assert processor.chat.prompt(TALK[:1]).startswith("Today: 26 Jul 2024\n<|user|>")
 
     # the template is saved like that: programs without layerfuse ask as training did
     processor.save_pretrained(tmp_path)
@@ -234,10 +234,17 @@ def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path: Path, call: s
     assert text.startswith("Today: 26 Jul 2024\n")
 
 
+def test_a_date_whose_format_is_computed_is_refused() -> None:
+    computed = "{% set day = '%d' %}{{ strftime_now(day + ' %b') }}"
+
+    with pytest.raises(LayerfuseError, match=r"today's date .*strftime_now\(day \+ ' %b'\)"):
+        processor_of_template(computed + tiny.CHAT_TEMPLATE)
+
+
 def test_the_words_before_answers() -> None:
     processor = processor_of_template(template_with_end("</s>"))
 
-    first, second = processor.words_before_answers(TALK)
+    first, second = processor.chat.words_before_answers(TALK)
 
     assert first.before == "Q: ...</s>A: "
     assert second.before == "Q: ...</s>A: ...</s>Q: ...</s>A: "
