@@ -1,8 +1,6 @@
 """Records of made-up runs, for tests of what is made from records."""
 
-from typing import Any
-
-from layerfuse.evaluate.records import AnswerRecord, ControlRecord, RunRecord
+from layerfuse.evaluate.records import AnswerRecord, ControlRecord, RunRecord, RunScores
 
 
 def answer_record(
@@ -59,7 +57,7 @@ def run_record(
     layers: tuple[int, ...] = (3,),
     fusion: str = "single",
     losses: dict[str, list[tuple[int, float]]] | None = None,
-    scores: dict[str, Any] | None = None,
+    scores: RunScores | None = None,
 ) -> RunRecord:
     """A finished run of an arm that uses these layers of an encoder of 12 blocks.
 
@@ -79,7 +77,7 @@ def run_record(
         fusion={"name": fusion},
         kind="external direct",
         folder=f"arms/{arm}.{seed}",
-        scores={} if scores is None else scores,
+        scores=RunScores(mean=0.0, families={}, categories={}) if scores is None else scores,
         losses={} if losses is None else losses,
         parameters={"fusion": 1234, "trained": 56789},
         seconds={"align": 1.0 + seed},

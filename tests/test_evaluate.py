@@ -45,10 +45,10 @@ def test_scores_average_over_families() -> None:
         answer_record("4", sample="b", family="count", right=False),
     ]
     found = scores(rows)
-    assert found["mean"] == pytest.approx(1 / 3)
-    assert found["families"] == {"colour": pytest.approx(2 / 3), "count": 0}
-    assert found["categories"] == {"all": 0.5}
-    assert (found["novel"], found["seen"]) == (0, pytest.approx(2 / 3))
+    assert found.mean == pytest.approx(1 / 3)
+    assert found.families == {"colour": pytest.approx(2 / 3), "count": 0}
+    assert found.categories == {"all": 0.5}
+    assert found.by_novelty == {"seen": pytest.approx(2 / 3), "novel": 0}
 
 
 def talk(*said: str) -> tuple[dict[str, str], ...]:

@@ -103,7 +103,7 @@ def test_the_test_of_training_can_be_repeated(file: Path, tmp_path: Path) -> Non
     repeated = read_records(folder / PREDICTIONS, AnswerRecord)
     assert repeated == read_records(trained.model.parent / PREDICTIONS, AnswerRecord)
     scores = json.loads((folder / "scores.json").read_text())
-    assert scores["mean"]["score"] == trained.record.scores["mean"]
+    assert scores["mean"]["score"] == trained.record.scores.mean
     assert (scores["mean"]["questions"], scores["mean"]["pictures"]) == (8, 8)
     assert scores["mean"]["chance"] == 0.5
     low, high = scores["mean"]["interval"]

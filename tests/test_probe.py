@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from layerfuse.cli import app
 from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.records import write_records
+from layerfuse.evaluate.records import RunScores, write_records
 from layerfuse.hardware import DTYPES, native_dtype
 from layerfuse.look import probe as probing
 from layerfuse.look import recommend as recommending
@@ -385,7 +385,7 @@ def trained(folder: Path, *seeds: list[float], family: str = "t", layers: str = 
     records = []
     for seed, values in enumerate(seeds):
         for k, (layer, accuracy) in enumerate(zip(layers, values, strict=False)):
-            scores = {"families": {family: accuracy}}
+            scores = RunScores(accuracy, {family: accuracy}, {})
             records.append(run_record(f"{k}", seed, layers=(int(layer),), scores=scores))
     write_records(folder / "results.jsonl", records)
     return folder

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate import score_table as tables
 from layerfuse.evaluate import significance as st
 from layerfuse.evaluate.records import (
     PREDICTIONS,
@@ -82,8 +83,8 @@ def test_scores_and_resamples_equal_loops():
         run("a", 1, random_items(0.5, 2)),
         run("b", 0, random_items(0.8, 3)),
     ]
-    table = st.ScoreTable.from_runs(runs, st.Bootstrap(5, 7), st.family_of)
-    weights = st.picture_weights(60, st.Bootstrap(5, 7))
+    table = tables.ScoreTable.from_runs(runs, tables.Bootstrap(5, 7), tables.family_of)
+    weights = tables.picture_weights(60, tables.Bootstrap(5, 7))
     pictures = sorted({i.sample for i in runs[0].answers})
     assert table.mean.value[1] == pytest.approx(naive_score(runs[2].answers, pictures))
     for b in range(5):
@@ -97,15 +98,17 @@ def test_bootstrap_is_over_pictures_not_questions():
     rng = np.random.default_rng(0)
     right = rng.random(100) < 0.5
     items = [item(p, q, "a", "x", bool(right[p])) for p in range(100) for q in range(8)]
-    samples = st.ScoreTable.from_runs(
-        [run("a", 0, items)], st.Bootstrap(4000, 0), st.family_of
+    samples = tables.ScoreTable.from_runs(
+        [run("a", 0, items)], tables.Bootstrap(4000, 0), tables.family_of
     ).mean.samples[:, 0]
     assert samples.std() == pytest.approx(right.std() / 10, rel=0.05)
 
 
 def test_questions_sharing_an_image_are_one_cluster():
     items = [item(p, 0, "a", "x", p % 2 == 0, image=f"{p // 2}.png") for p in range(20)]
-    table = st.ScoreTable.from_runs([run("a", 0, items)], st.Bootstrap(50, 0), st.family_of)
+    table = tables.ScoreTable.from_runs(
+        [run("a", 0, items)], tables.Bootstrap(50, 0), tables.family_of
+    )
     assert table.images == 10
     assert table.mean.samples[:, 0].std() == 0  # each image holds one right and one wrong answer
 
@@ -114,9 +117,11 @@ def test_chance_is_the_share_of_the_commonest_answer():
     answers = ["red", "red", "blue", "green"]
     items = [item(p, 0, "colour", a, True) for p, a in enumerate(answers)]
     items += [item(p, 1, "count", a, False) for p, a in enumerate("1122")]
-    table = st.ScoreTable.from_runs([run("a", 0, items)], st.Bootstrap(10, 0), st.family_of)
-    assert st.commonest_answers(items) == {"colour": "red", "count": "1"}
-    assert table.rates[0, :, -1].tolist() == [0.5, 0.5]
+    table = tables.ScoreTable.from_runs(
+        [run("a", 0, items)], tables.Bootstrap(10, 0), tables.family_of
+    )
+    assert tables.commonest_answers(items) == {"colour": "red", "count": "1"}
+    assert [scores.chance.score for scores in table.each] == [0.5, 0.5]
 
 
 def test_interval_at_the_edge_is_exact():
@@ -151,6 +156,10 @@ def test_seed_noise_is_pooled():
     assert st.seed_noise({"a": [0.5], "b": [0.7]}) is None
 
 
+GUESS = st.Competitor(score=0.0, samples=np.zeros(1), runs=math.inf)
+"""Guessing, where only arms are compared."""
+
+
 def noise_of(sd: float, df: int) -> st.SeedNoise:
     """Noise between seeds of which only these two numbers matter."""
     return st.SeedNoise(sd=sd, df=df, spread=0.0, spread_arm="a")
@@ -161,7 +170,8 @@ def scores(difference: float, item_sd: float, noise: st.SeedNoise | None, runs=(
     spread = np.linspace(-1, 1, 2001)
     spread *= item_sd / spread.std(ddof=1)
     samples = np.stack([0.5 + difference + spread, np.full(2001, 0.5)], axis=1)
-    return st.Scores(np.array([0.5 + difference, 0.5]), samples, np.array(runs), noise, 101)
+    value = np.array([0.5 + difference, 0.5])
+    return st.Scores(value, samples, np.array(runs), GUESS, noise, 101)
 
 
 def test_items_alone_give_a_plain_t_interval():
@@ -218,9 +228,10 @@ def test_coverage_of_the_difference(seed_sd: float):
     for _ in range(200):
         level = rng.normal(0.6, 0.2, (40, 1, 1)) + rng.normal(0, 0.15, (40, 4, 1))
         each = level + rng.normal(0, seed_sd, (1, 4, 2)) + rng.normal(0, 0.1, (40, 4, 2))
-        samples = st.picture_weights(40, st.Bootstrap(200, 0)) @ each.mean(2) / 40
+        samples = tables.picture_weights(40, tables.Bootstrap(200, 0)) @ each.mean(2) / 40
         noise = st.seed_noise(dict(zip("abcd", each.mean(0).tolist(), strict=True)))
-        found = st.contrast(st.Scores(each.mean((0, 2)), samples, np.full(4, 2), noise, 40), 0, 1)
+        runs = np.full(4, 2)
+        found = st.contrast(st.Scores(each.mean((0, 2)), samples, runs, GUESS, noise, 40), 0, 1)
         covered += found.interval[0] <= 0 <= found.interval[1]
         alone += found.item_interval[0] <= 0 <= found.item_interval[1]
     assert 186 <= covered <= 200

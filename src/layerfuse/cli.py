@@ -188,7 +188,7 @@ def train(
         output=output,
         modules=tuple(imports or ()),
     )
-    typer.echo(f"accuracy: {trained.record.scores['mean']:.3f}")
+    typer.echo(f"accuracy: {trained.record.scores.mean:.3f}")
     typer.echo(f"model: {trained.model}")
 
 

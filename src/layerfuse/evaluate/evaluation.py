@@ -12,15 +12,8 @@ from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import load_answerer, predict
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
-from layerfuse.evaluate.significance import (
-    Bootstrap,
-    GroupKey,
-    Scores,
-    ScoreTable,
-    arm_score,
-    category_of,
-    family_of,
-)
+from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
+from layerfuse.evaluate.significance import Scores, arm_score
 from layerfuse.files import write_text
 from layerfuse.progress import progress_bar, shown_on
 from layerfuse.recipe.schema import Data, Evaluation
@@ -75,12 +68,15 @@ class ModelScores:
 
 
 def data_of(source: str, split: str, limit: int | None = None) -> Data:
-    """The data that a text on the command line means.
+    """Give the data that a text on the command line means.
 
     Args:
         source: a LLaVA JSON file, a folder of images, or a Hugging Face dataset (hub id or folder).
         split: of a dataset.
         limit: use only the first samples.
+
+    Returns:
+        The data, unread.
 
     Raises:
         LayerfuseError: it can be none of these.
@@ -181,7 +177,7 @@ def _scores(
 
 
 def _model_score(scores: Scores, questions: int) -> ModelScore:
-    # The first column is the model.
+    """The score of the only model that these scores are of."""
     model_score = arm_score(scores, 0)
     interval = None
     # One picture says nothing of others: its resamples are all the same.
@@ -190,14 +186,14 @@ def _model_score(scores: Scores, questions: int) -> ModelScore:
     return ModelScore(
         score=model_score.score,
         interval=interval,
-        # The last column is guessing.
-        chance=float(scores.value[-1]),
+        chance=scores.chance.score,
         questions=questions,
         pictures=scores.images,
     )
 
 
 def _print(result: ModelScores, console: Console) -> None:
+    """Print a row for the mean and for each group of questions."""
     headings = [
         Heading("questions about"),
         Heading("score", is_number=True),
@@ -218,6 +214,7 @@ def _print(result: ModelScores, console: Console) -> None:
 
 
 def _cells(name: str, score: ModelScore) -> list[str]:
+    """One row of the table."""
     interval = "one picture"
     if score.interval is not None:
         low, high = score.interval

@@ -2,30 +2,43 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
-from layerfuse.evaluate.records import AnswerRecord
+from layerfuse.evaluate.records import AnswerRecord, RunScores
 
 
 def normalize(text: str) -> str:
-    """Lower case, single spaces, no full stop, comma or quotes at the ends."""
+    """Write an answer so that equal ones are equal texts.
+
+    Args:
+        text: an answer.
+
+    Returns:
+        It in lower case, with single spaces, without full stop, comma or quotes at its ends.
+    """
     return " ".join(text.lower().split()).strip(" .,!'\"")
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 if the two are the same after `normalize`, else 0.0."""
+    """Score a prediction.
+
+    Args:
+        prediction: what the model said.
+        answer: what was expected.
+
+    Returns:
+        1.0 if the two are the same after `normalize`, else 0.0.
+    """
     return float(normalize(prediction) == normalize(answer))
 
 
-def scores(answers: Iterable[AnswerRecord]) -> dict[str, Any]:
-    """The mean score of groups of answers.
+def scores(answers: Iterable[AnswerRecord]) -> RunScores:
+    """Average the scores of groups of answers.
 
     Args:
         answers: at least one.
 
     Returns:
-        `mean`, the average over families (each counts the same); `families` and `categories` by
-        name; `seen` and `novel` where there are such answers. Shares of 1.
+        The mean over families, and the mean of each group.
     """
     families: dict[str, list[float]] = defaultdict(list)
     categories: dict[str, list[float]] = defaultdict(list)
@@ -33,15 +46,20 @@ def scores(answers: Iterable[AnswerRecord]) -> dict[str, Any]:
     for answer in answers:
         families[answer.family].append(answer.score)
         categories[answer.category].append(answer.score)
-        by_novelty["novel" if answer.novel else "seen"].append(answer.score)
+        if answer.novel:
+            by_novelty["novel"].append(answer.score)
+        else:
+            by_novelty["seen"].append(answer.score)
     family_means = _means(families)
-    return {
-        "mean": sum(family_means.values()) / len(family_means),
-        "families": family_means,
-        "categories": _means(categories),
-        **_means(by_novelty),
-    }
+    return RunScores(
+        # A family counts the same however many questions it has
+        mean=sum(family_means.values()) / len(family_means),
+        families=family_means,
+        categories=_means(categories),
+        by_novelty=_means(by_novelty),
+    )
 
 
 def _means(groups: dict[str, list[float]]) -> dict[str, float]:
+    """The mean of each group, in the order of the groups."""
     return {name: sum(group) / len(group) for name, group in groups.items()}

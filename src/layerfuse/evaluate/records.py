@@ -15,6 +15,8 @@ from layerfuse.files import write_text
 
 PREDICTIONS = "predictions.jsonl"
 """The answers of a run, in its folder."""
+NOVELTIES = ("seen", "novel")
+"""Whether training holds the combination of attributes that a question is about."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,61 @@ class AnswerRecord:
 
 
 @dataclass(frozen=True)
+class RunScores:
+    """What one run scored on its test set, as shares of 1.
+
+    Attributes:
+        mean: over the families, each counting the same.
+        families: mean score by family of questions.
+        categories: mean score by category of questions.
+        by_novelty: mean score of the answers that are `seen` and of those that are `novel`, each
+            where there are such answers, in the order in which the test set first has them.
+    """
+
+    mean: float
+    families: dict[str, float]
+    categories: dict[str, float]
+    by_novelty: dict[str, float] = field(default_factory=dict[str, float])
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the scores as a line of results.jsonl holds them.
+
+        Returns:
+            Plain values; `seen` and `novel` stand beside the mean, not in a dict of their own.
+        """
+        return {
+            "mean": self.mean,
+            "families": self.families,
+            "categories": self.categories,
+            **self.by_novelty,
+        }
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> "RunScores":
+        """Read what `to_json` gave.
+
+        Args:
+            line: the scores of a line of results.jsonl.
+
+        Returns:
+            The scores.
+
+        Raises:
+            LayerfuseError: a score is missing or unknown.
+        """
+        by_novelty: dict[str, float] = {}
+        values: dict[str, Any] = {}
+        for name, value in line.items():
+            if name in NOVELTIES:
+                by_novelty[name] = value
+            else:
+                values[name] = value
+        _check_fields(cls, values)
+        values["by_novelty"] = by_novelty
+        return cls(**values)
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One training of one arm, with what it scored: a line of results.jsonl.
 
@@ -100,7 +157,7 @@ class RunRecord:
         fusion: the strategy's name and options.
         kind: of the strategy, such as `external direct`.
         folder: the run's, relative to the study's.
-        scores: as `metrics.scores` gives them.
+        scores: on the test set.
         losses: for each stage [step, loss] along training.
         parameters: numbers of parameters of each part, and those that the last stage trained.
         seconds: of each stage and of the test.
@@ -113,7 +170,7 @@ class RunRecord:
     fusion: dict[str, Any]
     kind: str
     folder: str
-    scores: dict[str, Any]
+    scores: RunScores
     losses: dict[str, list[tuple[int, float]]]
     parameters: dict[str, int]
     seconds: dict[str, float]
@@ -125,7 +182,9 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Give the record as a line of results.jsonl holds it."""
-        return asdict(self)
+        line = asdict(self)
+        line["scores"] = self.scores.to_json()
+        return line
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "RunRecord":
@@ -139,7 +198,8 @@ class RunRecord:
         for stage, curve in line["losses"].items():
             # JSON has no tuples.
             losses[stage] = [(step, loss) for step, loss in curve]
-        values: dict[str, Any] = {**line, "losses": losses}
+        scores = RunScores.from_json(line["scores"])
+        values: dict[str, Any] = {**line, "scores": scores, "losses": losses}
         return cls(**values)
 
 

@@ -13,33 +13,17 @@ Shapes: B resamples, I pictures, Q questions, G groups of questions, K runs, A a
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
 
-from layerfuse.evaluate.records import AnswerRecord, FinishedRun
-
 LEVEL = 0.95
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
-Positions = np.ndarray[Any, np.dtype[np.intp]]
 # scipy brings no types
 student_t: Any = scipy.stats.t  # pyright: ignore[reportUnknownMemberType]
-
-# The group of an answer, or None where it belongs to no group.
-GroupKey = Callable[[AnswerRecord], str | None]
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """How pictures are redrawn: the number of resamples and the seed of the draws."""
-
-    resamples: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -104,13 +88,29 @@ class JudgedContrast(Contrast):
 
 
 @dataclass(frozen=True)
-class Scores:
-    """One score per arm, the last being blind guessing.
+class Competitor:
+    """What is compared: an arm, or blind guessing.
 
     Attributes:
-        value: scores on the test set (A).
+        score: on the test set, as a share of 1.
+        samples: scores in each resample (B); NaN where nothing was asked.
+        runs: the number of trained models whose mean this is; infinite without seed noise.
+    """
+
+    score: float
+    samples: Numbers
+    runs: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score per arm, and that of blind guessing.
+
+    Attributes:
+        value: scores of the arms on the test set (A).
         samples: scores in each resample (B, A); NaN where nothing was asked.
-        runs: the number of runs of each arm (A); infinite for guessing, which has no seed noise.
+        runs: the number of runs of each arm (A).
+        chance: the commonest answer of each family, given to every question.
         noise: between seeds, or None where no arm has two.
         images: the number of pictures.
     """
@@ -118,59 +118,24 @@ class Scores:
     value: Numbers
     samples: Numbers
     runs: Numbers
+    chance: Competitor
     noise: SeedNoise | None
     images: int
 
+    def arm(self, position: int) -> Competitor:
+        """Give one arm as it is compared.
 
-def commonest_answers(questions: list[AnswerRecord]) -> dict[str, str]:
-    """Give the most frequent answer of each family, the first in sorted order among equals."""
-    counts: dict[str, Counter[str]] = {}
-    for question in questions:
-        family_counts = counts.setdefault(question.family, Counter())
-        family_counts[question.answer] += 1
-    commonest: dict[str, str] = {}
-    for family in sorted(counts):
-        # Stable sorting keeps the alphabetical order among equally frequent answers.
-        answers = sorted(counts[family])
-        answers.sort(key=counts[family].__getitem__, reverse=True)
-        commonest[family] = answers[0]
-    return commonest
+        Args:
+            position: of the arm, 0..A-1.
 
-
-def rates(weights: Numbers, cluster: Positions, group: Positions, scores: Numbers) -> Numbers:
-    """Mean score per resample, group and run.
-
-    Args:
-        weights: how often each picture is drawn in each resample (B, I).
-        cluster: the picture of each question (Q), 0..I-1.
-        group: the group of each question (Q), 0..G-1.
-        scores: of each run's answers (Q, K), 0..1.
-
-    Returns:
-        Means (B, G, K); NaN where a resample asks no question of a group.
-    """
-    images = weights.shape[1]
-    groups = int(group.max()) + 1
-    runs = scores.shape[1]
-    # One more column counts the questions, so that one product gives both parts of the mean.
-    counted = np.column_stack([scores, np.ones(len(scores))])
-    counts = np.zeros((images, groups, runs + 1))
-    # `add.at` adds up repeated indices, which `counts[...] +=` would count once.
-    np.add.at(counts, (cluster, group), counted)
-    # (B, I) x (I, G, K + 1) -> (B, G, K + 1)
-    drawn = np.tensordot(weights, counts, axes=1)
-    score_drawn = drawn[:, :, :-1]
-    asked = drawn[:, :, -1:]
-    undefined = np.full_like(score_drawn, np.nan)
-    return np.divide(score_drawn, asked, out=undefined, where=asked > 0)
-
-
-def picture_weights(images: int, bootstrap: Bootstrap) -> Numbers:
-    """Give how often each picture is drawn in each resample (B, I)."""
-    # How often each of I pictures comes up in I draws with replacement is multinomial.
-    share = np.full(images, 1 / images)
-    generator = np.random.default_rng(bootstrap.seed)
-    return generator.multinomial(images, share, size=bootstrap.resamples).astype(float)
+        Returns:
+            Its score, resamples and number of runs.
+        """
+        return Competitor(
+            score=float(self.value[position]),
+            samples=self.samples[:, position],
+            runs=float(self.runs[position]),
+        )
 
 
 def percentiles(samples: Numbers) -> list[float]:
@@ -256,9 +221,14 @@ def contrast(scores: Scores, a: int, b: int) -> Contrast:
     Returns:
         Arm a minus arm b.
     """
-    difference = float(scores.value[a] - scores.value[b])
-    # Both arms answer the same pictures in a resample: what is easy for both cancels.
-    samples = scores.samples[:, a] - scores.samples[:, b]
+    return _difference(scores, scores.arm(a), scores.arm(b))
+
+
+def _difference(scores: Scores, first: Competitor, second: Competitor) -> Contrast:
+    """The first competitor minus the second, with the noise of these scores."""
+    difference = first.score - second.score
+    # Both answer the same pictures in a resample: what is easy for both cancels.
+    samples = first.samples - second.samples
     # One picture says nothing of others: the largest variance that a share can have.
     item_variance = 1.0
     if scores.images > 1:
@@ -269,7 +239,8 @@ def contrast(scores: Scores, a: int, b: int) -> Contrast:
     # Without seed noise its variance is zero, so that this number does not matter.
     seed_df = 1
     if scores.noise is not None:
-        seed_variance = scores.noise.sd**2 * float(1 / scores.runs[a] + 1 / scores.runs[b])
+        # The mean of n runs varies by a share of 1/n, guessing not at all.
+        seed_variance = scores.noise.sd**2 * (1 / first.runs + 1 / second.runs)
         seed_df = scores.noise.df
 
     error = math.sqrt(item_variance + seed_variance)
@@ -318,180 +289,51 @@ def judge(contrasts: list[Contrast]) -> list[JudgedContrast]:
     return judged
 
 
-@dataclass(frozen=True)
-class ScoreTable:
-    """All arms' scores by groups of questions, resampled.
-
-    Attributes:
-        groups: names of the groups (G), sorted.
-        arms: names of the arms (A without guessing), in the order of their first runs.
-        columns: for each arm the columns of its runs in `rates`.
-        images: the number of pictures.
-        rates: mean scores (1 + B, G, K + 1): first the test set itself, then the resamples; the
-            last column is guessing.
-        each: the scores of each group.
-        mean: the scores of the mean over groups.
-    """
-
-    groups: list[str]
-    arms: list[str]
-    columns: list[list[int]]
-    images: int
-    rates: Numbers
-    each: list[Scores]
-    mean: Scores
-
-    @classmethod
-    def from_runs(
-        cls, runs: list[FinishedRun], bootstrap: Bootstrap, key: GroupKey
-    ) -> "ScoreTable":
-        """Resample the answers of all runs of a study.
-
-        Args:
-            runs: finished runs that answer the same questions in the same order.
-            bootstrap: how pictures are redrawn.
-            key: the group of an answer; those of group None are left out.
-
-        Returns:
-            The table.
-        """
-        arms = [run.record.arm for run in runs]
-        answers = [run.answers for run in runs]
-        return cls.from_answers(arms, answers, bootstrap, key)
-
-    @classmethod
-    def from_answers(
-        cls,
-        arms: list[str],
-        answers: list[list[AnswerRecord]],
-        bootstrap: Bootstrap,
-        key: GroupKey,
-    ) -> "ScoreTable":
-        """Resample the answers of some models to the same questions.
-
-        Args:
-            arms: the arm of each model (K).
-            answers: of each model (K), in the same order of questions.
-            bootstrap: how pictures are redrawn.
-            key: the group of an answer; those of group None are left out.
-
-        Returns:
-            The table.
-        """
-        positions: list[int] = []
-        labels: list[str] = []
-        pictures: list[str] = []
-        for position, answer in enumerate(answers[0]):
-            label = key(answer)
-            if label is None:
-                continue
-            positions.append(position)
-            labels.append(label)
-            # Samples may share a picture; without a stored one the sample stands for it.
-            pictures.append(answer.image or answer.sample)
-        picture_names, cluster = np.unique(pictures, return_inverse=True)
-        group_names, group = np.unique(labels, return_inverse=True)
-        images = len(picture_names)
-
-        columns: dict[str, list[int]] = {}
-        for column, arm in enumerate(arms):
-            columns.setdefault(arm, []).append(column)
-
-        drawn = picture_weights(images, bootstrap)
-        # The first row draws each picture once: the test set itself.
-        weights = np.vstack([np.ones(images), drawn])
-        shares = rates(weights, cluster, group, answer_scores(answers, positions))
-
-        each: list[Scores] = []
-        for index in range(len(group_names)):
-            group_images = len(np.unique(cluster[group == index]))
-            each.append(arm_scores(shares[:, index], columns, group_images))
-        return cls(
-            groups=group_names.tolist(),
-            arms=list(columns),
-            columns=list(columns.values()),
-            images=images,
-            rates=shares,
-            each=each,
-            mean=arm_scores(np.nanmean(shares, axis=1), columns, images),
-        )
-
-
-def answer_scores(answers: list[list[AnswerRecord]], positions: list[int]) -> Numbers:
-    """Give the score of each answer (Q, K + 1), the last column being the commonest answer.
+def arm_score(scores: Scores, arm: int) -> ArmScore:
+    """Give one arm's score with its interval over pictures.
 
     Args:
-        answers: of each model (K).
-        positions: where the questions stand among them (Q).
-    """
-    columns: list[list[float]] = []
-    for of_model in answers:
-        columns.append([of_model[position].score for position in positions])
-    questions = [answers[0][position] for position in positions]
-    # Guessing without a look: the best constant answer to each family.
-    blind = commonest_answers(questions)
-    columns.append([float(asked.answer == blind[asked.family]) for asked in questions])
-    return np.array(columns, dtype=float).T
-
-
-def arm_scores(shares: Numbers, columns: dict[str, list[int]], images: int) -> Scores:
-    """Average the runs of each arm.
-
-    Args:
-        shares: mean scores (1 + B, K + 1), the test set first, guessing last.
-        columns: the columns of each arm's runs.
-        images: the number of pictures.
+        scores: of the arms.
+        arm: its position.
 
     Returns:
-        The scores of the arms and of guessing.
+        The score as a share of 1, and its interval.
     """
-    means: list[Numbers] = []
-    counts: list[float] = []
-    seeds: dict[str, list[float]] = {}
-    for arm, columns_of_arm in columns.items():
-        means.append(shares[:, columns_of_arm].mean(axis=1))
-        counts.append(float(len(columns_of_arm)))
-        seeds[arm] = shares[0, columns_of_arm].tolist()
-    means.append(shares[:, -1])
-    # Infinitely many runs: a guess that never changes has no seed noise.
-    counts.append(math.inf)
-    stacked = np.stack(means, axis=1)
-    return Scores(
-        value=stacked[0],
-        samples=stacked[1:],
-        runs=np.array(counts),
-        noise=seed_noise(seeds),
-        images=images,
-    )
+    competitor = scores.arm(arm)
+    limits = interval(competitor.score, competitor.samples, scores.images)
+    return ArmScore(competitor.score, limits)
 
 
-def arm_score(scores: Scores, arm: int) -> ArmScore:
-    """Give one arm's score with its interval over pictures."""
-    score = float(scores.value[arm])
-    return ArmScore(score, interval(score, scores.samples[:, arm], scores.images))
-
-
-def compare_all(scores: Scores, arms: int, reference: int) -> dict[int, JudgedContrast]:
-    """Compare every arm with a reference, corrected for all comparisons.
+def compare_all(scores: Scores, reference: int) -> dict[int, JudgedContrast]:
+    """Compare every arm with one of them, corrected for all comparisons.
 
     Args:
-        scores: of the arms and of guessing.
-        arms: the number of arms.
-        reference: position of what they are compared with.
+        scores: of the arms.
+        reference: position of the arm that they are compared with.
 
     Returns:
         The contrast of each arm by its position, without the reference itself.
     """
-    others = [arm for arm in range(arms) if arm != reference]
+    others = [arm for arm in range(len(scores.value)) if arm != reference]
     contrasts = [contrast(scores, arm, reference) for arm in others]
     return dict(zip(others, judge(contrasts), strict=True))
 
 
-def family_of(answer: AnswerRecord) -> str:
-    """Give the family of an answer."""
-    return answer.family
+def compare_with_chance(scores: Scores) -> list[JudgedContrast]:
+    """Compare every arm with guessing, corrected for all comparisons.
 
+    Whether what was trained beats guessing is a question about the items alone, so the noise
+    between seeds is left out.
 
-def category_of(answer: AnswerRecord) -> str:
-    """Give the category of an answer."""
-    return answer.category
+    Args:
+        scores: of the arms and of guessing.
+
+    Returns:
+        The contrast of each arm, in their order.
+    """
+    items_alone = replace(scores, noise=None)
+    contrasts: list[Contrast] = []
+    for position in range(len(scores.value)):
+        arm = items_alone.arm(position)
+        contrasts.append(_difference(items_alone, arm, items_alone.chance))
+    return judge(contrasts)

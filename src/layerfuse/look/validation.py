@@ -90,7 +90,7 @@ def trained_scores(study: Path) -> Trained:
         if first_arm != record.arm:
             raise LayerfuseError(f"arms {first_arm!r} and {record.arm!r} of {study} share {layers}")
         by_seed = scores.setdefault(layers, {})
-        by_seed[record.seed] = record.scores["families"]
+        by_seed[record.seed] = record.scores.families
     if len(scores) < MINIMUM:
         raise LayerfuseError(
             f"{study} holds {len(scores)} selections; a correlation needs at least {MINIMUM}"

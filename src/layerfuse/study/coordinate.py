@@ -286,7 +286,7 @@ def _score(folder: Path, run: PlannedRun) -> float:
     result = run.result(folder)
     if result is None:
         raise RuntimeError(f"{run.name} left no result in {folder / run.folder}")
-    return result.scores["mean"]
+    return result.scores.mean
 
 
 def _say_left_out(folder: Path, left_out: BadSets, console: Console) -> None:

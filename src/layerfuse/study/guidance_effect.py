@@ -5,15 +5,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from layerfuse.evaluate.records import FinishedRun
+from layerfuse.evaluate.score_table import Bootstrap, ScoreTable, family_of
 from layerfuse.evaluate.significance import (
     ArmScore,
-    Bootstrap,
     JudgedContrast,
     Scores,
-    ScoreTable,
     arm_score,
     contrast,
-    family_of,
     judge,
 )
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
-from layerfuse.evaluate.significance import Bootstrap
+from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
 from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
 from layerfuse.study.guidance_effect import guidance_rows

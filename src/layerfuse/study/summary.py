@@ -1,21 +1,18 @@
 """What a study says in numbers: the content of summary.json, made from its finished runs."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
+from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import (
-    Bootstrap,
-    GroupKey,
-    ScoreTable,
     arm_score,
-    category_of,
     compare_all,
+    compare_with_chance,
     contrast,
-    family_of,
     judge,
 )
 
@@ -179,11 +176,10 @@ def arm_rows(runs: list[FinishedRun], tables: StudyTables, baseline: int) -> lis
     """
     mean = tables.families.mean
     arms = len(tables.families.arms)
-    leader = int(np.argmax(mean.value[:-1]))
-    # Whether what was trained beats guessing is a question about the items alone.
-    versus_chance = compare_all(replace(mean, noise=None), arms, reference=arms)
-    versus_baseline = compare_all(mean, arms, baseline)
-    versus_leader = compare_all(mean, arms, leader)
+    leader = int(np.argmax(mean.value))
+    versus_chance = compare_with_chance(mean)
+    versus_baseline = compare_all(mean, baseline)
+    versus_leader = compare_all(mean, leader)
     leader_beats_baseline = leader != baseline and versus_baseline[leader].verdict == "better"
     rows = []
     for arm in range(arms):
@@ -236,7 +232,9 @@ def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int =
     noise = None
     if table.mean.noise is not None:
         noise = asdict(table.mean.noise)
-    chance_rates = table.rates[0, :, -1].tolist()
+    chance_by_family = {}
+    for family, scores in zip(table.groups, table.each, strict=True):
+        chance_by_family[family] = scores.chance.score
     return {
         "baseline": baseline,
         "resamples": resamples,
@@ -245,8 +243,8 @@ def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int =
         "images": table.images,
         "families": table.groups,
         "chance": {
-            "mean": float(table.mean.value[-1]),
-            "families": dict(zip(table.groups, chance_rates, strict=True)),
+            "mean": table.mean.chance.score,
+            "families": chance_by_family,
         },
         "noise": noise,
         "single_layer": [table.arms[arm] for arm in single],

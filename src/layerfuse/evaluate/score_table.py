@@ -1,0 +1,264 @@
+"""All arms' scores by groups of questions, resampled over pictures.
+
+Shapes: B resamples, I pictures, Q questions, G groups of questions, K runs, A arms.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layerfuse.evaluate.records import AnswerRecord, FinishedRun
+from layerfuse.evaluate.significance import Competitor, Numbers, Scores, seed_noise
+
+Positions = np.ndarray[Any, np.dtype[np.intp]]
+
+# The group of an answer, or None where it belongs to no group.
+GroupKey = Callable[[AnswerRecord], str | None]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How pictures are redrawn: the number of resamples and the seed of the draws."""
+
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """All arms' scores by groups of questions, resampled.
+
+    Attributes:
+        groups: names of the groups (G), sorted.
+        arms: names of the arms (A without guessing), in the order of their first runs.
+        columns: for each arm the columns of its runs in `rates`.
+        images: the number of pictures.
+        rates: mean scores of the runs (1 + B, G, K): first the test set itself, then the resamples.
+        each: the scores of each group.
+        mean: the scores of the mean over groups.
+    """
+
+    groups: list[str]
+    arms: list[str]
+    columns: list[list[int]]
+    images: int
+    rates: Numbers
+    each: list[Scores]
+    mean: Scores
+
+    @classmethod
+    def from_runs(
+        cls, runs: list[FinishedRun], bootstrap: Bootstrap, key: GroupKey
+    ) -> "ScoreTable":
+        """Resample the answers of all runs of a study.
+
+        Args:
+            runs: finished runs that answer the same questions in the same order.
+            bootstrap: how pictures are redrawn.
+            key: the group of an answer; those of group None are left out.
+
+        Returns:
+            The table.
+        """
+        arms = [run.record.arm for run in runs]
+        answers = [run.answers for run in runs]
+        return cls.from_answers(arms, answers, bootstrap, key)
+
+    @classmethod
+    def from_answers(
+        cls,
+        arms: list[str],
+        answers: list[list[AnswerRecord]],
+        bootstrap: Bootstrap,
+        key: GroupKey,
+    ) -> "ScoreTable":
+        """Resample the answers of some models to the same questions.
+
+        Args:
+            arms: the arm of each model (K).
+            answers: of each model (K), in the same order of questions.
+            bootstrap: how pictures are redrawn.
+            key: the group of an answer; those of group None are left out.
+
+        Returns:
+            The table.
+        """
+        positions: list[int] = []
+        labels: list[str] = []
+        pictures: list[str] = []
+        for position, answer in enumerate(answers[0]):
+            label = key(answer)
+            if label is None:
+                continue
+            positions.append(position)
+            labels.append(label)
+            # Samples may share a picture; without a stored one the sample stands for it.
+            pictures.append(answer.image or answer.sample)
+        picture_names, cluster = np.unique(pictures, return_inverse=True)
+        group_names, group = np.unique(labels, return_inverse=True)
+        images = len(picture_names)
+
+        columns: dict[str, list[int]] = {}
+        for column, arm in enumerate(arms):
+            columns.setdefault(arm, []).append(column)
+
+        drawn = picture_weights(images, bootstrap)
+        # The first row draws each picture once: the test set itself.
+        weights = np.vstack([np.ones(images), drawn])
+        run_scores = answer_scores(answers, positions)
+        guess_scores = chance_scores(answers[0], positions)
+        # One product for runs and guessing: each has the same questions and resamples.
+        both = np.column_stack([run_scores, guess_scores])
+        shares = rates(weights, cluster, group, both)
+        run_shares = shares[:, :, :-1]
+        chance_shares = shares[:, :, -1]
+
+        each: list[Scores] = []
+        for index in range(len(group_names)):
+            group_images = len(np.unique(cluster[group == index]))
+            group_shares = run_shares[:, index]
+            group_chance = chance_shares[:, index]
+            each.append(arm_scores(group_shares, group_chance, columns, group_images))
+        mean_shares = np.nanmean(run_shares, axis=1)
+        mean_chance = np.nanmean(chance_shares, axis=1)
+        return cls(
+            groups=group_names.tolist(),
+            arms=list(columns),
+            columns=list(columns.values()),
+            images=images,
+            rates=run_shares,
+            each=each,
+            mean=arm_scores(mean_shares, mean_chance, columns, images),
+        )
+
+
+def answer_scores(answers: list[list[AnswerRecord]], positions: list[int]) -> Numbers:
+    """Give the score of each answer.
+
+    Args:
+        answers: of each model (K).
+        positions: where the questions stand among them (Q).
+
+    Returns:
+        Scores (Q, K), 0..1.
+    """
+    columns: list[list[float]] = []
+    for of_model in answers:
+        columns.append([of_model[position].score for position in positions])
+    return np.array(columns, dtype=float).T
+
+
+def chance_scores(answers: list[AnswerRecord], positions: list[int]) -> Numbers:
+    """Give the score of guessing without a look: the best constant answer to each family.
+
+    Args:
+        answers: of any model, for what was asked and expected.
+        positions: where the questions stand among them (Q).
+
+    Returns:
+        Scores (Q), 0 or 1.
+    """
+    questions = [answers[position] for position in positions]
+    blind = commonest_answers(questions)
+    return np.array([float(asked.answer == blind[asked.family]) for asked in questions])
+
+
+def arm_scores(
+    shares: Numbers,
+    chance: Numbers,
+    columns: dict[str, list[int]],
+    images: int,
+) -> Scores:
+    """Average the runs of each arm.
+
+    Args:
+        shares: mean scores of the runs (1 + B, K), the test set first.
+        chance: mean scores of guessing (1 + B), the test set first.
+        columns: the columns of each arm's runs.
+        images: the number of pictures.
+
+    Returns:
+        The scores of the arms and of guessing.
+    """
+    means: list[Numbers] = []
+    counts: list[float] = []
+    seeds: dict[str, list[float]] = {}
+    for arm, columns_of_arm in columns.items():
+        means.append(shares[:, columns_of_arm].mean(axis=1))
+        counts.append(float(len(columns_of_arm)))
+        seeds[arm] = shares[0, columns_of_arm].tolist()
+    stacked = np.stack(means, axis=1)
+    return Scores(
+        value=stacked[0],
+        samples=stacked[1:],
+        runs=np.array(counts),
+        # Infinitely many runs: a guess that never changes has no seed noise.
+        chance=Competitor(score=float(chance[0]), samples=chance[1:], runs=math.inf),
+        noise=seed_noise(seeds),
+        images=images,
+    )
+
+
+def commonest_answers(questions: list[AnswerRecord]) -> dict[str, str]:
+    """Give the most frequent answer of each family, the first in sorted order among equals."""
+    counts: dict[str, Counter[str]] = {}
+    for question in questions:
+        family_counts = counts.setdefault(question.family, Counter())
+        family_counts[question.answer] += 1
+    commonest: dict[str, str] = {}
+    for family in sorted(counts):
+        # Stable sorting keeps the alphabetical order among equally frequent answers.
+        answers = sorted(counts[family])
+        answers.sort(key=counts[family].__getitem__, reverse=True)
+        commonest[family] = answers[0]
+    return commonest
+
+
+def rates(weights: Numbers, cluster: Positions, group: Positions, scores: Numbers) -> Numbers:
+    """Mean score per resample, group and run.
+
+    Args:
+        weights: how often each picture is drawn in each resample (B, I).
+        cluster: the picture of each question (Q), 0..I-1.
+        group: the group of each question (Q), 0..G-1.
+        scores: of each run's answers (Q, K), 0..1.
+
+    Returns:
+        Means (B, G, K); NaN where a resample asks no question of a group.
+    """
+    images = weights.shape[1]
+    groups = int(group.max()) + 1
+    runs = scores.shape[1]
+    # One more column counts the questions, so that one product gives both parts of the mean.
+    counted = np.column_stack([scores, np.ones(len(scores))])
+    counts = np.zeros((images, groups, runs + 1))
+    # `add.at` adds up repeated indices, which `counts[...] +=` would count once.
+    np.add.at(counts, (cluster, group), counted)
+    # (B, I) x (I, G, K + 1) -> (B, G, K + 1)
+    drawn = np.tensordot(weights, counts, axes=1)
+    score_drawn = drawn[:, :, :-1]
+    asked = drawn[:, :, -1:]
+    undefined = np.full_like(score_drawn, np.nan)
+    return np.divide(score_drawn, asked, out=undefined, where=asked > 0)
+
+
+def picture_weights(images: int, bootstrap: Bootstrap) -> Numbers:
+    """Give how often each picture is drawn in each resample (B, I)."""
+    # How often each of I pictures comes up in I draws with replacement is multinomial.
+    share = np.full(images, 1 / images)
+    generator = np.random.default_rng(bootstrap.seed)
+    return generator.multinomial(images, share, size=bootstrap.resamples).astype(float)
+
+
+def family_of(answer: AnswerRecord) -> str:
+    """Give the group of an answer: its family."""
+    return answer.family
+
+
+def category_of(answer: AnswerRecord) -> str:
+    """Give the group of an answer: its category."""
+    return answer.category
