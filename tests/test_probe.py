@@ -27,6 +27,9 @@ from layerfuse.evaluate.records import RunScores, write_records
 from layerfuse.hardware import DTYPES, native_dtype
 from layerfuse.look import probe as probing
 from layerfuse.look import recommend as recommending
+from layerfuse.look.probe_report import ProbedSelection, Probes, TaskReading
+from layerfuse.look.recommendation import RankedSelection, Recommendation
+from layerfuse.look.similarity_report import LayerScores
 from layerfuse.look.tasks import SCENES, Problem, Task, find_tasks
 from layerfuse.look.validation import rank_correlation, validate
 from layerfuse.model.pretrained import load_image_processor
@@ -119,11 +122,11 @@ def test_a_layer_that_holds_the_answer_is_read_and_noise_is_not() -> None:
         features[layer, :, 2, held] += bits[:, held].T
     problem = made_up([f"{a}{b}" for a, b in bits])
     rows = [probing.probe_layers(problem, features, k, 0) for k in ([0], [1], [2], [3], [2, 1])]
-    score = [row["tasks"]["t"]["accuracy"] for row in rows]
+    score = [row.tasks["t"].accuracy for row in rows]
     assert score[0] == pytest.approx(0.25, abs=0.12)
     assert score[1:3] == pytest.approx([0.5, 0.5], abs=0.12)
     assert min(score[3:]) > 0.97
-    assert (rows[4]["name"], rows[4]["layers"], rows[4]["mean"]) == ("2+1", [2, 1], score[4])
+    assert (rows[4].name, rows[4].layers, rows[4].mean) == ("2+1", [2, 1], score[4])
 
 
 def test_grid_features_see_where_and_the_mean_does_not() -> None:
@@ -131,8 +134,8 @@ def test_grid_features_see_where_and_the_mean_does_not() -> None:
     features = 0.1 * noise(1)
     features[0, np.arange(len(where)), where, 2] += 5  # a bright cell
     problem = made_up([str(k) for k in where])
-    assert probing.probe_layers(problem, features, [0], 0)["mean"] > 0.97
-    mean = probing.probe_layers(problem, features.mean(axis=2, keepdims=True), [0], 0)["mean"]
+    assert probing.probe_layers(problem, features, [0], 0).mean > 0.97
+    mean = probing.probe_layers(problem, features.mean(axis=2, keepdims=True), [0], 0).mean
     assert mean == pytest.approx(0.25, abs=0.15)
 
 
@@ -157,43 +160,44 @@ def test_rare_answers_are_wrong_and_pictures_that_were_not_asked_do_not_count() 
     x = noise(1)[:, :, :1]
     answers: list[Any] = ["yes" if v > 0 else "no" for v in x[0, :, 0, 0]]
     answers[:TRAIN:2], answers[TRAIN : TRAIN + 4] = [None] * 120, ["odd", "odd", None, None]
-    cell = probing.probe_layers(made_up(answers, ["no", "yes"]), x, [0], 0)["tasks"]["t"]
-    assert cell["hits"].startswith("00--")
-    ones = cell["hits"].count("1")
+    cell = probing.probe_layers(made_up(answers, ["no", "yes"]), x, [0], 0).tasks["t"]
+    assert cell.hits.startswith("00--")
+    ones = cell.hits.count("1")
     assert ones > 80
-    assert (cell["accuracy"], cell["interval"]) == (ones / (TEST - 2), wilson(ones, TEST - 2))
+    assert (cell.accuracy, cell.interval) == (ones / (TEST - 2), wilson(ones, TEST - 2))
     assert probing.wilson_interval(np.zeros(7)) == wilson(0, 7)
     assert probing.wilson_interval(np.ones(150)) == wilson(150, 150)
 
 
+def reading(hits: str) -> TaskReading:
+    """What a probe read that was right at every 1."""
+    return TaskReading(hits.count("1") / len(hits), [0.0, 0.9], hits)
+
+
 def test_bootstrap_equals_loops_over_drawn_pictures() -> None:
-    cells = {"a": {"hits": "1-01101"}, "b": {"hits": "0110-1-"}}
+    cells = {task: reading(hits) for task, hits in (("a", "1-01101"), ("b", "0110-1-"))}
     expected = []
     for counts in np.random.default_rng(5).multinomial(7, [1 / 7] * 7, size=1000):
         means = []
         for cell in cells.values():
-            drawn = "".join(c * n for c, n in zip(cell["hits"], counts, strict=True) if c != "-")
+            drawn = "".join(c * n for c, n in zip(cell.hits, counts, strict=True) if c != "-")
             means.append(drawn.count("1") / len(drawn) if drawn else 0)
         expected.append(sum(means) / 2)
     assert probing.bootstrap(cells, ["a", "b"], 5) == pytest.approx(np.array(expected))
 
 
-def row(layers: list[int], **hits: str) -> dict[str, Any]:
-    cells = {t: {"hits": h, "accuracy": h.count("1") / len(h)} for t, h in hits.items()}
-    return {"name": "+".join(map(str, layers)), "layers": layers, "tasks": cells}
+def row(layers: list[int], **hits: str) -> ProbedSelection:
+    return ProbedSelection(layers, {t: reading(h) for t, h in hits.items()}, 0.0, [0.0, 0.0])
 
 
 def test_relative_is_to_the_best_single_layer_and_a_task_that_none_reads_is_drawn(
     tmp_path: Path,
 ) -> None:
     rows = [row([0], t="1000", u="00"), row([1], t="1100", u="00"), row([0, 1], t="1110", u="00")]
-    rows = probing.relative_to_best(rows)
-    cells = [cell for r in rows for cell in r["tasks"].values()]
-    assert [cell["relative"] for cell in cells] == [0.5, 0, 1, 0, 1.5, 0]
-    for cell in cells:
-        cell["interval"] = [0.0, 0.9]
-    shown = {"rows": rows, "tasks": {"t": {}, "u": {}}, "features": "mean"}
-    probing.draw_probe(shown, tmp_path / "figure")
+    probes = Probes("mean", rows)
+    cells = [share for r in rows for share in probes.relative(r).values()]
+    assert cells == [0.5, 0, 1, 0, 1.5, 0]
+    probing.draw_probe(probes, tmp_path / "figure")
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 12, 27])
@@ -245,7 +249,7 @@ def home(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_pooled_cells_average_to_the_mean_patch_token(home: Path, grid: int) -> None:
     encoder, processor = (f(str(home / "encoder")) for f in (load_encoder, load_image_processor))
     pictures = [Picture(str(p)) for p in sorted((home / "images").iterdir())]
-    found = probing.pooled(encoder, processor, pictures, grid, 4)
+    found = probing.pooled(encoder, processor, pictures, grid=grid, batch_size=4)
     pixels = processor([p.open() for p in pictures], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         maps = torch.stack(encoder(pixels).patches).unflatten(2, (4, 4)).numpy()
@@ -292,7 +296,7 @@ def test_recommended_arms_are_the_first_of_the_ranking(home: Path, tmp_path: Pat
     check_arms(recipe)
     grid = {"grid": {"layers": [ranking[0]["layers"], "all"], "fusion": [{"name": "concat"}]}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**GOOD, **grid}))
-    report = {"encoder": "some/encoder", "ranking": ranking[:1]}
+    report = Recommendation("some/encoder", [], [RankedSelection(**ranking[0])])
     recommending.write_recommendation(tmp_path, report, tmp_path / "r.yaml", Console(quiet=True))
     assert len(load_recipe(tmp_path / "recommended.yaml").all_arms()) == 1  # none of the grid
 
@@ -338,18 +342,22 @@ def test_probes_of_another_grid_are_made_again(
 def test_only_a_clear_difference_is_no_tie() -> None:
     first, close, worse = "1" * 90 + "0" * 10, "0" * 6 + "1" * 84 + "01" * 5, "01" * 50
     rows = [row([3], t=worse), row([1, 2], t=first), row([2], t=close), row([1], t=first)]
-    cheap: Any = {"groups": {"2": {"groups": [[1, 2], [3]]}}, "chosen": 2}
-    cheap |= {"entropy": [0.0, 0.1, 0.2, 0.3], "dimension": [0, 1, 2, 3]}
-    probes = {"mean": probing.relative_to_best(rows), "seed": 0}
-    found = recommending.rank(cheap, probes, [[1], [2], [3], [1, 2]], ["t"])
-    assert [(r["layers"], r["tie"], r["best_on"]) for r in found] == [
+    found = recommending.rank(
+        Probes("mean", rows),
+        [[1], [2], [3], [1, 2]],
+        ["t"],
+        scores=LayerScores(1, np.array([0.0, 0.1, 0.2, 0.3]), np.arange(4.0)),
+        groups=[[1, 2], [3]],
+        seed=0,
+    )
+    assert [(r.layers, r.tie, r.best_on) for r in found] == [
         ([1], True, ["t"]),
         ([1, 2], True, ["t"]),
         ([2], True, []),
         ([3], False, []),
     ]
-    assert found[3]["behind"] == pytest.approx([-0.52 / 0.9, -0.28 / 0.9], abs=0.04)
-    assert (found[2]["groups"], found[2]["entropy"]) == ([[1, 2]], [0.2])
+    assert found[3].behind == pytest.approx([-0.52 / 0.9, -0.28 / 0.9], abs=0.04)
+    assert (found[2].groups, found[2].entropy) == ([[1, 2]], [0.2])
 
 
 def ranks(values: list[float]) -> list[float]:
@@ -357,27 +365,27 @@ def ranks(values: list[float]) -> list[float]:
 
 
 def test_rank_correlation_with_its_interval() -> None:
-    found = rank_correlation([0, 1, 2, 3, 4], [1, 0, 3, 2, 4])
-    assert found == {  # 1 - 6 · 4 / (5 · 24); tanh(atanh 0.8 ± 1.96 √((1 + 0.32) / 2))
+    found: Any = rank_correlation([0, 1, 2, 3, 4], [1, 0, 3, 2, 4])
+    assert vars(found) == {  # 1 - 6 · 4 / (5 · 24); tanh(atanh 0.8 ± 1.96 √((1 + 0.32) / 2))
         "rho": pytest.approx(0.8),
         "interval": pytest.approx([-0.45716, 0.99084], abs=1e-4),
         "n": 5,
     }
     x, y = [1, 1, 2, 3, 3, 3, 5.0], [4, 2, 2, 6, 7, 6, 1.0]
     tied: Any = rank_correlation(x, y)
-    assert tied["rho"] == pytest.approx(np.corrcoef(ranks(x), ranks(y))[0, 1])
+    assert tied.rho == pytest.approx(np.corrcoef(ranks(x), ranks(y))[0, 1])
     for sign in (1, -1):
         one: Any = rank_correlation([1, 2, 3, 4], [2 * sign, 3 * sign, 5 * sign, 9 * sign])
-        assert one["rho"] == pytest.approx(sign)
-        assert all(0 < abs(end) < 1 for end in one["interval"])
+        assert one.rho == pytest.approx(sign)
+        assert all(0 < abs(end) < 1 for end in one.interval)
     assert rank_correlation([1, 2, 3], [1, 2, 3]) is None
     assert rank_correlation([1, 2, 3, 4], [5, 5, 5, 5]) is None
 
 
 RISING = [0.1, 0.2, 0.4, 0.5, 0.8, 0.9]
-CHEAP = {"entropy": [k / 9 for k in range(6)], "dimension": [9 - k for k in range(6)]}
-PROBED: dict[str, Any] = {"tasks": {"t": {}, "u": {}}}
-PROBED["mean"] = PROBED["grid"] = [row([k], t="1" * k + "0" * (6 - k)) for k in range(6)]
+CHEAP = LayerScores(1, np.arange(6) / 9, 9.0 - np.arange(6))
+ROWS = [row([k], t="1" * k + "0" * (6 - k)) for k in range(6)]
+PROBED: Any = {"mean": Probes("mean", ROWS), "grid": Probes("grid", ROWS), "tasks": ["t", "u"]}
 
 
 def trained(folder: Path, *seeds: list[float], family: str = "t", layers: str = "012345") -> Path:
@@ -394,16 +402,16 @@ def trained(folder: Path, *seeds: list[float], family: str = "t", layers: str = 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_criteria_that_order_the_arms_as_training_does(sign: int, tmp_path: Path) -> None:
     rising = RISING[::sign]
-    report = validate(trained(tmp_path, rising), CHEAP, PROBED)
-    for scope in report["correlations"].values():
-        rho = {name: cell and round(cell["rho"], 9) for name, cell in scope.items()}
+    report = validate(trained(tmp_path, rising), CHEAP, **PROBED)
+    for scope in report.correlations.values():
+        rho = {name: cell and round(cell.rho, 9) for name, cell in scope.items()}
         assert (rho.pop("intrinsic dimension"), rho.pop("number of layers")) == (-sign, None)
         names = ("probes, mean tokens", "probes, grid", "matrix entropy", "depth")
         assert rho == dict.fromkeys(names, sign)
-    assert (report["families"], report["between_seeds"]) == (["t"], None)
-    assert report["within_families"]["t"]["rho"] == pytest.approx(sign)
-    again = validate(trained(tmp_path, RISING, rising), CHEAP, PROBED)
-    assert again["between_seeds"] == pytest.approx(sign)
+    assert (report.families, report.between_seeds) == (["t"], None)
+    assert vars(report.within_families["t"])["rho"] == pytest.approx(sign)
+    again = validate(trained(tmp_path, RISING, rising), CHEAP, **PROBED)
+    assert again.between_seeds == pytest.approx(sign)
 
 
 @pytest.mark.parametrize(
@@ -417,7 +425,7 @@ def test_criteria_that_order_the_arms_as_training_does(sign: int, tmp_path: Path
 )
 def test_studies_that_do_not_fit(options: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(LayerfuseError, match=message):
-        validate(trained(tmp_path, RISING, **options), CHEAP, PROBED)
+        validate(trained(tmp_path, RISING, **options), CHEAP, **PROBED)
 
 
 def first_pictures(problem: Problem, train: int, test: int) -> Problem:
@@ -447,10 +455,10 @@ def test_depth_profile_of_a_real_encoder(monkeypatch: pytest.MonkeyPatch) -> Non
     pictures = [*problem.train, *problem.test]
     features = probing.pooled(encoder, processor, pictures, grid=1, batch_size=8)
     layers = [[layer] for layer in range(13)]
-    rows = probing.probe_selections(problem, features, "mean", layers, seed=0)
+    rows = probing.probe_selections(problem, features, "mean", layers, seed=0).selections
     score = {}
     for task in problem.tasks:
-        accuracies = [row["tasks"][task.name]["accuracy"] for row in rows]
+        accuracies = [row.tasks[task.name].accuracy for row in rows]
         score[task.name] = np.array(accuracies)
     best = {name: values.max() for name, values in score.items()}
     assert score["texture"][0] < 0.5 < 0.95 <= score["texture"][2]

@@ -364,7 +364,7 @@ def test_layer_sentence():
 
 
 def test_up_to_24_arms_look_different():
-    looks = [tuple(plots.look(i).values()) for i in range(24)]
+    looks = [plots.look(i) for i in range(24)]
     assert len(set(looks)) == 24
 
 
@@ -374,8 +374,9 @@ def test_smooth_is_a_centred_mean():
 
 def test_plots_draw_what_they_are_given():
     ax = Figure().subplots()
-    arm = {"arm": "a", "index": 0, "score": 0.5, "interval": [0.4, 0.6], "seed_means": [0.45, 0.55]}
-    assert plots.plot_scores({"arms": [arm], "baseline": "a", "chance": 0.25}, ax) is ax
+    arm = plots.ArmResult("a", 0, plots.Share(0.5, [0.4, 0.6]), [0.45, 0.55], families={})
+    result = plots.StudyResult([arm], baseline="a", chance=0.25, family_chance={})
+    assert plots.plot_scores(result, ax) is ax
     drawn = [np.asarray(line.get_xdata()).tolist() for line in ax.lines]
     assert [40.0, 60.0] in drawn
     assert any(np.allclose(x, [45, 55]) for x in drawn if len(x) == 2)

@@ -11,6 +11,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.look.grouping import all_groups
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study.plan import runs
+from layerfuse.vision.layer_groups import groups_to_json
 from layerfuse.vision.selection import resolve_layer, select
 from tests.test_recipe import write
 
@@ -91,7 +92,7 @@ def similar(file: Path, depth: int, cuts: tuple[int, ...] = (4, 11)) -> Path:
     block = np.searchsorted(cuts, layers, side="right")
     similarity = np.equal.outer(block, block) * 1.0
     groups = all_groups(similarity, layers.tolist())
-    file.write_text(json.dumps({"depth": depth, "groups": groups}))
+    file.write_text(json.dumps({"depth": depth, "groups": groups_to_json(groups)}))
     return file
 
 

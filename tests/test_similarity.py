@@ -24,8 +24,11 @@ from layerfuse.look import similarity as verb
 from layerfuse.look.accumulate import LayerStatistics, grams, intrinsic_dimension, matrix_entropy
 from layerfuse.look.grouping import all_groups, best_count, medoid, silhouette, split
 from layerfuse.look.pictures import find_pictures
+from layerfuse.look.report_file import read_report
+from layerfuse.look.similarity_report import SimilarityReport
 from layerfuse.progress import Progress, silent
 from layerfuse.vision.features import Features
+from layerfuse.vision.layer_groups import groups_to_json
 from layerfuse.vision.selection import select
 from tests import tiny
 
@@ -55,7 +58,7 @@ def look(*given: Features, seed: int = 0, batch: int = 9999, found: Any = None) 
 
 
 def everything(found: LayerStatistics) -> dict[str, Any]:
-    return {**found.result(), **found.scores()}
+    return {**vars(found.result()), **vars(found.scores()), "mean": found.mean_tokens()}
 
 
 def hsic(x: np.ndarray, y: np.ndarray, biased: bool) -> float:
@@ -143,7 +146,7 @@ def test_scores_of_known_tokens() -> None:
 def test_blocks_are_weighted_by_their_pictures(images: int) -> None:
     """8 of 12 tokens each; the last block's 22 pictures count less, 3 are too few."""
     layers = random_layers(images, 12)
-    result = look(features(layers), seed=5).result()
+    result = vars(look(features(layers), seed=5).result())
     for name in CKA:
         used = [x[:128] if (images, name[:7]) == (131, "cka_ima") else x for x in layers]
         near(result[name], naive_cka(used, used, name, 5), atol=2e-4)
@@ -154,23 +157,23 @@ def test_unbiased_cka_does_not_depend_on_the_block(monkeypatch: pytest.MonkeyPat
     given, found = features(random_layers(2048, 2, 24)), []
     for block in (8, 64):
         monkeypatch.setattr(statistics, "BLOCK_IMAGES", block)
-        found.append(look(given).result())
+        found.append(vars(look(given).result()))
     near(found[0]["cka_images"], found[1]["cka_images"], atol=0.05)
     assert np.abs(found[0]["cka_images_biased"] - found[1]["cka_images_biased"]).max() > 0.2
 
 
 def test_invariances() -> None:
     layers = random_layers(20, 12)
-    found = look(features(layers)).result()
+    found = vars(look(features(layers)).result())
     rotation = torch.linalg.qr(torch.randn(10, 10))[0]
-    turned = look(features([layers[0] @ rotation, layers[1] * 100, *layers[2:]])).result()
-    mixed = look(features(layers).take(torch.randperm(20))).result()
+    turned = vars(look(features([layers[0] @ rotation, layers[1] * 100, *layers[2:]])).result())
+    mixed = vars(look(features(layers).take(torch.randperm(20))).result())
     for name in CKA:
         near(turned[name], found[name], atol=1e-4)
         near(mixed[name], found[name], atol=1e-4)
     near(mixed["cosine"], found["cosine"], rtol=1e-12)
     stretched = [x * (0.1 + 9 * torch.rand(20, 12, 1)) for x in layers]
-    near(look(features(stretched)).result()["cosine"], found["cosine"], atol=1e-6)
+    near(look(features(stretched)).result().cosine, found["cosine"], atol=1e-6)
 
 
 def test_batches_and_restored_states() -> None:
@@ -190,7 +193,7 @@ def test_batches_and_restored_states() -> None:
 
 def test_image_cka_is_pytorch_ckas() -> None:
     layers = random_layers(40, 6)
-    result = look(features(layers[:3]), features(layers[2:])).result()
+    result = vars(look(features(layers[:3]), features(layers[2:])).result())
     kernels = [grams([x.mean(dim=1) for x in part]) for part in (layers[:3], layers[2:])]
     for name, other in (("cka_images", kernels[0]), ("cross_images", kernels[1])):
         xy, xx, yy = (x.numpy() for x in published_hsic(kernels[0], other))
@@ -201,7 +204,8 @@ def test_cross_cka_of_two_encoders() -> None:
     first, other = features(random_layers(20, 15), (3, 5)), random_layers(20, 42, 7)[1:]
     maps = [x.mT.reshape(20, 7, 6, 7) for x in other]
     resized = [interpolate(x, size=(3, 5), mode="bilinear", antialias=True) for x in maps]
-    alone, crossed = look(first, first).result(), look(first, features(other, (6, 7))).result()
+    alone = vars(look(first, first).result())
+    crossed = vars(look(first, features(other, (6, 7))).result())
     for name in CKA:
         cross = name.replace("cka", "cross")
         near(alone[cross], alone[name], atol=1e-5)
@@ -214,15 +218,16 @@ def test_cross_cka_of_two_encoders() -> None:
 def test_a_constant_layer_is_undefined_and_the_others_are_not(value: float) -> None:
     layers = random_layers(8, 10)
     layers[2] = value * torch.rand(10) * (1 + 1e-7 * torch.randn(8, 10, 10))  # but for rounding
-    found, kept = look(features(layers)), look(features([layers[k] for k in (0, 1, 3)])).result()
+    found = look(features(layers))
+    kept = vars(look(features([layers[k] for k in (0, 1, 3)])).result())
     for name in ("cosine_centred", *CKA, *([] if value else ["cosine"])):
-        matrix = found.result()[name]
+        matrix = found.result().matrix(name)
         assert np.isnan([matrix[2], matrix[:, 2]]).all(), name
         near(np.delete(np.delete(matrix, 2, axis=0), 2, axis=1), kept[name], atol=1e-5)
         with pytest.raises(LayerfuseError, match=rf"{name} is undefined \(layers \[2\]\)"):
             verb.describe(found, name)
     if value:
-        report = json.loads(json.dumps(verb.describe(found), allow_nan=False))
+        report = json.loads(json.dumps(verb.describe(found).to_json(), allow_nan=False))
         assert report["cka_tokens"][2] == report["cosine_centred"][2] == [None] * 4
         assert (report["cosine"][2][2], report["entropy"][2]) == (1, 0)
 
@@ -231,8 +236,8 @@ def test_a_constant_layer_is_undefined_and_the_others_are_not(value: float) -> N
 def test_one_or_identical_pictures(images: int) -> None:
     layers = [x.expand(images, -1, -1) for x in random_layers(1, 30)]
     found = look(features(layers))
-    near(found.result()["cosine"], naive_cosine(layers), atol=1e-6)
-    report = json.loads(json.dumps(verb.describe(found, groups=2), allow_nan=False))
+    near(found.result().cosine, naive_cosine(layers), atol=1e-6)
+    report = json.loads(json.dumps(verb.describe(found, groups=2).to_json(), allow_nan=False))
     assert report["cka_images"] == [[None] * 4] * 4
     assert np.isfinite(np.array(report["cka_tokens"], dtype=float)).all()
     with pytest.raises(LayerfuseError, match="cka_images is undefined"):
@@ -283,10 +288,10 @@ def test_three_groups_of_clip_l_and_their_file(tmp_path: Path) -> None:
     assert s[12:20, 12:20].min() > 0.75
     assert 0.5 > s[12:20, 20:].max() > s[12:20, 20:].min() > 0.35 > 0.05 > s[:12, 20:].max()
     groups = all_groups(s, list(range(1, 25)))
-    widths = {int(k): g["silhouette"] or 0 for k, g in groups.items()}
+    widths = {k: g.silhouette or 0 for k, g in groups.items()}
     assert best_count(groups) == max(widths, key=lambda k: widths[k])
     file = tmp_path / "similarity.json"
-    file.write_text(json.dumps({"depth": 24, "groups": groups}))
+    file.write_text(json.dumps({"depth": 24, "groups": groups_to_json(groups)}))
     assert select(f"similarity:3@{file}", 24).groups == ((3,), (18,), (23,))
     expected = (tuple(range(1, 13)), tuple(range(13, 21)), tuple(range(21, 25)))
     assert select(f"similarity:3:groups@{file}", 24).groups == expected
@@ -355,7 +360,7 @@ def test_the_verb_writes_a_report_and_figures(
     widths = {int(k): g["silhouette"] for k, g in report["groups"].items() if 1 < int(k) < 4}
     assert report["chosen"] == max(widths, key=lambda k: widths[k])
     expected = all_groups(np.array(report["cka_tokens"])[1:, 1:], [1, 2, 3, 4])
-    assert report["groups"]["3"]["groups"] == expected["3"]["groups"]
+    assert report["groups"]["3"]["groups"] == expected[3].groups
 
 
 def test_three_pictures_can_be_compared_with_another_encoder(folder: Path) -> None:
@@ -383,8 +388,6 @@ def test_what_cannot_be_measured_writes_nothing(
 
 
 def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
-    from layerfuse.look.output import read_json
-
     (folder / "out").mkdir()
     (folder / "out" / "similarity.unfinished").write_bytes(b"cut")
     with pytest.raises(LayerfuseError, match=r"similarity\.unfinished is damaged .*: delete it"):
@@ -392,4 +395,4 @@ def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
 
     (tmp_path / "similarity.json").write_text('{"depth": 4, "gro')
     with pytest.raises(LayerfuseError, match=r"similarity\.json is damaged .*: delete it"):
-        read_json(tmp_path / "similarity.json")
+        read_report(tmp_path / "similarity.json", SimilarityReport.from_json)

@@ -4,12 +4,12 @@ Colours: Okabe and Ito's palette (2008), told apart with any common colour blind
 eight, markers and line styles change, so that no two arms look alike up to 24 arms. Text and axes
 are a mid grey that is legible on white and on dark paper, and figures have no background.
 
-`data` of every plot is plain JSON, since figures are drawn from the files of reports. Shares are in
-0..1 and shown in %.
+`data` of every plot is a value of its own type. Shares are in 0..1 and shown in %.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from layerfuse.errors import LayerfuseError
 
@@ -39,8 +38,6 @@ MARKERS = ("o", "s", "D")
 LINES = ("-", "--", ":")
 DASHED = (0, (4, 3))
 """Dashes of 4 line widths with gaps of 3."""
-TICKS = 14
-"""Layers that get a tick, at most."""
 
 # Any: matplotlib names the keys in a literal type of its own
 RC: dict[Any, Any] = {
@@ -107,22 +104,31 @@ def figure(stem: Path, width: float, height: float) -> Iterator[Figure]:
             raise LayerfuseError(f"the figure {stem} cannot be written: {error}") from error
 
 
-def look(index: int) -> dict[str, str]:
+@dataclass(frozen=True)
+class Look:
+    """How the marks of an arm look, in matplotlib's terms."""
+
+    color: str
+    marker: str
+    line_style: str
+
+
+def look(index: int) -> Look:
     """Give the look of an arm.
 
     Args:
         index: place of the arm in its study.
 
     Returns:
-        Its `color`, `marker` and line style `ls`, as matplotlib names them.
+        Its colour, marker and line style.
     """
     # Colours come round first, so that up to eight arms differ by colour alone
     turn = index // len(PALETTE) % len(MARKERS)
-    return {
-        "color": PALETTE[index % len(PALETTE)],
-        "marker": MARKERS[turn],
-        "ls": LINES[turn],
-    }
+    return Look(
+        color=PALETTE[index % len(PALETTE)],
+        marker=MARKERS[turn],
+        line_style=LINES[turn],
+    )
 
 
 def smooth(values: Sequence[float], width: int) -> np.ndarray:
@@ -143,60 +149,125 @@ def smooth(values: Sequence[float], width: int) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
-def plot_losses(data: dict, ax: Axes) -> Axes:
+@dataclass(frozen=True)
+class LossCurve:
+    """The training loss of one run in one stage.
+
+    Attributes:
+        arm: its name.
+        index: place of the arm in the study, which decides its look.
+        points: step and loss; none where the run skips the stage.
+    """
+
+    arm: str
+    index: int
+    points: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class StageLosses:
+    """The losses of all runs in one stage, which has a name."""
+
+    stage: str
+    curves: list[LossCurve]
+
+
+def plot_losses(data: StageLosses, ax: Axes) -> Axes:
     """Plot the training loss of one stage: raw faint, smoothed strong, one line a run.
 
     Args:
-        data: `stage`, its name, and `curves`, each with its `arm`, the arm's `index` (place in the
-            study, which decides the colour) and `points`, pairs of step and loss.
+        data: of one stage.
         ax: where it is drawn.
 
     Returns:
         `ax`.
     """
-    for curve in data["curves"]:
+    for curve in data.curves:
         # A run that skips the stage has no points
-        if not curve["points"]:
+        if not curve.points:
             continue
-        steps = [step for step, _ in curve["points"]]
-        losses = [loss for _, loss in curve["points"]]
-        style = look(curve["index"])
-        ax.plot(steps, losses, color=style["color"], alpha=0.13, lw=0.7)
+        steps = [step for step, _ in curve.points]
+        losses = [loss for _, loss in curve.points]
+        style = look(curve.index)
+        ax.plot(steps, losses, color=style.color, alpha=0.13, lw=0.7)
         window = max(3, len(losses) // 12)
         ax.plot(
             steps,
             smooth(losses, window),
-            color=style["color"],
-            ls=style["ls"],
+            color=style.color,
+            ls=style.line_style,
             lw=1.5,
-            label=curve["arm"],
+            label=curve.arm,
         )
-    ax.set(xlabel=f"step of {data['stage']}", ylabel="loss")
+    ax.set(xlabel=f"step of {data.stage}", ylabel="loss")
     return ax
 
 
-def plot_scores(data: dict, ax: Axes) -> Axes:
+@dataclass(frozen=True)
+class Share:
+    """A share of right answers, and its 95 % interval [low, high]."""
+
+    score: float
+    interval: list[float]
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What one arm scored.
+
+    Attributes:
+        arm: its name.
+        index: place of the arm in the study, which decides its look.
+        mean: over the families.
+        seed_means: the mean of each run.
+        families: by family.
+    """
+
+    arm: str
+    index: int
+    mean: Share
+    seed_means: list[float]
+    families: dict[str, Share]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study's arms scored.
+
+    Attributes:
+        arms: the best first.
+        baseline: the name of an arm.
+        chance: what guessing scores, mean over the families.
+        family_chance: what guessing scores, by family.
+    """
+
+    arms: list[ArmResult]
+    baseline: str
+    chance: float
+    family_chance: dict[str, float]
+
+
+def plot_scores(data: StudyResult, ax: Axes) -> Axes:
     """Plot the mean score per arm with its item interval, a dot per seed, blind guessing dashed.
 
     Args:
-        data: `arms`, the best first, each with its name `arm`, `index` (place in the study),
-            `score`, `interval` and `seed_means`; `baseline`, the name of an arm; `chance`.
+        data: of a study.
         ax: where it is drawn.
 
     Returns:
         `ax`.
     """
     names = []
-    for row, arm in enumerate(data["arms"]):
+    for row, arm in enumerate(data.arms):
         _plot_arm_score(arm, row, ax)
-        name = arm["arm"]
-        if name == data["baseline"]:
+        name = arm.arm
+        if name == data.baseline:
             # A thin line lets every arm be compared with the baseline
-            ax.axvline(100 * arm["score"], color=FAINT, lw=1, zorder=0)
+            ax.axvline(100 * arm.mean.score, color=FAINT, lw=1, zorder=0)
             name += " (baseline)"
         names.append(name)
 
-    chance = 100 * data["chance"]
+    chance = 100 * data.chance
     ax.axvline(chance, color=INK, lw=1, ls=DASHED, zorder=0)
     ax.annotate(
         "chance",
@@ -214,34 +285,34 @@ def plot_scores(data: dict, ax: Axes) -> Axes:
     return ax
 
 
-def _plot_arm_score(arm: dict, row: int, ax: Axes) -> None:
+def _plot_arm_score(arm: ArmResult, row: int, ax: Axes) -> None:
     """One row of `plot_scores`: interval, seeds below it, and the score on top of both."""
-    style = look(arm["index"])
-    color = style["color"]
-    interval = [100 * end for end in arm["interval"]]
+    style = look(arm.index)
+    color = style.color
+    interval = [100 * end for end in arm.mean.interval]
     ax.plot(interval, [row, row], color=color, lw=4, alpha=0.35)
-    seeds = [100 * mean for mean in arm["seed_means"]]
+    seeds = [100 * mean for mean in arm.seed_means]
     seed_rows = [row + 0.24] * len(seeds)
     ax.plot(seeds, seed_rows, "o", ms=4, mfc="none", mec=color, mew=0.9)
-    ax.plot(100 * arm["score"], row, style["marker"], color=color, ms=7.5, zorder=3)
+    ax.plot(100 * arm.mean.score, row, style.marker, color=color, ms=7.5, zorder=3)
 
 
-def plot_families(data: dict, ax: Axes) -> Axes:
+def plot_families(data: StudyResult, ax: Axes) -> Axes:
     """Plot the score per family: a marker per arm with its interval, blind guessing as a tick.
 
     Args:
-        data: `families`, their names; `arms`, each with its name `arm`, `index` (place in the
-            study) and `families`, by name the `score` and its `interval`; `chance` by family.
+        data: of a study.
         ax: where it is drawn.
 
     Returns:
         `ax`.
     """
-    for position, family in enumerate(data["families"]):
+    families = list(data.family_chance)
+    for position, family in enumerate(families):
         # Every other family gets a band, so that markers are seen to belong to one
         if position % 2 == 0:
             ax.axvspan(position - 0.5, position + 0.5, color=FAINT, alpha=0.09, lw=0, zorder=0)
-        chance = 100 * data["chance"][family]
+        chance = 100 * data.family_chance[family]
         ends = [position - 0.42, position + 0.42]
         (tick,) = ax.plot(ends, [chance, chance], color=INK, lw=1.2, ls=DASHED, zorder=1)
         # The legend names it once
@@ -249,148 +320,27 @@ def plot_families(data: dict, ax: Axes) -> Axes:
             tick.set_label("chance")
 
     # Arms stand side by side within the middle 0.76 of a family's band
-    count = len(data["arms"])
+    count = len(data.arms)
     offsets = (np.arange(count) - (count - 1) / 2) * 0.76 / count
     # Thinner and smaller the more there are, so that they do not touch
     line_width = max(1.0, 3.2 - count / 8)
     marker_size = max(3.0, 6.2 - count / 8)
-    for arm, offset in zip(data["arms"], offsets, strict=True):
+    for arm, offset in zip(data.arms, offsets, strict=True):
         scores = []
         lows = []
         highs = []
-        for family in data["families"]:
-            cell = arm["families"][family]
-            low, high = cell["interval"]
-            scores.append(100 * cell["score"])
+        for family in families:
+            share = arm.families[family]
+            low, high = share.interval
+            scores.append(100 * share.score)
             lows.append(100 * low)
             highs.append(100 * high)
         x = np.arange(len(scores)) + offset
-        style = look(arm["index"])
-        color = style["color"]
+        style = look(arm.index)
+        color = style.color
         ax.vlines(x, lows, highs, color=color, lw=line_width, alpha=0.4)
-        ax.plot(x, scores, style["marker"], color=color, ms=marker_size, label=arm["arm"])
-    ax.set_xticks(range(len(data["families"])), data["families"])
-    ax.set(xlim=(-0.5, len(data["families"]) - 0.5), ylabel="% right")
+        ax.plot(x, scores, style.marker, color=color, ms=marker_size, label=arm.arm)
+    ax.set_xticks(range(len(families)), families)
+    ax.set(xlim=(-0.5, len(families) - 0.5), ylabel="% right")
     ax.grid(axis="x", visible=False)
-    return ax
-
-
-def plot_matrix(data: dict, ax: Axes) -> Axes:
-    """Plot the similarity of layers as a heat map, groups of layers framed.
-
-    Args:
-        data: `matrix`, whose rows and columns are layers 0, 1, ... (None: undefined); `title`,
-            `xlabel` and `ylabel`; `groups`, each a list of neighbouring layers.
-        ax: where it is drawn.
-
-    Returns:
-        `ax`.
-    """
-    matrix = np.array(data["matrix"], dtype=float)
-    if np.isnan(matrix).all():
-        ax.set_title(f"{data['title']}: undefined", fontsize=10, loc="left")
-        ax.set_axis_off()
-        return ax
-    # Colours mean the same in all figures, unless similarities are negative
-    lowest = min(0.0, float(np.nanmin(matrix)))
-    image = ax.imshow(matrix, cmap="magma", vmin=lowest, vmax=1)
-    for group in data["groups"]:
-        # Cells are centred on whole numbers, so their edges are halves
-        edge = group[0] - 0.5
-        # The white rim makes the frame visible on every colour of the map
-        for color, width in (("white", 2.4), (PALETTE[0], 1.2)):
-            ax.add_patch(_frame(edge, edge, len(group), color, width))
-
-    rows, columns = matrix.shape
-    step = -(-rows // TICKS)
-    ax.set(
-        xticks=range(0, columns, step),
-        yticks=range(0, rows, step),
-        xlabel=data["xlabel"],
-        ylabel=data["ylabel"],
-    )
-    ax.grid(visible=False)
-    ax.set_title(data["title"], fontsize=10, loc="left")
-    bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
-    bar.outline.set_visible(False)
-    return ax
-
-
-def _frame(left: float, top: float, side: float, color: str, line_width: float) -> Rectangle:
-    """A square without filling."""
-    return Rectangle((left, top), side, side, fill=False, ec=color, lw=line_width)
-
-
-def plot_tasks(data: dict, ax: Axes) -> Axes:
-    """Plot tasks by layers as a heat map of score / best, the best cell of each task framed.
-
-    Args:
-        data: `tasks`, their names; `rows`, one a layer or selection, each with its `name` and
-            `tasks`, by name the `accuracy` and what is `relative` to the task's best layer.
-        ax: where it is drawn.
-
-    Returns:
-        `ax`.
-    """
-    # Tasks are rows here, layers are columns
-    tasks = list(data["tasks"])
-    columns = [row["name"] for row in data["rows"]]
-    relative = np.zeros((len(tasks), len(columns)))
-    scores = np.zeros_like(relative)
-    for row, task in enumerate(tasks):
-        for column, layer in enumerate(data["rows"]):
-            cell = layer["tasks"][task]
-            relative[row, column] = cell["relative"]
-            scores[row, column] = 100 * cell["accuracy"]
-
-    # Combinations can exceed the best single layer, which is 1
-    ax.imshow(relative, cmap="magma", vmin=0.0, vmax=1.1, aspect="auto")
-    for row, column in np.ndindex(*scores.shape):
-        # The map is dark below and light above
-        ink = "white"
-        if relative[row, column] > 0.65:
-            ink = "black"
-        number = f"{scores[row, column]:.0f}"
-        ax.text(column, row, number, ha="center", va="center", fontsize=8, color=ink)
-    for row, best in enumerate(scores.argmax(axis=1)):
-        ax.add_patch(_frame(best - 0.5, row - 0.5, 1, PALETTE[0], 2))
-    ax.set_xticks(range(len(columns)), columns, rotation=25)
-    ax.set_yticks(range(len(tasks)), tasks)
-    ax.grid(visible=False)
-    return ax
-
-
-def plot_depth(data: dict, ax: Axes) -> Axes:
-    """Plot score / best against depth, a line a task, with intervals and a ring at the best layer.
-
-    Args:
-        data: as for `plot_tasks`, with `layers` of every row and the `interval` of the accuracy;
-            rows of several layers are left out.
-        ax: where it is drawn.
-
-    Returns:
-        `ax`.
-    """
-    singles = [row for row in data["rows"] if len(row["layers"]) == 1]
-    layers = [row["layers"][0] for row in singles]
-    for index, task in enumerate(data["tasks"]):
-        cells = [row["tasks"][task] for row in singles]
-        # Where no layer reads the task, everything is 0
-        best_accuracy = max(cell["accuracy"] for cell in cells) or 1.0
-        relative = []
-        lows = []
-        highs = []
-        for cell in cells:
-            low, high = cell["interval"]
-            relative.append(cell["relative"])
-            lows.append(low / best_accuracy)
-            highs.append(high / best_accuracy)
-        style = look(index)
-        color = style["color"]
-        ax.fill_between(layers, lows, highs, color=color, alpha=0.12)
-        (line,) = ax.plot(layers, relative, label=task, ms=4, lw=1.6)
-        line.set(**style)
-        best = int(np.argmax(relative))
-        ax.plot(layers[best], relative[best], "o", ms=10, mfc="none", mec=color)
-    ax.set(xticks=layers, xlabel="layer", ylabel="score / best layer's score")
     return ax

@@ -13,7 +13,6 @@ grows towards 1 as a block has fewer examples than dimensions.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.look.similarity_report import LayerScores, LayerSimilarity
 from layerfuse.vision.features import Features
 
 BLOCK_IMAGES = 64
@@ -219,34 +219,17 @@ class LayerStatistics:
                 block.tokens = list(tokens)
                 block.means = list(means)
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> LayerSimilarity:
         """Compute the matrices from the sums; the unfinished block counts as it is.
 
         Returns:
-            By name, with L layers of the first encoder, M of the others, and width D:
-
-            * `images`: the number of pictures.
-            * `cosine`, `cosine_centred` (L, L): mean cosine, of tokens and of tokens without each
-              layer's mean; `cosine_centred_error`: the latter's largest standard error.
-            * `norm` (L,), `mean` (L, D): mean norm and mean token.
-            * `cka_tokens`, `cka_images` (L, L): CKA among the first encoder's layers, and
-              `cross_tokens`, `cross_images` (L, M) with those of the others; all unbiased, and
-              biased with the suffix `_biased`.
-
-            An entry is NaN where it is undefined: a layer that does not vary, or too few examples.
+            How alike the layers of the first encoder are, and those of the others.
         """
         # The last block may be smaller
         if self.blocks[0].means:
             self._finish_block()
         cosine = (self.sums["cosine"] / self.done).numpy()
         norm = (self.sums["norm"] / self.done).numpy()
-        mean = (self.sums["mean"] / self.done).numpy()
-        result: dict[str, Any] = {
-            "images": self.done,
-            "cosine": cosine,
-            "norm": norm,
-            "mean": mean,
-        }
         # A layer whose tokens are all zero has no direction
         zero = np.diag(cosine) == 0
         cosine[zero] = np.nan
@@ -254,30 +237,51 @@ class LayerStatistics:
 
         # The layers of the other encoders follow those of the first
         first = len(norm)
+        among = {}
+        across = {}
         for examples in EXAMPLES:
             for suffix in ESTIMATORS:
                 whole = self._cka(examples, suffix)
-                result[f"cka_{examples}{suffix}"] = whole[:first, :first]
-                result[f"cross_{examples}{suffix}"] = whole[:first, first:]
+                among[examples + suffix] = whole[:first, :first]
+                across[examples + suffix] = whole[:first, first:]
         centred, error = self._centred_cosine()
-        result["cosine_centred"] = centred
-        result["cosine_centred_error"] = error
-        return result
+        return LayerSimilarity(
+            images=self.done,
+            cosine=cosine,
+            norm=norm,
+            cka_tokens=among["tokens"],
+            cross_tokens=across["tokens"],
+            cka_tokens_biased=among["tokens_biased"],
+            cross_tokens_biased=across["tokens_biased"],
+            cka_images=among["images"],
+            cross_images=across["images"],
+            cka_images_biased=among["images_biased"],
+            cross_images_biased=across["images_biased"],
+            cosine_centred=centred,
+            cosine_centred_error=error,
+        )
 
-    def scores(self) -> dict[str, Any]:
+    def mean_tokens(self) -> np.ndarray:
+        """Compute the mean token of each layer of the first encoder.
+
+        Returns:
+            (L, D).
+        """
+        return (self.sums["mean"] / self.done).numpy()
+
+    def scores(self) -> LayerScores:
         """Compute the training-free scores of the first encoder's layers from the kept tokens.
 
         Returns:
-            `kept_tokens`, their number, and a list with a value per layer for `entropy`
-            (`matrix_entropy`) and `dimension` (`intrinsic_dimension`).
+            What `matrix_entropy` and `intrinsic_dimension` say of each layer.
         """
         # Pictures do not matter here: all kept tokens of a layer are one sample
         tokens = torch.cat(self.token_blocks, dim=1).float()
-        return {
-            "kept_tokens": tokens.shape[1],
-            "entropy": [matrix_entropy(layer) for layer in tokens],
-            "dimension": [intrinsic_dimension(layer) for layer in tokens],
-        }
+        return LayerScores(
+            kept_tokens=tokens.shape[1],
+            entropy=np.array([matrix_entropy(layer) for layer in tokens]),
+            dimension=np.array([intrinsic_dimension(layer) for layer in tokens]),
+        )
 
     def _cka(self, examples: str, suffix: str) -> np.ndarray:
         """CKA between all layers of all encoders; NaN without a block that was large enough."""

@@ -2,19 +2,11 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypedDict
 
 import numpy as np
 
 from layerfuse.errors import LayerfuseError
-
-
-class Groups(TypedDict):
-    """The best groups for one count, as they stand in `similarity.json`."""
-
-    groups: list[list[int]]
-    representatives: list[int]
-    silhouette: float | None
+from layerfuse.vision.layer_groups import LayerGroups
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ def silhouette(similarity: np.ndarray, groups: list[list[int]]) -> float:
     return float(silhouette_score(distance, labels, metric="precomputed"))
 
 
-def all_groups(similarity: np.ndarray, layers: list[int]) -> dict[str, Groups]:
+def all_groups(similarity: np.ndarray, layers: list[int]) -> dict[int, LayerGroups]:
     """Find the best groups for each count of groups.
 
     Args:
@@ -142,38 +134,40 @@ def all_groups(similarity: np.ndarray, layers: list[int]) -> dict[str, Groups]:
         layers: the n layers, ascending.
 
     Returns:
-        The groups by their count as text (the keys of a JSON object), "1" first. The silhouette is
-        None where it is undefined: for a single group, and for groups of one layer each.
+        The groups by their count, 1 first. The silhouette is None where it is undefined: for a
+        single group, and for groups of one layer each.
 
     Raises:
         LayerfuseError: the similarity has undefined entries.
     """
-    groups_by_count: dict[str, Groups] = {}
+    groups_by_count = {}
     for count in range(1, len(layers) + 1):
         parts = split(similarity, count)
         width = None
         if 1 < count < len(layers):
             width = silhouette(similarity, parts)
-        groups_by_count[str(count)] = {
-            "groups": [layers[part[0] : part[-1] + 1] for part in parts],
-            "representatives": [layers[medoid(similarity, part)] for part in parts],
-            "silhouette": width,
-        }
+        groups_by_count[count] = LayerGroups(
+            groups=[layers[part[0] : part[-1] + 1] for part in parts],
+            representatives=[layers[medoid(similarity, part)] for part in parts],
+            silhouette=width,
+        )
     return groups_by_count
 
 
-def best_count(groups: dict[str, Groups]) -> int:
+def best_count(groups_by_count: dict[int, LayerGroups]) -> int:
     """Find the number of groups with the widest mean silhouette.
 
     Args:
-        groups: those of `all_groups`.
+        groups_by_count: those of `all_groups`.
 
     Returns:
         The number, the smaller of equals; 1 if no silhouette is defined.
     """
-    widest_count, widest = 1, -np.inf
-    for count in sorted(map(int, groups)):
-        width = groups[str(count)]["silhouette"]
+    widest_count = 1
+    widest = -np.inf
+    for count in sorted(groups_by_count):
+        width = groups_by_count[count].silhouette
         if width is not None and width > widest:
-            widest_count, widest = count, width
+            widest_count = count
+            widest = width
     return widest_count

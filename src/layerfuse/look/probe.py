@@ -1,7 +1,7 @@
 """What each layer knows: a linear probe per layer, task and kind of features."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,16 @@ from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES
-from layerfuse.look.output import draw_probe, probe_table
+from layerfuse.look.figures import draw_probe
+from layerfuse.look.output import probe_table
 from layerfuse.look.pictures import batches, require_look
+from layerfuse.look.probe_report import (
+    ProbedSelection,
+    ProbedTask,
+    ProbeReport,
+    Probes,
+    TaskReading,
+)
 from layerfuse.look.similarity import FILE, look_folder, make_folder
 from layerfuse.look.tasks import Problem, Task, find_tasks, task_names
 from layerfuse.model.pretrained import load_image_processor
@@ -29,6 +37,7 @@ GRID_SIDE = 4
 """Cells along each side of the grid, by default."""
 FEATURES = {"mean": slice(1), "grid": slice(1, None)}
 """Where `pooled` holds the mean patch token, and the patch tokens average-pooled to a grid."""
+PROBE_FILE = "probe.json"
 RESAMPLES = 1000
 """Draws of a bootstrap."""
 NOT_ASKED = "-"
@@ -42,6 +51,7 @@ def pooled(
     encoder: Encoder,
     processor: Any,
     pictures: Sequence[Picture],
+    *,
     grid: int,
     batch_size: int,
     progress: Progress = silent,
@@ -152,29 +162,43 @@ def probe(
     with progress_bar(console) as bar:
         progress = shown_on(bar)
         pictures = [*problem.train, *problem.test]
-        features = pooled(tower, processor, pictures, grid, batch_size, progress)
-        mean_rows = probe_selections(problem, features, "mean", selections, seed, progress)
-        grid_rows = probe_selections(problem, features, "grid", selections, seed, progress)
-    described_tasks = {}
+        features = pooled(
+            tower,
+            processor,
+            pictures,
+            grid=grid,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        probes = {}
+        for kind in FEATURES:
+            probes[kind] = probe_selections(
+                problem,
+                features,
+                kind,
+                selections,
+                seed=seed,
+                progress=progress,
+            )
+    probed_tasks = {}
     for task in problem.tasks:
-        described_tasks[task.name] = {"chance": task.chance, "classes": task.classes}
-
-    report: dict[str, Any] = {
-        "encoder": encoder,
-        "depth": tower.layers[-1],
-        "source": data,
-        "test": test,
-        "asked": tasks,
-        "grid": grid_rows,
-        "grid_side": grid,
-        "dtype": dtype,
-        "seed": seed,
-        "train_pictures": len(problem.train),
-        "test_pictures": len(problem.test),
-        "tasks": described_tasks,
-        "left_out": problem.left_out,
-        "mean": mean_rows,
-    }
+        probed_tasks[task.name] = ProbedTask(chance=task.chance, classes=task.classes)
+    report = ProbeReport(
+        encoder=encoder,
+        depth=tower.layers[-1],
+        source=data,
+        test=test,
+        asked=tasks,
+        grid_side=grid,
+        dtype=dtype,
+        seed=seed,
+        train_pictures=len(problem.train),
+        test_pictures=len(problem.test),
+        tasks=probed_tasks,
+        left_out=problem.left_out,
+        mean=probes["mean"],
+        grid=probes["grid"],
+    )
     return _publish(report, folder, console)
 
 
@@ -194,15 +218,14 @@ def _selections(
     return selections
 
 
-def _publish(report: dict[str, Any], folder: Path, console: Console) -> Path:
+def _publish(report: ProbeReport, folder: Path, console: Console) -> Path:
     """Write figures and `probe.json`, whose path it returns, and print the tables."""
-    for kind in FEATURES:
-        shown = {**report, "features": kind, "rows": report[kind]}
-        draw_probe(shown, folder / f"probe-{kind}")
-        probe_table(shown, console)
-    file = folder / "probe.json"
-    write_text(file, json.dumps(report) + "\n")
-    for name, reason in report["left_out"].items():
+    for probes in (report.mean, report.grid):
+        draw_probe(probes, folder / f"probe-{probes.kind}")
+        probe_table(report, probes, console)
+    file = folder / PROBE_FILE
+    write_text(file, json.dumps(report.to_json()) + "\n")
+    for name, reason in report.left_out.items():
         console.print(f"not probed: {name} ({reason})", soft_wrap=True)
     console.print(f"probe: {file}", soft_wrap=True)
     return file
@@ -236,9 +259,10 @@ def probe_selections(
     features: np.ndarray,
     kind: str,
     selections: Sequence[list[int]],
+    *,
     seed: int,
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
+) -> Probes:
     """Probe selections of layers on all tasks.
 
     Args:
@@ -250,14 +274,14 @@ def probe_selections(
         progress: told of every selection.
 
     Returns:
-        What `probe_layers` gives for each, with scores as shares of the best single layer's.
+        What `probe_layers` gives for each.
     """
     cells = features[:, :, FEATURES[kind]]
-    rows = []
+    probed = []
     for done, layers in enumerate(selections, start=1):
-        rows.append(probe_layers(problem, cells, layers, seed))
+        probed.append(probe_layers(problem, cells, layers, seed))
         progress(f"probing {kind} features", done, len(selections))
-    return relative_to_best(rows)
+    return Probes(kind=kind, selections=probed)
 
 
 def probe_layers(
@@ -265,7 +289,7 @@ def probe_layers(
     features: np.ndarray,
     layers: list[int],
     seed: int,
-) -> dict[str, Any]:
+) -> ProbedSelection:
     """Probe all tasks on the features of some layers, side by side.
 
     Args:
@@ -275,33 +299,30 @@ def probe_layers(
         seed: of the resamples.
 
     Returns:
-        A row of `probe.json`: `name` and `layers`; by task `accuracy`, its 95 % `interval`, and
-        `hits`, a character for each test picture (1 right, 0 wrong, - not asked); the `mean`
-        accuracy over tasks with its bootstrap `interval`.
+        What is read of each task, and their mean.
     """
     # Every cell of every layer is a feature of its own: (pictures, layers * cells * D)
     flat = [features[layer].reshape(features.shape[1], -1) for layer in layers]
     x = np.concatenate(flat, axis=1).astype(np.float32)
     train_count = len(problem.train)
-    cells: dict[str, Any] = {}
+    readings = {}
     for task in problem.tasks:
         hits = classify(task, x[:train_count], x[train_count:])
         asked = hits[~np.isnan(hits)]
-        cells[task.name] = {
-            "accuracy": float(asked.mean()),
-            "interval": wilson_interval(asked),
-            "hits": _as_text(hits),
-        }
+        readings[task.name] = TaskReading(
+            accuracy=float(asked.mean()),
+            interval=wilson_interval(asked),
+            hits=_as_text(hits),
+        )
 
-    accuracies = [cell["accuracy"] for cell in cells.values()]
-    draws = bootstrap(cells, list(cells), seed)
-    return {
-        "name": "+".join(map(str, layers)),
-        "layers": layers,
-        "tasks": cells,
-        "mean": float(np.mean(accuracies)),
-        "interval": np.percentile(draws, [2.5, 97.5]).tolist(),
-    }
+    accuracies = [reading.accuracy for reading in readings.values()]
+    draws = bootstrap(readings, list(readings), seed)
+    return ProbedSelection(
+        layers=layers,
+        tasks=readings,
+        mean=float(np.mean(accuracies)),
+        interval=np.percentile(draws, [2.5, 97.5]).tolist(),
+    )
 
 
 def _as_text(hits: np.ndarray) -> str:
@@ -326,11 +347,15 @@ def _as_numbers(hits: str) -> list[float]:
     return numbers
 
 
-def bootstrap(cells: dict[str, Any], tasks: list[str], seed: int) -> np.ndarray:
+def bootstrap(
+    readings: Mapping[str, TaskReading],
+    tasks: Sequence[str],
+    seed: int,
+) -> np.ndarray:
     """Resample the mean accuracy over tasks by drawing test pictures.
 
     Args:
-        cells: by task, what `probe_layers` says.
+        readings: what probes read, by task.
         tasks: those that count.
         seed: equal seeds draw equal pictures, whatever the layers and tasks.
 
@@ -338,7 +363,7 @@ def bootstrap(cells: dict[str, Any], tasks: list[str], seed: int) -> np.ndarray:
         (RESAMPLES,), each in 0..1.
     """
     # (tasks, pictures) -> (pictures, tasks)
-    table = np.array([_as_numbers(cells[task]["hits"]) for task in tasks]).T
+    table = np.array([_as_numbers(readings[task].hits) for task in tasks]).T
     count = len(table)
     # How often each picture is drawn: (RESAMPLES, pictures)
     random = np.random.default_rng(seed)
@@ -397,31 +422,3 @@ def wilson_interval(hits: np.ndarray) -> list[float]:
     test = binomtest(int(hits.sum()), len(hits))
     interval = test.proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
-
-
-def relative_to_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give each accuracy also as a share of the task's best single layer (paper 3, Fig. 3).
-
-    Args:
-        rows: what `probe_layers` gives, single layers among them.
-
-    Returns:
-        The rows, with `relative` for each task; 0 where no single layer reads the task.
-    """
-    best: dict[str, float] = {}
-    for row in rows:
-        if len(row["layers"]) > 1:
-            continue
-        for name, cell in row["tasks"].items():
-            best[name] = max(best.get(name, 0.0), cell["accuracy"])
-
-    completed_rows = []
-    for row in rows:
-        cells = {}
-        for name, cell in row["tasks"].items():
-            relative = 0.0
-            if best[name] > 0:
-                relative = cell["accuracy"] / best[name]
-            cells[name] = {**cell, "relative": relative}
-        completed_rows.append({**row, "tasks": cells})
-    return completed_rows

@@ -11,14 +11,19 @@ import yaml
 from rich.console import Console
 
 from layerfuse.files import write_text
-from layerfuse.look.output import ranking_words, read_json, validation_words
+from layerfuse.look.output import ranking_words, validation_words
 from layerfuse.look.pictures import require_look
-from layerfuse.look.probe import GRID_SIDE, RESAMPLES, bootstrap, probe
+from layerfuse.look.probe import GRID_SIDE, PROBE_FILE, RESAMPLES, bootstrap, probe
+from layerfuse.look.probe_report import ProbedSelection, ProbeReport, Probes
+from layerfuse.look.recommendation import RankedSelection, Recommendation
+from layerfuse.look.report_file import read_report, saved_report
 from layerfuse.look.similarity import FILE, look_folder, similarity
+from layerfuse.look.similarity_report import LayerScores, SimilarityReport
 from layerfuse.look.tasks import task_names
 from layerfuse.look.validation import trained_scores, validate
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.vision.encoder import load_vision_config
+from layerfuse.vision.layer_groups import LayerGroups
 from layerfuse.vision.selection import select
 
 SHOWN = 6
@@ -90,15 +95,32 @@ def recommend(
     if recipe is not None:
         load_recipe(recipe)
 
-    look = _saved(folder / FILE, encoder=encoder, source=images, dtype=dtype, limit=None)
+    look = saved_report(
+        folder / FILE,
+        SimilarityReport.from_json,
+        encoder=encoder,
+        source=images,
+        dtype=dtype,
+        limit=None,
+    )
     if look is None:
-        look = read_json(similarity(encoder, images, dtype=dtype, output=folder, console=console))
+        file = similarity(encoder, images, dtype=dtype, output=folder, console=console)
+        look = read_report(file, SimilarityReport.from_json)
 
-    candidates = _candidates(look, depth)
+    measured = look.measured
+    candidates = _candidates(measured.groups, depth)
     # A probe measures every single layer anyway, combinations must be asked for
     combinations = [layers for layers in [*candidates, *trained] if len(layers) > 1]
     asked = task_names(tasks)
-    probes = _saved_probes(folder, encoder=encoder, source=data, test=test, dtype=dtype)
+    probes = saved_report(
+        folder / PROBE_FILE,
+        ProbeReport.from_json,
+        encoder=encoder,
+        source=data,
+        test=test,
+        dtype=dtype,
+        grid_side=GRID_SIDE,
+    )
     if probes is None or not _answers(probes, asked, combinations):
         file = probe(
             encoder,
@@ -110,24 +132,31 @@ def recommend(
             output=folder,
             console=console,
         )
-        probes = read_json(file)
-    names = asked or list(probes["tasks"])
-    ranking = rank(look, probes, candidates, names)
-    report: dict[str, Any] = {"encoder": encoder, "tasks": names, "ranking": ranking}
+        probes = read_report(file, ProbeReport.from_json)
+
+    names = asked or list(probes.tasks)
+    ranking = rank(
+        probes.mean,
+        candidates,
+        names,
+        scores=measured.scores,
+        groups=measured.chosen_groups.groups,
+        seed=probes.seed,
+    )
     ranking_words(ranking[:SHOWN], console)
+    validation = None
     if against is not None:
-        report["validation"] = _validated(against, look, probes, names)
-        validation_words(report["validation"], console)
-    return write_recommendation(folder, report, recipe, console)
-
-
-def _validated(
-    study: Path, look: dict[str, Any], probes: dict[str, Any], names: list[str]
-) -> dict[str, Any]:
-    """How well the criteria rank the selections that a study trained, over these tasks."""
-    # Saved probes may hold more tasks than are asked for now
-    chosen_tasks = {name: probes["tasks"][name] for name in names}
-    return validate(study, look, {**probes, "tasks": chosen_tasks})
+        validation = validate(
+            against,
+            measured.scores,
+            mean=probes.mean,
+            grid=probes.grid,
+            # Saved probes may hold more tasks than are asked for now
+            tasks=names,
+        )
+        validation_words(validation, console)
+    recommendation = Recommendation(encoder, names, ranking, validation)
+    return write_recommendation(folder, recommendation, recipe, console)
 
 
 def _trained_selections(study: Path | None, depth: int) -> list[list[int]]:
@@ -142,44 +171,28 @@ def _trained_selections(study: Path | None, depth: int) -> list[list[int]]:
     return selections
 
 
-def _saved(file: Path, **expected: Any) -> dict[str, Any] | None:
-    """What was measured before, if it was measured as expected."""
-    if not file.exists():
-        return None
-    report = read_json(file)
-    for key, value in expected.items():
-        if report.get(key) != value:
-            return None
-    return report
-
-
-def _saved_probes(folder: Path, **expected: Any) -> dict[str, Any] | None:
-    """The probes that were made before as expected, on the grid that a recommendation uses."""
-    return _saved(folder / "probe.json", grid_side=GRID_SIDE, **expected)
-
-
 def _answers(
-    probes: dict[str, Any],
+    probes: ProbeReport,
     names: list[str] | None,
     combinations: list[list[int]],
 ) -> bool:
     """Whether saved probes hold these tasks (None: all there are) and combinations of layers."""
     # A probe of chosen tasks does not say which others there are
-    if names is None and probes["asked"] is not None:
+    if names is None and probes.asked is not None:
         return False
-    if names is not None and not set(names) <= set(probes["tasks"]):
+    if names is not None and not set(names) <= set(probes.tasks):
         return False
-    probed = [row["layers"] for row in probes["mean"]]
+    probed = [selection.layers for selection in probes.mean.selections]
     return all(layers in probed for layers in combinations)
 
 
-def _candidates(look: dict[str, Any], depth: int) -> list[list[int]]:
+def _candidates(groups: dict[int, LayerGroups], depth: int) -> list[list[int]]:
     """The selections to rank, each once."""
     # Layer 0, the embedding of patches, is no candidate
     selections = [[layer] for layer in range(1, depth + 1)]
     for count in GROUP_COUNTS:
         if count <= depth:
-            selections.append(look["groups"][str(count)]["representatives"])
+            selections.append(groups[count].representatives)
 
     # In a shallow encoder several of the papers' layers fall on one
     scaled = set()
@@ -195,104 +208,94 @@ def _candidates(look: dict[str, Any], depth: int) -> list[list[int]]:
 
 
 def rank(
-    look: dict[str, Any],
-    probes: dict[str, Any],
+    probes: Probes,
     selections: list[list[int]],
     names: list[str],
-) -> list[dict[str, Any]]:
+    *,
+    scores: LayerScores,
+    groups: list[list[int]],
+    seed: int,
+) -> list[RankedSelection]:
     """Rank selections by their mean score over the tasks, fewer layers first among equals.
 
     Args:
-        look: what `similarity.json` holds.
-        probes: what `probe.json` holds.
+        probes: on mean tokens.
         selections: those to rank; what was not probed is left out.
         names: of the tasks that count.
+        scores: of each layer, as evidence.
+        groups: groups of similar layers, as evidence.
+        seed: of the resamples.
 
     Returns:
-        A record for each selection, as it stands in `recommend.json`. It ties with the first where
-        the 95 % interval of their difference reaches 0.
+        The selections, the best first. One ties with the first where the 95 % interval of their
+        difference reaches 0.
     """
-    best_single = _best_single_layers(probes["mean"], names)
     candidates = []
-    for row in probes["mean"]:
-        if row["layers"] in selections:
-            candidates.append(_candidate(row, names, best_single, probes["seed"]))
+    for selection in probes.selections:
+        if selection.layers in selections:
+            candidates.append(_candidate(selection, probes, names, seed))
     candidates.sort(key=lambda candidate: (-candidate.score, len(candidate.layers)))
 
     best = {}
     for name in names:
         best[name] = max(candidate.accuracy[name] for candidate in candidates)
-    groups = look["groups"][str(look["chosen"])]["groups"]
     ranking = []
     for candidate in candidates:
-        accuracy = list(candidate.accuracy.values())
+        accuracies = list(candidate.accuracy.values())
         # All candidates were resampled alike, so that differences are between equal pictures
         difference = candidate.draws - candidates[0].draws
         low, high = np.percentile(difference, [2.5, 97.5]).tolist()
-        covered = [group for group in groups if set(group) & set(candidate.layers)]
         ranking.append(
-            {
-                "layers": candidate.layers,
-                "score": candidate.score,
-                "accuracy": float(np.mean(accuracy)),
-                "behind": [low, high],
-                "tie": high >= 0,
-                "best_on": [name for name in names if candidate.accuracy[name] == best[name]],
-                "groups": covered,
-                "entropy": [look["entropy"][layer] for layer in candidate.layers],
-                "dimension": [look["dimension"][layer] for layer in candidate.layers],
-            }
+            RankedSelection(
+                layers=candidate.layers,
+                score=candidate.score,
+                accuracy=float(np.mean(accuracies)),
+                behind=[low, high],
+                tie=high >= 0,
+                best_on=[name for name in names if candidate.accuracy[name] == best[name]],
+                groups=[group for group in groups if set(group) & set(candidate.layers)],
+                entropy=scores.entropy[candidate.layers].tolist(),
+                dimension=scores.dimension[candidate.layers].tolist(),
+            )
         )
     return ranking
 
 
-def _best_single_layers(rows: list[dict[str, Any]], names: list[str]) -> dict[str, float]:
-    """The accuracy of each task's best single layer, by which scores are divided."""
-    best = {}
-    for name in names:
-        accuracies = []
-        for row in rows:
-            if len(row["layers"]) == 1:
-                accuracies.append(row["tasks"][name]["accuracy"])
-        # Where no layer reads anything, every score is 0
-        best[name] = max(accuracies) or 1.0
-    return best
-
-
 def _candidate(
-    row: dict[str, Any],
+    selection: ProbedSelection,
+    probes: Probes,
     names: list[str],
-    best_single: dict[str, float],
     seed: int,
 ) -> _Candidate:
     """Average the scores of one probed selection over the tasks, as measured and resampled."""
-    relative = []
+    best_single = probes.best_single()
+    relative = probes.relative(selection)
     accuracy = {}
-    total = np.zeros(RESAMPLES)
+    draws = np.zeros(RESAMPLES)
     for name in names:
-        cell = row["tasks"][name]
-        relative.append(cell["relative"])
-        accuracy[name] = cell["accuracy"]
-        total += bootstrap(row["tasks"], [name], seed) / best_single[name]
+        accuracy[name] = selection.tasks[name].accuracy
+        # Where no single layer reads the task, its share is the accuracy itself
+        divisor = best_single[name] or 1.0
+        draws += bootstrap(selection.tasks, [name], seed) / divisor
     return _Candidate(
-        layers=row["layers"],
-        score=float(np.mean(relative)),
+        layers=selection.layers,
+        score=float(np.mean([relative[name] for name in names])),
         accuracy=accuracy,
-        draws=total / len(names),
+        draws=draws / len(names),
     )
 
 
 def write_recommendation(
     folder: Path,
-    report: dict[str, Any],
+    recommendation: Recommendation,
     recipe: Path | None,
     console: Console,
 ) -> Path:
-    """Write the report, and the best selections as arms of a recipe.
+    """Write the recommendation, and the best selections as arms of a recipe.
 
     Args:
         folder: gets `recommend.json` and `recommended.yaml`.
-        report: `encoder` and `ranking`, and what else the file shall hold.
+        recommendation: the content of `recommend.json`.
         recipe: the recipe that the arms extend; None: the arms alone.
         console: where the arms are printed.
 
@@ -303,7 +306,7 @@ def write_recommendation(
         LayerfuseError: a file cannot be written.
     """
     text = yaml.safe_dump(
-        _arms(report, recipe),
+        _arms(recommendation, recipe),
         sort_keys=False,
         default_flow_style=None,
     )
@@ -311,26 +314,26 @@ def write_recommendation(
     arms = folder / "recommended.yaml"
     file = folder / "recommend.json"
     write_text(arms, text)
-    write_text(file, json.dumps(report) + "\n")
+    write_text(file, json.dumps(recommendation.to_json()) + "\n")
     console.print(f"arms: {arms}", soft_wrap=True)
     console.print(f"recommendation: {file}", soft_wrap=True)
     return file
 
 
-def _arms(report: dict[str, Any], recipe: Path | None) -> dict[str, Any]:
+def _arms(recommendation: Recommendation, recipe: Path | None) -> dict[str, Any]:
     """The content of `recommended.yaml`: the best selections, each with the plainest fusion."""
     arms = []
-    for selection in report["ranking"][:SHOWN]:
+    for selection in recommendation.ranking[:SHOWN]:
         fusion = "single"
-        if len(selection["layers"]) > 1:
+        if len(selection.layers) > 1:
             fusion = "concat"
-        arms.append({"layers": selection["layers"], "fusion": {"name": fusion}})
+        arms.append({"layers": selection.layers, "fusion": {"name": fusion}})
     # The arms and the baseline of the recipe that is extended must not stay beside these
     content: dict[str, Any] = {"arms": arms, "grid": None, "baseline": None}
     if recipe is None:
         return content
 
-    encoder = report["encoder"]
+    encoder = recommendation.encoder
     # A name becomes part of a folder's name
     name = re.sub(r"[^\w.-]+", "-", f"recommended-{Path(encoder).name}")
     if Path(encoder).is_dir():

@@ -23,21 +23,26 @@ from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES
-from layerfuse.look import output as reports
 from layerfuse.look.accumulate import LayerStatistics
+from layerfuse.look.figures import TITLES, draw_similarity
 from layerfuse.look.grouping import all_groups, best_count
+from layerfuse.look.output import similarity_table
 from layerfuse.look.pictures import batches, find_pictures, require_look
+from layerfuse.look.similarity_report import (
+    LayerMeasurements,
+    SimilarityReport,
+    SimilaritySettings,
+    rounded,
+)
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, progress_bar, shown_on, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
 
-MEASURES = tuple(reports.TITLES)
+MEASURES = tuple(TITLES)
 """Matrices that groups can come from."""
 SAVE_SECONDS = 60
 """How often an unfinished pass is saved."""
 FILE = "similarity.json"
-DIGITS = 6
-"""Decimals of the numbers in the file."""
 
 
 @dataclass(frozen=True)
@@ -225,31 +230,31 @@ def similarity(
             unfinished=unfinished,
             progress=shown_on(bar),
         )
-    report: dict[str, Any] = {
-        "encoder": encoder,
-        "other": other,
-        "depth": depth,
-        "layers": layers,
-        "left_out": f"{encoders[0].prefix} prefix tokens (CLS, registers) of every picture",
-        "source": images,
-        "split": split,
-        "limit": limit,
-        "dtype": dtype,
-        "seed": seed,
-        "by": by,
-        **describe(statistics, by, groups),
-    }
+    settings = SimilaritySettings(
+        encoder=encoder,
+        other=other,
+        depth=depth,
+        layers=layers,
+        left_out=f"{encoders[0].prefix} prefix tokens (CLS, registers) of every picture",
+        source=images,
+        split=split,
+        limit=limit,
+        dtype=dtype,
+        seed=seed,
+        by=by,
+    )
+    report = SimilarityReport(settings, describe(statistics, by, groups))
     return _publish(report, folder, unfinished, console)
 
 
-def _publish(report: dict[str, Any], folder: Path, unfinished: Path, console: Console) -> Path:
+def _publish(report: SimilarityReport, folder: Path, unfinished: Path, console: Console) -> Path:
     """Write figures and `similarity.json`, whose path it returns, and print the table."""
-    reports.draw_similarity(report, folder)
+    draw_similarity(report, folder)
     file = folder / FILE
-    write_text(file, json.dumps(report) + "\n")
+    write_text(file, json.dumps(report.to_json()) + "\n")
     # Only a written report makes the saved sums superfluous
     unfinished.unlink(missing_ok=True)
-    reports.similarity_table(report, console)
+    similarity_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)
     return file
 
@@ -292,7 +297,11 @@ def look_folder(encoder: str) -> Path:
     return Path("runs") / f"look-{name}"
 
 
-def describe(statistics: LayerStatistics, by: str = "cosine", groups: int = 3) -> dict[str, Any]:
+def describe(
+    statistics: LayerStatistics,
+    by: str = "cosine",
+    groups: int = 3,
+) -> LayerMeasurements:
     """Give the measured numbers as they stand in `similarity.json`.
 
     Args:
@@ -301,44 +310,31 @@ def describe(statistics: LayerStatistics, by: str = "cosine", groups: int = 3) -
         groups: number of groups; 0: as many as have the widest mean silhouette.
 
     Returns:
-        The results and scores of `LayerStatistics` but the mean tokens, as plain lists (undefined:
-        None), with `groups` (those of layers 1..L for each count) and `chosen`, a count.
+        The rounded results and scores, with the groups of layers 1..L for each count.
 
     Raises:
         LayerfuseError: the matrix `by` has undefined entries.
     """
-    result = statistics.result()
+    similarity = statistics.result()
+    whole = similarity.matrix(by)
     # Layer 0, the embedding of patches, belongs to no group
-    matrix = result[by][1:, 1:]
+    matrix = whole[1:, 1:]
     if not np.isfinite(matrix).all():
-        defined = np.isfinite(result[by]).any(axis=1)
-        undefined = [layer for layer in range(1, len(defined)) if not defined[layer]]
+        undefined = []
+        for layer in range(1, len(whole)):
+            if not np.isfinite(whole[layer]).any():
+                undefined.append(layer)
         raise LayerfuseError(
             f"{by} is undefined (layers {undefined or 'all'}): layers must vary over the pictures, "
             f"and CKA needs 4 of them; more or other pictures help, or another measure"
         )
     groups_by_count = all_groups(matrix, list(range(1, len(matrix) + 1)))
-
-    # A token per layer is too much for a file that people read
-    del result["mean"]
-    result.update(statistics.scores())
-    description = {}
-    for name, value in result.items():
-        description[name] = _plain(value)
-    description["groups"] = groups_by_count
-    description["chosen"] = groups
+    chosen = groups
     if groups == 0:
-        description["chosen"] = best_count(groups_by_count)
-    return description
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, arrays and lists as JSON holds them: rounded, None where undefined."""
-    if isinstance(value, np.ndarray | list):
-        return [_plain(item) for item in value]
-    if not isinstance(value, float | np.floating):
-        return value
-    # JSON has no NaN
-    if not np.isfinite(value):
-        return None
-    return round(float(value), DIGITS)
+        chosen = best_count(groups_by_count)
+    return LayerMeasurements(
+        similarity=rounded(similarity),
+        scores=rounded(statistics.scores()),
+        groups=groups_by_count,
+        chosen=chosen,
+    )

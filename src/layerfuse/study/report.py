@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from layerfuse import plots
+
 # Cards of examples on the page, and the longer side of their pictures in pixels.
 PICTURES = 8
 PIXELS = 224
@@ -86,25 +88,30 @@ def draw(summary: dict, runs: list[FinishedRun], folder: Path) -> list[str]:
                 stages.append(stage)
     arms = []
     for row in summary["arms"]:
+        families = {}
+        for family in summary["families"]:
+            families[family] = plots.Share(**row["families"][family])
         arms.append(
-            {
-                "arm": row["arm"],
-                "index": order[row["arm"]],
-                "score": row["mean"]["score"],
-                "interval": row["mean"]["interval"],
-                "seed_means": row["seed_means"],
-                "families": row["families"],
-            }
+            plots.ArmResult(
+                arm=row["arm"],
+                index=order[row["arm"]],
+                mean=plots.Share(**row["mean"]),
+                seed_means=row["seed_means"],
+                families=families,
+            )
         )
-    chance = summary["chance"]
+    data = plots.StudyResult(
+        arms=arms,
+        baseline=summary["baseline"],
+        chance=summary["chance"]["mean"],
+        family_chance=summary["chance"]["families"],
+    )
     legend = LEGEND_ROW * math.ceil(len(arms) / LEGEND_COLUMNS)
 
     # Higher with every arm: one row each.
     with plots.figure(folder / "scores", WIDTH, 1.1 + 0.42 * len(arms)) as figure:
-        data = {"arms": arms, "baseline": summary["baseline"], "chance": chance["mean"]}
         plots.plot_scores(data, figure.subplots())
     with plots.figure(folder / "families", WIDTH, 4 + legend) as figure:
-        data = {"arms": arms, "families": summary["families"], "chance": chance["families"]}
         axes = plots.plot_families(data, figure.subplots())
         add_legend(figure, [axes])
     if not stages:
@@ -114,22 +121,26 @@ def draw(summary: dict, runs: list[FinishedRun], folder: Path) -> list[str]:
         stage_axes = figure.subplots(1, len(stages), squeeze=False)[0]
         for stage, axes in zip(stages, stage_axes, strict=True):
             curves = loss_curves(runs, stage, order)
-            plots.plot_losses({"stage": stage, "curves": curves}, axes)
+            plots.plot_losses(plots.StageLosses(stage, curves), axes)
         add_legend(figure, stage_axes)
     return ["scores", "families", "losses"]
 
 
-def loss_curves(runs: list[FinishedRun], stage: str, order: dict[str, int]) -> list[dict]:
-    """Give the losses of one stage as `plots.plot_losses` wants them, one curve a run."""
+def loss_curves(
+    runs: list[FinishedRun], stage: str, order: dict[str, int]
+) -> "list[plots.LossCurve]":
+    """Give the losses of one stage, one curve a run."""
+    from layerfuse.plots import LossCurve
+
     curves = []
     for run in runs:
         arm = run.record.arm
         curves.append(
-            {
-                "arm": arm,
-                "index": order[arm],
-                "points": run.record.losses.get(stage, []),
-            }
+            LossCurve(
+                arm=arm,
+                index=order[arm],
+                points=run.record.losses.get(stage, []),
+            )
         )
     return curves
 

@@ -3,7 +3,6 @@
 A layer index is a position in `hidden_states`: 0 is the embedding output, k the output of block k.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.vision.layer_groups import read_layer_groups
 
 LayerSpec = int | str | Sequence[int] | Sequence[Sequence[int]]
 
@@ -154,7 +154,7 @@ def _parse(spec: str, depth: int) -> list[list[int]]:
                 f"{spec!r} needs a file: {spec}@FILE, or the recipe's `similarity`"
             )
         file = Path(similarity[4])
-        return _similar(file, similarity[1], similarity[2] is not None, depth)
+        return _similar(file, int(similarity[1]), similarity[2] is not None, depth)
 
     return _parse_groups(spec, depth)
 
@@ -186,29 +186,15 @@ def _share(part: int, whole: int, first: bool, depth: int) -> list[int]:
     return list(range(end + 1, depth + 1))
 
 
-def _similar(file: Path, count: str, as_groups: bool, depth: int) -> list[list[int]]:
+def _similar(file: Path, count: int, as_groups: bool, depth: int) -> list[list[int]]:
     """Representatives or groups saved in a similarity file of an encoder with `depth` blocks."""
-    if not file.is_file():
-        raise LayerfuseError(
-            f"no similarity file {file}; `layerfuse similarity ENCODER` writes one"
-        )
-    saved = json.loads(file.read_text("utf-8"))
-    if not isinstance(saved, dict) or "depth" not in saved or "groups" not in saved:
-        raise LayerfuseError(f"{file} is no file of `layerfuse similarity`")
-    # representatives belong to a depth: indices of another encoder would be silently wrong
-    if saved["depth"] != depth:
-        raise LayerfuseError(
-            f"{file} is about an encoder of {saved['depth']} blocks, not of {depth}"
-        )
-    groupings = cast(dict[str, dict[str, object]], saved["groups"])
-    if count not in groupings:
-        raise LayerfuseError(f"{file} has groups for 1..{len(groupings)}, not for {count}")
-
-    grouping = groupings[count]
+    groups_by_count = read_layer_groups(file, depth)
+    if count not in groups_by_count:
+        raise LayerfuseError(f"{file} has groups for 1..{len(groups_by_count)}, not for {count}")
+    chosen = groups_by_count[count]
     if as_groups:
-        return cast(list[list[int]], grouping["groups"])
-    representatives = cast(list[int], grouping["representatives"])
-    return [[layer] for layer in representatives]
+        return chosen.groups
+    return [[layer] for layer in chosen.representatives]
 
 
 def _parse_groups(spec: str, depth: int) -> list[list[int]]:
