@@ -1,394 +1,361 @@
 """The formulas of the fusion strategies, token by token in float64 numpy, from weights alone.
 
 Nothing here calls a strategy: `Problem.of` copies the weights, options and layers of one, and the
-functions below, named as the strategies, compute what it should give. `deformable` has its own
-reference in `tests/test_deformable.py`.
+functions below, named as the strategies, compute what it should give. Each has its formula in its
+docstring, in the papers' notation:
+
+    h_k   patch token of layer k, (Dv)        P    projector, (…) -> (H)
+    G_i   the i-th selected group of layers   ⊕    channels side by side
+    Z_i   mean of h_k over k in G_i, (Dv)     V    token for the LLM, (H)
+
+B images of N patch tokens each. `deformable` has its own reference: `tests/naive_deformable.py`.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from layerfuse.fusion import FUSIONS, FixedWeights, Fusion, Guidance
+from layerfuse.fusion import Fusion, Guidance
 from layerfuse.vision.features import Features
+from tests.naive_layers import (
+    Array,
+    Weights,
+    array,
+    cross_attention,
+    gated_mlp,
+    layer_norm,
+    linear,
+    mean,
+    multi_head,
+    part,
+    projector,
+    relu,
+    softmax,
+    weights_of,
+)
+from tests.naive_problem import Answer, Problem
 
-Array = np.ndarray
-Weights = dict[str, Array]
+__all__ = [
+    "REFERENCES",
+    "Answer",
+    "Problem",
+    "array",
+    "block_of",
+    "cross_addition",
+    "softmax",
+    "solve",
+    "visible",
+    "weights_of",
+]
 
-
-def array(tensor: Tensor) -> Array:
-    return tensor.detach().double().numpy()
-
-
-def weights_of(module: nn.Module) -> Weights:
-    """Parameters and buffers, by name."""
-    return {name: array(tensor) for name, tensor in module.state_dict().items()}
-
-
-def part(weights: Weights, prefix: str) -> Weights:
-    """The weights below one name, without that name."""
-    start = prefix + "."
-    return {name[len(start) :]: w for name, w in weights.items() if name.startswith(start)}
-
-
-def linear(weights: Weights, x: Array) -> Array:
-    return weights["weight"] @ x + weights.get("bias", 0.0)
-
-
-def gelu(x: Array) -> Array:
-    return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])
-
-
-def silu(x: Array) -> Array:
-    return np.array([v / (1 + math.exp(-v)) for v in x])
-
-
-def relu(x: Array) -> Array:
-    return np.array([max(v, 0.0) for v in x])
-
-
-def softmax(x: Array) -> Array:
-    highest = max(x)
-    powers = [math.exp(v - highest) for v in x]
-    total = sum(powers)
-    return np.array([p / total for p in powers])
+ALLOCATOR_BLOCKS = 4
+ALLOCATOR_HEADS = 4
 
 
-def layer_norm(weights: Weights, x: Array, eps: float = 1e-5) -> Array:
-    center = sum(x) / len(x)
-    variance = sum((v - center) ** 2 for v in x) / len(x)
-    return (x - center) / math.sqrt(variance + eps) * weights["weight"] + weights["bias"]
+def single(problem: Problem) -> Answer:
+    """V = P(h_k): LLaVA-1.5."""
+    (layer,) = problem.layers
+    return Answer(problem.projected("projector", layer))
 
 
-def rms_norm(weights: Weights, x: Array, eps: float = 1e-6) -> Array:
-    return x / math.sqrt(sum(v * v for v in x) / len(x) + eps) * weights["weight"]
+def concat(problem: Problem) -> Answer:
+    """V = P(h_a ⊕ h_b ⊕ ...)
+
+    E_D of few layers (2503.06063), SCI of DenseConnector (2405.13800), and with one Linear the
+    fusion of 2504.21447.
+    """
+    weights = problem.part("projector")
+
+    def token_of(image: int, token: int) -> Array:
+        # n times (Dv) -> (n · Dv)
+        layers = [problem.h(layer, image, token) for layer in problem.layers]
+        return projector(weights, np.concatenate(layers))
+
+    return Answer(problem.per_token(token_of))
 
 
-def mean(vectors: list[Array]) -> Array:
-    return sum(vectors[1:], vectors[0]) / len(vectors)
+def group_mean(problem: Problem) -> Answer:
+    """V = P(Z_1 ⊕ Z_2 ⊕ ... ⊕ h_base)
+
+    E_D former, latter and all (2503.06063), and DCI of DenseConnector (2405.13800), which has the
+    base layer first.
+    """
+    weights = problem.part("projector")
+
+    def token_of(image: int, token: int) -> Array:
+        # n times (Dv), then the base layer -> ((n + 1) · Dv)
+        parts = [problem.z(group, image, token) for group in problem.groups]
+        parts.append(problem.base(image, token))
+        return projector(weights, np.concatenate(parts))
+
+    return Answer(problem.per_token(token_of))
 
 
-def projector(weights: Weights, x: Array) -> Array:
-    """Linear, or Linear, exact GELU, Linear; then the stored scale."""
-    hidden = linear(part(weights, "linear_1"), x)
-    if "linear_2.weight" in weights:
-        hidden = linear(part(weights, "linear_2"), gelu(hidden))
-    return hidden * weights["scale"]
+def token_concat(problem: Problem) -> Answer:
+    """V = P(x) for x in h_base's N tokens, then AvgPool1d(s, s) of each selected layer's tokens
+
+    STI of DenseConnector (2405.13800).
+    """
+    stride = problem.options.stride
+    weights = problem.part("projector")
+    # tokens that do not fill a last strip are dropped: 729 tokens make 91 strips of 8
+    strips = problem.tokens // stride
+
+    images: list[list[Array]] = []
+    for image in range(problem.images):
+        fused: list[Array] = []
+        for token in range(problem.tokens):
+            fused.append(problem.base(image, token))
+        for layer in problem.layers:
+            for strip in range(strips):
+                # neighbours along the raster, not in two dimensions
+                neighbours: list[Array] = []
+                for offset in range(stride):
+                    neighbours.append(problem.h(layer, image, strip * stride + offset))
+                fused.append(mean(neighbours))
+        # (N + layers · strips) tokens
+        images.append([projector(weights, x) for x in fused])
+    return Answer(np.array(images))
+
+
+def weighted_sum(problem: Problem) -> Answer:
+    """The same weights w = softmax(s) for all images, with s learned: the mix Z = Σ_i w_i Z_i.
+
+    V = P(Z), or `beside` the base layer V = P(h_base ⊕ Z) or V = P(LN(h_base + Z)).
+    """
+    weights = softmax(problem.weights["logits"])
+
+    def fused(image: int, token: int) -> Array:
+        mix = problem.mix(weights, image, token)
+        if problem.options.beside == "concat":
+            # (2 Dv)
+            return np.concatenate([problem.base(image, token), mix])
+        if problem.options.beside == "add":
+            return layer_norm(problem.part("norm"), problem.base(image, token) + mix)
+        return mix
+
+    def token_of(image: int, token: int) -> Array:
+        return projector(problem.part("projector"), fused(image, token))
+
+    return Answer(problem.per_token(token_of), weights=weights)
+
+
+def guided_weights(problem: Problem, allocate: Callable[[Problem, int], Array], n: int) -> Array:
+    """(B, n): fixed, uniform, or what `allocate` makes of the instruction of each image."""
+    weights: list[Array] = []
+    for image in range(problem.images):
+        if isinstance(problem.guidance, np.ndarray):
+            weights.append(problem.guidance)
+        elif problem.guidance == "uniform":
+            weights.append(np.full(n, 1 / n))
+        else:
+            weights.append(allocate(problem, image))
+    return np.array(weights)
+
+
+def _route(problem: Problem, image: int) -> Array:
+    """TGIF's router: w = softmax(W_2 ReLU(W_1 t + b_1) + b_2), t (H) -> w (n)"""
+    assert problem.instruction is not None
+    t = problem.instruction[image]
+    hidden = relu(linear(problem.part("router.0"), t))
+    return softmax(linear(problem.part("router.2"), hidden))
+
+
+def text_routed(problem: Problem) -> Answer:
+    """V = P(LN(h_base + Σ_k w_k h_k)), a weight for every layer: TGIF (2601.03100)."""
+    layers = problem.layers
+    weights = guided_weights(problem, _route, len(layers))
+
+    def token_of(image: int, token: int) -> Array:
+        total = problem.base(image, token)
+        for weight, layer in zip(weights[image], layers, strict=True):
+            total = total + weight * problem.h(layer, image, token)
+        normed = layer_norm(problem.part("norm"), total)
+        return projector(problem.part("projector"), normed)
+
+    return Answer(problem.per_token(token_of), weights=weights)
+
+
+def _summary_of_layer(problem: Problem, layer: int, image: int) -> Array:
+    """What stands for a layer in c_k: its CLS token, or the mean of its patches. (Dv)"""
+    use_mean = problem.options.summary == "mean"
+    if problem.options.summary == "auto":
+        use_mean = not problem.has_cls
+    if use_mean:
+        return mean(list(problem.patches[layer][image]))
+    return problem.summary[layer][image]
+
+
+def _allocate(problem: Problem, image: int) -> Array:
+    """IGVA's weight allocator: s (E) and c_1, ..., c_K (Dv) -> w (K)."""
+    assert problem.instruction is not None
+    s = problem.instruction[image]
+
+    # E = W_c c_k + b, with c_k = mean over i in G_k of CLS_i
+    e: list[Array] = []
+    for index, group in enumerate(problem.groups):
+        summaries = [_summary_of_layer(problem, layer, image) for layer in group]
+        c_k = mean(summaries)
+        e_k = linear(problem.part("allocator.group"), c_k)
+        if problem.options.group_identity:
+            # not in the paper: a learned vector that tells the groups apart
+            e_k = e_k + problem.weights["allocator.identity"][index]
+        e.append(e_k)
+
+    # q_0 = W_s s + b
+    q = linear(problem.part("allocator.sentence"), s)
+    for index in range(ALLOCATOR_BLOCKS):
+        block = problem.part(f"allocator.blocks.{index}")
+        # a = MHA(q, E, E); q <- LN(a + q)
+        a = multi_head(part(block, "attention"), q, e, ALLOCATOR_HEADS)
+        q = layer_norm(part(block, "norm_1"), a + q)
+        # q <- LN(FFN(q) + q), with FFN = Linear, ReLU, Linear
+        inner = relu(linear(part(block, "ffn.0"), q))
+        ffn = linear(part(block, "ffn.2"), inner)
+        q = layer_norm(part(block, "norm_2"), ffn + q)
+    # w = softmax(W_o q_4 + b_o)
+    return softmax(linear(problem.part("allocator.output"), q))
+
+
+def instruction_weighted(problem: Problem) -> Answer:
+    """V = P(h_base ⊕ Σ_k w_k Z_k), a weight for every group: IGVA (2501.08443)."""
+    weights = guided_weights(problem, _allocate, len(problem.groups))
+
+    def token_of(image: int, token: int) -> Array:
+        mix = problem.mix(weights[image], image, token)
+        # (2 Dv)
+        fused = np.concatenate([problem.base(image, token), mix])
+        return projector(problem.part("projector"), fused)
+
+    return Answer(problem.per_token(token_of), weights=weights)
 
 
 def block_of(placement: Any, index: int, layer: int, count: int, depth: int, blocks: int) -> int:
-    """The LLM block of the `index`-th of `count` layers; encoder of `depth` blocks."""
+    """ℓ(k), the 0-based LLM block of the `index`-th of `count` layers.
+
+    `depth` is the number of the encoder's blocks, `blocks` that of the LLM's, L.
+    """
     if placement == "proportional":
+        # int(k·L/24 − 1) for an encoder of 24 blocks; layer 0 has no block before the first
         return max(int(layer * blocks / depth - 1), 0)
     if placement == "first":
-        return index + 1  # the output of block i is the input of block i + 1
+        # Qwen3-VL adds to the output of block i, which is the input of block i + 1
+        return index + 1
     if placement == "last":
         return blocks - count + index
     return placement[index]
 
 
-@dataclass
-class Answer:
-    """What a strategy should give: tokens (B, N', H), memory by block (B, N, *), weights (B, n)."""
-
-    tokens: Array
-    memory: dict[int, Array] = field(default_factory=dict)
-    weights: Array | None = None
-
-
-@dataclass
-class Problem:
-    """A strategy's weights and options, and the features of some images."""
-
-    name: str
-    options: Any
-    groups: tuple[tuple[int, ...], ...]
-    depth: int
-    llm_depth: int
-    has_cls: bool
-    weights: Weights
-    patches: dict[int, Array]
-    summary: dict[int, Array]
-    instruction: Array | None = None
-    guidance: Any = "instruction"
-
-    @classmethod
-    def of(
-        cls,
-        fusion: Fusion,
-        features: Features,
-        instruction: Tensor | None = None,
-        guidance: Guidance = "instruction",
-    ) -> "Problem":
-        shapes = fusion.shapes
-        return cls(
-            name=next(n for n in FUSIONS if FUSIONS[n][1] is type(fusion)),
-            options=fusion.config,
-            groups=shapes.selection.groups,
-            depth=shapes.selection.depth,
-            llm_depth=shapes.llm_depth,
-            has_cls=shapes.has_cls,
-            weights=weights_of(fusion),
-            patches=dict(zip(features.layers, map(array, features.patches), strict=True)),
-            summary=dict(zip(features.layers, map(array, features.summary), strict=True)),
-            instruction=None if instruction is None else array(instruction),
-            guidance=array(guidance.weights) if isinstance(guidance, FixedWeights) else guidance,
+def _blocks(problem: Problem) -> list[int]:
+    """The LLM block of every selected layer."""
+    blocks: list[int] = []
+    for index, layer in enumerate(problem.layers):
+        block = block_of(
+            problem.options.placement,
+            index,
+            layer,
+            count=len(problem.layers),
+            depth=problem.depth,
+            blocks=problem.llm_depth,
         )
-
-    @property
-    def layers(self) -> list[int]:
-        return [k for group in self.groups for k in group]
-
-    @property
-    def images(self) -> int:
-        return len(next(iter(self.patches.values())))
-
-    @property
-    def tokens(self) -> int:
-        return next(iter(self.patches.values())).shape[1]
-
-    def part(self, name: str) -> Weights:
-        return part(self.weights, name)
-
-    def h(self, layer: int, image: int, token: int) -> Array:
-        """One normalised patch token."""
-        x, weights = self.patches[layer][image, token], self.part(f"norms.{layer}")
-        if self.options.normalize == "layernorm":
-            return layer_norm(weights, x)
-        if self.options.normalize == "standardize":
-            return (x - weights["mean"]) / weights["std"]
-        return x
-
-    def group(self, group: tuple[int, ...], image: int, token: int) -> Array:
-        return mean([self.h(k, image, token) for k in group])
-
-    def per_token(self, compute: Callable[[int, int], Array]) -> Array:
-        """(B, N, *) of what `compute` gives for each token of each image."""
-        rows = [[compute(b, n) for n in range(self.tokens)] for b in range(self.images)]
-        return np.array(rows)
+        blocks.append(block)
+    return blocks
 
 
-def single(p: Problem) -> Answer:
-    (layer,) = p.layers
-    return Answer(p.per_token(lambda b, n: projector(p.part("projector"), p.h(layer, b, n))))
-
-
-def concat(p: Problem) -> Answer:
-    def token(b: int, n: int) -> Array:
-        return projector(p.part("projector"), np.concatenate([p.h(k, b, n) for k in p.layers]))
-
-    return Answer(p.per_token(token))
-
-
-def group_mean(p: Problem) -> Answer:
-    def token(b: int, n: int) -> Array:
-        parts = [p.group(group, b, n) for group in p.groups] + [p.h(p.options.base, b, n)]
-        return projector(p.part("projector"), np.concatenate(parts))
-
-    return Answer(p.per_token(token))
-
-
-def token_concat(p: Problem) -> Answer:
-    stride = p.options.stride
-    images = []
-    for b in range(p.images):
-        tokens = [p.h(p.options.base, b, n) for n in range(p.tokens)]
-        for k in p.layers:
-            start = 0
-            while start + stride <= p.tokens:  # what does not fill a last strip is dropped
-                tokens.append(mean([p.h(k, b, start + i) for i in range(stride)]))
-                start += stride
-        images.append([projector(p.part("projector"), x) for x in tokens])
-    return Answer(np.array(images))
-
-
-def weighted_sum(p: Problem) -> Answer:
-    weights = softmax(p.weights["logits"])
-
-    def token(b: int, n: int) -> Array:
-        parts = [w * p.group(g, b, n) for w, g in zip(weights, p.groups, strict=True)]
-        mix = np.sum(parts, axis=0)
-        if p.options.beside == "concat":
-            mix = np.concatenate([p.h(p.options.base, b, n), mix])
-        elif p.options.beside == "add":
-            mix = layer_norm(p.part("norm"), p.h(p.options.base, b, n) + mix)
-        return projector(p.part("projector"), mix)
-
-    return Answer(p.per_token(token), weights=weights)
-
-
-def guided_weights(p: Problem, allocate: Callable[[Problem, int], Array], n: int) -> Array:
-    """(B, n): fixed, uniform, or what the instruction of each image says."""
-    if isinstance(p.guidance, np.ndarray):
-        return np.array([p.guidance] * p.images)
-    if p.guidance == "uniform":
-        return np.full((p.images, n), 1 / n)
-    return np.array([allocate(p, b) for b in range(p.images)])
-
-
-def _route(p: Problem, image: int) -> Array:
-    assert p.instruction is not None
-    hidden = relu(linear(p.part("router.0"), p.instruction[image]))
-    return softmax(linear(p.part("router.2"), hidden))
-
-
-def text_routed(p: Problem) -> Answer:
-    weights = guided_weights(p, _route, len(p.layers))
-
-    def token(b: int, n: int) -> Array:
-        mix = p.h(p.options.base, b, n)
-        for w, k in zip(weights[b], (k for group in p.groups for k in group), strict=True):
-            mix = mix + w * p.h(k, b, n)
-        return projector(p.part("projector"), layer_norm(p.part("norm"), mix))
-
-    return Answer(p.per_token(token), weights=weights)
-
-
-def multi_head(weights: Weights, query: Array, items: list[Array], heads: int) -> Array:
-    """Attention of one query to `items`, which are keys and values, with biases."""
-    width = len(query)
-    size = width // heads
-    matrices, biases = weights["in_proj_weight"], weights["in_proj_bias"]
-    thirds = [slice(i * width, (i + 1) * width) for i in range(3)]
-    in_q, in_k, in_v = ({"weight": matrices[s], "bias": biases[s]} for s in thirds)
-    q = linear(in_q, query)
-    keys, values = [linear(in_k, x) for x in items], [linear(in_v, x) for x in items]
-    heard = []
-    for head in range(heads):
-        own = slice(head * size, (head + 1) * size)
-        scores = np.array([sum(q[own] * k[own]) / math.sqrt(size) for k in keys])
-        heard.append(sum(a * v[own] for a, v in zip(softmax(scores), values, strict=True)))
-    return linear(part(weights, "out_proj"), np.concatenate(heard))
-
-
-def _allocate(p: Problem, image: int) -> Array:
-    assert p.instruction is not None
-    by_mean = p.options.summary == "mean" or (p.options.summary == "auto" and not p.has_cls)
-    items = []
-    for i, group in enumerate(p.groups):
-        stands = [list(p.patches[k][image]) if by_mean else [p.summary[k][image]] for k in group]
-        item = linear(p.part("allocator.group"), mean([mean(x) for x in stands]))
-        if p.options.group_identity:
-            item = item + p.weights["allocator.identity"][i]
-        items.append(item)
-    q = linear(p.part("allocator.sentence"), p.instruction[image])
-    for i in range(4):
-        block = p.part(f"allocator.blocks.{i}")
-        q = layer_norm(part(block, "norm_1"), q + multi_head(part(block, "attention"), q, items, 4))
-        inner = linear(part(block, "ffn.2"), relu(linear(part(block, "ffn.0"), q)))
-        q = layer_norm(part(block, "norm_2"), q + inner)
-    return softmax(linear(p.part("allocator.output"), q))
-
-
-def instruction_weighted(p: Problem) -> Answer:
-    weights = guided_weights(p, _allocate, len(p.groups))
-
-    def token(b: int, n: int) -> Array:
-        parts = [w * p.group(g, b, n) for w, g in zip(weights[b], p.groups, strict=True)]
-        mix = np.sum(parts, axis=0)
-        return projector(p.part("projector"), np.concatenate([p.h(p.options.base, b, n), mix]))
-
-    return Answer(p.per_token(token), weights=weights)
-
-
-def inject_add(p: Problem) -> Answer:
-    tokens = p.per_token(lambda b, n: projector(p.part("projector"), p.h(p.options.base, b, n)))
+def inject_add(problem: Problem) -> Answer:
+    """V_0 = P_f(h_base); before block ℓ(k), x[image] <- x[image] + tanh(g_k)·P_k(h_k): I_D."""
+    tokens = problem.projected("projector", problem.options.base)
     memory: dict[int, Array] = {}
-    for i, k in enumerate(p.layers):
-        block = block_of(p.options.placement, i, k, len(p.layers), p.depth, p.llm_depth)
-        own = p.part(f"projectors.{i}")
-        added = p.per_token(lambda b, n, k=k, own=own: projector(own, p.h(k, b, n)))
-        if p.options.gate:
-            added = added * math.tanh(p.weights["gates"][i])
-        memory[block] = memory.get(block, 0) + added
+    for index, block in enumerate(_blocks(problem)):
+        added = problem.projected(f"projectors.{index}", problem.layers[index])
+        if problem.options.gate:
+            added = added * math.tanh(problem.weights["gates"][index])
+        # layers of one block are all added
+        memory[block] = memory.get(block, np.zeros_like(added)) + added
     return Answer(tokens, memory)
 
 
-def inject_cross(p: Problem) -> Answer:
-    tokens = p.per_token(lambda b, n: projector(p.part("projector"), p.h(p.options.base, b, n)))
+def inject_cross(problem: Problem) -> Answer:
+    """V_0 = P_f(h_base); the memory of block ℓ(k) holds W_k V_k ⊕ W_v V_k, V_k = P_k(h_k): I_M."""
+    tokens = problem.projected("projector", problem.options.base)
     memory: dict[int, Array] = {}
-    for i, k in enumerate(p.layers):
-        block = block_of(p.options.placement, i, k, len(p.layers), p.depth, p.llm_depth)
-        own, attend = p.part(f"projectors.{i}"), p.part(f"attention.{block}")
-
-        def keys_values(b: int, n: int, k: int = k, own: Weights = own, a: Weights = attend) -> Any:
-            x = projector(own, p.h(k, b, n))
-            return np.concatenate([linear(part(a, "key"), x), linear(part(a, "value"), x)])
-
-        memory[block] = p.per_token(keys_values)
+    for index, block in enumerate(_blocks(problem)):
+        # (B, N, H)
+        projected = problem.projected(f"projectors.{index}", problem.layers[index])
+        key_weights = problem.part(f"attention.{block}.key")
+        value_weights = problem.part(f"attention.{block}.value")
+        keys_values: list[list[Array]] = []
+        for image in projected:
+            of_image: list[Array] = []
+            for v_k in image:
+                key = linear(key_weights, v_k)
+                value = linear(value_weights, v_k)
+                of_image.append(np.concatenate([key, value]))
+            keys_values.append(of_image)
+        memory[block] = np.array(keys_values)
     return Answer(tokens, memory)
-
-
-def cross_attention(weights: Weights, heads: int, x: Array, memory: Array, seen: Array) -> Array:
-    """tanh(a)·CA of one position x (D) to the keys and values (M, 2 D) that it sees."""
-    chosen = [row for row, visible in zip(memory, seen, strict=True) if visible]
-    if not chosen:
-        return np.zeros_like(x)
-    normed = rms_norm(part(weights, "norm"), x) if "norm.weight" in weights else x
-    q = linear(part(weights, "query"), normed)
-    width, size = len(x), len(x) // heads
-    heard = []
-    for head in range(heads):
-        start = head * size
-        keys = np.array([row[start : start + size] for row in chosen])
-        values = np.array([row[width + start : width + start + size] for row in chosen])
-        attention = softmax(keys @ q[start : start + size] / math.sqrt(size))
-        heard.append(attention @ values)
-    out = linear(part(weights, "output"), np.concatenate(heard))
-    return out * np.tanh(weights["gate"])
-
-
-def gated_mlp(weights: Weights, x: Array) -> Array:
-    """tanh(b)·SwiGLU of one position."""
-    normed = rms_norm(part(weights, "norm"), x) if "norm.weight" in weights else x
-    inner = silu(linear(part(weights, "gate_proj"), normed))
-    inner = inner * linear(part(weights, "up_proj"), normed)
-    return linear(part(weights, "down_proj"), inner) * np.tanh(weights["gate"])
 
 
 def visible(mask: list[bool], each: int) -> list[set[int]]:
-    """For each position of one row, the images that it may look at: an image token its own image,
-    text the images whose last token stands before it."""
-    found, tokens = [], 0
-    for image in mask:
-        found.append({tokens // each} if image else set(range(tokens // each)))
-        tokens += image
-    return found
+    """The images that each position of one row may look at.
+
+    An image token sees its own image, text the images whose last token stands before it. `mask`
+    (T) is true at image tokens, of which every image has `each`.
+    """
+    visible_images: list[set[int]] = []
+    image_tokens_before = 0
+    for is_image_token in mask:
+        finished_images = image_tokens_before // each
+        if is_image_token:
+            # those before it fill the finished images and a part of its own
+            visible_images.append({finished_images})
+            image_tokens_before += 1
+        else:
+            visible_images.append(set(range(finished_images)))
+    return visible_images
 
 
 def cross_addition(
     weights: Weights, block: int, heads: int, hidden: Array, images: list[Array], mask: list[bool]
 ) -> Array:
-    """What `inject_cross` adds to one row (T, D), given the memory of each of its images: nothing,
-    with or without MLP, where no image is seen."""
-    attend, mlp = part(weights, f"attention.{block}"), part(weights, f"mlp.{block}")
-    each = len(images[0]) if images else 1
-    memory = np.concatenate(images) if images else np.zeros((0, 2 * hidden.shape[1]))
-    rows = []
-    for x, own in zip(hidden, visible(mask, each), strict=True):
-        seen = np.array([k // each in own for k in range(len(memory))], dtype=bool)
-        added = cross_attention(attend, heads, x, memory, seen)
-        rows.append(added + gated_mlp(mlp, x + added) if mlp and own else added)
+    """What `inject_cross` adds to one row (T, H) of the LLM's hidden states.
+
+    tanh(a)·CA(N(x), V_k), and with `mlp` also tanh(b)·MLP(N'(x')) of x' = x + what CA added. A
+    position that sees no image gets nothing, with or without MLP. `images` holds the memory (N, 2
+    H) of each image of the row.
+    """
+    attention_weights = part(weights, f"attention.{block}")
+    mlp_weights = part(weights, f"mlp.{block}")
+    tokens_per_image = 1
+    memory = np.zeros((0, 2 * hidden.shape[1]))
+    if images:
+        tokens_per_image = len(images[0])
+        # images side by side: (images · N, 2 H)
+        memory = np.concatenate(images)
+
+    rows: list[Array] = []
+    for x, visible_images in zip(hidden, visible(mask, tokens_per_image), strict=True):
+        seen = [key // tokens_per_image in visible_images for key in range(len(memory))]
+        added = cross_attention(attention_weights, heads, x, memory, np.array(seen, dtype=bool))
+        if mlp_weights and visible_images:
+            added = added + gated_mlp(mlp_weights, x + added)
+        rows.append(added)
     return np.array(rows)
 
 
 REFERENCES: dict[str, Callable[[Problem], Answer]] = {
-    f.__name__: f
-    for f in (
-        single,
-        concat,
-        group_mean,
-        token_concat,
-        weighted_sum,
-        text_routed,
-        instruction_weighted,
-        inject_add,
-        inject_cross,
-    )
+    "single": single,
+    "concat": concat,
+    "group_mean": group_mean,
+    "token_concat": token_concat,
+    "weighted_sum": weighted_sum,
+    "text_routed": text_routed,
+    "instruction_weighted": instruction_weighted,
+    "inject_add": inject_add,
+    "inject_cross": inject_cross,
 }
 
 
