@@ -1,8 +1,8 @@
 """Deformable attention and the strategy built on it, against loops written from the formulas."""
 
-import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -24,273 +24,411 @@ from layerfuse.fusion.deformable import (
     deformable_attention,
 )
 from layerfuse.vision.features import Features
-from layerfuse.vision.selection import select
+from layerfuse.vision.selection import LayerSpec, select
+from tests import naive_deformable
 
-# sizes, heads, points
-CORES: list[tuple[Sizes, int, int]] = [
-    (((3, 3), (3, 3)), 2, 2),
-    (((2, 5), (4, 1), (1, 1)), 3, 2),
-    (((4, 3),), 1, 1),
-]
+BATCH = 2
+QUERIES = 5
+CHANNELS_OF_HEAD = 4
 
 
-def core_inputs(
-    shapes: Sizes, heads: int, points: int, dtype: torch.dtype = torch.double
-) -> list[Tensor]:
-    """Value, locations (some outside the image) and weights."""
+@dataclass(frozen=True)
+class Core:
+    """The size of a problem of the sampling core."""
+
+    shapes: Sizes
+    """(rows, columns) of each level"""
+    heads: int
+    points: int
+
+
+TWO_EQUAL_LEVELS = Core(((3, 3), (3, 3)), heads=2, points=2)
+THREE_UNLIKE_LEVELS = Core(((2, 5), (4, 1), (1, 1)), heads=3, points=2)
+ONE_POINT = Core(((4, 3),), heads=1, points=1)
+each_core = pytest.mark.parametrize(
+    "size",
+    [TWO_EQUAL_LEVELS, THREE_UNLIKE_LEVELS, ONE_POINT],
+)
+
+
+@dataclass
+class CoreInputs:
+    """Random inputs of the core, all leaves that want gradients."""
+
+    value: Tensor
+    """(B, cells of all levels, heads, d)"""
+    locations: Tensor
+    """(B, Nq, heads, levels, points, 2), in [-0.3, 1.3]: some lie outside the image"""
+    weights: Tensor
+    """(B, Nq, heads, levels, points)"""
+
+    def all(self) -> list[Tensor]:
+        return [self.value, self.locations, self.weights]
+
+
+def core_inputs(size: Core, dtype: torch.dtype = torch.double) -> CoreInputs:
+    """Random inputs of a core of that size."""
     torch.manual_seed(0)
-    value = torch.randn(2, sum(r * c for r, c in shapes), heads, 4)
-    locations = torch.rand(2, 5, heads, len(shapes), points, 2) * 1.6 - 0.3
+    cells = 0
+    for rows, columns in size.shapes:
+        cells += rows * columns
+    levels = len(size.shapes)
+    value = torch.randn(BATCH, cells, size.heads, CHANNELS_OF_HEAD)
+    shares = torch.rand(BATCH, QUERIES, size.heads, levels, size.points, 2)
+    locations = shares * 1.6 - 0.3
     weights = torch.rand(locations.shape[:-1])
-    return [x.to(dtype).requires_grad_() for x in (value, locations, weights)]
-
-
-def naive_bilinear(field: list[list[Tensor]], x: float, y: float) -> Tensor:
-    """Sample (rows, columns, d) at a point in [0, 1], zero outside."""
-    rows, columns = len(field), len(field[0])
-    sample = torch.zeros_like(field[0][0])
-    for i in range(rows):
-        for j in range(columns):
-            share_x = max(0.0, 1 - abs(x * columns - 0.5 - j))
-            share_y = max(0.0, 1 - abs(y * rows - 0.5 - i))
-            sample = sample + share_x * share_y * field[i][j]
-    return sample
-
-
-def naive_core(value: Tensor, shapes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-    batch, queries, heads, levels, points = weights.shape
-    result = torch.zeros(batch, queries, heads, value.shape[-1], dtype=torch.double)
-    for b in range(batch):
-        for m in range(heads):
-            fields, start = [], 0
-            for rows, columns in shapes:
-                cells = list(value[b, start : start + rows * columns, m])
-                fields.append([cells[i * columns : (i + 1) * columns] for i in range(rows)])
-                start += rows * columns
-            for q in range(queries):
-                for k in range(levels):
-                    for p in range(points):
-                        x, y = locations[b, q, m, k, p].tolist()
-                        sample = naive_bilinear(fields[k], x, y)
-                        result[b, q, m] += weights[b, q, m, k, p] * sample
-    return result.flatten(2)
+    return CoreInputs(
+        value=value.to(dtype).requires_grad_(),
+        locations=locations.to(dtype).requires_grad_(),
+        weights=weights.to(dtype).requires_grad_(),
+    )
 
 
 def gradients(compute: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
     """The output and the gradients of all inputs."""
     output = compute(*inputs)
-    upstream = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
-    return [output, *torch.autograd.grad(output, inputs, upstream)]
+    # another weight for every element, so that none can stand for another
+    upstream = torch.linspace(-1, 1, output.numel(), dtype=output.dtype)
+    from_inputs = torch.autograd.grad(output, inputs, upstream.view_as(output))
+    return [output, *from_inputs]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("shapes", "heads", "points"), CORES)
-def test_core_equals_transformers(
-    shapes: Sizes, heads: int, points: int, dtype: torch.dtype
-) -> None:
-    inputs = core_inputs(shapes, heads, points, dtype)
-    theirs = MultiScaleDeformableAttention()
-    tensor = torch.tensor(shapes)
-    expected = gradients(lambda v, x, w: theirs(v, tensor, shapes, None, x, w, 64), inputs)
-    actual = gradients(lambda v, x, w: deformable_attention(v, shapes, x, w), inputs)
-    for ours, reference in zip(actual, expected, strict=True):
-        largest = float(reference.detach().abs().max())
-        torch.testing.assert_close(ours, reference, atol=1e-6 * max(1, largest), rtol=0)
+@each_core
+def test_core_equals_transformers(size: Core, dtype: torch.dtype) -> None:
+    """Output and all gradients are those of Deformable DETR."""
+    inputs = core_inputs(size, dtype)
+    reference_module = MultiScaleDeformableAttention()
+    shapes = size.shapes
+    shapes_as_tensor = torch.tensor(shapes)
 
+    def reference(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        # neither its starts of levels nor its step of im2col is read without CUDA
+        return reference_module(
+            value,
+            shapes_as_tensor,
+            shapes,
+            None,
+            locations,
+            weights,
+            64,
+        )
 
-@pytest.mark.parametrize(("shapes", "heads", "points"), CORES)
-def test_core_equals_a_loop(shapes: Sizes, heads: int, points: int) -> None:
     def core(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         return deformable_attention(value, shapes, locations, weights)
 
-    inputs = core_inputs(shapes, heads, points)
-    assert torch.autograd.gradcheck(core, inputs, fast_mode=True)
-    value, locations, weights = (x.detach() for x in inputs)
-    expected = naive_core(value, shapes, locations, weights)
+    expected = gradients(reference, inputs.all())
+    actual = gradients(core, inputs.all())
+
+    for actual_tensor, expected_tensor in zip(actual, expected, strict=True):
+        largest = float(expected_tensor.detach().abs().max())
+        tolerance = 1e-6 * max(1, largest)
+        torch.testing.assert_close(actual_tensor, expected_tensor, atol=tolerance, rtol=0)
+
+
+@each_core
+def test_core_equals_a_loop(size: Core) -> None:
+    inputs = core_inputs(size)
+
+    def core(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return deformable_attention(value, size.shapes, locations, weights)
+
+    assert torch.autograd.gradcheck(core, inputs.all(), fast_mode=True)
+    value = inputs.value.detach()
+    locations = inputs.locations.detach()
+    weights = inputs.weights.detach()
+    expected = naive_deformable.core(value, size.shapes, locations, weights)
     torch.testing.assert_close(core(value, locations, weights), expected)
 
 
 def test_core_used_twice_and_checkpointed() -> None:
-    shapes, inputs = CORES[1][0], core_inputs(*CORES[1])
+    """Its own backward pass adds up where a tensor is used twice, and may be recomputed."""
+    size = THREE_UNLIKE_LEVELS
+    inputs = core_inputs(size).all()
 
     def twice(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        once = deformable_attention(value, shapes, locations, weights)
-        return once + deformable_attention(value.tanh(), shapes, 1 - locations, weights)
+        once = deformable_attention(value, size.shapes, locations, weights)
+        mirrored = 1 - locations
+        return once + deformable_attention(value.tanh(), size.shapes, mirrored, weights)
 
-    plain = gradients(twice, inputs)
-    saved = gradients(lambda *x: checkpoint(twice, *x, use_reentrant=False), inputs)  # type: ignore[arg-type]
-    for recomputed, stored in zip(saved, plain, strict=True):
-        assert torch.equal(recomputed, stored)
+    def twice_recomputed(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        # Any: checkpoint returns what the function returns, in no type
+        output: Any = checkpoint(twice, value, locations, weights, use_reentrant=False)
+        return output
+
+    stored = gradients(twice, inputs)
+    recomputed = gradients(twice_recomputed, inputs)
+
+    for recomputed_tensor, stored_tensor in zip(recomputed, stored, strict=True):
+        assert torch.equal(recomputed_tensor, stored_tensor)
     assert torch.autograd.gradcheck(twice, inputs, fast_mode=True)
 
 
-def module_inputs(levels: Sizes = ((3, 4), (3, 4))) -> tuple[Tensor, Tensor, Tensor]:
+QUERY_GRID = (3, 4)
+WIDTH = 8
+EQUAL_LEVELS: Sizes = ((3, 4), (3, 4))
+UNLIKE_LEVELS: Sizes = ((3, 4), (2, 2))
+
+
+@dataclass
+class ModuleInputs:
+    """Random inputs of the attention module, with a query on every cell of `QUERY_GRID`."""
+
+    query: Tensor
+    """(B, 12, 8)"""
+    value: Tensor
+    """(B, cells of all levels, 8)"""
+    reference: Tensor
+    """(12, 2) the centres of the queries' cells"""
+
+
+def module_inputs(levels: Sizes = EQUAL_LEVELS) -> ModuleInputs:
     torch.manual_seed(1)
-    cells = sum(rows * columns for rows, columns in levels)
-    query = torch.randn(2, 12, 8)
-    value = torch.randn(2, cells, 8)
-    return query, value, cell_centers((3, 4), query)
+    cells = 0
+    for rows, columns in levels:
+        cells += rows * columns
+    query = torch.randn(BATCH, QUERY_GRID[0] * QUERY_GRID[1], WIDTH)
+    value = torch.randn(BATCH, cells, WIDTH)
+    return ModuleInputs(query, value, reference=cell_centers(QUERY_GRID, query))
 
 
-def randomized(module: nn.Module) -> nn.Module:
+def move_parameters(module: nn.Module) -> None:
+    """Move every parameter away from its start, where whole terms of the formula are zero."""
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return module
+
+
+def moved_attention() -> DeformableAttention:
+    """Attention over two levels whose points and weights follow the query."""
+    attention = DeformableAttention(WIDTH, levels=2, heads=2, points=2)
+    move_parameters(attention)
+    return attention
 
 
 def test_head_directions() -> None:
-    attention = DeformableAttention(16, levels=2, heads=8, points=3)
-    bias = attention.offset.bias.view(8, 2, 3, 2)
-    for m, k, p in itertools.product(range(8), range(2), range(3)):
-        angle = 2 * math.pi * m / 8
-        x, y = math.cos(angle), math.sin(angle)
-        scale = (p + 1) / max(abs(x), abs(y))
-        torch.testing.assert_close(bias[m, k, p], torch.tensor([x * scale, y * scale]))
-    for zero in (attention.offset.weight, attention.weight.weight, attention.weight.bias):
-        assert not zero.any()
+    """At first, point p of head m lies p + 1 cells away in direction θ = 2πm/M, in every level."""
+    heads, levels, points = 8, 2, 3
+    attention = DeformableAttention(16, levels=levels, heads=heads, points=points)
+
+    offsets = attention.offset.bias.view(heads, levels, points, 2)
+    for head in range(heads):
+        angle = 2 * math.pi * head / heads
+        x = math.cos(angle)
+        y = math.sin(angle)
+        for level in range(levels):
+            for point in range(points):
+                scale = (point + 1) / max(abs(x), abs(y))
+                expected = torch.tensor([x * scale, y * scale])
+                torch.testing.assert_close(offsets[head, level, point], expected)
+
+    # points and weights do not follow the query yet
+    assert not attention.offset.weight.any()
+    assert not attention.weight.weight.any()
+    assert not attention.weight.bias.any()
+    # Xavier: uniform in ± √(6 / (16 + 16))
+    bound = math.sqrt(6 / 32)
     for linear in (attention.value, attention.output):
         assert not linear.bias.any()
-        assert 0.9 < float(linear.weight.detach().abs().max()) / math.sqrt(6 / 32) <= 1
+        largest = float(linear.weight.detach().abs().max())
+        assert 0.9 < largest / bound <= 1
 
 
 def test_reference_points_may_differ_between_images() -> None:
-    attention = randomized(DeformableAttention(8, levels=2, heads=2, points=2))
-    query, value, reference = module_inputs()
-    levels = ((3, 4), (3, 4))
-    references = torch.stack([reference, reference.flip(0)])
-    together = attention(query, value, references, levels)
-    for i in range(2):
-        one_image = attention(query[i : i + 1], value[i : i + 1], references[i], levels)
-        torch.testing.assert_close(together[i : i + 1], one_image)
+    """A batch of references (B, Nq, 2) gives each image what it gets alone."""
+    attention = moved_attention()
+    inputs = module_inputs()
+    references = torch.stack([inputs.reference, inputs.reference.flip(0)])
+
+    together = attention(inputs.query, inputs.value, references, EQUAL_LEVELS)
+
+    for image in range(BATCH):
+        query = inputs.query[image : image + 1]
+        value = inputs.value[image : image + 1]
+        one_image = attention(query, value, references[image], EQUAL_LEVELS)
+        torch.testing.assert_close(together[image : image + 1], one_image)
+
+
+def test_the_module_in_bfloat16_is_near_to_float32() -> None:
+    attention = moved_attention().bfloat16()
+    inputs = module_inputs()
+    query = inputs.query.bfloat16()
+    value = inputs.value.bfloat16()
+    reference = inputs.reference.bfloat16().float()
+
+    low = attention(query, value, reference, EQUAL_LEVELS)
+    # the backward pass must accept these dtypes too
+    low.float().square().sum().backward()
+    full = attention.float()(query.float(), value.float(), reference, EQUAL_LEVELS)
+
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), full, atol=0.03, rtol=0.03)
 
 
 def test_bfloat16_samples_in_float32() -> None:
-    attention = randomized(DeformableAttention(8, levels=2, heads=2, points=2)).bfloat16()
-    query, value, reference = (x.bfloat16() for x in module_inputs())
-    reference, levels = reference.float(), ((3, 4), (3, 4))
-    low = attention(query, value, reference, levels)
-    low.float().square().sum().backward()
-    full = attention.float()(query.float(), value.float(), reference, levels)
-    assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.float(), full, atol=0.03, rtol=0.03)
-    shapes = CORES[1][0]
-    v, x, w = (t.detach() for t in core_inputs(*CORES[1], torch.float32))
-    exact = deformable_attention(v.bfloat16().float(), shapes, x, w)
-    assert torch.equal(deformable_attention(v.bfloat16(), shapes, x, w), exact.bfloat16())
+    """Only the value and the result are rounded: no arithmetic happens in bfloat16."""
+    size = THREE_UNLIKE_LEVELS
+    inputs = core_inputs(size, torch.float32)
+    rounded = inputs.value.detach().bfloat16()
+    locations = inputs.locations.detach()
+    weights = inputs.weights.detach()
+
+    low = deformable_attention(rounded, size.shapes, locations, weights)
+
+    exact = deformable_attention(rounded.float(), size.shapes, locations, weights)
+    assert torch.equal(low, exact.bfloat16())
 
 
-class Wrapped(nn.Module):
+class AttentionOnUnlikeLevels(nn.Module):
+    """Attention with its shapes inside: compilers and exporters take tensors alone."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.attention = randomized(DeformableAttention(8, levels=2, heads=2, points=2))
+        self.attention = moved_attention()
 
     def forward(self, query: Tensor, value: Tensor, reference: Tensor) -> Tensor:
-        return self.attention(query, value, reference, ((3, 4), (2, 2)))
+        return self.attention(query, value, reference, UNLIKE_LEVELS)
 
 
+# dynamo itself instantiates the autograd function, and warns of that
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
-def test_compiles_to_one_graph() -> None:  # dynamo itself instantiates it
-    module = Wrapped()
-    *inputs, reference = (x.requires_grad_() for x in module_inputs(((3, 4), (2, 2))))
+def test_compiles_to_one_graph() -> None:
+    module = AttentionOnUnlikeLevels()
     compiled = torch.compile(module, fullgraph=True, backend="eager")
-    expected = gradients(lambda q, v: module(q, v, reference), inputs)
-    actual = gradients(lambda q, v: compiled(q, v, reference), inputs)
+    inputs = module_inputs(UNLIKE_LEVELS)
+    query = inputs.query.requires_grad_()
+    value = inputs.value.requires_grad_()
+    reference = inputs.reference.requires_grad_()
+
+    def eagerly(query: Tensor, value: Tensor) -> Tensor:
+        return module(query, value, reference)
+
+    def as_graph(query: Tensor, value: Tensor) -> Tensor:
+        return compiled(query, value, reference)
+
+    expected = gradients(eagerly, [query, value])
+    actual = gradients(as_graph, [query, value])
+
     for traced, eager in zip(actual, expected, strict=True):
         torch.testing.assert_close(traced, eager)
 
 
 def test_exports() -> None:
-    module, inputs = Wrapped(), module_inputs(((3, 4), (2, 2)))
+    """The exported program takes any number of images."""
+    module = AttentionOnUnlikeLevels()
+    inputs = module_inputs(UNLIKE_LEVELS)
     images = torch.export.Dim("images", min=2, max=64)
-    dynamic = ({0: images}, {0: images}, None)
-    program = torch.export.export(module, inputs, dynamic_shapes=dynamic).module()
+
+    exported = torch.export.export(
+        module,
+        (inputs.query, inputs.value, inputs.reference),
+        dynamic_shapes=({0: images}, {0: images}, None),
+    )
+
     # twice as many images as were exported
-    query, value, reference = inputs
-    queries = torch.cat([query, query + 1])
-    values = torch.cat([value, value + 1])
-    expected = module(queries, values, reference)
-    torch.testing.assert_close(program(queries, values, reference), expected)
+    query = torch.cat([inputs.query, inputs.query + 1])
+    value = torch.cat([inputs.value, inputs.value + 1])
+    expected = module(query, value, inputs.reference)
+    actual = exported.module()(query, value, inputs.reference)
+    torch.testing.assert_close(actual, expected)
 
 
-def build(width: int, layers: Any, depth: int = 24, base: int = -2, **options: Any) -> Any:
-    selection = select(layers, depth)
-    config = DeformableConfig(base=base, **options).resolve(selection)
-    return Deformable(config, Shapes(selection, width, 5, 24))
+def build(width: int, layers: LayerSpec, **options: Any) -> Any:
+    """The strategy for an encoder of 24 blocks with base layer 23, and an LLM of width 5."""
+    selection = select(layers, 24)
+    config = DeformableConfig(base=-2, **options).resolve(selection)
+    shapes = Shapes(selection, vision_width=width, llm_width=5, llm_depth=24)
+    return Deformable(config, shapes)
 
 
-def features(fusion: Any, grid: tuple[int, int]) -> Features:
+def random_features(fusion: Deformable, grid: tuple[int, int]) -> Features:
+    """Features of two images in float64, with another mean in each layer."""
     torch.manual_seed(3)
     layers = fusion.config.taps(fusion.shapes.selection)
-    shape = (2, grid[0] * grid[1], fusion.shapes.vision_width)
-    patches = tuple(torch.randn(shape, dtype=torch.double) + k for k in layers)
-    return Features(layers, patches, tuple(x.mean(dim=1) for x in patches), grid)
-
-
-def naive_attention(
-    attention: DeformableAttention, query: Tensor, value: Tensor, shapes: Sizes
-) -> Tensor:
-    """Spec of multi-scale deformable attention for queries on the cells of `shapes[0]`."""
-    heads, levels, points = attention.heads, attention.levels, attention.points
-    (rows, columns), batch = shapes[0], query.shape[0]
-    offset = attention.offset(query).view(batch, -1, heads, levels, points, 2)
-    weights = attention.weight(query).view(batch, -1, heads, levels * points).exp()
-    weights = (weights / weights.sum(dim=-1, keepdim=True)).view(offset.shape[:-1])
-    locations = torch.empty_like(offset)
-    for q in range(rows * columns):
-        center = (q % columns + 0.5) / columns, (q // columns + 0.5) / rows
-        for k, (r, c) in enumerate(shapes):
-            locations[:, q, :, k, :, 0] = center[0] + offset[:, q, :, k, :, 0] / c
-            locations[:, q, :, k, :, 1] = center[1] + offset[:, q, :, k, :, 1] / r
-    split = attention.value(value).view(batch, -1, heads, query.shape[-1] // heads)
-    return attention.output(naive_core(split, shapes, locations, weights))
+    tokens = grid[0] * grid[1]
+    patches: list[Tensor] = []
+    summary: list[Tensor] = []
+    for layer in layers:
+        noise = torch.randn(BATCH, tokens, fusion.shapes.vision_width, dtype=torch.double)
+        patches.append(noise + layer)
+        summary.append(patches[-1].mean(dim=1))
+    return Features(layers, tuple(patches), tuple(summary), grid)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("grid", "layers"), [((3, 3), [3, 8, 13]), ((2, 4), [18, 5]), ((5, 2), [23])]
+    ("grid", "layers"),
+    [
+        ((3, 3), [3, 8, 13]),
+        ((2, 4), [18, 5]),
+        ((5, 2), [23]),
+    ],
 )
 def test_strategy_equals_its_formula(grid: tuple[int, int], layers: list[int]) -> None:
     fusion = build(6, layers, heads=2, points=2).double()
-    randomized(fusion)
-    x = features(fusion, grid)
-    base = x.select([23])[0]
-    values = fusion.norm_value(torch.cat(x.select(layers), dim=1))
-    read = naive_attention(fusion.cross, fusion.norm_query(base), values, (grid,) * len(layers))
-    normed = fusion.norm_self(read)
-    again = naive_attention(fusion.self_attention, normed, normed, (grid,))
-    expected = fusion.projector(base + fusion.gamma_1 * (read + fusion.gamma_2 * again))
-    torch.testing.assert_close(fusion(x).tokens, expected, atol=1e-10, rtol=0)
+    move_parameters(fusion)
+    features = random_features(fusion, grid)
+
+    tokens = fusion(features).tokens
+
+    expected = naive_deformable.deformable(fusion, features)
+    torch.testing.assert_close(tokens, expected, atol=1e-10, rtol=0)
 
 
 def test_published_size_on_the_meta_device() -> None:
+    """MMFuser on CLIP-L/14-336: 5,190,592 parameters beside the projector, 576 tokens."""
     with torch.device("meta"):
         fusion = build(1024, [3, 8, 13, 18])
-        patches = tuple(torch.empty(1, 576, 1024) for _ in range(5))
-    assert (fusion.cross.heads, fusion.cross.points) == (16, 4)
-    outside = sum(p.numel() for p in fusion.projector.parameters())
-    assert sum(p.numel() for p in fusion.parameters()) - outside == 5_190_592
-    norms = (fusion.norm_query, fusion.norm_value, fusion.norm_self)
-    assert {norm.eps for norm in norms} == {1e-6}
-    x = Features((3, 8, 13, 18, 23), patches, tuple(p[:, 0] for p in patches), (24, 24))
-    assert fusion(x).tokens.shape == (1, 576, 5)
+        layers = (3, 8, 13, 18, 23)
+        patches = tuple(torch.empty(1, 576, 1024) for _ in layers)
+        summary = tuple(torch.empty(1, 1024) for _ in layers)
+
+    assert fusion.cross.heads == 16
+    assert fusion.cross.points == 4
+    parameters = sum(parameter.numel() for parameter in fusion.parameters())
+    in_projector = sum(parameter.numel() for parameter in fusion.projector.parameters())
+    assert parameters - in_projector == 5_190_592
+    for norm in (fusion.norm_query, fusion.norm_value, fusion.norm_self):
+        assert norm.eps == 1e-6
+    features = Features(layers, patches, summary, grid=(24, 24))
+    assert fusion(features).tokens.shape == (1, 576, 5)
 
 
-def test_at_first_it_is_the_base_layer_and_only_gamma_1_learns() -> None:
+def reset_from_the_meta_device() -> Any:
+    """The strategy with its own initialisation written over random memory."""
     with torch.device("meta"):
         fusion = build(128, [3, 8, 13, 18])
     fusion = fusion.to_empty(device="cpu")
+    # a stored constant, which no initialisation sets
     nn.init.ones_(fusion.projector.scale)
-    randomized(fusion)
+    move_parameters(fusion)
     fusion.reset_parameters()
-    x = features(fusion, (4, 4)).to(torch.float32)
-    tokens = fusion(x).tokens
-    assert torch.equal(tokens, fusion.projector(x.select([23])[0]))
+    return fusion
+
+
+def test_at_first_it_is_the_base_layer_and_only_gamma_1_learns() -> None:
+    fusion = reset_from_the_meta_device()
+    features = random_features(fusion, (4, 4)).to(torch.float32)
+
+    tokens = fusion(features).tokens
     tokens.square().sum().backward()
-    inner = [(n, p.grad) for n, p in fusion.named_parameters() if "projector" not in n]
-    assert [n for n, grad in inner if grad is not None and grad.any()] == ["gamma_1"]
+
+    base = features.select([23])[0]
+    assert torch.equal(tokens, fusion.projector(base))
+    learning: list[str] = []
+    for name, parameter in fusion.named_parameters():
+        has_gradient = parameter.grad is not None and bool(parameter.grad.any())
+        if has_gradient and "projector" not in name:
+            learning.append(name)
+    assert learning == ["gamma_1"]
+
+
+def test_a_reset_draws_as_the_constructor_does() -> None:
+    """The modules set their own weights after PyTorch's defaults, not before."""
+    fusion = reset_from_the_meta_device()
     fresh = build(128, [3, 8, 13, 18]).state_dict()
+
     for name, tensor in fusion.state_dict().items():
         if not name.startswith("projector"):
             torch.testing.assert_close(tensor.std(), fresh[name].std(), atol=0.002, rtol=0.05)
@@ -298,18 +436,24 @@ def test_at_first_it_is_the_base_layer_and_only_gamma_1_learns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "layers"), [(24, [3, 8, 13, 18]), (12, [2, 4, 6, 9]), (4, [1, 2, 3]), (1, [1])]
+    ("depth", "layers"),
+    [
+        (24, [3, 8, 13, 18]),
+        (12, [2, 4, 6, 9]),
+        (4, [1, 2, 3]),
+        (1, [1]),
+    ],
 )
 def test_example(depth: int, layers: list[int]) -> None:
     assert Deformable.example(depth) == layers
 
 
 def test_heads_must_divide_the_width() -> None:
+    # heads of 64 channels, but at least one
     assert build(24, [3]).cross.heads == 1
-    with pytest.raises(
-        LayerfuseError, match=r"heads 5 does not divide .* width 24; valid: 1, 2, 3, 4,"
-    ):
+    message = r"heads 5 does not divide .* width 24; valid: 1, 2, 3, 4,"
+    with pytest.raises(LayerfuseError, match=message):
         build(24, [3], heads=5)
-    for option in ({"heads": 0}, {"points": 0}):
+    for option in ("heads", "points"):
         with pytest.raises(ValueError, match="greater than 0"):
-            build(24, [3], **option)
+            build(24, [3], **{option: 0})
