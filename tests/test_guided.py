@@ -1,12 +1,13 @@
 """Guided strategies: what may reach the weights, what does not, and the controls."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from layerfuse import FusionVLM, Processor
@@ -15,207 +16,278 @@ from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, by_turn
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict, questions, shuffled
-from layerfuse.fusion import FUSIONS
-from layerfuse.fusion.guided import entropy
+from layerfuse.fusion import FUSIONS, Fused
 from layerfuse.recipe.schema import Data, Evaluation, Stage
 from tests import tiny
 
-GUIDED = [name for name in FUSIONS if FUSIONS[name][1].reads != "nothing"]
-each_guided = pytest.mark.parametrize("strategy", GUIDED)
-WIDTH = 16
-HOW = Evaluation(data=Data(path="held out"), batch_size=4, max_new_tokens=2)
+GUIDED = [name for name, (_, module) in FUSIONS.items() if module.reads != "nothing"]
+SENTENCE_WIDTH = 16
+MAX_LENGTH = 2048
+EVALUATION = Evaluation(
+    data=Data(path="held out"),
+    batch_size=4,
+    max_new_tokens=2,
+)
 
 
 @pytest.fixture
 def sentence_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A tiny random sentence encoder in a folder."""
+    # sentences that were embedded before are kept in the home folder
     monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
-    settings: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2}
-    settings["intermediate_size"] = 16
+    config = BertConfig(
+        vocab_size=320,
+        hidden_size=SENTENCE_WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
     folder = tmp_path / "sentences"
-    BertModel(BertConfig(vocab_size=320, hidden_size=WIDTH, **settings)).save_pretrained(folder)
+    BertModel(config).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return str(folder)
 
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Picture:
-    Image.effect_noise((40, 30), 80).convert("RGB").save(tmp_path / "picture.png")
-    return Picture(str(tmp_path / "picture.png"))
+    """Grey noise in a file."""
+    file = tmp_path / "picture.png"
+    Image.effect_noise((40, 30), 80).convert("RGB").save(file)
+    return Picture(str(file))
 
 
-def build(strategy: str, sentence_encoder: str) -> tuple[FusionVLM, Processor]:
+@dataclass(frozen=True)
+class Guided:
+    """A tiny model of a guided strategy, and its processor."""
+
+    model: FusionVLM
+    processor: Processor
+
+
+@pytest.fixture(params=GUIDED)
+def guided(request: pytest.FixtureRequest, sentence_encoder: str) -> Guided:
+    """Each guided strategy in turn."""
+    strategy: str = request.param
     options: dict[str, Any] = {}
     if FUSIONS[strategy][1].reads == "sentence":
-        options = {"sentence_encoder": sentence_encoder, "sentence_width": WIDTH}
+        options["sentence_encoder"] = sentence_encoder
+        options["sentence_width"] = SENTENCE_WIDTH
     model = tiny.model(strategy, **options)
-    return model, tiny.processor(model)
+    return Guided(model, tiny.processor(model))
 
 
-def talk(picture: Picture, *turns: str) -> Sample:
+def conversation(picture: Picture, *turns: str) -> Sample:
     """A conversation about one picture: question, answer, question, answer, ..."""
-    roles = ("user", "assistant")
-    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+    messages: list[dict[str, str]] = []
+    for index, text in enumerate(turns):
+        role = "assistant"
+        if index % 2 == 0:
+            role = "user"
+        messages.append({"role": role, "content": text})
     messages[0]["content"] = "<image>\n" + messages[0]["content"]
     return Sample("s", (picture,), tuple(messages))
 
 
-def weights(model: FusionVLM, processor: Processor, *samples: Sample) -> Tensor:
-    """The layer weights of a training batch, one row per answer."""
-    batch = Collator(processor, "chat", 2048, None)(samples)
-    with torch.no_grad():
-        return model(**batch).visual.notes["weights"]
+def prompt(processor: Processor, picture: Picture, question: str) -> Any:
+    """The model's inputs for one question about a picture, which waits for its answer."""
+    messages = [{"role": "user", "content": "<image>\n" + question}]
+    return processor.inputs([messages], [picture.open()])
 
 
-@each_guided
-def test_no_answer_and_no_later_question_reaches_the_weights(
-    strategy: str, sentence_encoder: str, picture: Picture
-) -> None:
-    model, processor = build(strategy, sentence_encoder)
-    first = weights(model, processor, talk(picture, "What colour?", "red", "How many?", "two"))
-    assert len(first) == 2  # a row per answer
-    other = weights(model, processor, talk(picture, "What colour?", "blue", "How many?", "nine"))
-    assert torch.equal(first[0], other[0])
-    last = weights(model, processor, talk(picture, "What colour?", "red", "How many?", "nine"))
-    assert torch.equal(first, last)
-    later = weights(model, processor, talk(picture, "What colour?", "red", "Which shape?", "two"))
-    assert torch.equal(first[0], later[0])
-    assert not torch.equal(first[1], later[1])  # the question of the turn itself does reach them
+def training_batch(processor: Processor, *samples: Sample) -> dict[str, Any]:
+    """Samples as they are trained in a stage with prompt `chat`: a row per answer."""
+    return Collator(processor, "chat", MAX_LENGTH, store=None)(samples)
 
 
-@each_guided
 @torch.no_grad()
-def test_training_and_generation_see_the_same_instruction(
-    strategy: str, sentence_encoder: str, picture: Picture
+def training_weights(guided: Guided, sample: Sample) -> Tensor:
+    """The layer weights in training: (answers, n)."""
+    batch = training_batch(guided.processor, sample)
+    return guided.model(**batch).visual.notes["weights"]
+
+
+def record_weights(model: FusionVLM) -> list[Tensor]:
+    """A list that gets the weights (B, n) of every later pass through the fusion."""
+    recorded: list[Tensor] = []
+
+    def keep_weights(module: nn.Module, inputs: Any, fused: Fused) -> None:
+        recorded.append(fused.notes["weights"].detach())
+
+    model.fusion.register_forward_hook(keep_weights)
+    return recorded
+
+
+def test_no_answer_and_no_later_question_reaches_the_weights(
+    guided: Guided, picture: Picture
 ) -> None:
-    model, processor = build(strategy, sentence_encoder)
-    trained = weights(model, processor, talk(picture, "What colour?", "red"))
-    inputs = processor.inputs(
-        [[{"role": "user", "content": "<image>\nWhat colour?"}]], [picture.open()]
+    """Weights that have read the answer would learn what a test does not have."""
+    first = training_weights(
+        guided,
+        conversation(picture, "What colour?", "red", "How many?", "two"),
     )
-    prompt = model(**inputs).visual.notes["weights"]
-    torch.testing.assert_close(prompt, trained)
-    seen: list[Tensor] = []
-    model.fusion.register_forward_hook(lambda m, a, out: seen.append(out.notes["weights"]))
+    other_answers = training_weights(
+        guided,
+        conversation(picture, "What colour?", "blue", "How many?", "nine"),
+    )
+    other_last_answer = training_weights(
+        guided,
+        conversation(picture, "What colour?", "red", "How many?", "nine"),
+    )
+    other_last_question = training_weights(
+        guided,
+        conversation(picture, "What colour?", "red", "Which shape?", "two"),
+    )
+
+    # a row per answer
+    assert len(first) == 2
+    # an earlier answer may guide the later turn, but not its own
+    assert torch.equal(first[0], other_answers[0])
+    assert torch.equal(first, other_last_answer)
+    assert torch.equal(first[0], other_last_question[0])
+    # the question of the turn itself does reach them
+    assert not torch.equal(first[1], other_last_question[1])
+
+
+@torch.no_grad()
+def test_training_and_generation_see_the_same_instruction(guided: Guided, picture: Picture) -> None:
+    trained = training_weights(guided, conversation(picture, "What colour?", "red"))
+    inputs = prompt(guided.processor, picture, "What colour?")
+
+    in_prompt = guided.model(**inputs).visual.notes["weights"]
+    in_generation = record_weights(guided.model)
+    # Any: transformers types `generate` for its own classes only
+    model: Any = guided.model
     model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=False)
-    assert len(seen) == 1  # fused once, from the prompt
-    torch.testing.assert_close(seen[0], prompt)
-    assert isinstance(Answerer(model, processor).ask([picture.open()], "What colour?"), str)
+
+    torch.testing.assert_close(in_prompt, trained)
+    # fused once, from the prompt, although there is no cache
+    assert len(in_generation) == 1
+    torch.testing.assert_close(in_generation[0], in_prompt)
+
+
+def test_guided_models_can_be_asked(guided: Guided, picture: Picture) -> None:
+    answerer = Answerer(guided.model, guided.processor)
+    answer = answerer.ask([picture.open()], "What colour?")
+    assert isinstance(answer, str)
 
 
 def test_turns_keep_their_context_and_pictures() -> None:
-    one, two = Picture("1"), Picture("2")
-    messages = [("user", "<image>a"), ("assistant", "b"), ("user", "<image>c"), ("assistant", "d")]
+    first = Picture("1")
+    second = Picture("2")
     sample = Sample(
         "s",
-        (one, two),
-        tuple({"role": r, "content": c} for r, c in messages),
+        pictures=(first, second),
+        messages=(
+            {"role": "user", "content": "<image>a"},
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "<image>c"},
+            {"role": "assistant", "content": "d"},
+        ),
         families=("x", "y"),
     )
+
     turns = by_turn(sample)
-    assert [t.pictures for t in turns] == [(one,), (one, two)]
-    assert [len(t.messages) for t in turns] == [2, 4]
-    assert [t.families for t in turns] == [("x",), ("y",)]
+
+    assert [turn.pictures for turn in turns] == [(first,), (first, second)]
+    assert [len(turn.messages) for turn in turns] == [2, 4]
+    assert [turn.families for turn in turns] == [("x",), ("y",)]
 
 
-@each_guided
-def test_rows_by_turn_label_the_same_tokens(
-    strategy: str, sentence_encoder: str, picture: Picture
-) -> None:
-    _, processor = build(strategy, sentence_encoder)
-    sample = talk(picture, "What colour?", "red", "How many?", "two", "Where?", "left")
-    labels = [
-        Collator(processor, "chat", 2048, None, guidance)([sample])["labels"]
-        for guidance in ("uniform", "instruction")
-    ]
-    assert len(labels[1]) == 3
-    assert labels[0][labels[0] >= 0].tolist() == labels[1][labels[1] >= 0].tolist()
+def test_rows_by_turn_label_the_same_tokens(guided: Guided, picture: Picture) -> None:
+    """A row per answer must not train on more or on less than a row per conversation."""
+    sample = conversation(picture, "What colour?", "red", "How many?", "two", "Where?", "left")
+
+    labels: dict[str, Tensor] = {}
+    for guidance in ("uniform", "instruction"):
+        make_batch = Collator(guided.processor, "chat", MAX_LENGTH, None, guidance)
+        labels[guidance] = make_batch([sample])["labels"]
+
+    assert len(labels["instruction"]) == 3
+    in_one_row = labels["uniform"][labels["uniform"] >= 0]
+    in_three_rows = labels["instruction"][labels["instruction"] >= 0]
+    assert in_one_row.tolist() == in_three_rows.tolist()
 
 
-@each_guided
-def test_without_instruction_there_is_one_clear_error(
-    strategy: str, sentence_encoder: str, picture: Picture
-) -> None:
-    model, processor = build(strategy, sentence_encoder)
-    pixels = processor.image_processor([picture.open()], return_tensors="pt")["pixel_values"]
+def test_without_instruction_there_is_one_clear_error(guided: Guided, picture: Picture) -> None:
+    """Serving engines call `get_image_features` with pixels alone."""
+    images = [picture.open()]
+    pixels = guided.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+
     with pytest.raises(LayerfuseError, match=r"got no instruction.*guidance='uniform'"):
-        model.get_image_features(pixels)
-    visual = model.fuse(model.encode_images(pixels), guidance="uniform")
-    weights = visual.notes["weights"]
-    torch.testing.assert_close(weights, torch.full_like(weights, 1 / weights.shape[1]))
+        guided.model.get_image_features(pixels)
+
+    # and what the error recommends works
+    features = guided.model.encode_images(pixels)
+    weights = guided.model.fuse(features, guidance="uniform").notes["weights"]
+    uniform = torch.full_like(weights, 1 / weights.shape[1])
+    torch.testing.assert_close(weights, uniform)
 
 
-@each_guided
-def test_uniform_stages_give_every_parameter_a_gradient(
-    strategy: str, sentence_encoder: str, picture: Picture
-) -> None:
+def test_uniform_stages_give_every_parameter_a_gradient(guided: Guided, picture: Picture) -> None:
     """Zero for the allocator: under data parallelism no parameter may be left out."""
-    model, processor = build(strategy, sentence_encoder)
-    model.train()
-    batch = Collator(processor, "plain", 2048, None, "uniform")([talk(picture, "", "red")])
-    model(**batch).loss.backward()
-    gradients = {n: p.grad for n, p in model.fusion.named_parameters()}
-    assert all(g is not None for g in gradients.values())
-    moved = {n.split(".")[0] for n, g in gradients.items() if g is not None and g.any()}
-    assert "projector" in moved
-    assert not moved & {"allocator", "router"}
+    make_batch = Collator(guided.processor, "plain", MAX_LENGTH, None, "uniform")
+    batch = make_batch([conversation(picture, "", "red")])
+
+    guided.model.train()
+    guided.model(**batch).loss.backward()
+
+    parts_that_move: set[str] = set()
+    for name, parameter in guided.model.fusion.named_parameters():
+        assert parameter.grad is not None, name
+        if parameter.grad.any():
+            parts_that_move.add(name.split(".")[0])
+    assert "projector" in parts_that_move
+    assert not parts_that_move & {"allocator", "router"}
 
 
 @pytest.mark.parametrize("regularizer", ["off", "released", "entropy", "balance"])
 def test_the_penalty_is_added_in_training_alone(
     regularizer: str, sentence_encoder: str, picture: Picture
 ) -> None:
-    options = {"sentence_encoder": sentence_encoder, "sentence_width": WIDTH}
-    model = tiny.model("instruction_weighted", regularizer=regularizer, **options)
-    batch = Collator(tiny.processor(model), "chat", 2048, None)(
-        [talk(picture, "What colour?", "red", "How many?", "two")]
+    model = tiny.model(
+        "instruction_weighted",
+        regularizer=regularizer,
+        sentence_encoder=sentence_encoder,
+        sentence_width=SENTENCE_WIDTH,
     )
-    plain = model(**batch).loss
-    out = model.train()(**batch)
-    penalty = model.fusion.penalty(out.visual.fused)
-    assert (penalty is None) == (regularizer == "off")
-    torch.testing.assert_close(out.loss, plain + (0 if penalty is None else penalty))
+    sample = conversation(picture, "What colour?", "red", "How many?", "two")
+    batch = training_batch(tiny.processor(model), sample)
+
+    in_evaluation = model(**batch).loss
+    model.train()
+    output = model(**batch)
+
+    penalty = model.fusion.penalty(output.visual.fused)
+    if regularizer == "off":
+        assert penalty is None
+        torch.testing.assert_close(output.loss, in_evaluation)
+    else:
+        assert penalty is not None
+        torch.testing.assert_close(output.loss, in_evaluation + penalty)
+
+    # half of an accumulated batch counts half, its penalty too
     labelled = int((batch["labels"] >= 0).sum())
-    whole = model(**batch, num_items_in_batch=2 * labelled).loss  # half of an accumulated batch
-    torch.testing.assert_close(whole, out.loss / 2)
+    of_half = model(**batch, num_items_in_batch=2 * labelled).loss
+    torch.testing.assert_close(of_half, output.loss / 2)
 
 
 def test_stages_without_questions_are_uniform() -> None:
-    data = {"path": "x.json"}
-    rates = {"fusion": 1.0}
-    plain = Stage.model_validate({"data": data, "learning_rates": rates, "prompt": "plain"})
+    settings: dict[str, Any] = {
+        "data": {"path": "x.json"},
+        "learning_rates": {"fusion": 1.0},
+    }
+
+    plain = Stage.model_validate({**settings, "prompt": "plain"})
+    chat = Stage.model_validate(settings)
+
     assert plain.guided_by == "uniform"
-    chat = Stage.model_validate({"data": data, "learning_rates": rates})
     assert chat.guided_by == "instruction"
     with pytest.raises(ValueError, match="guidance: instruction needs prompt: chat"):
         Stage.model_validate({**plain.model_dump(), "guidance": "instruction"})
 
 
-def test_shuffling_gives_every_row_another_instruction() -> None:
-    """Other in content: questions repeat."""
-    rows = torch.tensor([0.0, 0, 0, 0, 1, 1, 2, 3, 3, 3])[:, None]
-    mixed = shuffled(rows)
-    assert not (mixed == rows).any()
-    assert set(mixed[:, 0].tolist()) <= {0, 1, 2, 3}
-    assert torch.equal(mixed, shuffled(rows))
-    with pytest.raises(ValueError, match="nothing to shuffle"):
-        shuffled(torch.ones(3, 2))
-
-
-@each_guided
-def test_one_question_for_all_leaves_out_the_shuffling(
-    strategy: str, sentence_encoder: str, picture: Picture
-) -> None:
-    model, processor = build(strategy, sentence_encoder)
-    samples = [talk(picture, "How many?", "two")] * 3
-    rows = predict(Answerer(model, processor), samples, HOW)
-    assert all(row.controls.keys() == {"mean"} for row in rows)
-
-
 @torch.no_grad()
-def test_a_named_image_token_is_no_part_of_the_prompt(
-    sentence_encoder: str, picture: Picture
-) -> None:
+def test_a_named_image_token_is_no_part_of_the_prompt(picture: Picture) -> None:
     """Training, generation and the test read the same prompt under any image token."""
     model = tiny.model("text_routed")
     processor = Processor(
@@ -226,70 +298,114 @@ def test_a_named_image_token_is_no_part_of_the_prompt(
         layers=4,
         image_token="<other>",
     )
-    sample = talk(picture, "What colour?", "red")
-    trained = Collator(processor, "chat", 2048, None)([sample])
-    expected = model.prompt_embedding(
-        trained["input_ids"], trained["attention_mask"], trained["labels"]
+    sample = conversation(picture, "What colour?", "red")
+
+    batch = training_batch(processor, sample)
+    in_training = model.prompt_embedding(
+        batch["input_ids"],
+        batch["attention_mask"],
+        batch["labels"],
     )
-    asked = Answerer(model, processor).instructions(list(questions([sample])))
-    assert asked is not None
-    torch.testing.assert_close(asked, expected)
+    in_test = Answerer(model, processor).instructions(list(questions([sample])))
+
+    assert in_test is not None
+    torch.testing.assert_close(in_test, in_training)
 
 
-@pytest.mark.parametrize("image_rows", [1, 3])
-def test_as_many_instructions_as_rows(image_rows: int, picture: Picture) -> None:
+@pytest.mark.parametrize("num_instructions", [1, 3])
+def test_as_many_instructions_as_rows(num_instructions: int, picture: Picture) -> None:
+    """One instruction would be broadcast to all rows without an error."""
     model = tiny.model("text_routed")
-    batch = Collator(tiny.processor(model), "chat", 2048, None)(
-        [talk(picture, "a", "b"), talk(picture, "c", "d")]
+    batch = training_batch(
+        tiny.processor(model),
+        conversation(picture, "a", "b"),
+        conversation(picture, "c", "d"),
     )
-    with pytest.raises(LayerfuseError, match=f"{image_rows} instructions for 2 rows"):
-        model(**batch, instruction=torch.zeros(image_rows, 32))
 
-
-def test_a_collapsed_router_has_a_finite_penalty() -> None:
-    logits = torch.tensor([[0.0, 200.0]], requires_grad=True)
-    total = entropy(logits.softmax(dim=-1)).sum()
-    total.backward()
-    assert total.item() == 0
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
+    instruction = torch.zeros(num_instructions, 32)
+    with pytest.raises(LayerfuseError, match=f"{num_instructions} instructions for 2 rows"):
+        model(**batch, instruction=instruction)
 
 
 @torch.no_grad()
-def test_prompt_lookup_is_routed_by_the_prompt(sentence_encoder: str, picture: Picture) -> None:
+def test_prompt_lookup_is_routed_by_the_prompt(picture: Picture) -> None:
     """Candidates of assisted decoding are no part of the prompt."""
-    model = tiny.model("text_routed")
-    inputs = tiny.processor(model).inputs(
-        [[{"role": "user", "content": "<image>\nred red red red red"}]], [picture.open()]
-    )
-    seen: list[Tensor] = []
-    model.fusion.register_forward_hook(lambda m, a, out: seen.append(out.notes["weights"]))
+    # Any: transformers types `generate` for its own classes only
+    model: Any = tiny.model("text_routed")
+    # words that repeat, so that a continuation is found in the prompt
+    inputs = prompt(tiny.processor(model), picture, "red red red red red")
     expected = model(**inputs).visual.notes["weights"]
-    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
-    model.generate(**inputs, **options, prompt_lookup_num_tokens=3)
-    assert len(seen) >= 2
-    for weights in seen:
+
+    recorded = record_weights(model)
+    model.generate(
+        **inputs,
+        max_new_tokens=4,
+        do_sample=False,
+        prompt_lookup_num_tokens=3,
+    )
+
+    assert len(recorded) >= 1
+    for weights in recorded:
         torch.testing.assert_close(weights, expected)
 
 
-@each_guided
-def test_controls_take_the_guidance_away(
-    strategy: str, sentence_encoder: str, picture: Picture
-) -> None:
-    model, processor = build(strategy, sentence_encoder)
-    samples = [talk(picture, f"Question {k}?", "yes") for k in range(6)]
-    used: list[Tensor] = []
-    model.fusion.register_forward_hook(lambda m, a, out: used.append(out.notes["weights"]))
-    rows = predict(Answerer(model, processor), samples, HOW)
-    assert all(row.controls.keys() == {"shuffled", "mean"} for row in rows)
-    guided, again, mixed, mean = (
-        torch.cat(used[i : i + 2]).detach() for i in range(0, 8, 2)
-    )  # two batches each
-    torch.testing.assert_close(guided, again)  # asked, then measured
-    stored = torch.tensor([row.weights for row in rows])
-    torch.testing.assert_close(stored, guided, atol=1e-5, rtol=0)
-    assert not torch.allclose(mixed, guided)
-    guide = Answerer(model, processor).instructions(list(questions(samples)))
-    assert guide is not None
-    assert guide.shape[0] == 6
-    torch.testing.assert_close(mean, guided.mean(dim=0).expand_as(mean), atol=1e-5, rtol=1e-4)
+def test_shuffling_gives_every_row_another_instruction() -> None:
+    """Other in content: questions repeat."""
+    instructions = torch.tensor([0.0, 0, 0, 0, 1, 1, 2, 3, 3, 3]).unsqueeze(-1)
+
+    mixed = shuffled(instructions)
+
+    assert not (mixed == instructions).any()
+    assert set(mixed.flatten().tolist()) <= {0, 1, 2, 3}
+    # the same draws every time
+    assert torch.equal(mixed, shuffled(instructions))
+    with pytest.raises(ValueError, match="nothing to shuffle"):
+        shuffled(torch.ones(3, 2))
+
+
+def test_one_question_for_all_leaves_out_the_shuffling(guided: Guided, picture: Picture) -> None:
+    samples = [conversation(picture, "How many?", "two")] * 3
+    answerer = Answerer(guided.model, guided.processor)
+
+    for record in predict(answerer, samples, EVALUATION):
+        assert record.controls.keys() == {"mean"}
+
+
+def test_controls_take_the_guidance_away(guided: Guided, picture: Picture) -> None:
+    """What weighs the layers while the answers under each control are generated."""
+    samples: list[Sample] = []
+    for index in range(6):
+        samples.append(conversation(picture, f"Question {index}?", "yes"))
+    answerer = Answerer(guided.model, guided.processor)
+
+    of_batches = record_weights(guided.model)
+    records = predict(answerer, samples, EVALUATION)
+
+    # six questions are two batches; they are asked, measured, then asked under each control
+    assert len(of_batches) == 8
+    asked = torch.cat(of_batches[0:2])
+    measured = torch.cat(of_batches[2:4])
+    under_shuffled = torch.cat(of_batches[4:6])
+    under_mean = torch.cat(of_batches[6:8])
+    torch.testing.assert_close(measured, asked)
+    assert not torch.allclose(under_shuffled, asked)
+    mean = asked.mean(dim=0).expand_as(under_mean)
+    torch.testing.assert_close(under_mean, mean, atol=1e-5, rtol=1e-4)
+
+    # what the records say of them, rounded to five digits
+    for record in records:
+        assert record.controls.keys() == {"shuffled", "mean"}
+    stored = torch.tensor([record.weights for record in records])
+    torch.testing.assert_close(stored, asked, atol=1e-5, rtol=0)
+
+
+def test_every_question_has_an_instruction(guided: Guided, picture: Picture) -> None:
+    samples: list[Sample] = []
+    for index in range(6):
+        samples.append(conversation(picture, f"Question {index}?", "yes"))
+
+    answerer = Answerer(guided.model, guided.processor)
+    instructions = answerer.instructions(list(questions(samples)))
+
+    assert instructions is not None
+    assert len(instructions) == 6
