@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerfuse.fusion import FUSIONS, Fusion, Shapes, parse
 from layerfuse.vision.features import Features
@@ -193,3 +193,11 @@ def randomize(fusion: Fusion) -> None:
         for buffer in fusion.buffers():
             # scales and standard deviations: above zero
             buffer.copy_(torch.rand_like(buffer) + 0.5)
+
+
+def move_parameters(module: nn.Module) -> None:
+    """Move every parameter away from its start, where whole terms of the formula are zero."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))

@@ -65,6 +65,7 @@ class Problem:
     ) -> "Problem":
         """Copy what the formula of a strategy needs."""
         shapes = fusion.shapes
+        # weights and options alone: nothing that the strategy computes is used
         problem = cls(
             name=_name_of(fusion),
             options=fusion.config,
@@ -76,6 +77,7 @@ class Problem:
             patches={},
             summary={},
         )
+        # features come in ascending order of the layers, selections in any
         for index, layer in enumerate(features.layers):
             problem.patches[layer] = array(features.patches[index])
             problem.summary[layer] = array(features.summary[index])
@@ -126,7 +128,9 @@ class Problem:
         if self.options.normalize == "layernorm":
             return layer_norm(weights, x)
         if self.options.normalize == "standardize":
+            # stored constants, not the statistics of these images
             return (x - weights["mean"]) / weights["std"]
+        # as published
         return x
 
     def base(self, image: int, token: int) -> Array:
@@ -148,6 +152,7 @@ class Problem:
     def per_token(self, compute: Callable[[int, int], Array]) -> Array:
         """(B, N, *) of what `compute` gives for each image and token."""
         images: list[list[Array]] = []
+        # one token at a time, so that nothing can leak between tokens or images
         for image in range(self.images):
             tokens: list[Array] = []
             for token in range(self.tokens):

@@ -74,6 +74,7 @@ def test_formula_in_single_precision(case: Case) -> None:
     randomize(fusion)
     features = random_features(fusion, grid=(3, 3))
     instruction = random_instruction(fusion)
+    # before the weights are rounded to float32
     expected = naive.solve(fusion, features, instruction)
 
     fusion = fusion.float()
@@ -180,9 +181,11 @@ def test_cross_attention_formula(case: Case) -> None:
     hidden = torch.randn(3, 7, LLM_WIDTH, dtype=torch.double)
 
     weights = naive.weights_of(fusion)
+    # by default the LLM's own number
     heads = fusion.config.heads or LLM_HEADS
     for block, memory in naive.solve(fusion, features).memory.items():
         added = fusion.addition(block, hidden, placed)
+        # (rows, T, H), a row at a time, with the memory of its images alone
         for row, images in enumerate(IMAGES_OF_ROWS):
             expected = naive.cross_addition(
                 weights,

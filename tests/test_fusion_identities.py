@@ -28,6 +28,7 @@ def test_inject_add_closed_gates_are_the_base_alone() -> None:
     features = random_features(fusion)
 
     closed = fusion(features)
+    # any number but zero opens them
     fusion.gates.fill_(0.5)
     opened = fusion(features)
 
@@ -45,6 +46,7 @@ def test_linear_concat_is_the_sum_of_linears() -> None:
     features = random_features(fusion)
     linear = fusion.projector.linear_1
 
+    # (H, n · Dv) -> n times (H, Dv)
     summed = linear.bias
     weights_of_layers = linear.weight.split(VISION_WIDTH, dim=1)
     for weight, h in zip(weights_of_layers, features.select(layers), strict=True):
@@ -71,6 +73,7 @@ def test_mlp_concat_is_a_sum_of_linears_up_to_its_gelu() -> None:
 def test_group_mean_of_single_layers_is_concat() -> None:
     grouped = build("group_mean", [1, 4], base=7)
     plain = build("concat", [1, 4, 7])
+    # both project h_1 ⊕ h_4 ⊕ h_7, so their weights have the same shapes
     grouped.load_state_dict(plain.state_dict())
     features = random_features(plain)
 
@@ -121,6 +124,7 @@ def test_token_concat_counts(side: int, count: int) -> None:
     fusion = build("token_concat", [7, 15], depth=24)
     grid = (side, side)
 
+    # 729 = 91 · 8 + 1: the last token of SigLIP's early layers is dropped
     tokens = fusion(random_features(fusion, images=1, grid=grid)).tokens
 
     assert fusion.num_tokens(fusion.config, grid, 2) == count
@@ -135,6 +139,7 @@ def test_uniform_instruction_weighting_is_the_mean_of_all_layers() -> None:
     twin.projector.load_state_dict(fusion.projector.state_dict())
     features = random_features(fusion)
 
+    # groups of equal size: the mean of their means is the mean of all layers
     all_layers = torch.stack(features.select(range(1, 25)))
     base = features.select([23])[0]
     fused = torch.cat([base, all_layers.mean(dim=0)], dim=-1)
@@ -155,6 +160,7 @@ def test_uniform_routing_is_the_static_sum() -> None:
     twin.projector.load_state_dict(fusion.projector.state_dict())
     features = random_features(fusion)
 
+    # as built, the twin's learned weights are uniform too
     uniform = fusion(features, guidance="uniform")
 
     torch.testing.assert_close(uniform.tokens, twin(features).tokens)

@@ -29,6 +29,7 @@ def test_instruction_weights_sum_to_one_and_follow_the_instruction() -> None:
     features = random_features(fusion, images=5)
 
     weights = fusion(features, random_instruction(fusion, 5)).notes["weights"]
+    # the same images, other questions
     under_another = fusion(features, random_instruction(fusion, 5)).notes["weights"]
 
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(5).double())
@@ -92,6 +93,7 @@ def entropy_of_mean(rows: list[list[float]]) -> float:
 
 def penalty(fusion: Fusion, weights: list[list[float]]) -> float | None:
     """The term of the loss for a batch of weights (B, n)."""
+    # a penalty reads the weights and no tokens
     fused = Fused(torch.zeros(1), notes={"weights": torch.tensor(weights)})
     term = fusion.penalty(fused)
     if term is None:
@@ -151,6 +153,7 @@ def test_released_regularizer_is_nearly_constant(regularizer: str, highest: floa
     assert at_uniform == pytest.approx(-1.3863 * LAMBDA, rel=1e-4)
     assert at_one_group == pytest.approx(highest * LAMBDA, rel=1e-4, abs=1e-9)
     # any weights lie between these two
+    # a concentration below one: most draws are near a corner, where the released term is highest
     peaked = torch.distributions.Dirichlet(torch.full((4,), 0.3))
     for weights in peaked.sample((200,)).tolist():
         value = penalty(fusion, [weights])
@@ -162,6 +165,7 @@ def test_balance_lets_each_image_choose() -> None:
     """Images that each want one group, all groups alike, are at the optimum of `balance` only."""
     each_another_group = torch.eye(4).tolist()
 
+    # the mean over the batch is uniform, while every row is certain
     optimum = -LAMBDA * math.log(4)
     assert penalty(regularized("balance"), each_another_group) == pytest.approx(optimum)
     assert penalty(regularized("entropy"), each_another_group) == pytest.approx(0)

@@ -38,7 +38,7 @@ def count(
     )
     strategy = parse({"name": name, **options})
     resolved = strategy.options.resolve(selection)
-    # sizes without memory
+    # sizes without memory, of which the largest would take 0.6 GB
     with torch.device("meta"):
         fusion = strategy.module(resolved, shapes)
     total = 0
@@ -66,6 +66,7 @@ class Published:
         return f"{self.name} {self.layers} {self.below} {self.millions}"
 
 
+# LLaVA-1.5's MLP behind m layers or group means side by side: it alone has parameters.
 EXTERNAL = [
     Published("single", [-2], MOBILE_LLAMA, 6.30),
     Published("single", [-2], VICUNA, 20.98),
@@ -75,6 +76,7 @@ EXTERNAL = [
     Published("group_mean", "all", MOBILE_LLAMA, 10.49),
     Published("group_mean", "0-11|12-23", VICUNA, 29.37),
 ]
+# Every layer has a projector of its own, and with cross-attention four matrices and an MLP.
 INTERNAL = [
     Published(
         "inject_add",
@@ -111,6 +113,7 @@ INTERNAL = [
         options={"mlp": True},
     ),
 ]
+# What turns an instruction into weights, and the projector behind h_base and the mix.
 GUIDED = [
     Published("instruction_weighted", IGVA_GROUPS, VICUNA, 27.05, below="allocator"),
     Published("instruction_weighted", IGVA_GROUPS, VICUNA, 25.17, below="projector"),
