@@ -1,4 +1,4 @@
-"""The strategy `deformable`: equal to MMFuser's formula, and the base layer alone at first."""
+"""The strategy `deformable`: equal to MMFuser's formula, and at first exactly the base layer."""
 
 from typing import Any
 

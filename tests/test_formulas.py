@@ -185,7 +185,7 @@ def test_cross_attention_formula(case: Case) -> None:
     heads = fusion.config.heads or LLM_HEADS
     for block, memory in naive.solve(fusion, features).memory.items():
         added = fusion.addition(block, hidden, placed)
-        # (rows, T, H), a row at a time, with the memory of its images alone
+        # (rows, T, H), a row at a time, with the memory of its own images
         for row, images in enumerate(IMAGES_OF_ROWS):
             expected = naive.cross_addition(
                 weights,

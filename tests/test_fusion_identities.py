@@ -20,11 +20,11 @@ IGVA_GROUPS = "1-6|7-12|13-18|19-24"
 
 
 @torch.no_grad()
-def test_inject_add_closed_gates_are_the_base_alone() -> None:
+def test_inject_add_closed_gates_are_the_single_layer() -> None:
     """As built, the gates are closed; then the tokens are `single`'s and nothing is added."""
     fusion = build("inject_add", [2, 6], gate=True, base=7)
-    base_alone = build("single", [7])
-    base_alone.projector.load_state_dict(fusion.projector.state_dict())
+    single_layer = build("single", [7])
+    single_layer.projector.load_state_dict(fusion.projector.state_dict())
     features = random_features(fusion)
 
     closed = fusion(features)
@@ -32,7 +32,7 @@ def test_inject_add_closed_gates_are_the_base_alone() -> None:
     fusion.gates.fill_(0.5)
     opened = fusion(features)
 
-    assert torch.equal(closed.tokens, base_alone(features).tokens)
+    assert torch.equal(closed.tokens, single_layer(features).tokens)
     for memory in closed.memory.values():
         assert not memory.any()
     for memory in opened.memory.values():

@@ -66,7 +66,7 @@ class Published:
         return f"{self.name} {self.layers} {self.below} {self.millions}"
 
 
-# LLaVA-1.5's MLP behind m layers or group means side by side: it alone has parameters.
+# LLaVA-1.5's MLP behind m layers or group means side by side, which have no parameters.
 EXTERNAL = [
     Published("single", [-2], MOBILE_LLAMA, 6.30),
     Published("single", [-2], VICUNA, 20.98),

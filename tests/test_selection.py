@@ -22,7 +22,7 @@ def span(first: int, last: int) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
-def alone(*layers: int) -> Groups:
+def one_group_each(*layers: int) -> Groups:
     """Each layer as a group of its own."""
     return tuple((layer,) for layer in layers)
 
@@ -31,12 +31,12 @@ def alone(*layers: int) -> Groups:
     ("spec", "depth", "groups"),
     [
         # layers one by one, in the order in which they are named
-        ("3,18,-2", 24, alone(3, 18, 23)),
-        ([23, 7, 15], 24, alone(23, 7, 15)),
-        (-1, 12, alone(12)),
-        (0, 12, alone(0)),
-        ("-1", 27, alone(27)),
-        ("1-3", 12, alone(1, 2, 3)),
+        ("3,18,-2", 24, one_group_each(3, 18, 23)),
+        ([23, 7, 15], 24, one_group_each(23, 7, 15)),
+        (-1, 12, one_group_each(12)),
+        (0, 12, one_group_each(0)),
+        ("-1", 27, one_group_each(27)),
+        ("1-3", 12, one_group_each(1, 2, 3)),
         # the sets of 2503.06063; the middle one of an odd number of blocks is in the latter half
         ("former", 24, (span(1, 12),)),
         ("latter", 24, (span(13, 24),)),
@@ -44,8 +44,8 @@ def alone(*layers: int) -> Groups:
         ("all", 27, (span(1, 13), span(14, 27))),
         ("former", 26, (span(1, 13),)),
         # counted back from the last block, which always is one of them
-        ("every:4", 12, alone(4, 8, 12)),
-        ("every:4", 26, alone(2, 6, 10, 14, 18, 22, 26)),
+        ("every:4", 12, one_group_each(4, 8, 12)),
+        ("every:4", 26, one_group_each(2, 6, 10, 14, 18, 22, 26)),
         # groups
         ("0-11|12-23", 24, (span(0, 11), span(12, 23))),
         ([[1, 2], [3, -1]], 4, ((1, 2), (3, 4))),
@@ -162,7 +162,7 @@ def test_every_kind(depth: int, half: int, third: int, start: int, tmp_path: Pat
     latter = span(half + 1, depth)
     every_fourth = range(start, depth + 1, 4)
     expected: dict[Any, Groups] = {
-        f"similarity:3@{file}": alone(1, 4, 11),
+        f"similarity:3@{file}": one_group_each(1, 4, 11),
         f"similarity:3:groups@{file}": (span(1, 3), span(4, 10), span(11, depth)),
         "proportion:1/2:first": (former,),
         "proportion:1/2:last": (latter,),
@@ -171,9 +171,9 @@ def test_every_kind(depth: int, half: int, third: int, start: int, tmp_path: Pat
         "proportion:1/3:first": (span(1, third),),
         "proportion:2/3:last": (span(third + 1, depth),),
         "all": (former, latter),
-        "every:4": alone(*every_fourth),
-        "-1,3,-2": alone(depth, 3, depth - 1),
-        (3, -depth): alone(3, 1),
+        "every:4": one_group_each(*every_fourth),
+        "-1,3,-2": one_group_each(depth, 3, depth - 1),
+        (3, -depth): one_group_each(3, 1),
     }
 
     for spec, groups in expected.items():
@@ -241,8 +241,8 @@ def test_arms_by_similarity_read_the_file_of_the_recipe(tmp_path: Path) -> None:
     assert recipe.similarity == str(file_of_recipe)
     groups_of_arms = [select(arm.layers, 12).groups for arm in recipe.all_arms()]
     assert [len(groups) for groups in groups_of_arms] == [3, 2, 3, 1, 4]
-    assert groups_of_arms[0] == alone(1, 4, 11)
-    assert groups_of_arms[2] == alone(1, 2, 3)
+    assert groups_of_arms[0] == one_group_each(1, 4, 11)
+    assert groups_of_arms[2] == one_group_each(1, 2, 3)
     # the label does not name the file
     assert recipe.all_arms()[0].label == "concat similarity:3"
 
