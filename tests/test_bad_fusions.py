@@ -262,7 +262,7 @@ def test_bad_specifications_are_one_clear_error_before_weights(bad: Bad) -> None
     llm = llm_config(bad.llm, bad.llm_blocks)
 
     with pytest.raises(LayerfuseError, match=bad.message) as caught:
-        configure(vision, llm, bad.layers, bad.fusion, bad.token_grid)
+        configure(vision, llm, bad.layers, bad.fusion, token_grid=bad.token_grid)
 
     # one line, but for the table of valid layer specifications
     message = str(caught.value).split("; valid layer spec")[0]

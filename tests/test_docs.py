@@ -18,7 +18,7 @@ from layerfuse.cli import app
 from layerfuse.fusion import FUSIONS
 from layerfuse.recipe.schema import Recipe
 from tests import tiny
-from tests.test_model import prompts
+from tests.random_prompts import prompts
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]

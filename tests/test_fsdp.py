@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.pretrained import decoder_blocks
 from tests import tiny
-from tests.test_model import prompts
+from tests.random_prompts import prompts
 
 
 @pytest.fixture(scope="module")

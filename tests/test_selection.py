@@ -142,7 +142,7 @@ def write_similarity(file: Path, depth: int, first_layers: tuple[int, int] = (4,
     # (depth, depth)
     same_block = np.equal.outer(block_of_layer, block_of_layer)
     groups = all_groups(same_block.astype(float), layers.tolist())
-    file.write_text(json.dumps({"depth": depth, "groups": groups}))
+    file.write_text(json.dumps({"depth": depth, "groups": groups_to_json(groups)}))
 
 
 @pytest.mark.parametrize(
