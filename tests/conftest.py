@@ -2,6 +2,7 @@
 
 import os
 
+# Read when transformers and tokenizers are imported, so set before.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -22,10 +23,10 @@ from tests import tiny
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-
-# workers side by side share the cores
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else torch.get_num_threads()
-
+THREADS = torch.get_num_threads()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers side by side share the cores.
+    THREADS = 1
 
 # The longest tests, longest first.
 LONG_TESTS = (
@@ -44,6 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests come first: at the end of a run no worker is left alone with one."""
 
     def rank(item: pytest.Item) -> int:
+        # Without the parameters
         name = item.name.split("[")[0]
         if name in LONG_TESTS:
             return LONG_TESTS.index(name)
@@ -65,10 +67,22 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded(request: pytest.FixtureRequest) -> None:
-    """One seed; one thread for tiny models, whose products are too small to share: on a busy
-    machine threads that wait for each other take many times longer."""
+    """One seed for all tests, and one thread for those of tiny models."""
     torch.manual_seed(0)
-    torch.set_num_threads(THREADS if request.node.get_closest_marker("real") else 1)
+    num_threads = 1
+    # The products of tiny models are too small to share: on a busy machine threads that wait for
+    # each other take many times longer.
+    if request.node.get_closest_marker("real"):
+        num_threads = THREADS
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder, not yet there, of this test's own models, scenes and cached features."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("LAYERFUSE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -79,31 +93,67 @@ def local_models() -> None:
     pull("all-minilm-l6-v2")
 
 
+def _save_models(folder: Path) -> None:
+    """Save a tiny encoder and a tiny LLM with what prepares their inputs."""
+    vision_config = tiny.vision_config("dinov2")
+    AutoModel.from_config(vision_config).save_pretrained(folder / "encoder")
+    tiny.image_processor().save_pretrained(folder / "encoder")
+    text_config = tiny.text_config("llama")
+    AutoModelForCausalLM.from_config(text_config).save_pretrained(folder / "llm")
+    tiny.tokenizer().save_pretrained(folder / "llm")
+
+
+def _save_samples(folder: Path) -> None:
+    """Save eight pictures, and a LLaVA file with one question about each."""
+    records = []
+    for number in range(8):
+        name = f"{number}.png"
+        picture = Image.new("RGB", (40, 30), f"rgb({30 * number},0,90)")
+        picture.save(folder / name)
+        answer = str(number % 2)
+        conversation = [
+            {"from": "human", "value": "<image> n?"},
+            {"from": "gpt", "value": answer},
+        ]
+        record = {
+            "id": str(number),
+            "image": name,
+            "conversations": conversation,
+        }
+        records.append(record)
+    (folder / "data.json").write_text(json.dumps(records))
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A study of two arms of tiny models as plain data."""
+    # Not by `home`, which some test files replace.
     monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path / "home"))
-    AutoModel.from_config(tiny.vision_config("dinov2")).save_pretrained(tmp_path / "encoder")
-    tiny.image_processor().save_pretrained(tmp_path / "encoder")
-    AutoModelForCausalLM.from_config(tiny.text_config("llama")).save_pretrained(tmp_path / "llm")
-    tiny.tokenizer().save_pretrained(tmp_path / "llm")
-    records = []
-    for k in range(8):
-        Image.new("RGB", (40, 30), f"rgb({30 * k},0,90)").save(tmp_path / f"{k}.png")
-        talk = [{"from": "human", "value": "<image> n?"}, {"from": "gpt", "value": str(k % 2)}]
-        records.append({"id": str(k), "image": f"{k}.png", "conversations": talk})
-    (tmp_path / "data.json").write_text(json.dumps(records))
+    _save_models(tmp_path)
+    _save_samples(tmp_path)
     data = {"path": "data.json"}
-    stage = {"data": data, "learning_rates": {"fusion": 1e-3}, "batch_size": 4, "steps": 2}
+    stage = {
+        "data": data,
+        "learning_rates": {"fusion": 1e-3},
+        "batch_size": 4,
+        "steps": 2,
+    }
+    one_layer = {
+        "name": "one",
+        "layers": [3],
+        "fusion": {"name": "single"},
+    }
+    two_layers = {
+        "name": "two",
+        "layers": [1, 3],
+        "fusion": {"name": "concat"},
+    }
     return {
         "name": "tiny",
         "encoder": str(tmp_path / "encoder"),
         "llm": str(tmp_path / "llm"),
         "dtype": "float32",
-        "arms": [
-            {"name": "one", "layers": [3], "fusion": {"name": "single"}},
-            {"name": "two", "layers": [1, 3], "fusion": {"name": "concat"}},
-        ],
+        "arms": [one_layer, two_layers],
         "stages": {"align": stage},
         "evaluate": {"data": data, "max_new_tokens": 2},
     }
