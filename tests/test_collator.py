@@ -58,6 +58,8 @@ def test_collator_pads_right_and_labels_answers(tmp_path: Path) -> None:
     for row, length in enumerate(lengths.tolist()):
         # The mask's ones are all on the left, and no padding is learned.
         assert bool(batch["attention_mask"][row, :length].all())
+        padding = batch["input_ids"][row, length:]
+        assert bool((padding == processor.tokenizer.pad_token_id).all())
         padding_labels = batch["labels"][row, length:]
         assert bool((padding_labels == IGNORED).all())
 
