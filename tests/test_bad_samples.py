@@ -285,14 +285,17 @@ def test_decompression_bombs_are_named(tmp_path: Path) -> None:
 
 
 def test_thin_pictures_are_found_by_their_header(tmp_path: Path) -> None:
-    # Encoders resize the shorter side to their own size: 1 x 201 would become gigabytes.
-    thin = Image.new("RGB", (1, 201))
-    thin.save(tmp_path / "thin.png")
+    # Encoders resize the shorter side to their own size: of 1 x 20,000 that would be gigabytes.
+    file = tmp_path / "thin.png"
+    Image.new("RGB", (1, 201)).save(file)
 
     samples = load_records(tmp_path, record(image="thin.png"))
 
     fault = only_fault(samples)
     assert "1 x 201 pixels" in fault.reason
+    # A picture of a dataset is not looked at before it is opened.
+    with pytest.raises(LayerfuseError, match="1 x 201 pixels"):
+        Picture(str(file)).open()
 
 
 def test_readers_may_fail_in_any_way() -> None:

@@ -12,6 +12,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.look.grouping import all_groups
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study.plan import runs
+from layerfuse.vision.layer_groups import groups_to_json
 from layerfuse.vision.selection import LayerSpec, resolve_layer, select
 
 Groups = tuple[tuple[int, ...], ...]
