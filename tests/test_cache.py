@@ -110,8 +110,7 @@ def test_another_encoder_or_preprocessing_is_another_address(tmp_path: Path, cha
 def test_stopped_and_continued_makes_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Kernels round differently for batches of other sizes: the continued pass must keep to the
-    # batches of the first.
+    # What a stopped pass has written is kept, and the rest is as if nobody had stopped it.
     pictures = make_pictures(tmp_path)
     expected = encode(pictures).features(pictures)
     other_home = tmp_path / "other"
