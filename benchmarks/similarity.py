@@ -18,6 +18,7 @@ from rich.table import Table
 from layerfuse.hardware import DTYPES, native_dtype
 from layerfuse.look.accumulate import LayerStatistics, alignment
 from layerfuse.look.pictures import find_pictures
+from layerfuse.look.similarity_report import LayerSimilarity
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.vision.encoder import Encoder, load_encoder
 
@@ -40,7 +41,7 @@ def bare(encoder: Encoder, batches: list[torch.Tensor]) -> None:
 
 
 @torch.inference_mode()
-def look(encoder: Encoder, batches: list[torch.Tensor]) -> dict:
+def look(encoder: Encoder, batches: list[torch.Tensor]) -> LayerSimilarity:
     found = LayerStatistics(sum(map(len, batches)))
     for pixels in batches:
         found.add([encoder(pixels)], [""] * len(pixels))

@@ -93,8 +93,7 @@ def same(one: Features, other: Features) -> bool:
 
 def pictures_by_layer() -> list[int]:
     """How many distinct pictures the cache holds of each layer, as `cache list` says."""
-    lines: list[str] = []
-    shards.show(lines.append)
+    lines = list(shards.describe())
     counts = []
     # The last line is the sum.
     for line in lines[:-1]:

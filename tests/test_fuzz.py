@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from layerfuse.data.sample import Sample, from_llava
+from layerfuse.data.records import Reading, from_llava
+from layerfuse.data.sample import Sample
 from layerfuse.data.sources import Samples, faults
 from layerfuse.model.processor import IMAGE_TOKEN
 from tests.mutations import SHORT_AND_FULL, mutate, outcome_of
@@ -297,7 +298,7 @@ def test_mutated_text_files(tmp_path: Path, count: int) -> None:
 
 def test_odd_values_everywhere() -> None:
     """Every key of a record with every odd value: no draw decides what is tried."""
-    convert = partial(from_llava, base=Path("folder"))
+    convert = partial(from_llava, reading=Reading(Path("folder")))
     for original in good_records():
         num_places = len(places([original]))
         for number in range(num_places):
