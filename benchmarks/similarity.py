@@ -68,7 +68,7 @@ def all_tokens(encoder: Encoder, batches: list[torch.Tensor]) -> np.ndarray:
     return alignment((found / (n * (n - 3))).numpy(), (total / n).numpy())
 
 
-def compare(dtype: str, table: Table) -> dict:
+def compare(dtype: str, table: Table) -> LayerSimilarity:
     encoder, batches = load_encoder(ENCODER, DTYPES[dtype]), pixel_batches(DTYPES[dtype])
     actions: dict[str, Callable[[], object]] = {
         "bare forward": lambda: bare(encoder, batches),
@@ -94,11 +94,11 @@ def main() -> None:
     table = Table("what", "value", box=None)
     exact, rough = compare("float32", table), compare("bfloat16", table)
     encoder, batches = load_encoder(ENCODER), pixel_batches(torch.float32)
-    error = np.abs(exact["cka_tokens"] - all_tokens(encoder, batches))
+    error = np.abs(exact.cka_tokens - all_tokens(encoder, batches))
     table.add_row("token CKA, drawn against all tokens: largest error", f"{error.max():.3f}")
     table.add_row("the same, mean error", f"{error.mean():.3f}")
     for name in ("cosine", "cosine_centred", "cka_tokens", "cka_images"):
-        change = np.abs(exact[name] - rough[name]).max()
+        change = np.abs(exact.matrix(name) - rough.matrix(name)).max()
         table.add_row(f"{name}: largest change by bfloat16", f"{change:.4f}")
     Console(width=100).print(table)
 

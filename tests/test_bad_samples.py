@@ -218,19 +218,16 @@ def test_file_names_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 def test_cells_of_a_dataset_that_hold_no_file_are_named(tmp_path: Path) -> None:
     save_picture(tmp_path / "a.png")
-    save_picture(tmp_path / "gone.png")
     good = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
-    gone = {"bytes": None, "path": str(tmp_path / "gone.png")}
+    gone = {"bytes": None, "path": "gone.png"}
     columns = {"answer": ["A", "A"], "image": [good, gone]}
-    dataset = datasets.Dataset.from_dict(columns)
-    dataset = dataset.cast_column("image", datasets.Image())
-    dataset.save_to_disk(tmp_path / "set")
-    (tmp_path / "gone.png").unlink()
+    # As plain columns: the library would read the files of a column of images when it saves them.
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
 
     ((index, (_, reason)),) = faults(load_path(tmp_path / "set")).items()
 
     assert index == 1
-    assert re.search(r"sample 1: no image file .*gone\.png", reason)
+    assert "sample 1: no image file gone.png" in reason
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
