@@ -170,19 +170,7 @@ def probe(
             batch_size=batch_size,
             progress=progress,
         )
-        probes = {}
-        for kind in FEATURES:
-            probes[kind] = probe_selections(
-                problem,
-                features,
-                kind,
-                selections,
-                seed=seed,
-                progress=progress,
-            )
-    probed_tasks = {}
-    for task in problem.tasks:
-        probed_tasks[task.name] = ProbedTask(chance=task.chance, classes=task.classes)
+        probes = _probe_kinds(problem, features, selections, seed=seed, progress=progress)
     report = ProbeReport(
         encoder=encoder,
         depth=tower.layers[-1],
@@ -194,12 +182,42 @@ def probe(
         seed=seed,
         train_pictures=len(problem.train),
         test_pictures=len(problem.test),
-        tasks=probed_tasks,
+        tasks=_described(problem.tasks),
         left_out=problem.left_out,
         mean=probes["mean"],
         grid=probes["grid"],
     )
     return _publish(report, folder, console)
+
+
+def _probe_kinds(
+    problem: Problem,
+    features: np.ndarray,
+    selections: Sequence[list[int]],
+    *,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Probes]:
+    """Probe all selections on each kind of features."""
+    probes = {}
+    for kind in FEATURES:
+        probes[kind] = probe_selections(
+            problem,
+            features,
+            kind,
+            selections,
+            seed=seed,
+            progress=progress,
+        )
+    return probes
+
+
+def _described(tasks: Sequence[Task]) -> dict[str, ProbedTask]:
+    """What a report says of the tasks themselves."""
+    described = {}
+    for task in tasks:
+        described[task.name] = ProbedTask(chance=task.chance, classes=task.classes)
+    return described
 
 
 def _selections(

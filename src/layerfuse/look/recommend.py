@@ -18,7 +18,7 @@ from layerfuse.look.probe_report import ProbedSelection, ProbeReport, Probes
 from layerfuse.look.recommendation import RankedSelection, Recommendation
 from layerfuse.look.report_file import read_report, saved_report
 from layerfuse.look.similarity import FILE, look_folder, similarity
-from layerfuse.look.similarity_report import LayerScores, SimilarityReport
+from layerfuse.look.similarity_report import LayerMeasurements, LayerScores, SimilarityReport
 from layerfuse.look.tasks import task_names
 from layerfuse.look.validation import trained_scores, validate
 from layerfuse.recipe.reader import load_recipe
@@ -33,6 +33,19 @@ GROUP_COUNTS = (2, 3, 4)
 PAPER_LAYERS = (3, 18, 23)
 """What the papers fuse of an encoder with `PAPER_DEPTH` blocks."""
 PAPER_DEPTH = 24
+
+
+@dataclass(frozen=True)
+class _Looking:
+    """What both measurements of an encoder share."""
+
+    encoder: str
+    """Name or folder."""
+    dtype: str
+    """Number type, a name in `DTYPES`."""
+    folder: Path
+    """Where measurements are looked for and written."""
+    console: Console
 
 
 @dataclass(frozen=True)
@@ -95,44 +108,13 @@ def recommend(
     if recipe is not None:
         load_recipe(recipe)
 
-    look = saved_report(
-        folder / FILE,
-        SimilarityReport.from_json,
-        encoder=encoder,
-        source=images,
-        dtype=dtype,
-        limit=None,
-    )
-    if look is None:
-        file = similarity(encoder, images, dtype=dtype, output=folder, console=console)
-        look = read_report(file, SimilarityReport.from_json)
-
-    measured = look.measured
+    looking = _Looking(encoder, dtype, folder, console)
+    measured = _measured(looking, images)
     candidates = _candidates(measured.groups, depth)
+    asked = task_names(tasks)
     # A probe measures every single layer anyway, combinations must be asked for
     combinations = [layers for layers in [*candidates, *trained] if len(layers) > 1]
-    asked = task_names(tasks)
-    probes = saved_report(
-        folder / PROBE_FILE,
-        ProbeReport.from_json,
-        encoder=encoder,
-        source=data,
-        test=test,
-        dtype=dtype,
-        grid_side=GRID_SIDE,
-    )
-    if probes is None or not _answers(probes, asked, combinations):
-        file = probe(
-            encoder,
-            data,
-            test,
-            tasks=tasks,
-            layers=combinations,
-            dtype=dtype,
-            output=folder,
-            console=console,
-        )
-        probes = read_report(file, ProbeReport.from_json)
+    probes = _probed(looking, data, test, tasks=tasks, combinations=combinations)
 
     names = asked or list(probes.tasks)
     ranking = rank(
@@ -157,6 +139,63 @@ def recommend(
         validation_words(validation, console)
     recommendation = Recommendation(encoder, names, ranking, validation)
     return write_recommendation(folder, recommendation, recipe, console)
+
+
+def _measured(looking: _Looking, images: str | None) -> LayerMeasurements:
+    """The similarity of the encoder's layers on all pictures, saved before or measured now."""
+    report = saved_report(
+        looking.folder / FILE,
+        SimilarityReport.from_json,
+        encoder=looking.encoder,
+        source=images,
+        dtype=looking.dtype,
+        limit=None,
+    )
+    if report is None:
+        file = similarity(
+            looking.encoder,
+            images,
+            dtype=looking.dtype,
+            output=looking.folder,
+            console=looking.console,
+        )
+        # Numbers are rounded in the file; a later call, which finds it, must say the same
+        report = read_report(file, SimilarityReport.from_json)
+    return report.measured
+
+
+def _probed(
+    looking: _Looking,
+    data: str | None,
+    test: str | None,
+    *,
+    tasks: str | None,
+    combinations: list[list[int]],
+) -> ProbeReport:
+    """Probes of all single layers and these combinations, saved before or made now."""
+    report = saved_report(
+        looking.folder / PROBE_FILE,
+        ProbeReport.from_json,
+        encoder=looking.encoder,
+        source=data,
+        test=test,
+        dtype=looking.dtype,
+        grid_side=GRID_SIDE,
+    )
+    # A file of the same samples may still lack tasks or combinations
+    if report is not None and _answers(report, task_names(tasks), combinations):
+        return report
+    file = probe(
+        looking.encoder,
+        data,
+        test,
+        tasks=tasks,
+        layers=combinations,
+        dtype=looking.dtype,
+        output=looking.folder,
+        console=looking.console,
+    )
+    return read_report(file, ProbeReport.from_json)
 
 
 def _trained_selections(study: Path | None, depth: int) -> list[list[int]]:

@@ -81,6 +81,9 @@ def _parsed(
         return from_json(content)
     except KeyError as error:
         raise LayerfuseError(f"{file} lacks {error}: delete it to measure again") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        # A list where an object belongs, or text where a number does
+        raise LayerfuseError(f"{file} is damaged ({error}): delete it to measure again") from error
 
 
 def plain(value: Any) -> Any:
@@ -94,6 +97,7 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, np.ndarray | list):
         return [plain(item) for item in value]
+    # json writes Python's numbers only
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and math.isnan(value):

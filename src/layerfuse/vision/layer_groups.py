@@ -48,15 +48,19 @@ def groups_from_json(saved: dict[str, Any]) -> dict[int, LayerGroups]:
         The groups for each count.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: these are no groups.
+        LayerfuseError: these are no groups.
     """
     groups_by_count: dict[int, LayerGroups] = {}
-    for count, groups in saved.items():
-        groups_by_count[int(count)] = LayerGroups(
-            groups=groups["groups"],
-            representatives=groups["representatives"],
-            silhouette=groups.get("silhouette"),
-        )
+    try:
+        for count, groups in saved.items():
+            groups_by_count[int(count)] = LayerGroups(
+                groups=groups["groups"],
+                representatives=groups["representatives"],
+                # Selections do not need it, so a file may lack it
+                silhouette=groups.get("silhouette"),
+            )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LayerfuseError("these are no groups of layers") from error
     return groups_by_count
 
 
@@ -88,5 +92,5 @@ def read_layer_groups(file: Path, depth: int) -> dict[int, LayerGroups]:
         )
     try:
         return groups_from_json(content["groups"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LayerfuseError(f"{file} is no file of `layerfuse similarity`") from error
+    except LayerfuseError as error:
+        raise LayerfuseError(f"{file} is no file of `layerfuse similarity`: {error}") from error
