@@ -54,6 +54,9 @@ def questions(samples: Iterable[Sample]) -> Iterator[Question]:
 
     Args:
         samples: conversations.
+
+    Yields:
+        The questions in the order of the turns.
     """
     # Several samples may have one id: their turns are counted on.
     asked_of: Counter[str] = Counter()
@@ -152,13 +155,16 @@ class Answerer:
     def ask(
         self, images: Sequence[Path | str | Image.Image], question: str, max_new_tokens: int = 64
     ) -> str:
-        """The answer to one question about pictures, which are read as training reads them.
+        """Ask one question about pictures, which are read as training reads them.
 
         Args:
             images: files or images, in the order in which the question shows them; may be empty.
             question: the question; with as many image markers as pictures it says where each
                 stands, else all stand in front of it.
             max_new_tokens: longest answer, in tokens.
+
+        Returns:
+            The answer.
 
         Raises:
             LayerfuseError: if a picture cannot be read.
@@ -181,7 +187,7 @@ class Answerer:
         guidance: Guidance = "instruction",
         progress: Progress = silent,
     ) -> list[str]:
-        """The answer to every question.
+        """Ask every question.
 
         Args:
             questions: what to ask.
@@ -190,6 +196,9 @@ class Answerer:
             instruction: (questions, E), what guides instead of the questions themselves.
             guidance: what weighs the layers of guided strategies.
             progress: told of every batch.
+
+        Returns:
+            The answers in the order of the questions.
         """
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
@@ -209,6 +218,7 @@ class Answerer:
         instruction: Tensor | None,
         guidance: Guidance,
     ) -> list[str]:
+        """The answers to the questions of one batch."""
         visual = visual_inputs(self.processor, [q.sample for q in questions], self.store)
         tokens_per_image = image_tokens(self.processor, visual)
         text = self.processor.text_inputs([q.messages for q in questions], tokens_per_image)
@@ -230,7 +240,14 @@ class Answerer:
 
     @torch.inference_mode()
     def instructions(self, questions: Sequence[Question]) -> Tensor | None:
-        """(questions, E): what guides each question; None if the strategy reads nothing."""
+        """Compute what guides each question.
+
+        Args:
+            questions: what is asked.
+
+        Returns:
+            (questions, E); None if the strategy reads nothing.
+        """
         source = self.processor.instruction
         if not source.guided:
             return None
@@ -297,7 +314,13 @@ def _picture_of(image: Path | str | Image.Image) -> Picture:
 
 
 def load_answerer(folder: Path) -> Answerer:
-    """The model in a folder, on this process's device, ready to be asked.
+    """Load the model in a folder, on this process's device.
+
+    Args:
+        folder: that of a trained model.
+
+    Returns:
+        The model, ready to be asked.
 
     Raises:
         LayerfuseError: if the folder holds no model, or one of another type.
@@ -332,7 +355,7 @@ def predict(
     evaluation: Evaluation,
     progress: Progress = silent,
 ) -> list[AnswerRecord]:
-    """The model's greedy answer to every question, scored.
+    """Ask a model every question of some samples, greedily, and score its answers.
 
     Records of guided strategies also hold the layer weights, and the answers under each control.
 
@@ -341,6 +364,9 @@ def predict(
         samples: what it is asked.
         evaluation: how.
         progress: is told of the questions that are answered, those of the controls included.
+
+    Returns:
+        A record for each question, in the order of the turns.
     """
     asked = list(questions(samples))
     instruction = answerer.instructions(asked)
@@ -395,6 +421,7 @@ def _record(
     weights: list[float] | None,
     controls: dict[str, ControlRecord],
 ) -> AnswerRecord:
+    """What is written of one answer."""
     pictures = question.sample.pictures
     image = None
     # The pictures of a dataset have names too, but no file that a report could show.

@@ -144,6 +144,7 @@ def evaluate(
     for control in answers[0].controls:
         under_control: list[AnswerRecord] = []
         for answer in answers:
+            # The same table, as if what the model said under the control were its answers
             under_control.append(replace(answer, score=answer.controls[control].score))
         controls[control], _ = _scores(under_control, bootstrap, family_of)
     result = ModelScores(
@@ -156,6 +157,7 @@ def evaluate(
         categories=categories,
         controls=controls,
     )
+    # Answers first: scores can be made again from them
     write_records(folder / PREDICTIONS, answers)
     write_text(folder / SCORES, json.dumps(asdict(result), indent=1) + "\n")
     _print(result, console)
@@ -167,6 +169,7 @@ def _scores(
 ) -> tuple[ModelScore, dict[str, ModelScore]]:
     """The mean over groups of answers, and the score of each group."""
     table = ScoreTable.from_answers(["model"], [answers], bootstrap, key)
+    # In the order of the table, whose groups are sorted
     questions = dict.fromkeys(table.groups, 0)
     for answer in answers:
         questions[str(key(answer))] += 1
@@ -205,6 +208,7 @@ def _print(result: ModelScores, console: Console) -> None:
     lines = [_cells("mean of families", result.mean)]
     for family, score in result.families.items():
         lines.append(_cells(family, score))
+    # A single category is the mean under another name
     if len(result.categories) > 1:
         for category, score in result.categories.items():
             lines.append(_cells(f"category {category}", score))

@@ -65,7 +65,11 @@ class AnswerRecord:
     controls: dict[str, ControlRecord] = field(default_factory=dict[str, ControlRecord])
 
     def to_json(self) -> dict[str, Any]:
-        """Give the record as a line of predictions.jsonl holds it."""
+        """Give the record as a line of predictions.jsonl holds it.
+
+        Returns:
+            Plain values.
+        """
         line = asdict(self)
         # Only answers of guided strategies have these.
         if self.weights is None:
@@ -77,6 +81,12 @@ class AnswerRecord:
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "AnswerRecord":
         """Read what `to_json` gave.
+
+        Args:
+            line: plain values.
+
+        Returns:
+            The record.
 
         Raises:
             LayerfuseError: a field is missing or unknown.
@@ -140,6 +150,7 @@ class RunScores:
                 by_novelty[name] = value
             else:
                 values[name] = value
+        # What is left must be the fixed fields; novelties may be missing
         _check_fields(cls, values)
         values["by_novelty"] = by_novelty
         return cls(**values)
@@ -181,7 +192,11 @@ class RunRecord:
         return f"arm {self.arm!r} seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
-        """Give the record as a line of results.jsonl holds it."""
+        """Give the record as a line of results.jsonl holds it.
+
+        Returns:
+            Plain values.
+        """
         line = asdict(self)
         line["scores"] = self.scores.to_json()
         return line
@@ -189,6 +204,12 @@ class RunRecord:
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "RunRecord":
         """Read what `to_json` gave.
+
+        Args:
+            line: plain values.
+
+        Returns:
+            The record.
 
         Raises:
             LayerfuseError: a field is missing or unknown.
@@ -208,6 +229,7 @@ def _check_fields(record: type[Any], line: dict[str, Any]) -> None:
     required: list[str] = []
     known: list[str] = []
     for attribute in fields(record):
+        # A field with a default may be missing from a file
         known.append(attribute.name)
         if attribute.default is MISSING and attribute.default_factory is MISSING:
             required.append(attribute.name)
@@ -215,6 +237,7 @@ def _check_fields(record: type[Any], line: dict[str, Any]) -> None:
     unknown = [name for name in line if name not in known]
     if missing:
         raise LayerfuseError(f"lacks {', '.join(missing)}")
+    # A file of a later version is refused: half of a record may mean something else
     if unknown:
         raise LayerfuseError(f"holds {', '.join(unknown)}, which this version does not know")
 
@@ -247,9 +270,13 @@ def read_records(path: Path, record: type[Record]) -> list[Record]:
         path: the file; it must hold at least one line.
         record: what its lines hold.
 
+    Returns:
+        The records in the order of the lines.
+
     Raises:
         LayerfuseError: the file is missing or empty, or a line is torn or holds other fields.
     """
+    # A killed writer leaves no file, an empty study an empty one
     if not path.is_file() or path.stat().st_size == 0:
         raise LayerfuseError(
             f"{path} is missing or empty: no finished run, or the folder was moved"
@@ -270,15 +297,31 @@ def read_records(path: Path, record: type[Record]) -> list[Record]:
 
 
 def write_records(path: Path, records: Iterable[AnswerRecord | RunRecord]) -> None:
-    """Write one record a line; the file is there whole or not at all."""
+    """Write one record a line; the file is there whole or not at all.
+
+    Args:
+        path: the file, which is replaced if it exists.
+        records: in the order of the lines.
+
+    Raises:
+        LayerfuseError: the file cannot be written.
+    """
     lines = [json.dumps(record.to_json()) + "\n" for record in records]
     write_text(path, "".join(lines))
 
 
 def asked_questions(run: FinishedRun) -> dict[str, AskedQuestion]:
-    """Give the questions of a run by their id; of a repeated id the last one."""
+    """Give what a run was asked.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The questions by their id; of a repeated id the last one.
+    """
     questions: dict[str, AskedQuestion] = {}
     for answer in run.answers:
+        # What the model answered is left out: it may differ
         questions[answer.id] = AskedQuestion(
             sample=answer.sample,
             question=answer.question,
@@ -306,6 +349,7 @@ def check_same(run: FinishedRun, first: FinishedRun) -> None:
     for identifier in sorted(set(questions) & set(expected)):
         if questions[identifier] != expected[identifier]:
             changed.append(identifier)
+    # A question that is answered twice would weigh twice
     repeated = len(run.answers) - len(questions)
     if missing or extra or changed or repeated:
         raise LayerfuseError(
@@ -336,6 +380,7 @@ def read_runs(study_dir: Path) -> list[FinishedRun]:
         # Sorted, position i is the same question in every run: comparisons are paired by it.
         answers.sort(key=lambda answer: answer.id)
         run = FinishedRun(record, answers)
+        # Two lines of one run would count its seed twice
         if record.name in names:
             raise LayerfuseError(f"results.jsonl lists {record.name} twice; keep one line")
         names.add(record.name)

@@ -102,6 +102,7 @@ class ScoreTable:
         group_names, group = np.unique(labels, return_inverse=True)
         images = len(picture_names)
 
+        # Runs of one arm need not follow each other
         columns: dict[str, list[int]] = {}
         for column, arm in enumerate(arms):
             columns.setdefault(arm, []).append(column)
@@ -204,7 +205,14 @@ def arm_scores(
 
 
 def commonest_answers(questions: list[AnswerRecord]) -> dict[str, str]:
-    """Give the most frequent answer of each family, the first in sorted order among equals."""
+    """Find what one would answer without a look.
+
+    Args:
+        questions: answers of any model, for what was asked and expected.
+
+    Returns:
+        The most frequent answer of each family, the first in sorted order among equals.
+    """
     counts: dict[str, Counter[str]] = {}
     for question in questions:
         family_counts = counts.setdefault(question.family, Counter())
@@ -247,7 +255,15 @@ def rates(weights: Numbers, cluster: Positions, group: Positions, scores: Number
 
 
 def picture_weights(images: int, bootstrap: Bootstrap) -> Numbers:
-    """Give how often each picture is drawn in each resample (B, I)."""
+    """Redraw the pictures.
+
+    Args:
+        images: their number I.
+        bootstrap: how often, and the seed.
+
+    Returns:
+        How often each picture is drawn in each resample (B, I).
+    """
     # How often each of I pictures comes up in I draws with replacement is multinomial.
     share = np.full(images, 1 / images)
     generator = np.random.default_rng(bootstrap.seed)
@@ -255,10 +271,24 @@ def picture_weights(images: int, bootstrap: Bootstrap) -> Numbers:
 
 
 def family_of(answer: AnswerRecord) -> str:
-    """Give the group of an answer: its family."""
+    """Give the group of an answer.
+
+    Args:
+        answer: of any model.
+
+    Returns:
+        Its family.
+    """
     return answer.family
 
 
 def category_of(answer: AnswerRecord) -> str:
-    """Give the group of an answer: its category."""
+    """Give the group of an answer.
+
+    Args:
+        answer: of any model.
+
+    Returns:
+        Its category.
+    """
     return answer.category

@@ -139,7 +139,14 @@ class Scores:
 
 
 def percentiles(samples: Numbers) -> list[float]:
-    """Give the central 95 % [low, high] of resampled values (B), NaN left out."""
+    """Give the central 95 % of resampled values.
+
+    Args:
+        samples: the values (B), NaN where nothing was asked.
+
+    Returns:
+        [low, high].
+    """
     defined = samples[~np.isnan(samples)]
     return np.percentile(defined, [50 - 50 * LEVEL, 50 + 50 * LEVEL]).tolist()
 
@@ -190,7 +197,14 @@ def seed_noise(values: dict[str, list[float]]) -> SeedNoise | None:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Give Holm's adjusted p values, in the order given."""
+    """Adjust p values for their number, by Holm's method.
+
+    Args:
+        p_values: of all comparisons.
+
+    Returns:
+        The adjusted p values, in the same order.
+    """
     adjusted = [1.0] * len(p_values)
     largest = 0.0
     # Step down from the smallest: the k-th is compared with those that are left.
@@ -204,7 +218,16 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def two_sided_p(difference: float, error: float, df: float) -> float:
-    """Give the p value of a difference with this standard error; without error it is 0 or 1."""
+    """Give the p value of a difference.
+
+    Args:
+        difference: of two scores.
+        error: its standard error.
+        df: degrees of freedom of the error.
+
+    Returns:
+        The two-sided p value; without error 0 or 1.
+    """
     if error == 0:
         return float(difference == 0)
     return 2 * float(student_t.sf(abs(difference) / error, df))
@@ -260,7 +283,14 @@ def _difference(scores: Scores, first: Competitor, second: Competitor) -> Contra
 
 
 def judge(contrasts: list[Contrast]) -> list[JudgedContrast]:
-    """Give each contrast its verdict, corrected for all of them together."""
+    """Give each contrast its verdict, corrected for all of them together.
+
+    Args:
+        contrasts: all that are looked at together.
+
+    Returns:
+        The contrasts in the same order.
+    """
     corrected = holm([test.p for test in contrasts])
     item_corrected = holm([test.item_p for test in contrasts])
     judged: list[JudgedContrast] = []

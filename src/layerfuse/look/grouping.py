@@ -120,6 +120,7 @@ def silhouette(similarity: np.ndarray, groups: list[list[int]]) -> float:
     distance = 1 - similarity
     # Rounding leaves a diagonal near 0, which scikit-learn refuses
     np.fill_diagonal(distance, 0)
+    # scikit-learn wants a label for each layer
     labels = []
     for label, group in enumerate(groups):
         labels.extend([label] * len(group))

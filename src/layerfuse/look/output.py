@@ -28,6 +28,7 @@ def _table(*headings: str) -> Table:
 
 def _number(value: float | None, digits: int = 2) -> str:
     """A number with so many decimals; a dash where it is undefined."""
+    # Silhouettes are None where undefined, as in the file; measured numbers are NaN
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.{digits}f}"
@@ -40,6 +41,7 @@ def similarity_table(report: SimilarityReport, console: Console) -> None:
         report: what was measured.
         console: where it is printed.
     """
+    # Neighbours and the last layer show most of a matrix that is too wide for a terminal
     table = _table("layer", "cosine next", "last", "CKA next", "last", "norm", "entropy", "dim.")
     similarity = report.measured.similarity
     scores = report.measured.scores
@@ -89,6 +91,7 @@ def probe_table(report: ProbeReport, probes: Probes, console: Console) -> None:
     for selection in probes.selections:
         cells = [selection.name]
         for task, reading in selection.tasks.items():
+            # A tie is marked in every row that reaches it
             cells.append(_accuracy(reading, best[task]))
         cells.append(f"{100 * selection.mean:.0f}")
         table.add_row(*cells)
@@ -109,6 +112,7 @@ def probe_table(report: ProbeReport, probes: Probes, console: Console) -> None:
 def _accuracy(reading: TaskReading, best: float) -> str:
     """An accuracy in % with half of its interval, and a star if it is the best."""
     low, high = reading.interval
+    # Wilson's interval is not symmetric; its half width is enough for a table
     half = 50 * (high - low)
     mark = " "
     if reading.accuracy == best:
@@ -141,6 +145,7 @@ def _evidence(selection: RankedSelection, place: int) -> str:
         f"{place}. layers {_listed(selection.layers)}: "
         f"probes read {accuracy:.1f} % right, {score:.1f} % of the best"
     )
+    # The first has no distance to itself
     if place > 1:
         low, high = selection.behind
         first_part += f" ({100 * low:+.1f} to {100 * high:+.1f} points to the first)"

@@ -153,6 +153,7 @@ def probe(
     require_look("sklearn")
     console = console or Console()
     folder = output or look_folder(encoder)
+    # Samples are read before the encoder: they are refused in seconds, it loads for minutes
     problem = find_tasks(data, test, task_names(tasks), seed)
     tower = load_encoder(encoder, DTYPES[dtype])
     selections = _selections(layers, tower.layers[-1], folder)
@@ -226,9 +227,11 @@ def _selections(
     folder: Path,
 ) -> list[list[int]]:
     """Every single layer, then the combinations, each selection once."""
+    # An empty list means that single layers are enough
     if combinations is None:
         combinations = default_combinations(depth, folder)
     selections: list[list[int]] = []
+    # Single layers come first: shares are relative to the best of them
     for spec in [*range(depth + 1), *combinations]:
         layers = list(select(spec, depth).layers)
         if layers not in selections:
@@ -268,6 +271,7 @@ def default_combinations(depth: int, folder: Path) -> list[LayerSpec]:
     similarity_file = folder / FILE
     if similarity_file.exists():
         count = min(3, depth)
+        # A shallow encoder has fewer than three groups
         combinations.append(f"similarity:{count}@{similarity_file}")
     return combinations
 
@@ -326,6 +330,7 @@ def probe_layers(
     readings = {}
     for task in problem.tasks:
         hits = classify(task, x[:train_count], x[train_count:])
+        # Pictures without a question about this task neither help nor harm
         asked = hits[~np.isnan(hits)]
         readings[task.name] = TaskReading(
             accuracy=float(asked.mean()),
@@ -333,6 +338,7 @@ def probe_layers(
             hits=_as_text(hits),
         )
 
+    # Tasks count the same, however many pictures they are asked about
     accuracies = [reading.accuracy for reading in readings.values()]
     draws = bootstrap(readings, list(readings), seed)
     return ProbedSelection(

@@ -61,6 +61,7 @@ class Probes:
         """
         best: dict[str, float] = {}
         for selection in self.selections:
+            # Combinations are measured by what single layers read
             if len(selection.layers) > 1:
                 continue
             for task, reading in selection.tasks.items():
@@ -79,6 +80,7 @@ class Probes:
         best = self.best_single()
         relative = {}
         for task, reading in selection.tasks.items():
+            # A combination may read what no single layer does: a share of nothing is none
             relative[task] = 0.0
             if best[task] > 0:
                 relative[task] = reading.accuracy / best[task]
@@ -95,6 +97,8 @@ class Probes:
             relative = self.relative(selection)
             tasks = {}
             for task, reading in selection.tasks.items():
+                # For those who read the file; `from_json` leaves it out, it follows from the
+                # accuracies
                 tasks[task] = {**asdict(reading), "relative": relative[task]}
             rows.append(
                 {
@@ -189,6 +193,7 @@ class ProbeReport:
         Returns:
             Plain values.
         """
+        # In the order of earlier versions: a file that is written again is the same file
         return {
             "encoder": self.encoder,
             "depth": self.depth,

@@ -203,6 +203,7 @@ def _trained_selections(study: Path | None, depth: int) -> list[list[int]]:
     selections: list[list[int]] = []
     if study is None:
         return selections
+    # Layers that a study trained are probed too, so that criteria can be correlated with it
     for layers in trained_scores(study):
         # Refuses a study of a deeper encoder
         select(layers, depth)
@@ -277,6 +278,7 @@ def rank(
 
     best = {}
     for name in names:
+        # Among the ranked, not all probed: a selection that is no candidate cannot be recommended
         best[name] = max(candidate.accuracy[name] for candidate in candidates)
     ranking = []
     for candidate in candidates:
@@ -363,6 +365,7 @@ def _arms(recommendation: Recommendation, recipe: Path | None) -> dict[str, Any]
     """The content of `recommended.yaml`: the best selections, each with the plainest fusion."""
     arms = []
     for selection in recommendation.ranking[:SHOWN]:
+        # The plainest fusion shows the layers, not the strategy
         fusion = "single"
         if len(selection.layers) > 1:
             fusion = "concat"

@@ -39,6 +39,7 @@ class RankedSelection:
             Plain values.
         """
         record = asdict(self)
+        # JSON has no NaN
         record["entropy"] = plain(self.entropy)
         record["dimension"] = plain(self.dimension)
         return record
@@ -144,6 +145,7 @@ class Validation:
             Plain values.
         """
         record = asdict(self)
+        # Their criteria stand beside the accuracy, which `asdict` does not know
         record["selections"] = [selection.to_json() for selection in self.selections]
         return record
 
@@ -175,6 +177,7 @@ class Recommendation:
             "tasks": self.tasks,
             "ranking": [selection.to_json() for selection in self.ranking],
         }
+        # A file without a study has no key for it, so that readers can tell
         if self.validation is not None:
             content["validation"] = self.validation.to_json()
         return content

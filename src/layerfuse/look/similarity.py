@@ -66,6 +66,7 @@ class _Checkpoint:
                 f"{self.file} is damaged ({error}): delete it to restart"
             ) from error
         saved_key = bytes(state.pop("key").tolist()).decode()
+        # Sums of other pictures or weights must not be added to
         if saved_key != self.key:
             return None
         return state
@@ -116,6 +117,7 @@ def measure(
         LayerfuseError: a picture cannot be used, which is named, or `unfinished` is damaged.
     """
     statistics = LayerStatistics(len(pictures), seed)
+    # All encoders are on one device
     device = next(encoders[0].parameters()).device
     checkpoint = None
     if unfinished is not None:
@@ -208,6 +210,7 @@ def similarity(
     console = console or Console()
     folder = output or look_folder(encoder)
     pictures = find_pictures(images, split, limit)
+    # The first encoder is looked at; the second is only compared with it
     names = [encoder]
     if other:
         names.append(other)
@@ -329,6 +332,7 @@ def describe(
             f"and CKA needs 4 of them; more or other pictures help, or another measure"
         )
     groups_by_count = all_groups(matrix, list(range(1, len(matrix) + 1)))
+    # 0 is a wish for the best count, not a count
     chosen = groups
     if groups == 0:
         chosen = best_count(groups_by_count)

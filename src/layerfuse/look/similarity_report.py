@@ -91,6 +91,8 @@ def rounded(numbers: Numbers) -> Numbers:
     Returns:
         Floats with `DIGITS` decimals, NaN where they are not finite; counts as they are.
     """
+    # Fields are rounded by their type, since matrices, vectors and numbers all hold measured
+    # numbers
     changes = {}
     for name, value in vars(numbers).items():
         if isinstance(value, np.ndarray):
@@ -117,6 +119,7 @@ def _plain_fields(numbers: LayerSimilarity | LayerScores) -> dict[str, Any]:
 def _read_fields(kind: type[Numbers], content: dict[str, Any]) -> Numbers:
     """The inverse of `_plain_fields`; other keys are ignored."""
     values: dict[str, Any] = {}
+    # A missing field raises KeyError, which `read_report` turns into words
     for attribute in fields(kind):
         value = content[attribute.name]
         if isinstance(value, list):
@@ -147,6 +150,7 @@ class LayerMeasurements:
     @property
     def chosen_groups(self) -> LayerGroups:
         """The groups that are shown."""
+        # Groups of every count are kept, since a recipe can ask for any
         return self.groups[self.chosen]
 
     def to_json(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Task:
     @property
     def chance(self) -> float:
         """Accuracy on the test pictures of always giving the commonest training answer."""
+        # The test must not decide what is guessed
         counts = Counter(answer for answer in self.train if answer is not None)
         commonest, _ = counts.most_common(1)[0]
         asked = [answer for answer in self.test if answer is not None]
@@ -116,6 +117,7 @@ def find_tasks(
 
     possible: list[Task] = []
     left_out: dict[str, str] = {}
+    # In a fixed order: files do not depend on which family a sample names first
     for name in sorted(wordings):
         task = _task(name, train, tested)
         if task is None:
@@ -167,8 +169,10 @@ def _answers_of(samples: Samples) -> tuple[_Answers, dict[str, set[str]]]:
             family = question
             if turn.families:
                 family = turn.families[0]
+            # Every wording counts, also one whose answer is not used
             wordings.setdefault(family, set()).add(question)
             answer = normalize(turn.messages[-1]["content"])
+            # A picture that is asked twice counts once, with its first answer
             answered.answers.setdefault(family, answer)
     return answers, wordings
 
@@ -195,6 +199,7 @@ def _task(name: str, train: _Answers, test: _Answers) -> Task | None:
     counts = Counter(answer for answer in train_answers if answer is not None)
     if not counts:
         return None
+    # Sorted, so that equal data give equal classifiers
     classes = sorted(answer for answer, count in counts.items() if count >= COMMON)
     return Task(name=name, train=train_answers, test=test_answers, classes=classes)
 

@@ -106,6 +106,7 @@ def validate(
     families = _common_families(trained, tasks)
     if not families:
         raise LayerfuseError(f"no family of {study} was probed; probed: {list(tasks)}")
+    # Both kinds of features were probed for the same selections
     mean_readings = _by_layers(mean)
     grid_readings = _by_layers(grid)
     not_probed = [list(layers) for layers in trained if layers not in mean_readings]
@@ -152,6 +153,7 @@ def _common_families(trained: Trained, tasks: Sequence[str]) -> list[str]:
     common = set(tasks)
     for by_seed in trained.values():
         for scores in by_seed.values():
+            # A run may have been tested on other families than the first
             common &= set(scores)
     return sorted(common)
 
@@ -175,6 +177,7 @@ def _by_family(
 ) -> dict[str, FamilyAccuracy]:
     """The accuracy of a selection on each family, after training the mean over seeds."""
     by_family = {}
+    # Probes have no seeds of training; their accuracy stands beside the mean of all runs
     for family, probe_accuracy in probed.items():
         accuracies = [by_name[family] for by_name in by_seed.values()]
         by_family[family] = FamilyAccuracy(
@@ -257,8 +260,10 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation | No
     # scipy.stats takes half a second to import
     from scipy.stats import spearmanr
 
+    # An undefined score of one layer makes the whole order undefined
     if len(x) < MINIMUM or not np.isfinite([*x, *y]).all():
         return None
+    # Without an order on one side there is nothing to agree with
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
     rho = float(np.asarray(spearmanr(x, y))[0])

@@ -34,6 +34,7 @@ def groups_to_json(groups_by_count: dict[int, LayerGroups]) -> dict[str, Any]:
     """
     saved: dict[str, Any] = {}
     for count, groups in groups_by_count.items():
+        # JSON would turn the keys into text by itself, but a comparison with a file read would fail
         saved[str(count)] = asdict(groups)
     return saved
 
