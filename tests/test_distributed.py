@@ -1,4 +1,4 @@
-"""Several processes are one: data parallel, FSDP2, and many arms at once with Ray."""
+"""Several processes are one: data parallel, FSDP2, DeepSpeed, and many arms at once with Ray."""
 
 import json
 import os
@@ -11,217 +11,378 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study import execute
 from layerfuse.study.coordinate import study
-from layerfuse.study.plan import runs
-from tests.test_study import comparable, lines, write
+from layerfuse.study.plan import PlannedRun, runs
+from tests.studies import (
+    comparable_results,
+    read_results,
+    read_samples,
+    write_recipe,
+    write_samples,
+)
 
 ROOT = Path(__file__).parent.parent
+FSDP2_CONFIG = ROOT / "src/layerfuse/study/accelerate/fsdp2.yaml"
+TWO_PROCESSES = "resources.processes=2"
+# Processes add up the gradients of their shares in another order than one process does.
+TOLERANCE = 1e-4
+
+
+def make_half_text(folder: Path) -> None:
+    """Take the picture out of every second sample; lengths differ, so that batches are padded."""
+    samples = read_samples(folder)
+    for number, sample in enumerate(samples):
+        question = sample["conversations"][0]
+        question["value"] = "<image> n?" + " n" * (number % 3)
+        if number % 2 == 1:
+            del sample["image"]
+            question["value"] = f"What is {number}?"
+    write_samples(folder, samples)
 
 
 @pytest.fixture
 def mixed(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A study of one arm in two stages on samples of which half are text alone, two in a batch: at
     most steps one process of two sees no picture, at some neither does."""
-    records = json.loads((tmp_path / "data.json").read_text())
-    for k, record in enumerate(records):
-        record["conversations"][0]["value"] = "<image> n?" + " n" * (k % 3)
-        if k % 2:
-            del record["image"]
-            record["conversations"][0]["value"] = f"What is {k}?"
-    (tmp_path / "data.json").write_text(json.dumps(records))
-    stage = {"data": {"path": "data.json"}, "batch_size": 2, "group_by_length": False}
+    make_half_text(tmp_path)
     rates = {"fusion": 1e-3, "llm": 1e-3}
-    lora = {"lora": {"r": 2}, "learning_rates": rates, "steps": 6}
-    recipe["stages"] = {
-        "align": {**stage, "learning_rates": rates, "steps": 8, "activation_checkpointing": True},
-        "finetune": {**stage, **lora},
+    align = {
+        "data": {"path": "data.json"},
+        "batch_size": 2,
+        # Samples of a similar length would put all texts into batches of their own.
+        "group_by_length": False,
+        "learning_rates": rates,
+        "steps": 8,
+        "activation_checkpointing": True,
     }
-    recipe["stages"]["finetune"]["random_crop"] = 0.7  # for an epoch and a half
-    recipe["arms"] = [{"name": "one", "layers": [1, 3], "fusion": {"name": "inject_cross"}}]
-    return {**recipe, "baseline": "one", "keep_models": "all"}
+    # Six steps of two are an epoch and a half of eight: the crops differ from epoch to epoch.
+    finetune = {
+        "data": {"path": "data.json"},
+        "batch_size": 2,
+        "group_by_length": False,
+        "learning_rates": rates,
+        "steps": 6,
+        "lora": {"r": 2},
+        "random_crop": 0.7,
+    }
+    arm = {"name": "one", "layers": [1, 3], "fusion": {"name": "inject_cross"}}
+    return {
+        **recipe,
+        "arms": [arm],
+        "baseline": "one",
+        "stages": {"align": align, "finetune": finetune},
+        # The trained weights are compared.
+        "keep_models": "all",
+    }
 
 
-def assert_same(one: Path, other: Path) -> None:
-    for a, b in zip(lines(one / "results.jsonl"), lines(other / "results.jsonl"), strict=True):
-        assert a["losses"].keys() == b["losses"].keys()
-        for stage, curve in a["losses"].items():
-            assert [loss for _, loss in curve] == pytest.approx(
-                [loss for _, loss in b["losses"][stage]], abs=1e-4
-            ), stage
-        files = [f / r["folder"] / "model/model.safetensors" for f, r in ((one, a), (other, b))]
-        weights = [load_file(file) for file in files]
-        assert weights[0].keys() == weights[1].keys()
-        for name, value in weights[0].items():
-            assert float((value - weights[1][name]).abs().max()) < 1e-4, name
+def losses_of(curve: list[tuple[int, float]]) -> list[float]:
+    """The losses of a curve of (step, loss)."""
+    return [loss for _, loss in curve]
+
+
+def assert_same(study_a: Path, study_b: Path) -> None:
+    """Losses of every step and all trained weights are the same up to rounding."""
+    results_a = read_results(study_a)
+    results_b = read_results(study_b)
+    for result_a, result_b in zip(results_a, results_b, strict=True):
+        assert result_a["losses"].keys() == result_b["losses"].keys()
+        for stage, curve in result_a["losses"].items():
+            losses_a = losses_of(curve)
+            losses_b = losses_of(result_b["losses"][stage])
+            assert losses_a == pytest.approx(losses_b, abs=TOLERANCE), stage
+
+        weights_a = load_file(study_a / result_a["folder"] / "model/model.safetensors")
+        weights_b = load_file(study_b / result_b["folder"] / "model/model.safetensors")
+        assert weights_a.keys() == weights_b.keys()
+        for name, weight in weights_a.items():
+            difference = (weight - weights_b[name]).abs().max()
+            assert float(difference) < TOLERANCE, name
 
 
 def test_two_processes_are_one(mixed: dict[str, Any], tmp_path: Path) -> None:
-    path = write(tmp_path, mixed)
+    path = write_recipe(tmp_path, mixed)
     study(path, output=tmp_path / "one")
-    study(path, ("resources.processes=2",), output=tmp_path / "two")
+
+    study(path, (TWO_PROCESSES,), output=tmp_path / "two")
+
     assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def prepare_only_run(prepared: Path, study_folder: Path) -> PlannedRun:
+    """Make a second folder for a study of one run, as it is just before the run.
+
+    Args:
+        prepared: folder of the study that has done the run.
+        study_folder: the new one.
+
+    Returns:
+        The run.
+    """
+    study_folder.mkdir()
+    for file in prepared.iterdir():
+        # The resolved recipe, the environment and what tells the samples and their features.
+        if file.suffix in (".yaml", ".json"):
+            (study_folder / file.name).write_bytes(file.read_bytes())
+    environment = json.loads((study_folder / "environment.json").read_text())
+    (run,) = runs(load_recipe(study_folder / "recipe.yaml"), environment["samples"])
+    return run
 
 
 @pytest.mark.parametrize("vision", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_processes_under_fsdp2_are_one(
-    mixed: dict[str, Any], tmp_path: Path, vision: bool
+    mixed: dict[str, Any],
+    tmp_path: Path,
+    vision: bool,
 ) -> None:
+    """A frozen encoder is not sharded: each process would wait for it at every batch."""
     if vision:
-        rates = mixed["stages"]["align"]["learning_rates"]
-        mixed["stages"]["align"]["learning_rates"] = {**rates, "vision": 1e-3}
-    path = write(tmp_path, mixed)
-    study(path, output=tmp_path / "one")
+        align = mixed["stages"]["align"]
+        align["learning_rates"] = {**align["learning_rates"], "vision": 1e-3}
+    path = write_recipe(tmp_path, mixed)
+    one = tmp_path / "one"
     two = tmp_path / "two"
-    two.mkdir()
-    for file in (tmp_path / "one").iterdir():
-        if file.suffix in (".yaml", ".json"):
-            (two / file.name).write_bytes(file.read_bytes())
-    environment = json.loads((two / "environment.json").read_text())
-    (run,) = runs(load_recipe(two / "recipe.yaml"), environment["samples"])
-    config = ROOT / "src/layerfuse/study/accelerate/fsdp2.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2"]
-    command += ["--main_process_port=0", f"--config_file={config}", "-m", "tests.fsdp_on_cpu"]
-    command += [str(two), run.folder, str(tmp_path / "sharded")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    first, second = ("DTensor" if vision else "Parameter", "Parameter")
-    assert (tmp_path / "sharded").read_text().splitlines() == [
-        f"fusion:DTensor language_model:DTensor vision_tower:{kind}" for kind in (first, second)
+    sharding_file = tmp_path / "sharded"
+    study(path, output=one)
+    run = prepare_only_run(one, two)
+
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes=2",
+        # Any free port: other tests may run at the same time.
+        "--main_process_port=0",
+        f"--config_file={FSDP2_CONFIG}",
+        "-m",
+        "tests.fsdp_on_cpu",
+        str(two),
+        run.folder,
+        str(sharding_file),
+    ]
+    launched = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert launched.returncode == 0, launched.stderr[-4000:]
+    # A sharded parameter is a DTensor. The encoder trains in the first stage at most.
+    encoder_in_align = "Parameter"
+    if vision:
+        encoder_in_align = "DTensor"
+    assert sharding_file.read_text().splitlines() == [
+        f"fusion:DTensor language_model:DTensor vision_tower:{encoder_in_align}",
+        "fusion:DTensor language_model:DTensor vision_tower:Parameter",
     ]
     result = (two / run.folder / "result.json").read_text()
     (two / "results.jsonl").write_text(result + "\n")
-    assert_same(tmp_path / "one", two)
+    assert_same(one, two)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-@pytest.mark.parametrize("how", ["zero2", "zero3"])
+@pytest.mark.parametrize("zero_stage", ["zero2", "zero3"])
 def test_two_processes_under_deepspeed_are_one(
-    mixed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    mixed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    zero_stage: str,
 ) -> None:
-    path = write(tmp_path, mixed)
+    path = write_recipe(tmp_path, mixed)
     study(path, output=tmp_path / "one")
     if not torch.cuda.is_available():
         monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    settings = ("resources.processes=2", f"resources.accelerate={how}")
+
+    settings = (TWO_PROCESSES, f"resources.accelerate={zero_stage}")
     study(path, settings, output=tmp_path / "two")
+
     assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def commands_that_name(folder: Path) -> list[bytes]:
+    """The command lines of the machine's processes that have this folder in them."""
+    commands = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        # A process may end between being listed and being read.
+        if file.exists():
+            command = file.read_bytes()
+            if str(folder).encode() in command:
+                commands.append(command)
+    return commands
+
+
+def wait_for_training(folder: Path) -> None:
+    """Wait until a run of a study has reported progress, two minutes at most."""
+    for _ in range(120):
+        if list(folder.glob("arms/*/progress")):
+            return
+        time.sleep(1)
 
 
 @pytest.mark.slow
 def test_no_process_of_a_killed_study_trains_on(mixed: dict[str, Any], tmp_path: Path) -> None:
+    """Left alone, they would hold their GPUs until somebody looks."""
+    # More than it will do.
     mixed["stages"]["align"]["steps"] = 2000
-    path = write(tmp_path, mixed)
-    command = [sys.executable, "-m", "layerfuse.cli", "study", str(path), "resources.processes=2"]
-    running = subprocess.Popen(
-        [*command, "--output", str(tmp_path / "two")], stdout=subprocess.DEVNULL
-    )
+    path = write_recipe(tmp_path, mixed)
+    folder = tmp_path / "two"
+    command = [
+        sys.executable,
+        "-m",
+        "layerfuse.cli",
+        "study",
+        str(path),
+        TWO_PROCESSES,
+        "--output",
+        str(folder),
+    ]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_for_training(folder)
+    # The study itself and its two processes, at least: they have a launcher.
+    assert len(commands_that_name(folder)) >= 3
 
-    def training() -> list[str]:
-        texts = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
-        return [str(text) for text in texts if str(tmp_path / "two").encode() in text]
-
-    progress = tmp_path / "two" / "arms"
-    for _ in range(120):
-        if list(progress.glob("*/progress")):
-            break
-        time.sleep(1)
-    assert len(training()) >= 3
     running.kill()
     running.wait()
+
     time.sleep(3)
-    assert training() == []
+    assert commands_that_name(folder) == []
 
 
 def test_a_batch_that_cannot_be_split_is_one_clear_error(
-    mixed: dict[str, Any], tmp_path: Path
+    mixed: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     mixed["stages"]["align"]["batch_size"] = 3
-    path = write(tmp_path, mixed)
+    path = write_recipe(tmp_path, mixed)
+
     with pytest.raises(ValueError, match="batch_size 3 cannot be split over 2 processes"):
-        study(path, ("resources.processes=2",), output=tmp_path / "two")
+        study(path, (TWO_PROCESSES,), output=tmp_path / "two")
 
 
 @pytest.mark.slow
 def test_fsdp_that_would_not_shard_is_one_clear_error(
-    mixed: dict[str, Any], tmp_path: Path
+    mixed: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
-    path = write(tmp_path, mixed)
-    settings = ("resources.processes=2", "resources.accelerate=fsdp2")
+    path = write_recipe(tmp_path, mixed)
+    settings = (TWO_PROCESSES, "resources.accelerate=fsdp2")
+
     with pytest.raises(LayerfuseError, match=r"FSDP needs GPUs: on CPU accelerate would train"):
         study(path, settings, output=tmp_path / "two")
 
 
 def test_a_study_refuses_to_be_one_process_of_many(
-    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Started by `torchrun`, each process would do the whole study in the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
+
     with pytest.raises(ValueError, match=r"with `resources\.processes=N`"):
-        study(write(tmp_path, recipe), output=tmp_path / "study")
+        study(write_recipe(tmp_path, recipe), output=tmp_path / "study")
 
 
+# A module that workers import, as they do those of a user's own strategies: the first of them that
+# comes to its fourth step kills itself. The mark keeps all others, and its successor, alive.
 KILLER = """
-import os, signal
+import os
+import signal
 from pathlib import Path
+
 from layerfuse.train.trainer import FusionTrainer
-step = FusionTrainer.training_step
-def dies_once(self, *args, **kwargs):
+
+training_step = FusionTrainer.training_step
+
+
+def step_or_die(self, *args, **kwargs):
     mark = Path(os.environ["LAYERFUSE_HOME"]) / "died"
     if self.state.global_step == 3 and not mark.exists():
         mark.write_text(str(self.args.output_dir))
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *args, **kwargs)
-FusionTrainer.training_step = dies_once
+    return training_step(self, *args, **kwargs)
+
+
+FusionTrainer.training_step = step_or_die
 """
 
 
 def test_ray_gives_the_same_results_and_survives_a_dead_worker(
-    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two arms are added to a study that has one: they run side by side, one of their workers is
     killed in its fourth step, and the first arm is not run again."""
-    recipe["stages"]["align"] |= {"steps": 5, "checkpoint_steps": 1}
-    arms = [*recipe["arms"], {"name": "three", "layers": [2], "fusion": {"name": "single"}}]
-    local, ray = tmp_path / "local", tmp_path / "ray"
-    study(write(tmp_path, {**recipe, "arms": arms[:1]}), output=ray)
-    (first,) = ray.glob("arms/*/result.json")
-    stamp = first.stat().st_mtime_ns
-    path = write(tmp_path, {**recipe, "arms": arms})
+    align = recipe["stages"]["align"]
+    align["steps"] = 5
+    align["checkpoint_steps"] = 1
+    third = {"name": "three", "layers": [2], "fusion": {"name": "single"}}
+    all_arms = [*recipe["arms"], third]
+    local = tmp_path / "local"
+    ray = tmp_path / "ray"
+    recipe["arms"] = all_arms[:1]
+    study(write_recipe(tmp_path, recipe), output=ray)
+    (first_result,) = ray.glob("arms/*/result.json")
+    first_written = first_result.stat().st_mtime_ns
+    recipe["arms"] = all_arms
+    path = write_recipe(tmp_path, recipe)
     study(path, output=local)
 
+    # Otherwise Ray looks for a token in the user's home.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     (tmp_path / "killer.py").write_text(KILLER)
+    # Workers are processes of Ray's own, which find modules by this variable alone.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     study(path, output=ray, engine="ray", modules=["killer"])
+
     assert (tmp_path / "home" / "died").exists()
-    assert first.stat().st_mtime_ns == stamp
-    assert len(lines(ray / "results.jsonl")) == 3
-    assert comparable(ray / "results.jsonl") == comparable(local / "results.jsonl")
+    assert first_result.stat().st_mtime_ns == first_written
+    assert len(read_results(ray)) == 3
+    assert comparable_results(ray) == comparable_results(local)
 
 
-@pytest.mark.parametrize("mendable", [False, True])
-def test_a_failed_process_is_a_message_only_if_the_user_can_mend_it(
-    mendable: bool, recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def launch_failing_process(
+    recipe: dict[str, Any],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    advice: str | None,
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    """Launch a run of two processes that fails, and write what its processes would.
+
+    Args:
+        recipe: the recipe.
+        folder: of the study.
+        monkeypatch: replaces the processes.
+        advice: what the user can do about it; None for a bug.
+    """
 
     def fail(command: list[str], stdout: Any, **_: Any) -> subprocess.CompletedProcess[bytes]:
         stdout.write("KeyError: 'a bug'")
-        if mendable:
-            (tmp_path / "run" / execute.MENDABLE).write_text("lower the learning rates")
+        if advice is not None:
+            (folder / "run" / execute.MENDABLE).write_text(advice)
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(subprocess, "run", fail)
-    expected: type[Exception] = RuntimeError
-    message = "a bug"
-    if mendable:
-        expected = LayerfuseError
-        message = "^lower the learning rates$"
-    with pytest.raises(expected, match=message):
-        execute.launch(load_recipe(tmp_path / "recipe.yaml"), tmp_path, "run", [])
+    loaded = load_recipe(write_recipe(folder, recipe))
+    execute.launch(loaded, folder, "run", [])
+
+
+def test_a_failed_process_with_advice_is_a_message_for_the_user(
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(LayerfuseError, match=r"^lower the learning rates$"):
+        launch_failing_process(recipe, tmp_path, monkeypatch, advice="lower the learning rates")
+
+
+def test_a_failed_process_without_advice_is_a_bug_with_its_log(
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        launch_failing_process(recipe, tmp_path, monkeypatch, advice=None)
