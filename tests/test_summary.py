@@ -1,0 +1,243 @@
+"""The summary of a made-up study: verdicts, ties, leaders, and what is wrong with its files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.records import (
+    PREDICTIONS,
+    AnswerRecord,
+    FinishedRun,
+    RunRecord,
+    read_records,
+    write_records,
+)
+from layerfuse.study.summary import summarize
+from tests.made_up import run_record
+from tests.made_up_studies import (
+    answer_to,
+    finished_run,
+    random_answers,
+    random_study,
+    save_study,
+)
+
+COMMITTED = Path(__file__).parents[1] / "results"
+COMMITTED_STUDIES = sorted(COMMITTED.glob("*/results.jsonl"))
+
+
+def test_summary_of_a_clear_study(tmp_path: Path):
+    """150 questions of family a, and 100 of family b: no picture whose number 3 divides has one."""
+    folder = random_study(tmp_path, {"low": 0.3, "base": 0.6, "high": 0.95})
+
+    summary = summarize(folder, "base")
+
+    assert [row["arm"] for row in summary["arms"]] == ["high", "base", "low"]
+    high, base, low = summary["arms"]
+    assert high["versus_baseline"]["verdict"] == "better"
+    assert low["versus_baseline"]["verdict"] == "worse"
+    assert base["versus_baseline"] is None
+    assert [high["first"], base["first"], low["first"]] == [True, False, False]
+    assert high["versus_chance"]["verdict"] == "better"
+    assert low["versus_chance"]["verdict"] == "worse"
+    assert high["mean"]["score"] == pytest.approx(np.mean(high["seed_means"]))
+    # No question is novel.
+    assert "seen" not in high
+
+    assert summary["images"] == 150
+    assert summary["items"] == 250
+    assert summary["runs"] == 6
+    for row in summary["leaders"]:
+        assert row["leader"] == "high"
+        assert row["beyond_noise"]
+
+
+def test_a_summary_is_json_and_the_same_each_time(tmp_path: Path):
+    folder = random_study(tmp_path, {"low": 0.3, "base": 0.6, "high": 0.95})
+
+    summary = summarize(folder, "base")
+
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary == summarize(folder, "base")
+
+
+def run_with(arm: str, right: list[bool]) -> FinishedRun:
+    """A run with one question a picture, answered so."""
+    answers = []
+    for picture, is_right in enumerate(right):
+        answers.append(answer_to(picture, 0, right=is_right, answer="xyz"[picture % 3]))
+    return finished_run(arm, 0, answers)
+
+
+def test_a_baseline_that_the_leader_beats_is_not_tied_for_first(tmp_path: Path):
+    """Against the baseline p = 0.02 is the largest of three, against the leader the smallest."""
+    # Arms c and d answer what the baseline does, and 8 or 9 pictures more: they differ little from
+    # it, but surely. The leader loses 15 pictures of every half, and gains others.
+    base = [picture < 50 for picture in range(100)]
+    c = [picture < 58 for picture in range(100)]
+    d = [picture < 59 for picture in range(100)]
+    lead = []
+    for picture in range(100):
+        changes = picture % 50 < 15 or picture >= 85
+        lead.append(base[picture] != changes)
+    runs = [run_with("base", base), run_with("c", c), run_with("d", d), run_with("lead", lead)]
+
+    summary = summarize(save_study(tmp_path, runs), "base")
+
+    rows = {row["arm"]: row for row in summary["arms"]}
+    assert rows["lead"]["mean"]["score"] == pytest.approx(0.65)
+    assert rows["lead"]["versus_baseline"]["verdict"] == "better"
+    tied_for_first = {arm: row["first"] for arm, row in rows.items()}
+    assert tied_for_first == {"lead": True, "c": True, "d": True, "base": False}
+
+
+def test_equal_arms_are_tied_for_first_and_lead_nowhere(tmp_path: Path):
+    folder = random_study(tmp_path, {"a": 0.6, "b": 0.6, "c": 0.6})
+
+    summary = summarize(folder, "a")
+
+    assert [row["first"] for row in summary["arms"]] == [True] * 3
+    assert not any(row["beyond_noise"] for row in summary["leaders"])
+
+
+def test_one_picture_decides_nothing(tmp_path: Path):
+    """A family that only one picture asks about."""
+    others = []
+    for picture in range(6):
+        answer = "xy"[picture % 2]
+        others.append(answer_to(picture, 1, right=picture < 3, answer=answer, family="b"))
+    right = answer_to(0, 0, right=True)
+    wrong = answer_to(0, 0, right=False)
+    runs = [finished_run("a", 0, [right, *others]), finished_run("b", 0, [wrong, *others])]
+
+    summary = summarize(save_study(tmp_path, runs), "b")
+
+    assert len(summary["leaders"]) == 2
+    assert not any(row["beyond_noise"] for row in summary["leaders"])
+
+
+def test_seen_and_novel_use_the_families_that_have_both(tmp_path: Path):
+    answers = []
+    for picture in range(20):
+        answers.append(answer_to(picture, 0, right=picture < 10, novel=picture >= 15))
+        # Never novel: left out of both scores, which would otherwise be of different families.
+        answers.append(answer_to(picture, 1, right=False, family="b"))
+    folder = save_study(tmp_path, [finished_run("a", 0, answers)])
+
+    row = summarize(folder, "a")["arms"][0]
+
+    assert row["seen"]["score"] == pytest.approx(10 / 15)
+    assert row["novel"]["score"] == 0.0
+    # The exact bound of five pictures without a right answer.
+    _, high = row["novel"]["interval"]
+    assert high == pytest.approx(1 - 0.025 ** (1 / 5))
+
+
+def assert_refused(
+    folder: Path,
+    runs: list[FinishedRun],
+    message: str,
+    baseline: str = "a",
+) -> None:
+    """Check that a study of these runs gets no summary, and what is said instead."""
+    save_study(folder, runs)
+    with pytest.raises(LayerfuseError, match=message):
+        summarize(folder, baseline)
+
+
+def test_a_baseline_that_is_no_arm_is_named(tmp_path: Path):
+    runs = [finished_run("a", 0, random_answers(0.5, seed=0))]
+
+    assert_refused(tmp_path / "study", runs, r"'deep'.*\['a'\]", baseline="deep")
+
+
+def test_runs_with_other_questions_are_named(tmp_path: Path):
+    """Comparisons are paired by question: with others, they would compare nothing."""
+    answers = random_answers(0.5, seed=0)
+    run = finished_run("a", 0, answers)
+
+    without_first = finished_run("b", 1, answers[1:])
+    assert_refused(tmp_path / "fewer", [run, without_first], "arm 'b' seed 1.*1 missing")
+
+    first_twice = finished_run("a", 1, [*answers, answers[0]])
+    assert_refused(tmp_path / "twice", [run, first_twice], "1 answered twice")
+
+    other_first = replace(answers[0], answer="other")
+    changed = finished_run("b", 0, [other_first, *answers[1:]])
+    assert_refused(tmp_path / "other", [run, changed], "1 changed.*t-000/0")
+
+
+def test_too_few_answers_are_named(tmp_path: Path):
+    one_answer = random_answers(0.5, seed=0)[:1]
+
+    assert_refused(tmp_path / "one", [finished_run("a", 0, one_answer)], "at least two")
+    assert_refused(tmp_path / "empty", [], "missing or empty")
+
+
+def test_a_line_with_other_fields_is_named(tmp_path: Path):
+    """Files of other versions are not half read."""
+    run = finished_run("a", 0, random_answers(0.5, seed=0))
+    folder = save_study(tmp_path, [run])
+    predictions = folder / "arms/a.0" / PREDICTIONS
+    first_line, *later_lines = predictions.read_text().splitlines(keepends=True)
+
+    unknown_field = {**json.loads(first_line), "grade": 1}
+    lines = [first_line, json.dumps(unknown_field) + "\n", *later_lines]
+    predictions.write_text("".join(lines))
+    with pytest.raises(LayerfuseError, match=r"predictions\.jsonl, line 2 holds grade"):
+        summarize(folder, "a")
+
+    missing_field = json.loads(first_line)
+    del missing_field["family"]
+    lines = [json.dumps(missing_field) + "\n", *later_lines]
+    predictions.write_text("".join(lines))
+    with pytest.raises(LayerfuseError, match=r"predictions\.jsonl, line 1 lacks family"):
+        summarize(folder, "a")
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path):
+    guided = answer_to(0, 0, right=True, weights=[0.25, 0.75], controls={"shuffled": False})
+    # To Python's splitlines U+2028 ends a line, to JSON it does not.
+    with_separator = answer_to(1, 0, right=False, family="b", answer="line\u2028separator")
+    write_records(tmp_path / "answers", [guided, with_separator])
+    assert read_records(tmp_path / "answers", AnswerRecord) == [guided, with_separator]
+
+    record = run_record("a", 0, losses={"align": [(1, 2.5), (2, 1.25)]})
+    write_records(tmp_path / "runs", [record])
+    assert read_records(tmp_path / "runs", RunRecord) == [record]
+
+
+@pytest.mark.parametrize("file", COMMITTED_STUDIES, ids=lambda file: file.parent.name)
+def test_committed_results_stay_readable(file: Path):
+    """What finished studies wrote is read as it was written."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+
+    written_again = []
+    for record in read_records(file, RunRecord):
+        text = json.dumps(record.to_json())
+        written_again.append(json.loads(text))
+
+    assert written_again == lines
+
+
+def test_missing_torn_and_double_lines(tmp_path: Path):
+    folder = random_study(tmp_path, {"a": 0.5})
+    results = folder / "results.jsonl"
+    whole = results.read_text()
+
+    results.write_text(whole + whole)
+    with pytest.raises(LayerfuseError, match="arm 'a' seed 0 twice"):
+        summarize(folder, "a")
+
+    results.write_text(whole[:-9])
+    with pytest.raises(LayerfuseError, match="line 2 is not JSON"):
+        summarize(folder, "a")
+
+    results.write_text(whole)
+    (folder / "arms/a.1/predictions.jsonl").unlink()
+    with pytest.raises(LayerfuseError, match=r"a\.1/predictions\.jsonl is missing"):
+        summarize(folder, "a")
