@@ -1,0 +1,45 @@
+"""Figures draw the numbers that they are given, and arms look different in them."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from layerfuse import plots
+
+
+def test_up_to_24_arms_look_different():
+    looks = set()
+    for index in range(24):
+        look = plots.look(index)
+        looks.add((look["color"], look["marker"], look["ls"]))
+    assert len(looks) == 24
+
+
+def test_smooth_is_a_centred_mean():
+    """At the ends the window holds two values."""
+    assert plots.smooth([0, 3, 6, 3], 3).tolist() == [1.5, 3, 4, 4.5]
+
+
+def test_plots_draw_what_they_are_given():
+    """Scores are shares of 1; the axis has percent."""
+    ax = Figure().subplots()
+    arm = {
+        "arm": "a",
+        "index": 0,
+        "score": 0.5,
+        "interval": [0.4, 0.6],
+        "seed_means": [0.45, 0.55],
+    }
+    data = {"arms": [arm], "baseline": "a", "chance": 0.25}
+
+    assert plots.plot_scores(data, ax) is ax
+
+    drawn = [np.asarray(line.get_xdata()).tolist() for line in ax.lines]
+    interval = [40.0, 60.0]
+    chance = [25.0, 25.0]
+    assert interval in drawn
+    assert chance in drawn
+    # 100 * 0.55 is 55.00000000000001.
+    pairs = [values for values in drawn if len(values) == 2]
+    assert any(np.allclose(pair, [45, 55]) for pair in pairs)
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == ["a (baseline)"]
