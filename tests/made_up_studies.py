@@ -33,13 +33,14 @@ def answer_to(
 def random_answers(rate: float, *, seed: int, pictures: int = 60) -> list[AnswerRecord]:
     """Answers of which this share is right, to questions of two families.
 
-    Every picture has a question of family a. Every third one has none of family b, so that the
-    mean over families is not the mean over questions. Picture k is answered by x, y or z.
+    Every picture has a question of family a, every third one none of family b. Picture k is
+    answered by x, y or z.
     """
     rng = np.random.default_rng(seed)
     answers = []
     for picture in range(pictures):
         for question, family in enumerate("ab"):
+            # The mean over families is then not the mean over questions.
             if family == "b" and picture % 3 == 0:
                 continue
             answers.append(
@@ -66,6 +67,7 @@ def finished_run(
 
 def save_study(folder: Path, runs: list[FinishedRun]) -> Path:
     """Write these runs as a study's folder holds them. Returns the folder."""
+    # A test may save a second study over the first.
     folder.mkdir(exist_ok=True)
     records = []
     for run in runs:
@@ -80,6 +82,7 @@ def random_study(folder: Path, rates: dict[str, float]) -> Path:
     runs = []
     for layer, (arm, rate) in enumerate(rates.items()):
         for seed in (0, 1):
+            # A seed of its own for every run: with equal answers there would be no noise.
             answers = random_answers(rate, seed=10 * layer + seed, pictures=150)
             runs.append(finished_run(arm, seed, answers, layers=(layer,)))
     return save_study(folder, runs)

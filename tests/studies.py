@@ -17,6 +17,7 @@ from layerfuse.cli import app
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
     """Write `recipe.yaml`; the relative paths in it start from this folder."""
     path = folder / "recipe.yaml"
+    # As a user's file: what a recipe must hold is checked when it is read.
     path.write_text(yaml.safe_dump(recipe))
     return path
 
@@ -45,12 +46,14 @@ def ask_several_questions(folder: Path) -> None:
 
 def cut_in_half(file: Path) -> None:
     """Keep the first half of a file, as a download that broke off does."""
+    # The beginning is left, so that the kind of file can still be told.
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file that holds one a line."""
+    # An answer may hold a line separator; in JSON it is escaped, and ends no line.
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -68,6 +71,7 @@ def comparable_results(study: Path) -> list[dict[str, Any]]:
     """The results without the durations, which differ each time."""
     results = read_results(study)
     for result in results:
+        # All else is equal to the last bit in two trainings of the same run.
         del result["seconds"]
     return results
 
@@ -82,6 +86,7 @@ def times_of_results(study: Path) -> dict[Path, int]:
 
 def run_study(recipe: Path, output: Path) -> Result:
     """`layerfuse study` as a user runs it."""
+    # In this process: what the test has replaced stays replaced, and torch is imported already.
     return CliRunner().invoke(
         app,
         ["study", str(recipe), "--output", str(output)],

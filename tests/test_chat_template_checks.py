@@ -35,6 +35,7 @@ def recipe_with_turns(
     turns: int,
 ) -> dict[str, Any]:
     """The recipe with a chat template; its samples get this number of questions."""
+    # Beside the recipe, which names it by its relative path.
     (folder / "own.jinja").write_text(template)
     samples = read_samples(folder)
     for sample in samples:

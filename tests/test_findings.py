@@ -21,8 +21,10 @@ class Outcome:
 
 
 BETTER = Outcome(0.05, "better", first=True)
+# Beats the baseline, but is itself beaten by another arm.
 LESS_BETTER = Outcome(0.02, "better")
 TIE = Outcome(0.01, "tie")
+# A difference on these pictures, which other seeds might not show.
 UNRESOLVED = Outcome(0.03, "tie", unresolved=True)
 WORSE = Outcome(-0.05, "worse")
 # The baseline is not compared with itself.
@@ -94,6 +96,7 @@ def summary_of(
 @pytest.mark.parametrize(
     ("outcomes", "sentence"),
     [
+        # Of one arm that wins, the number is told; what ties with the baseline is not.
         (
             {"a": BETTER, "b": TIE, "base": BASELINE},
             "a beats the baseline base by 5.0 points (95 % interval 3.0 to 7.0).",
@@ -107,6 +110,7 @@ def summary_of(
             "a and b beat the baseline base; a leads, "
             "with +5.0 points (95 % interval +3.0 to +7.0).",
         ),
+        # A tie may lie to both sides: its numbers have signs.
         (
             {"a": TIE, "base": BASELINE},
             "a and the baseline base tie: +1.0 points (95 % interval −1.0 to +3.0).",
@@ -120,6 +124,7 @@ def summary_of(
             {"base": BASELINE, "a": WORSE, "b": WORSE},
             "The baseline base is best: a and b are all worse.",
         ),
+        # "Worse" is the sign, also of the interval.
         (
             {"base": BASELINE, "a": WORSE},
             "The baseline base is best: a is worse by 5.0 points (95 % interval 3.0 to 7.0).",

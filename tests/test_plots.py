@@ -8,6 +8,7 @@ from layerfuse import plots
 
 def test_up_to_24_arms_look_different():
     looks = set()
+    # More arms than that are hard to tell apart whatever they look like.
     for index in range(24):
         look = plots.look(index)
         looks.add((look["color"], look["marker"], look["ls"]))

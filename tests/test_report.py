@@ -77,6 +77,7 @@ def answers_at_rate(
 
 def run_of(arm: str, seed: int) -> RunRecord:
     """A run with two stages whose losses fall; `concat` arms have two layers."""
+    # Long enough to be smoothed.
     curve = [(step, 3 / (1 + step)) for step in range(20)]
     layers = (12,)
     if "concat" in arm:
@@ -114,6 +115,7 @@ def make_study(folder: Path, rates: dict[str, float], seeds: int = 2) -> Path:
             records.append(record)
     write_records(folder / "results.jsonl", records)
     write_recipe_of(folder, list(rates))
+    # Names of hardware come from the machine, and may hold anything.
     (folder / "environment.json").write_text('{"python": "3.11", "cpu": "<b>fast</b>"}')
     return folder
 
@@ -255,9 +257,11 @@ def test_answers_and_environment_are_escaped(page: Path):
 def test_page_needs_nothing_else(page: Path):
     """It can be mailed: pictures and figures are in it, and nothing is fetched."""
     html = page.read_text()
+    # Every source is in the page itself, every link a place of it.
     assert not re.search(r'(?:src|href)="(?!data:image/png;base64,|#)', html)
     assert "url(http" not in html
     assert "@import" not in html
+    # Losses, scores and families; each card of an example has a picture.
     assert html.count("<svg ") == 3
     pictures = html.count("data:image/png;base64,")
     assert pictures == html.count("<article") >= 3
@@ -348,6 +352,7 @@ def test_examples_show_each_picture_once():
         "all right",
     ]
     for example in examples:
+        # One answer an arm, in the order of the study.
         assert [answer.arm for answer in example.answers] == ["x", "y"]
 
 
@@ -379,6 +384,7 @@ def test_unfinished_studies(tmp_path: Path):
     first_run = results.read_text().splitlines(keepends=True)[0]
     results.write_text(first_run)
     (folder / "environment.json").unlink()
+    # The first examples are of this picture.
     (folder / "images/0.png").unlink()
 
     text = words(write_report(folder))

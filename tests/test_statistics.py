@@ -9,7 +9,6 @@ from scipy import stats
 
 from layerfuse.evaluate import significance as st
 from layerfuse.evaluate.records import AnswerRecord
-from layerfuse.evaluate.significance import Numbers
 from tests.made_up_studies import answer_to, finished_run, random_answers
 
 
@@ -53,6 +52,13 @@ def test_scores_and_resamples_equal_loops():
         assert table.mean.samples[resample, :2] == pytest.approx(expected)
 
 
+def table_of(answers: list[AnswerRecord], resamples: int) -> st.ScoreTable:
+    """The scores of one run with these answers, by family."""
+    run = finished_run("a", 0, answers)
+    bootstrap = st.Bootstrap(resamples=resamples, seed=0)
+    return st.ScoreTable.from_runs([run], bootstrap, st.family_of)
+
+
 def test_bootstrap_is_over_pictures_not_questions():
     """With eight equal answers a picture, the standard error is that of the pictures alone."""
     rng = np.random.default_rng(0)
@@ -61,9 +67,8 @@ def test_bootstrap_is_over_pictures_not_questions():
     for picture in range(100):
         for question in range(8):
             answers.append(answer_to(picture, question, right=bool(right[picture])))
-    bootstrap = st.Bootstrap(resamples=4000, seed=0)
 
-    table = st.ScoreTable.from_runs([finished_run("a", 0, answers)], bootstrap, st.family_of)
+    table = table_of(answers, resamples=4000)
 
     # sd / √100; of questions taken for independent ones it would be sd / √800.
     standard_error = table.mean.samples[:, 0].std()
@@ -75,9 +80,8 @@ def test_questions_sharing_an_image_are_one_cluster():
     for picture in range(20):
         image = f"{picture // 2}.png"
         answers.append(answer_to(picture, 0, right=picture % 2 == 0, image=image))
-    bootstrap = st.Bootstrap(resamples=50, seed=0)
 
-    table = st.ScoreTable.from_runs([finished_run("a", 0, answers)], bootstrap, st.family_of)
+    table = table_of(answers, resamples=50)
 
     assert table.images == 10
     # Each image holds one right and one wrong answer: which are drawn does not matter.
@@ -87,12 +91,27 @@ def test_questions_sharing_an_image_are_one_cluster():
 def test_chance_is_the_share_of_the_commonest_answer():
     answers = []
     for picture, colour in enumerate(["red", "red", "blue", "green"]):
-        answers.append(answer_to(picture, 0, family="colour", answer=colour, right=True))
+        answers.append(
+            answer_to(
+                picture,
+                0,
+                family="colour",
+                answer=colour,
+                right=True,
+            )
+        )
     for picture, count in enumerate(["1", "1", "2", "2"]):
-        answers.append(answer_to(picture, 1, family="count", answer=count, right=False))
-    bootstrap = st.Bootstrap(resamples=10, seed=0)
+        answers.append(
+            answer_to(
+                picture,
+                1,
+                family="count",
+                answer=count,
+                right=False,
+            )
+        )
 
-    table = st.ScoreTable.from_runs([finished_run("a", 0, answers)], bootstrap, st.family_of)
+    table = table_of(answers, resamples=10)
 
     assert st.commonest_answers(answers) == {"colour": "red", "count": "1"}
     # The first row is the test set, the last column is guessing.
@@ -250,7 +269,7 @@ def test_equal_answers_tie_and_constant_difference_counts():
     assert contrast_of(0.1, item_sd=0.0).p == 0.0
 
 
-def simulate_equal_arms(rng: np.random.Generator, seed_sd: float) -> Numbers:
+def simulate_equal_arms(rng: np.random.Generator, seed_sd: float) -> st.Numbers:
     """Scores of 40 pictures, 4 arms, 2 seeds, of arms that are equal on average.
 
     A picture is hard for all arms alike, a little more so for some, and an answer varies besides;

@@ -95,6 +95,7 @@ def test_a_shrunken_quickstart_on_real_models(tmp_path: Path) -> None:
     models = list(folder.glob("arms/*/model"))
     assert len(models) == 1
     assert not list(folder.glob("arms/*/stages"))
+    # Beside the arms: what guessing gives, what seeds do, and pictures inside of the page.
     html = report.read_text()
     for text in ("last", "inject", "chance", "seed", "data:image/png;base64"):
         assert text in html
@@ -109,6 +110,7 @@ def test_a_shrunken_quickstart_on_real_models(tmp_path: Path) -> None:
     assert times_of_results(folder) == before
     assert again.read_text() == html
 
+    # Answers name the files of their pictures; those of drawn scenes are kept for this.
     first_answer = read_lines(folder / results[0]["folder"] / "predictions.jsonl")[0]
     asked = ask(models[0], first_answer["image"], "How many?")
     assert asked.exit_code == 0, asked.output
@@ -121,6 +123,7 @@ def test_two_commands_do_not_share_a_folder(recipe: dict[str, Any], tmp_path: Pa
     folder = tmp_path / "study"
     folder.mkdir()
 
+    # As a command holds it that runs in another terminal.
     with FileLock(folder / ".lock"):
         refused = run_study(path, folder)
 
@@ -179,6 +182,7 @@ def test_every_strategy_runs_in_one_study(recipe: dict[str, Any], tmp_path: Path
     for result in results:
         run = folder / result["folder"]
         answers = read_lines(run / "predictions.jsonl")
+        # Only what has a guidance can be asked without it.
         is_guided = result["arm"] in guided
         assert all(("controls" in answer) == is_guided for answer in answers)
         asked = ask(run / "model", answers[0]["image"], "n?")
@@ -205,6 +209,7 @@ def test_cached_and_uncached_features_give_the_same_results(
     direct_results = read_results(tmp_path / "direct")
     for cached, direct in zip(cached_results, direct_results, strict=True):
         curves = zip(cached["losses"]["align"], direct["losses"]["align"], strict=True)
+        # The cache encodes in batches of another size, which rounds otherwise.
         for (_, cached_loss), (_, direct_loss) in curves:
             assert cached_loss == pytest.approx(direct_loss, abs=1e-5)
 

@@ -28,6 +28,7 @@ def test_a_sentence_encoder_that_does_not_fit_is_known_before_training(
     recipe: dict[str, Any],
     tmp_path: Path,
 ) -> None:
+    # The LLM stands in for a sentence encoder: its embeddings have 32 numbers.
     fusion = {"name": "instruction_weighted", "sentence_encoder": str(tmp_path / "llm")}
     recipe["arms"] = [{"name": "guided", "layers": "1-2|3-4", "fusion": fusion}]
 
@@ -85,6 +86,7 @@ def arm_of(layer: int, strategy: str) -> list[dict[str, Any]]:
     return [{"layers": [layer], "fusion": {"name": strategy}}]
 
 
+# Of an encoder of four blocks and the pictures 0.png to 7.png.
 BAD_INPUTS = [
     BadInput("layer 9 does not exist", {"arms": arm_of(9, "single")}),
     BadInput("unknown fusion strategy 'x'", {"arms": arm_of(1, "x")}),
@@ -121,6 +123,7 @@ def test_bad_input_is_one_clear_error_before_training(
 
     refused = run_study(path, tmp_path / "study")
 
+    # 2 is a user's error; a bug's traceback would end with 1.
     assert refused.exit_code == 2, refused.output
     assert refused.output.count("error:") == 1
     assert bad.message in one_line(refused)

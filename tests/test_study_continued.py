@@ -61,6 +61,7 @@ def test_killed_and_started_again_gives_the_same_results(
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
     study(path, output=whole)
+    # A process of its own, since SIGKILL ends it.
     process = start(study_killed_in_the_second_arm, path, killed)
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -112,6 +113,7 @@ def test_changed_or_repaired_pictures_make_other_runs(
 
     cut_in_half(picture)
     with_half_picture = folders_of_study()
+    # Whole again, the sample is no longer left out: runs without it are other runs.
     picture.write_bytes(whole)
     with_repaired_picture = folders_of_study()
     unchanged = folders_of_study()
@@ -162,6 +164,7 @@ def test_another_process_must_have_the_same_samples(recipe: dict[str, Any], tmp_
     study(write_recipe(tmp_path, recipe), output=folder)
     run = read_results(folder)[0]["folder"]
     result_file = folder / run / "result.json"
+    # As if the run had not been done yet.
     result_file.unlink()
 
     run_one(folder, run, [])
@@ -228,6 +231,7 @@ def test_a_stage_named_evaluate_trains_on_its_own_data(
         bad_ids[label] = [sample_id for sample_id, _ in bad_samples.values()]
     assert bad_ids == {"evaluate": ["0"], "evaluate (test)": ["7"]}
 
+    # How far each phase is, by its name and its number of steps or questions.
     phases = []
     for line in screen.getvalue().splitlines():
         phases.append(line.split("one · seed 0: ")[-1])
@@ -236,6 +240,7 @@ def test_a_stage_named_evaluate_trains_on_its_own_data(
 
     result = read_results(folder)[0]
     assert list(result["seconds"]) == ["evaluate", "evaluate (test)"]
+    # Curves are of training alone: the test has none.
     steps = [step for step, _ in result["losses"]["evaluate"]]
     assert steps == [1, 2]
     predictions = folder / result["folder"] / "predictions.jsonl"
@@ -254,7 +259,8 @@ def test_a_stage_named_evaluate_trains_on_its_own_data(
 def test_a_sample_that_moves_into_the_test_makes_other_runs(tmp_path: Path) -> None:
     records = []
     for number in range(4):
-        records.append({"question": "?", "answer": str(number)})
+        # Without ids of their own, samples are named by their place, which differs after the move.
+        records.append({"id": str(number), "question": "?", "answer": str(number)})
     convert = partial(from_columns, base=tmp_path)
 
     def digest_of_split(train_samples: int) -> str:

@@ -76,7 +76,7 @@ def run_with(arm: str, right: list[bool]) -> FinishedRun:
 def test_a_baseline_that_the_leader_beats_is_not_tied_for_first(tmp_path: Path):
     """Against the baseline p = 0.02 is the largest of three, against the leader the smallest."""
     # Arms c and d answer what the baseline does, and 8 or 9 pictures more: they differ little from
-    # it, but surely. The leader loses 15 pictures of every half, and gains others.
+    # it, but surely. The leader loses 15 of the baseline's pictures and gains 30 others.
     base = [picture < 50 for picture in range(100)]
     c = [picture < 58 for picture in range(100)]
     d = [picture < 59 for picture in range(100)]
@@ -160,12 +160,14 @@ def test_runs_with_other_questions_are_named(tmp_path: Path):
     answers = random_answers(0.5, seed=0)
     run = finished_run("a", 0, answers)
 
+    # As after a test that was stopped.
     without_first = finished_run("b", 1, answers[1:])
     assert_refused(tmp_path / "fewer", [run, without_first], "arm 'b' seed 1.*1 missing")
 
     first_twice = finished_run("a", 1, [*answers, answers[0]])
     assert_refused(tmp_path / "twice", [run, first_twice], "1 answered twice")
 
+    # As after the test's data were corrected between two runs.
     other_first = replace(answers[0], answer="other")
     changed = finished_run("b", 0, [other_first, *answers[1:]])
     assert_refused(tmp_path / "other", [run, changed], "1 changed.*t-000/0")
@@ -233,6 +235,7 @@ def test_missing_torn_and_double_lines(tmp_path: Path):
     with pytest.raises(LayerfuseError, match="arm 'a' seed 0 twice"):
         summarize(folder, "a")
 
+    # As a full disk leaves it.
     results.write_text(whole[:-9])
     with pytest.raises(LayerfuseError, match="line 2 is not JSON"):
         summarize(folder, "a")

@@ -114,6 +114,7 @@ def test_training_learns_and_only_moves_what_it_should(two_stages: Recipe, tmp_p
     losses = losses_of(trained, "finetune")
     assert losses[-1] < losses[0]
 
+    # No stage names the encoder.
     stock_encoder = AutoModel.from_pretrained(two_stages.encoder.model).state_dict()
     for name, weight in trained.model.vision_tower.tower.state_dict().items():
         assert torch.equal(weight, stock_encoder[name]), name
@@ -197,6 +198,7 @@ def test_a_finished_stage_that_ends_within_an_epoch_is_not_trained_further(
         finetune=two_stages.stages["finetune"],
     )
     expected = train(recipe, tmp_path / "whole")
+    # Before the next stage's first checkpoint: what is continued is the finished stage.
     train_until(recipe, tmp_path / "run", "finetune", 1, monkeypatch)
 
     continued = train(recipe, tmp_path / "run")
@@ -216,6 +218,7 @@ def test_accumulation_gives_the_same_training(two_stages: Recipe, tmp_path: Path
     )
     at_once = train(recipe, tmp_path / "whole")
 
+    # Sums in another order round otherwise.
     losses = losses_of(accumulated, "finetune")
     assert losses == pytest.approx(losses_of(at_once, "finetune"), abs=2e-4)
 
@@ -241,6 +244,7 @@ def test_steps_do_not_depend_on_how_a_batch_is_split(
     split = train(with_stages(two_stages, align=one_by_one), tmp_path / "split")
 
     samples = len(load(align.data))
+    # Otherwise no batch would need to be filled.
     assert samples % batch_size != 0
     steps_per_epoch = samples // batch_size + 1
     whole_losses = losses_of(whole, "align")
@@ -251,6 +255,7 @@ def test_steps_do_not_depend_on_how_a_batch_is_split(
 
 def test_a_loss_that_is_not_finite_stops_the_training(two_stages: Recipe, tmp_path: Path) -> None:
     """It would go on for hours, and save a model of NaN."""
+    # Adam moves a weight by about the learning rate: with weights of 1e30 nothing stays finite.
     wild = changed(two_stages.stages["align"], learning_rates={"fusion": 1e30})
 
     with pytest.raises(ValueError, match=r"the loss became .* at step \d+: lower the learning"):
@@ -329,6 +334,7 @@ def test_out_of_memory_keeps_its_type_and_says_what_helps_this_stage(
 
 
 def test_a_checkpoint_torn_by_a_kill_is_not_continued(two_stages: Recipe, tmp_path: Path) -> None:
+    # transformers writes a checkpoint file by file; the mark that all are there is missing.
     torn = tmp_path / "run" / "stages" / "align" / "checkpoint-2"
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_bytes(b"half")
@@ -396,6 +402,7 @@ def test_a_frozen_encoder_gives_the_same_losses_cached_or_not(
     """Encoders come with drop path and dropout in their configs, which are for their own
     training."""
     stock = two_stages.encoder.model
+    # High enough that it could not be overlooked in the losses.
     config = AutoConfig.from_pretrained(stock, **{setting: 0.7})
     encoder = AutoModel.from_pretrained(stock, config=config)
     encoder.save_pretrained(tmp_path / "own")
