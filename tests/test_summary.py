@@ -203,7 +203,6 @@ def test_a_line_with_other_fields_is_named(tmp_path: Path):
 
 def test_records_are_read_as_they_were_written(tmp_path: Path):
     guided = answer_to(0, 0, right=True, weights=[0.25, 0.75], controls={"shuffled": False})
-    # To Python's splitlines U+2028 ends a line, to JSON it does not.
     with_separator = answer_to(1, 0, right=False, family="b", answer="line\u2028separator")
     write_records(tmp_path / "answers", [guided, with_separator])
     assert read_records(tmp_path / "answers", AnswerRecord) == [guided, with_separator]
@@ -211,6 +210,16 @@ def test_records_are_read_as_they_were_written(tmp_path: Path):
     record = run_record("a", 0, losses={"align": [(1, 2.5), (2, 1.25)]})
     write_records(tmp_path / "runs", [record])
     assert read_records(tmp_path / "runs", RunRecord) == [record]
+
+
+def test_a_line_separator_in_an_answer_ends_no_record(tmp_path: Path):
+    """To Python's splitlines U+2028 ends a line, to JSON it does not."""
+    answer = answer_to(0, 0, right=True, answer="line\u2028separator")
+    # As other writers of JSON leave it: ours would escape it.
+    line = json.dumps(answer.to_json(), ensure_ascii=False)
+    (tmp_path / "answers").write_text(line + "\n", encoding="utf-8")
+
+    assert read_records(tmp_path / "answers", AnswerRecord) == [answer]
 
 
 @pytest.mark.parametrize("file", COMMITTED_STUDIES, ids=lambda file: file.parent.name)
