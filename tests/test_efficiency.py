@@ -8,148 +8,292 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from layerfuse.data.collate import Collator, LengthGroups, SampleDataset
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.processor import Processor
+from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.schema import Data, Stage
 from layerfuse.train.stages import begin_stage
 from tests import tiny
 
-TALK = ({"role": "user", "content": "n?"}, {"role": "assistant", "content": "one"})
+QUESTION = {"role": "user", "content": "n?"}
+QUESTION_WITH_PICTURE = {"role": "user", "content": "<image> n?"}
+ANSWER = {"role": "assistant", "content": "one"}
+TEXT_SAMPLE = Sample("t", (), (QUESTION, ANSWER))
 
 
-def stage(**settings: Any) -> Stage:
-    return Stage.model_validate({"data": Data(path="unused.json"), **settings})
+def train_stage(parts: list[str]) -> Stage:
+    """A stage that trains these parts of the model."""
+    return Stage.model_validate(
+        {
+            "data": Data(path="unused.json"),
+            "learning_rates": dict.fromkeys(parts, 1e-3),
+        }
+    )
 
 
 def processor(**options: Any) -> Processor:
-    return Processor(tiny.image_processor(), tiny.tokenizer(), patch_size=tiny.PATCH, **options)
+    """A processor of the tiny models' pictures and text."""
+    return Processor(
+        tiny.image_processor(),
+        tiny.tokenizer(),
+        patch_size=tiny.PATCH,
+        **options,
+    )
 
 
-def shown(folder: Path, name: str = "a") -> Sample:
-    Image.effect_noise((64, 64), 90).convert("RGB").save(folder / f"{name}.png")
-    asked = ({"role": "user", "content": "<image> n?"}, TALK[1])
-    return Sample(name, (Picture(str(folder / f"{name}.png")),), asked)
+def collator(reader: Processor, max_length: int = 512, blank: bool = False) -> Collator:
+    """Batches of conversations with pixels."""
+    return Collator(reader, "chat", max_length, None, blank=blank)
+
+
+def picture_sample(folder: Path, name: str = "a") -> Sample:
+    """A conversation about a picture of noise, which is written to the folder."""
+    file = folder / f"{name}.png"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(file)
+    return Sample(name, (Picture(str(file)),), (QUESTION_WITH_PICTURE, ANSWER))
 
 
 def test_with_only_the_fusion_in_training_nothing_else_has_a_gradient(tmp_path: Path) -> None:
     """Neither the LLM's embeddings nor its weights nor the encoder are part of the graph."""
     model = tiny.model("concat").train()
-    begin_stage(model, stage(learning_rates={"fusion": 1e-3}), torch.float32)
-    seen: list[torch.Tensor] = []
-    model.get_input_embeddings().register_forward_hook(lambda *a: seen.append(a[2]))
-    model.vision_tower.register_forward_hook(lambda *a: seen.extend(a[2].patches))
-    model(**Collator(processor(), "chat", 512, None)([shown(tmp_path)])).loss.backward()
-    assert len(seen) == 1 + len(model.vision_tower.layers)
-    assert not any(tensor.requires_grad for tensor in seen)
-    moving = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None}
-    assert moving == {"fusion"}
+    begin_stage(model, train_stage(["fusion"]), torch.float32)
+    outputs: list[Tensor] = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: outputs.append(output)
+    )
+    model.vision_tower.register_forward_hook(
+        lambda module, args, output: outputs.extend(output.patches)
+    )
+
+    batch = collator(processor())([picture_sample(tmp_path)])
+    model(**batch).loss.backward()
+
+    assert len(outputs) == 1 + len(model.vision_tower.layers)
+    for output in outputs:
+        assert not output.requires_grad
+    parts_with_gradient = set()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            parts_with_gradient.add(name.split(".")[0])
+    assert parts_with_gradient == {"fusion"}
 
 
 @pytest.mark.parametrize("strategy", list(FUSIONS))
 def test_blocks_above_the_deepest_layer_do_not_exist(strategy: str) -> None:
     model = tiny.model(strategy)
-    blocks = model.vision_tower.family.blocks(model.vision_tower.tower)
-    assert len(blocks) == max(model.vision_tower.layers) <= 4
+
+    encoder = model.vision_tower
+    blocks = encoder.family.blocks(encoder.tower)
+    assert len(blocks) == max(encoder.layers) <= 4
 
 
 def test_logits_exist_at_labelled_positions_only(tmp_path: Path) -> None:
+    """The head over a large vocabulary is much of the work, and most positions have no label."""
     model = tiny.model("concat").train()
-    rows: list[int] = []
-    head = model.get_output_embeddings()
-    head.register_forward_hook(lambda *a: rows.append(a[2].shape[:-1].numel()))
-    batch = Collator(processor(), "chat", 512, None)([shown(tmp_path), Sample("t", (), TALK)])
+    rows_of_logits: list[int] = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, args, logits: rows_of_logits.append(logits.shape[:-1].numel())
+    )
+
+    batch = collator(processor())([picture_sample(tmp_path), TEXT_SAMPLE])
     model(**batch)
-    assert rows == [int((batch["labels"][:, 1:] != -100).sum())]
+
+    # The first position is predicted by none
+    labelled = batch["labels"][:, 1:] != -100
+    assert rows_of_logits == [int(labelled.sum())]
 
 
 @pytest.mark.parametrize("parts", [["fusion"], ["vision"], ["fusion", "llm", "vision"]])
 def test_text_alone_runs_no_encoder_and_trains_all_parts_with_zero(parts: list[str]) -> None:
     """The same gradients on every process, so that none waits for another."""
     model = tiny.model("concat").train()
-    begin_stage(model, stage(learning_rates=dict.fromkeys(parts, 1e-3)), torch.float32)
+    begin_stage(model, train_stage(parts), torch.float32)
     model.vision_tower.register_forward_hook(lambda *_: pytest.fail("the encoder ran"))
-    model(**Collator(processor(), "chat", 512, None)([Sample("t", (), TALK)])).loss.backward()
-    for name in parts:
-        own = {"fusion": model.fusion, "vision": model.vision_tower, "llm": model.language_model}
-        grads = [p.grad for p in own[name].parameters()]
-        assert all(grad is not None for grad in grads)
-        assert any(bool(g.any()) for g in grads if g is not None) == (name == "llm")
+
+    batch = collator(processor())([TEXT_SAMPLE])
+    model(**batch).loss.backward()
+
+    modules = {
+        "fusion": model.fusion,
+        "vision": model.vision_tower,
+        "llm": model.language_model,
+    }
+    for part in parts:
+        is_moved = False
+        for parameter in modules[part].parameters():
+            assert parameter.grad is not None, part
+            is_moved = is_moved or bool(parameter.grad.any())
+        assert is_moved == (part == "llm")
 
 
-@pytest.mark.parametrize("strategy", [n for n in FUSIONS if n != "instruction_weighted"])
+def loss_and_gradients(model: FusionVLM, batch: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
+    """The loss of a batch, and by name the gradient of each parameter that has one."""
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.clone()
+    return loss.item(), gradients
+
+
+# This one needs a pretrained sentence encoder.
+RANDOM_WEIGHTS_SUFFICE = [name for name in FUSIONS if name != "instruction_weighted"]
+
+
+@pytest.mark.parametrize("strategy", RANDOM_WEIGHTS_SUFFICE)
 def test_a_blank_picture_changes_neither_loss_nor_gradients(strategy: str) -> None:
     model = tiny.model(strategy).train()
-    reads = processor(fusion=model.config.fusion, layers=len(model.config.vision_layers))
-    found: list[tuple[float, dict[str, torch.Tensor]]] = []
-    for blank in (False, True):
-        batch = Collator(reads, "chat", 512, None, blank=blank)([Sample("t", (), TALK)])
-        assert ("pixel_values" in batch) == blank
-        model.zero_grad()
-        loss = model(**batch).loss
-        loss.backward()
-        kept = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        found.append((loss.item(), kept))
-    (plain, one), (filled, other) = found
-    assert filled == pytest.approx(plain, abs=1e-5)
-    for name, grad in other.items():
-        torch.testing.assert_close(
-            grad, one.get(name, torch.zeros_like(grad)), atol=1e-5, rtol=1e-4
-        )
+    reader = processor(fusion=model.config.fusion, layers=len(model.config.vision_layers))
+
+    plain_batch = collator(reader, blank=False)([TEXT_SAMPLE])
+    blank_batch = collator(reader, blank=True)([TEXT_SAMPLE])
+    assert "pixel_values" not in plain_batch
+    assert "pixel_values" in blank_batch
+
+    plain_loss, plain_gradients = loss_and_gradients(model, plain_batch)
+    blank_loss, blank_gradients = loss_and_gradients(model, blank_batch)
+    assert blank_loss == pytest.approx(plain_loss, abs=1e-5)
+    for name, gradient in blank_gradients.items():
+        # A part that text alone does not reach has no gradient then, with a blank one of zero
+        expected = plain_gradients.get(name, torch.zeros_like(gradient))
+        torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_batches_hold_samples_of_similar_length_in_random_order() -> None:
-    lengths = torch.randint(10, 2000, (1000,), generator=torch.Generator().manual_seed(0))
+@pytest.fixture
+def lengths() -> Tensor:
+    """Lengths of 1000 samples."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(10, 2000, (1000,), generator=generator)
+
+
+def test_an_epoch_holds_every_sample_in_whole_batches(lengths: Tensor) -> None:
+    groups = LengthGroups(lengths, 16, seed=3)
+
+    order = list(groups)
+
+    assert len(groups) == 63 * 16
+    assert len(order) == 63 * 16
+    # Eight come twice, to fill the last batch
+    assert sorted(set(order)) == list(range(1000))
+
+
+def test_fewer_samples_than_a_batch_come_several_times(lengths: Tensor) -> None:
+    counts = Counter(LengthGroups(lengths[:5], 16, seed=3))
+
+    assert sorted(counts) == list(range(5))
+    assert set(counts.values()) == {3, 4}
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(lengths: Tensor) -> None:
     groups = LengthGroups(lengths, 16, seed=3)
     order = list(groups)
-    assert len(groups) == len(order) == 63 * 16
-    assert sorted(set(order)) == list(range(1000))  # eight come twice, to fill the last batch
-    few = Counter(LengthGroups(lengths[:5], 16, seed=3))
-    assert sorted(few) == list(range(5))
-    assert set(few.values()) == {3, 4}
+
     assert list(groups) == order
     groups.set_epoch(1)
     assert list(groups) != order
 
-    def padding(order: list[int]) -> float:
-        whole = lengths[torch.tensor(order[:1008])].view(-1, 16).float()
-        return float(1 - whole.mean(dim=1).sum() / whole.amax(dim=1).sum())
 
-    assert padding(order) < padding([*range(1000), *range(8)]) / 10
-    means = lengths[torch.tensor(order[:1008])].view(-1, 16).float().mean(dim=1)
-    rank = torch.corrcoef(torch.stack([means, torch.arange(63.0)]))[0, 1]
-    assert abs(float(rank)) < 0.3  # not from short to long
+def padding(batches: Tensor) -> float:
+    """The share of padding, given the lengths of the samples of each batch (batches, samples)."""
+    longest = batches.amax(dim=1)
+    used = batches.mean(dim=1).sum() / longest.sum()
+    return float(1 - used)
+
+
+def test_batches_hold_samples_of_similar_length_in_random_order(lengths: Tensor) -> None:
+    sampler_order = list(LengthGroups(lengths, 16, seed=3))
+    plain_order = [*range(1000), *range(8)]
+
+    sampler_batches = lengths[sampler_order].view(-1, 16).float()
+    plain_batches = lengths[plain_order].view(-1, 16).float()
+
+    assert padding(sampler_batches) < padding(plain_batches) / 10
+    # Not from short to long: a model would see one kind of sample for a long time
+    means = sampler_batches.mean(dim=1)
+    places = torch.arange(63.0)
+    correlation = torch.corrcoef(torch.stack([means, places]))[0, 1]
+    assert abs(float(correlation)) < 0.3
+
+
+def crops(samples: list[Sample], seed: int, epoch: int) -> list[Any]:
+    """The boxes to which the first pictures of two samples are cropped, the second's first."""
+    dataset = SampleDataset(samples, crop=0.5, seed=seed)
+    dataset.set_epoch(epoch)
+    # The order of reading must not matter
+    return [dataset[index].pictures[0].crop for index in (1, 0)]
 
 
 def test_random_crops_depend_on_seed_epoch_and_sample_alone(tmp_path: Path) -> None:
-    samples = [shown(tmp_path, name) for name in "ab"]
+    samples = [picture_sample(tmp_path, name) for name in ("a", "b")]
 
-    def boxes(seed: int, epoch: int) -> list[Any]:
-        dataset = SampleDataset(samples, 0.5, seed)
-        dataset.set_epoch(epoch)
-        return [dataset[k].pictures[0].crop for k in (1, 0)]
+    assert crops(samples, 0, 0) == crops(samples, 0, 0)
+    different = set()
+    for seed in range(3):
+        for epoch in range(3):
+            different.add(str(crops(samples, seed, epoch)))
+    assert len(different) == 9
 
-    assert boxes(0, 0) == boxes(0, 0)
-    assert len({str(boxes(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
-    for left, top, right, bottom in (box for k in range(50) for box in boxes(k, 0)):
-        assert 0 <= left < right <= 1
-        assert 0 <= top < bottom <= 1
-        assert right - left >= 0.5
-        assert bottom - top >= 0.5
-    whole, part = (SampleDataset(samples, crop)[0].pictures[0].open() for crop in (None, 0.5))
+
+def test_random_crops_keep_at_least_their_share_of_each_side(tmp_path: Path) -> None:
+    samples = [picture_sample(tmp_path, name) for name in ("a", "b")]
+
+    for seed in range(50):
+        for left, top, right, bottom in crops(samples, seed, 0):
+            assert 0 <= left < right <= 1
+            assert 0 <= top < bottom <= 1
+            assert right - left >= 0.5
+            assert bottom - top >= 0.5
+
+
+def test_a_cropped_picture_keeps_its_size(tmp_path: Path) -> None:
+    samples = [picture_sample(tmp_path)]
+
+    whole = SampleDataset(samples, crop=None)[0].pictures[0].open()
+    part = SampleDataset(samples, crop=0.5)[0].pictures[0].open()
+
     assert part.size == whole.size
     assert part.tobytes() != whole.tobytes()
 
 
-def test_a_guided_turn_that_is_cut_away_leaves_the_others(tmp_path: Path) -> None:
-    """As in the unguided row of the same conversation, where `max_length` cuts its end."""
-    second = ({"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "two"})
-    long = Sample("long", (), (*TALK, *second))
-    batch = Collator(processor(), "chat", 60, None)([long, shown(tmp_path)])
+# 200 words do not fit in 60 tokens, so that their answer is cut away.
+LONG_QUESTION = {"role": "user", "content": "word " * 200}
+
+
+def test_a_turn_that_is_cut_away_leaves_the_others(tmp_path: Path) -> None:
+    """The end of a conversation that is longer than `max_length` is cut."""
+    long = Sample("long", (), (QUESTION, ANSWER, LONG_QUESTION, ANSWER))
+
+    batch = collator(processor(), max_length=60)([long, picture_sample(tmp_path)])
+
     assert len(batch["input_ids"]) == 2
     assert len(batch["pixel_values"]) == 1
+
+
+def test_a_guided_turn_that_is_cut_away_takes_its_picture_along(tmp_path: Path) -> None:
+    """Each turn is a row of its own; a picture without a row would stand in another one."""
+    guided = tiny.processor(tiny.model("text_routed"))
+    long_question = {"role": "user", "content": "<image>" + "word " * 200}
+    long = Sample(
+        "long",
+        picture_sample(tmp_path, "of the turn").pictures,
+        (QUESTION, ANSWER, long_question, ANSWER),
+    )
+
+    batch = collator(guided, max_length=60)([long, picture_sample(tmp_path)])
+
+    assert len(batch["input_ids"]) == 2
+    assert len(batch["pixel_values"]) == 1
+
+
+def test_a_sample_whose_answer_is_cut_away_is_named() -> None:
+    sample = Sample("gone", (), (LONG_QUESTION, ANSWER))
+
     with pytest.raises(ValueError, match="sample gone: no token is labelled"):
-        Collator(processor(), "chat", 60, None)([Sample("gone", (), second)])
+        collator(processor(), max_length=60)([sample])

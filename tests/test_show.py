@@ -201,15 +201,21 @@ def run_every_block(
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"),
-    [("single", [4]), ("inject_add", [1, 4]), ("inject_cross", [1, 4])],
+    ("fusion", "layers"),
+    [
+        ({"name": "single"}, [4]),
+        ({"name": "inject_add"}, [1, 4]),
+        ({"name": "inject_cross"}, [1, 4]),
+        # Inside the block, where a block that is not run would lose it
+        ({"name": "inject_cross", "position": "parallel"}, [1, 4]),
+    ],
 )
 def test_blocks_of_one_kind_are_counted_as_if_each_ran(
-    name: str, layers: list[int], monkeypatch: pytest.MonkeyPatch
+    fusion: dict[str, Any], layers: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shortcut changes no number: injected blocks are told from plain ones."""
     text = tiny.text_config(num_hidden_layers=6)
-    config = configure(tiny.vision_config(), text, layers, {"name": name})
+    config = configure(tiny.vision_config(), text, layers, fusion)
     model, _ = count(config)
 
     short = flops(model, tiny.SIZE)
