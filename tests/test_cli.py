@@ -25,9 +25,12 @@ def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layerfuse.cost.recipe_table, "show", show)
 
 
-def test_what_the_user_can_mend_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_can_correct_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(LayerfuseError("no such layer"), monkeypatch)
+
     ended = CliRunner().invoke(app, ["show", "recipe.yaml"])
+
+    # 2 is the code of wrong usage, 1 of a bug
     assert ended.exit_code == 2
     assert "error: no such layer" in ended.output
     assert "Traceback" not in ended.output
@@ -35,7 +38,9 @@ def test_what_the_user_can_mend_is_one_message(monkeypatch: pytest.MonkeyPatch) 
 
 def test_debug_raises_what_would_be_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(LayerfuseError("no such layer"), monkeypatch)
+
     ended = CliRunner().invoke(app, ["--debug", "show", "recipe.yaml"])
+
     assert type(ended.exception) is LayerfuseError
     assert "error:" not in ended.output
 
@@ -45,13 +50,16 @@ def test_any_other_error_keeps_its_type_and_traceback(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_with(kind("layer"), monkeypatch)
+
     ended = CliRunner().invoke(app, ["show", "recipe.yaml"])
+
     assert type(ended.exception) is kind
     assert ended.exit_code == 1
 
 
 def test_version() -> None:
     ended = CliRunner().invoke(app, ["--version"])
+
     assert ended.exit_code == 0
     assert ended.output.strip() == f"layerfuse {__version__}"
 
@@ -59,9 +67,14 @@ def test_version() -> None:
 def test_modules_of_the_user_are_imported_before_the_verb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Else a recipe with a strategy of the user's own could not be read."""
     monkeypatch.chdir(tmp_path)
+    # The verb puts the working directory on the path, which must not last
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "my_broken_strategies.py").write_text("raise ImportError('needs a package')")
+    module = tmp_path / "my_broken_strategies.py"
+    module.write_text("raise ImportError('needs a package')")
+
     ended = CliRunner().invoke(app, ["show", "none.yaml", "--import", "my_broken_strategies"])
+
     assert ended.exit_code == 2
     assert "error: --import my_broken_strategies: needs a package" in ended.output

@@ -1,0 +1,149 @@
+"""A model is asked with the pixels and the prompt that it was trained on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from layerfuse.data.collate import Collator
+from layerfuse.data.picture import Picture
+from layerfuse.data.sample import Sample
+from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer import Answerer, predict
+from layerfuse.recipe.schema import Data, Evaluation
+from tests import tiny
+
+ONE_TOKEN = Evaluation(data=Data(path="held out"), max_new_tokens=1)
+
+
+@pytest.fixture
+def answerer() -> Answerer:
+    """A tiny random model."""
+    model = tiny.model("single")
+    return Answerer(model, tiny.processor(model))
+
+
+def question_sample(file: Path, question: str) -> Sample:
+    """A sample of the test or of the training that asks about one picture."""
+    return Sample(
+        "s",
+        (Picture(str(file)),),
+        (
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": "a"},
+        ),
+    )
+
+
+def turned_photo(file: Path) -> None:
+    """Upside down, as phones save photos, with a tag that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.linear_gradient("L").convert("RGB").save(file, exif=exif)
+
+
+def transparent(file: Path) -> None:
+    """Transparent towards the middle."""
+    picture = Image.linear_gradient("L").convert("RGB")
+    picture.putalpha(Image.radial_gradient("L"))
+    picture.save(file)
+
+
+def transparent_palette(file: Path) -> None:
+    """Of indexed colours, of which one is transparent."""
+    Image.linear_gradient("L").convert("P").save(file, transparency=200)
+
+
+def of_16_bits(file: Path) -> None:
+    """In grey levels of 0..65535."""
+    levels = np.arange(64 * 64, dtype="u2").reshape(64, 64) * 16
+    Image.fromarray(levels).save(file)
+
+
+def for_print(file: Path) -> None:
+    """In the four colours of print."""
+    Image.linear_gradient("L").convert("CMYK").save(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("turned.jpg", turned_photo),
+        ("turned.tif", turned_photo),
+        ("turned.png", turned_photo),
+        ("transparent.png", transparent),
+        ("palette.png", transparent_palette),
+        ("palette.gif", transparent_palette),
+        ("16.png", of_16_bits),
+        ("16.tif", of_16_bits),
+        ("print.jpg", for_print),
+        ("print.tif", for_print),
+    ],
+)
+def test_a_picture_is_asked_about_as_it_is_trained_on(
+    tmp_path: Path, answerer: Answerer, name: str, make: Callable[[Path], None]
+) -> None:
+    """A file, an opened image and a sample of the test reach the encoder with the same pixels."""
+    file = tmp_path / name
+    make(file)
+    sample = question_sample(file, "<image>what?")
+    encoded_pixels: list[Tensor] = []
+    answerer.model.vision_tower.register_forward_pre_hook(
+        lambda module, args: encoded_pixels.append(args[0])
+    )
+
+    answerer.ask([file], "what?", max_new_tokens=1)
+    with Image.open(file) as opened:
+        answerer.ask([opened], "what?", max_new_tokens=1)
+    predict(answerer, [sample], ONE_TOKEN)
+
+    batch = Collator(answerer.processor, "chat", 2048, None)([sample])
+    assert len(encoded_pixels) == 3
+    for pixels in encoded_pixels:
+        assert torch.equal(pixels, batch["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("question", "with_marker"),
+    [
+        ("what?", "<image>\nwhat?"),
+        ("what <image> is?", "what <image> is?"),
+        ("<image>\nwhat?", "<image>\nwhat?"),
+    ],
+)
+def test_ask_and_the_test_and_training_give_the_same_prompt(
+    question: str, with_marker: str, answerer: Answerer, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.png"
+    Image.new("RGB", (40, 30), "red").save(file)
+    sample = question_sample(file, with_marker)
+    prompts: list[Tensor] = []
+
+    def note_prompt(module: torch.nn.Module, args: Any, named: dict[str, Any]) -> None:
+        prompts.append(named["input_ids"])
+
+    answerer.model.register_forward_pre_hook(note_prompt, with_kwargs=True)
+
+    answerer.ask([file], question, max_new_tokens=1)
+    predict(answerer, [sample], ONE_TOKEN)
+
+    asked, tested = prompts
+    assert torch.equal(asked, tested)
+    # The row of the training goes on with the answer
+    batch = Collator(answerer.processor, "chat", 2048, None)([sample])
+    prompt_length = asked.shape[1]
+    assert torch.equal(batch["input_ids"][:, :prompt_length], asked)
+
+
+@pytest.mark.parametrize("mode", ["F", "HSV"])
+def test_an_image_that_cannot_be_kept_is_named(answerer: Answerer, mode: str) -> None:
+    """A PNG holds neither of these pixels."""
+    image = Image.new(mode, (8, 8))
+
+    with pytest.raises(LayerfuseError, match="the given image"):
+        answerer.ask([image], "what?", max_new_tokens=1)
