@@ -43,8 +43,10 @@ def question_sample(file: Path, question: str) -> Sample:
 def turned_photo(file: Path) -> None:
     """Upside down, as phones save photos, with a tag that says so."""
     exif = Image.Exif()
+    # The tag of the orientation: turned by 180 degrees
     exif[0x0112] = 3
-    Image.linear_gradient("L").convert("RGB").save(file, exif=exif)
+    gradient = Image.linear_gradient("L")
+    gradient.convert("RGB").save(file, exif=exif)
 
 
 def transparent(file: Path) -> None:
@@ -56,13 +58,14 @@ def transparent(file: Path) -> None:
 
 def transparent_palette(file: Path) -> None:
     """Of indexed colours, of which one is transparent."""
-    Image.linear_gradient("L").convert("P").save(file, transparency=200)
+    gradient = Image.linear_gradient("L")
+    gradient.convert("P").save(file, transparency=200)
 
 
 def of_16_bits(file: Path) -> None:
     """In grey levels of 0..65535."""
-    levels = np.arange(64 * 64, dtype="u2").reshape(64, 64) * 16
-    Image.fromarray(levels).save(file)
+    levels = 16 * np.arange(64 * 64, dtype="u2")
+    Image.fromarray(levels.reshape(64, 64)).save(file)
 
 
 def for_print(file: Path) -> None:
@@ -86,7 +89,10 @@ def for_print(file: Path) -> None:
     ],
 )
 def test_a_picture_is_asked_about_as_it_is_trained_on(
-    tmp_path: Path, answerer: Answerer, name: str, make: Callable[[Path], None]
+    tmp_path: Path,
+    answerer: Answerer,
+    name: str,
+    make: Callable[[Path], None],
 ) -> None:
     """A file, an opened image and a sample of the test reach the encoder with the same pixels."""
     file = tmp_path / name
@@ -111,6 +117,7 @@ def test_a_picture_is_asked_about_as_it_is_trained_on(
 @pytest.mark.parametrize(
     ("question", "with_marker"),
     [
+        # A question that does not say where the picture stands has it in front
         ("what?", "<image>\nwhat?"),
         ("what <image> is?", "what <image> is?"),
         ("<image>\nwhat?", "<image>\nwhat?"),
@@ -124,7 +131,11 @@ def test_ask_and_the_test_and_training_give_the_same_prompt(
     sample = question_sample(file, with_marker)
     prompts: list[Tensor] = []
 
-    def note_prompt(module: torch.nn.Module, args: Any, named: dict[str, Any]) -> None:
+    def note_prompt(
+        module: torch.nn.Module,
+        args: Any,
+        named: dict[str, Any],
+    ) -> None:
         prompts.append(named["input_ids"])
 
     answerer.model.register_forward_pre_hook(note_prompt, with_kwargs=True)

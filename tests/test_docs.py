@@ -117,6 +117,7 @@ def test_the_arms_of_the_page_on_looking_are_valid() -> None:
 
 def test_the_strategy_of_the_concepts_page_works() -> None:
     (text,) = snippets(ROOT / "docs" / "concepts.md", "python")
+    # A class that is registered must belong to a module
     program = compile(text, "my_fusion", "exec")
 
     try:
@@ -135,6 +136,7 @@ def test_shell_snippets_name_verbs_recipes_and_targets_that_exist(path: Path) ->
     targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
     root_command: Any = get_command(app)
 
+    # Their options are not checked: most verbs would have to run for it
     lines = "\n".join(snippets(path, "bash")).splitlines()
     for line in lines:
         words = line.split()

@@ -46,7 +46,11 @@ def processor(**options: Any) -> Processor:
     )
 
 
-def collator(reader: Processor, max_length: int = 512, blank: bool = False) -> Collator:
+def collator(
+    reader: Processor,
+    max_length: int = 512,
+    blank: bool = False,
+) -> Collator:
     """Batches of conversations with pixels."""
     return Collator(reader, "chat", max_length, None, blank=blank)
 
@@ -54,8 +58,14 @@ def collator(reader: Processor, max_length: int = 512, blank: bool = False) -> C
 def picture_sample(folder: Path, name: str = "a") -> Sample:
     """A conversation about a picture of noise, which is written to the folder."""
     file = folder / f"{name}.png"
-    Image.effect_noise((64, 64), 90).convert("RGB").save(file)
-    return Sample(name, (Picture(str(file)),), (QUESTION_WITH_PICTURE, ANSWER))
+    # Noise, so that every crop of it is another picture
+    image = Image.effect_noise((64, 64), 90).convert("RGB")
+    image.save(file)
+    return Sample(
+        name,
+        pictures=(Picture(str(file)),),
+        messages=(QUESTION_WITH_PICTURE, ANSWER),
+    )
 
 
 def test_with_only_the_fusion_in_training_nothing_else_has_a_gradient(tmp_path: Path) -> None:
@@ -76,6 +86,7 @@ def test_with_only_the_fusion_in_training_nothing_else_has_a_gradient(tmp_path: 
     assert len(outputs) == 1 + len(model.vision_tower.layers)
     for output in outputs:
         assert not output.requires_grad
+    # The first part of a parameter's name is that of the module it belongs to
     parts_with_gradient = set()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -96,19 +107,29 @@ def test_logits_exist_at_labelled_positions_only(tmp_path: Path) -> None:
     """The head over a large vocabulary is much of the work, and most positions have no label."""
     model = tiny.model("concat").train()
     rows_of_logits: list[int] = []
-    model.get_output_embeddings().register_forward_hook(
-        lambda module, args, logits: rows_of_logits.append(logits.shape[:-1].numel())
-    )
+
+    def note_rows(module: torch.nn.Module, args: Any, logits: Tensor) -> None:
+        # (positions, vocabulary), or (rows, positions, vocabulary)
+        rows_of_logits.append(logits.shape[:-1].numel())
+
+    model.get_output_embeddings().register_forward_hook(note_rows)
 
     batch = collator(processor())([picture_sample(tmp_path), TEXT_SAMPLE])
     model(**batch)
 
-    # The first position is predicted by none
+    # Each position predicts the next one; -100 says that a token is not learned
     labelled = batch["labels"][:, 1:] != -100
     assert rows_of_logits == [int(labelled.sum())]
 
 
-@pytest.mark.parametrize("parts", [["fusion"], ["vision"], ["fusion", "llm", "vision"]])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["fusion"],
+        ["vision"],
+        ["fusion", "llm", "vision"],
+    ],
+)
 def test_text_alone_runs_no_encoder_and_trains_all_parts_with_zero(parts: list[str]) -> None:
     """The same gradients on every process, so that none waits for another."""
     model = tiny.model("concat").train()
@@ -128,10 +149,14 @@ def test_text_alone_runs_no_encoder_and_trains_all_parts_with_zero(parts: list[s
         for parameter in modules[part].parameters():
             assert parameter.grad is not None, part
             is_moved = is_moved or bool(parameter.grad.any())
+        # Without a picture only the LLM learns something
         assert is_moved == (part == "llm")
 
 
-def loss_and_gradients(model: FusionVLM, batch: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
+def loss_and_gradients(
+    model: FusionVLM,
+    batch: dict[str, Any],
+) -> tuple[float, dict[str, Tensor]]:
     """The loss of a batch, and by name the gradient of each parameter that has one."""
     model.zero_grad()
     loss = model(**batch).loss
@@ -150,7 +175,10 @@ RANDOM_WEIGHTS_SUFFICE = [name for name in FUSIONS if name != "instruction_weigh
 @pytest.mark.parametrize("strategy", RANDOM_WEIGHTS_SUFFICE)
 def test_a_blank_picture_changes_neither_loss_nor_gradients(strategy: str) -> None:
     model = tiny.model(strategy).train()
-    reader = processor(fusion=model.config.fusion, layers=len(model.config.vision_layers))
+    reader = processor(
+        fusion=model.config.fusion,
+        layers=len(model.config.vision_layers),
+    )
 
     plain_batch = collator(reader, blank=False)([TEXT_SAMPLE])
     blank_batch = collator(reader, blank=True)([TEXT_SAMPLE])
@@ -202,9 +230,11 @@ def test_the_order_depends_on_seed_and_epoch_alone(lengths: Tensor) -> None:
 
 def padding(batches: Tensor) -> float:
     """The share of padding, given the lengths of the samples of each batch (batches, samples)."""
-    longest = batches.amax(dim=1)
-    used = batches.mean(dim=1).sum() / longest.sum()
-    return float(1 - used)
+    # A batch is as wide as its longest sample
+    widths = batches.amax(dim=1)
+    used = batches.mean(dim=1)
+    share_used = used.sum() / widths.sum()
+    return float(1 - share_used)
 
 
 def test_batches_hold_samples_of_similar_length_in_random_order(lengths: Tensor) -> None:
@@ -218,16 +248,22 @@ def test_batches_hold_samples_of_similar_length_in_random_order(lengths: Tensor)
     # Not from short to long: a model would see one kind of sample for a long time
     means = sampler_batches.mean(dim=1)
     places = torch.arange(63.0)
-    correlation = torch.corrcoef(torch.stack([means, places]))[0, 1]
-    assert abs(float(correlation)) < 0.3
+    correlations = torch.corrcoef(torch.stack([means, places]))
+    assert abs(float(correlations[0, 1])) < 0.3
 
 
-def crops(samples: list[Sample], seed: int, epoch: int) -> list[Any]:
+def crops(
+    samples: list[Sample],
+    seed: int,
+    epoch: int,
+) -> list[Any]:
     """The boxes to which the first pictures of two samples are cropped, the second's first."""
     dataset = SampleDataset(samples, crop=0.5, seed=seed)
     dataset.set_epoch(epoch)
     # The order of reading must not matter
-    return [dataset[index].pictures[0].crop for index in (1, 0)]
+    second = dataset[1].pictures[0]
+    first = dataset[0].pictures[0]
+    return [second.crop, first.crop]
 
 
 def test_random_crops_depend_on_seed_epoch_and_sample_alone(tmp_path: Path) -> None:
@@ -255,9 +291,12 @@ def test_random_crops_keep_at_least_their_share_of_each_side(tmp_path: Path) -> 
 def test_a_cropped_picture_keeps_its_size(tmp_path: Path) -> None:
     samples = [picture_sample(tmp_path)]
 
-    whole = SampleDataset(samples, crop=None)[0].pictures[0].open()
-    part = SampleDataset(samples, crop=0.5)[0].pictures[0].open()
+    plain_sample = SampleDataset(samples, crop=None)[0]
+    cropped_sample = SampleDataset(samples, crop=0.5)[0]
 
+    # Another size would be another number of image tokens
+    whole = plain_sample.pictures[0].open()
+    part = cropped_sample.pictures[0].open()
     assert part.size == whole.size
     assert part.tobytes() != whole.tobytes()
 
@@ -270,7 +309,8 @@ def test_a_turn_that_is_cut_away_leaves_the_others(tmp_path: Path) -> None:
     """The end of a conversation that is longer than `max_length` is cut."""
     long = Sample("long", (), (QUESTION, ANSWER, LONG_QUESTION, ANSWER))
 
-    batch = collator(processor(), max_length=60)([long, picture_sample(tmp_path)])
+    cut = collator(processor(), max_length=60)
+    batch = cut([long, picture_sample(tmp_path)])
 
     assert len(batch["input_ids"]) == 2
     assert len(batch["pixel_values"]) == 1
@@ -286,7 +326,8 @@ def test_a_guided_turn_that_is_cut_away_takes_its_picture_along(tmp_path: Path) 
         (QUESTION, ANSWER, long_question, ANSWER),
     )
 
-    batch = collator(guided, max_length=60)([long, picture_sample(tmp_path)])
+    cut = collator(guided, max_length=60)
+    batch = cut([long, picture_sample(tmp_path)])
 
     assert len(batch["input_ids"]) == 2
     assert len(batch["pixel_values"]) == 1

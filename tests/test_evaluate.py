@@ -26,6 +26,7 @@ C = Picture("c")
         ("Red.", "red", True),
         ("  two\nwords ", "two words", True),
         ("3", "3", True),
+        # Neither a longer number nor a longer phrase is the answer
         ("13", "3", False),
         ("red circle", "red", False),
         ("", "none", False),
@@ -40,15 +41,25 @@ def test_scores_average_over_families() -> None:
     records = [
         answer_record("1", sample="a", family="colour", right=True),
         answer_record("2", sample="a", family="colour", right=True),
-        answer_record("3", sample="b", family="colour", right=False, novel=True),
+        answer_record(
+            "3",
+            sample="b",
+            family="colour",
+            right=False,
+            novel=True,
+        ),
         answer_record("4", sample="b", family="count", right=False),
     ]
 
     averages = scores(records)
 
     assert averages["mean"] == pytest.approx(1 / 3)
-    assert averages["families"] == {"colour": pytest.approx(2 / 3), "count": 0}
+    assert averages["families"] == {
+        "colour": pytest.approx(2 / 3),
+        "count": 0,
+    }
     assert averages["categories"] == {"all": 0.5}
+    # Over questions, not over families
     assert averages["novel"] == 0
     assert averages["seen"] == pytest.approx(2 / 3)
 
@@ -96,7 +107,9 @@ def test_a_question_sees_no_picture_of_a_later_turn() -> None:
         "3",
     )
 
-    asked = list(questions([Sample("s", (A, B, C), turns)]))
+    sample = Sample("s", (A, B, C), turns)
+
+    asked = list(questions([sample]))
 
     assert [question.id for question in asked] == ["s/0", "s/1", "s/2", "s/3"]
     pictures = [question.sample.pictures for question in asked]
@@ -139,7 +152,9 @@ def test_only_a_question_with_an_answer_is_asked() -> None:
     # One for each message of the assistant
     families = ("greeting", "f2", "comment", "f3")
 
-    first, second = questions([Sample("s", (), messages, families=families)])
+    sample = Sample("s", (), messages, families=families)
+
+    first, second = questions([sample])
 
     assert first.id == "s/0"
     assert first.messages[-1]["content"] == "two"
@@ -182,7 +197,8 @@ def noise_pictures(count: int) -> list[Picture]:
     pictures = []
     for k in range(count):
         file = io.BytesIO()
-        Image.effect_noise((40, 30), 30.0 * k + 1).convert("RGB").save(file, "PNG")
+        image = Image.effect_noise((40, 30), 30.0 * k + 1)
+        image.convert("RGB").save(file, "PNG")
         pictures.append(Picture(f"p{k}", file.getvalue))
     return pictures
 
@@ -233,6 +249,7 @@ def test_predictions_do_not_depend_on_the_batch(
     answerer: Answerer, mixed_samples: list[Sample]
 ) -> None:
     one_by_one = answers_to(answerer, mixed_samples, max_new_tokens=4, batch_size=1)
+    # All seven in one batch, padded at the left
     together = answers_to(answerer, mixed_samples, max_new_tokens=4, batch_size=7)
 
     predictions = [record.prediction for record in one_by_one]

@@ -36,7 +36,14 @@ def test_folders_are_searched_with_their_subfolders(tmp_path: Path) -> None:
     assert names == ["a/c.JPG", "a/d/e.webp", "b.png", "z.tiff"]
 
 
-@pytest.mark.parametrize(("limit", "number"), [(1, 1), (9, 4)])
+@pytest.mark.parametrize(
+    ("limit", "number"),
+    [
+        (1, 1),
+        # There are four
+        (9, 4),
+    ],
+)
 def test_a_limit_takes_the_first_pictures(tmp_path: Path, limit: int, number: int) -> None:
     for name in ("a.png", "b.png", "c.png", "d.png"):
         write_picture(tmp_path / name)
@@ -50,7 +57,14 @@ def test_llava_files_give_each_picture_once(tmp_path: Path, suffix: str) -> None
         {"from": "human", "value": "What?"},
         {"from": "gpt", "value": "A"},
     ]
-    names_of_samples: list[Any] = ["b.png", "a.png", "b.png", [], ["a.png", "c.png"]]
+    # One name, none, or a list of names; two of them come twice
+    names_of_samples: list[Any] = [
+        "b.png",
+        "a.png",
+        "b.png",
+        [],
+        ["a.png", "c.png"],
+    ]
     records = []
     for names in names_of_samples:
         records.append({"image": names, "conversations": conversation})
@@ -69,16 +83,29 @@ def test_llava_files_give_each_picture_once(tmp_path: Path, suffix: str) -> None
 
 def saved_colours(several: bool) -> datasets.Dataset:
     """A dataset with a black, a red and a white picture, a cell or a list of one in each row."""
-    images = [Image.new("RGB", (8, 6), colour) for colour in ("black", "red", "white")]
+    name = "image"
+    kind: Any = datasets.Image()
     if several:
-        kind: Any = datasets.List(datasets.Image())
-        lists = [[image] for image in images]
-        return datasets.Dataset.from_dict({"images": lists}, datasets.Features({"images": kind}))
-    kind = datasets.Image()
-    return datasets.Dataset.from_dict({"image": images}, datasets.Features({"image": kind}))
+        name = "images"
+        kind = datasets.List(datasets.Image())
+    cells: list[Any] = []
+    for colour in ("black", "red", "white"):
+        image = Image.new("RGB", (8, 6), colour)
+        if several:
+            cells.append([image])
+        else:
+            cells.append(image)
+    return datasets.Dataset.from_dict(
+        {name: cells},
+        features=datasets.Features({name: kind}),
+    )
 
 
-def first_reds(source: Path, split: str = "train", limit: int | None = None) -> list[int]:
+def first_reds(
+    source: Path,
+    split: str = "train",
+    limit: int | None = None,
+) -> list[int]:
     """The red of the first pixel of each picture."""
     reds = []
     for picture in find_pictures(str(source), split, limit):
@@ -108,6 +135,7 @@ def test_splits_of_saved_datasets(tmp_path: Path, several: bool) -> None:
 @pytest.fixture
 def few_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """The number of scenes among the default pictures, which are found without a network."""
+    # A call of None fails, whoever makes it
     monkeypatch.setattr(socket.socket, "connect", None)
     monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path))
     monkeypatch.setattr(pictures, "SCENES", 5)
@@ -164,7 +192,9 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     def load_dataset(name: str, split: str) -> datasets.Dataset:
         asked.append((name, split))
-        return datasets.Dataset.from_dict({"image": [{"bytes": b"1", "path": name}]})
+        # As the hub holds pictures: encoded, with the name of their file
+        cell = {"bytes": b"1", "path": name}
+        return datasets.Dataset.from_dict({"image": [cell]})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 

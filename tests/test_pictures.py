@@ -38,8 +38,9 @@ def image_of(pixels: Any, dtype: str = "u1") -> Image.Image:
 
 
 def palette_image() -> Image.Image:
-    """Three pixels of indexed colours: red, green, black."""
+    """Three pixels of indexed colours: red, blue, black."""
     image = Image.new("P", (3, 1))
+    # The place of each pixel's colour in the palette
     image.putdata([0, 1, 2])
     image.putpalette([255, 0, 0, 0, 0, 255, 0, 0, 0])
     return image
@@ -67,8 +68,18 @@ class Kind:
 
 
 # Over white: opaque, transparent, of 51 / 255
-RGBA = image_of([[[*RED, 255], [0, 0, 255, 0], [*BLACK, 51]]])
+RGBA = image_of(
+    [
+        [
+            [*RED, 255],
+            [0, 0, 255, 0],
+            [*BLACK, 51],
+        ]
+    ]
+)
 LA = image_of([[[9, 255], [9, 0], [0, 51]]])
+# `convert` would keep the lowest 8 of 16 bits; 65535 / 257 = 255
+RAMP_OF_8_BITS = np.round(RAMP / 257)[..., None]
 KINDS = [
     Kind("gray.png", image_of(GRAY), expected=GRAY[..., None]),
     Kind(
@@ -76,22 +87,23 @@ KINDS = [
         image_of(GRAY > 99, "?"),
         expected=255 * (GRAY > 99)[..., None],
     ),
-    # 65535 / 257 = 255
-    Kind("16.png", image_of(RAMP, "<u2"), expected=np.round(RAMP / 257)[..., None]),
-    Kind("16.tif", image_of(RAMP, "<u2"), expected=np.round(RAMP / 257)[..., None]),
+    Kind("16.png", image_of(RAMP, "<u2"), expected=RAMP_OF_8_BITS),
+    Kind("16.tif", image_of(RAMP, "<u2"), expected=RAMP_OF_8_BITS),
     Kind(
         "16-big-endian.tif",
         image_of(RAMP, ">u2"),
-        expected=np.round(RAMP / 257)[..., None],
+        expected=RAMP_OF_8_BITS,
     ),
     Kind("rgba.png", RGBA, expected=[[RED, WHITE, LIGHT_GRAY]]),
     Kind("la.png", LA, expected=[[[9, 9, 9], WHITE, LIGHT_GRAY]]),
+    # An opacity for each colour of the palette
     Kind(
         "bytes.png",
         palette_image(),
         expected=[[RED, WHITE, LIGHT_GRAY]],
         options={"transparency": bytes([255, 0, 51])},
     ),
+    # The number of the one colour that is transparent
     Kind(
         "index.png",
         palette_image(),
@@ -104,6 +116,7 @@ KINDS = [
         expected=[[RED, WHITE, BLACK]],
         options={"transparency": 1},
     ),
+    # Magenta and yellow make red
     Kind(
         "cmyk.jpg",
         Image.new("CMYK", (8, 8), (0, 255, 255, 0)),
@@ -126,6 +139,7 @@ def test_every_kind_opens_as_rgb(tmp_path: Path, kind: Kind) -> None:
 
     opened = Picture(str(file)).open()
 
+    # What was 32 wide is upright now
     size = kind.image.size
     if kind.name == "turned.jpg":
         size = (8, 32)
@@ -192,7 +206,15 @@ def test_unreadable_pictures_are_named(
         Picture(str(file)).open()
 
 
-@pytest.mark.parametrize(("width", "height"), [(20000, 50), (50, 20000), (201, 1)])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [
+        (20000, 50),
+        (50, 20000),
+        # 200 times are allowed
+        (201, 1),
+    ],
+)
 def test_too_thin_pictures_are_named_with_their_size(
     tmp_path: Path, width: int, height: int
 ) -> None:
@@ -205,7 +227,14 @@ def test_too_thin_pictures_are_named_with_their_size(
 
 
 SQUARE = {"height": tiny.SIZE, "width": tiny.SIZE}
-EXTREME_SIZES = [(1, 1), (3, 3), (3, 40), (40, 3), (1, 200), (20000, 200)]
+EXTREME_SIZES = [
+    (1, 1),
+    (3, 3),
+    (3, 40),
+    (40, 3),
+    (1, 200),
+    (20000, 200),
+]
 
 
 @torch.no_grad()
@@ -233,8 +262,10 @@ def test_extreme_pictures_reach_an_encoder(tmp_path: Path, encoder: str, process
 
     assert pixels.shape == (6, 3, tiny.SIZE, tiny.SIZE)
     # Red everywhere, in the first channel
-    assert (pixels == pixels[:1, :, :1, :1]).all()
-    assert (pixels[:, 0] > pixels[:, 1]).all()
+    first_pixel = pixels[:1, :, :1, :1]
+    assert (pixels == first_pixel).all()
+    red, green = pixels[:, 0], pixels[:, 1]
+    assert (red > green).all()
     for patches in features.patches:
         assert patches.isfinite().all()
         assert patches.shape == (6, 16, 24)

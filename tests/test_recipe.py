@@ -36,7 +36,11 @@ GOOD: dict[str, Any] = {
 """A recipe without mistakes."""
 
 
-def write(folder: Path, changes: dict[str, Any] | None = None, name: str = "r.yaml") -> Path:
+def write(
+    folder: Path,
+    changes: dict[str, Any] | None = None,
+    name: str = "r.yaml",
+) -> Path:
     """Write the good recipe with some keys changed."""
     recipe = {**GOOD, **(changes or {})}
     file = folder / name
@@ -59,6 +63,7 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(path: Path) -> Non
     recipe = load_recipe(path)
 
     assert recipe.name == path.stem
+    # The first line is the command that runs it
     header = path.read_text().splitlines()[0]
     assert header.startswith("# layerfuse ")
     assert f"recipes/{path.name}" in header
@@ -128,7 +133,13 @@ def test_arms_have_names_defaults_and_seeds(tmp_path: Path) -> None:
         "layernorm",
         "layernorm",
     ]
-    assert [arm.seeds for arm in arms] == [[0, 1], [5], [0, 1], [0, 1]]
+    # One arm has seeds of its own
+    assert [arm.seeds for arm in arms] == [
+        [0, 1],
+        [5],
+        [0, 1],
+        [0, 1],
+    ]
     assert recipe.baseline_name == "single 3"
 
 
@@ -154,7 +165,8 @@ def test_what_does_not_change_a_run_keeps_its_key(tmp_path: Path) -> None:
     plain = runs(load_recipe(write(tmp_path)), "")
     changed = runs(load_recipe(write(tmp_path, changes)), "")
 
-    assert [run.key for run in changed] == [run.key for run in plain]
+    for changed_run, plain_run in zip(changed, plain, strict=True):
+        assert changed_run.key == plain_run.key
 
 
 def test_another_number_type_is_another_run(tmp_path: Path) -> None:
@@ -163,10 +175,12 @@ def test_another_number_type_is_another_run(tmp_path: Path) -> None:
     automatic = first_key(write(tmp_path))
 
     assert float32 != bfloat16
+    # `auto` is the one that this machine computes fast
     assert automatic in (float32, bfloat16)
 
 
 def test_another_template_is_another_run(tmp_path: Path) -> None:
+    # What counts is the template's text, not its name
     template = tmp_path / "a.jinja"
     recipe = write(tmp_path, {"chat_template": "a.jinja"})
     template.write_text("[1]")
@@ -221,18 +235,22 @@ def test_other_samples_are_another_run(tmp_path: Path) -> None:
             align_stage(learning_rates={"lm": 1}),
             "'fusion', 'llm' or 'vis",
         ),
+        # LoRA is a way to train the LLM
         (
             align_stage(lora={}),
             "learning_rates does not name llm",
         ),
+        # 256 samples a step cannot be made of 48 at once
         (
             align_stage(device_batch_size=48),
             "is no multiple of device_bat",
         ),
+        # It becomes the name of a folder
         (
             {"name": "a b"},
             "name: String should match pattern",
         ),
+        # A run that comes twice would count as two
         (
             {"seeds": [1, 1]},
             "seeds repeat",

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from layerfuse.cost.flops import BlockRepeats, Known, count, flops, text_config
-from layerfuse.cost.recipe_table import show, steps_of
+from layerfuse.cost.recipe_table import Shown, show, steps_of
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
@@ -25,6 +25,11 @@ LLAVA = RECIPES / "llava-1.5-7b.yaml"
 def quiet() -> Console:
     """A console that prints nothing."""
     return Console(width=200, quiet=True)
+
+
+def fusion_parameters(arms: list[Shown]) -> dict[str, int]:
+    """The parameters of the fusion by the labels of the arms."""
+    return {arm.arm.label: arm.parameters["fusion"] for arm in arms}
 
 
 def test_llava_1_5_has_its_published_size() -> None:
@@ -48,6 +53,7 @@ def test_llava_1_5_has_its_published_steps() -> None:
     """558K and 665K samples once."""
     stages = load_recipe(LLAVA).stages
 
+    # 256 samples a step, then 128
     assert steps_of(stages["align"], 558128) == 2181
     assert steps_of(stages["finetune"], 665298) == 5198
 
@@ -58,7 +64,8 @@ def test_flops_of_llava_1_5() -> None:
     # Two FLOPs per weight and token; the embedding of 32000 words is read, not multiplied
     tokens = 576 + 64
     multiplied_weights = 6.74e9 - 32000 * 4096
-    assert arms[0].flops["llm"] == pytest.approx(2 * tokens * multiplied_weights, rel=0.06)
+    expected = 2 * tokens * multiplied_weights
+    assert arms[0].flops["llm"] == pytest.approx(expected, rel=0.06)
     assert arms[0].flops["vision"] == pytest.approx(0.37e12, rel=0.05)
 
 
@@ -66,7 +73,7 @@ def test_fusion_study_has_its_published_parameters() -> None:
     """6.30 M for the MLP, 10.49 M for three layers, 6.30 M for each injected layer."""
     _, arms = show(RECIPES / "fusion-study-triple.yaml", console=quiet())
 
-    fusion = {arm.arm.label: arm.parameters["fusion"] for arm in arms}
+    fusion = fusion_parameters(arms)
     assert fusion["layer 23"] == pytest.approx(6.30e6, rel=2e-3)
     assert fusion["E_D triple"] == pytest.approx(10.49e6, rel=2e-3)
     assert fusion["E_D all"] == pytest.approx(10.49e6, rel=2e-3)
@@ -88,9 +95,14 @@ def test_fusion_study_has_its_published_settings() -> None:
 def test_what_arms_share_is_counted_once_and_only_that() -> None:
     """Else an arm would be given the FLOPs of another."""
     text = tiny.text_config(num_hidden_layers=4)
+    selections = [
+        [4],
+        [1, 4],
+        [1, 2, 3, 4],
+    ]
     known: Known = {}
     for name in FUSIONS:
-        for layers in ([4], [1, 4], [1, 2, 3, 4]):
+        for layers in selections:
             try:
                 config = configure(tiny.vision_config(), text, layers, {"name": name})
             except ValueError:
@@ -111,7 +123,8 @@ def test_lora_counts_what_peft_trains() -> None:
     attention = 4 * (4096 + 4096)
     mlp = 3 * (4096 + 11008)
     lora = 8 * 32 * (attention + mlp)
-    assert arms[0].trained["finetune"] == arms[0].parameters["fusion"] + lora
+    fusion = arms[0].parameters["fusion"]
+    assert arms[0].trained["finetune"] == fusion + lora
     assert recipe.stages["finetune"].lora
 
 
@@ -149,7 +162,11 @@ PUBLISHED = {
     "igva": {"IGVA": 25.17e6 + 27.05e6, "static mix": 25.17e6},
     "tgif": {"TGIF": MLP + 2.1e6},
     "light-fusion": {"3, 18, 23": 3072 * 2048 + 2048},
-    "internal-fusion": {"I_D": 3 * 6.30e6, "I_M pre": 3 * 6.30e6 + 2 * 51.4e6},
+    "internal-fusion": {
+        "I_D": 3 * 6.30e6,
+        # With the attention of two blocks
+        "I_M pre": 3 * 6.30e6 + 2 * 51.4e6,
+    },
     "molmo": {"Molmo's layers": 25.17e6},
 }
 """Parameters of the fusion, by recipe and arm."""
@@ -159,7 +176,7 @@ PUBLISHED = {
 def test_recipes_of_the_papers_have_their_published_parameters(recipe: str) -> None:
     _, arms = show(RECIPES / f"{recipe}.yaml", console=quiet())
 
-    fusion = {arm.arm.label: arm.parameters["fusion"] for arm in arms}
+    fusion = fusion_parameters(arms)
     for name, parameters in PUBLISHED[recipe].items():
         assert fusion[name] == pytest.approx(parameters, rel=2e-3), name
 
@@ -180,7 +197,7 @@ def test_every_strategy_has_a_recipe_at_the_published_scale() -> None:
     strategies = set()
     for path in RECIPES.glob("*.yaml"):
         recipe = load_recipe(path)
-        # Recipes of local models hold no configuration
+        # A recipe at the papers' scale holds its encoder's configuration, to be shown offline
         if recipe.encoder.config is None:
             continue
         for arm in recipe.all_arms():
@@ -211,7 +228,9 @@ def run_every_block(
     ],
 )
 def test_blocks_of_one_kind_are_counted_as_if_each_ran(
-    fusion: dict[str, Any], layers: list[int], monkeypatch: pytest.MonkeyPatch
+    fusion: dict[str, Any],
+    layers: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The shortcut changes no number: injected blocks are told from plain ones."""
     text = tiny.text_config(num_hidden_layers=6)
@@ -244,7 +263,12 @@ def test_a_multimodal_llm_is_refused_as_training_does() -> None:
 @pytest.mark.parametrize("width", [60, 80, 120, 300])
 def test_nothing_is_cut_off(width: int) -> None:
     """At any width of the terminal all labels and numbers can be read."""
-    console = Console(record=True, width=width, quiet=False, file=io.StringIO())
+    console = Console(
+        record=True,
+        width=width,
+        quiet=False,
+        file=io.StringIO(),
+    )
 
     _, arms = show(RECIPES / "igva.yaml", console=console)
 
