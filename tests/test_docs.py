@@ -117,7 +117,7 @@ def test_the_arms_of_the_page_on_looking_are_valid() -> None:
 
 def test_the_strategy_of_the_concepts_page_works() -> None:
     (text,) = snippets(ROOT / "docs" / "concepts.md", "python")
-    # A class that is registered must belong to a module
+    # As the module of a user that --import names
     program = compile(text, "my_fusion", "exec")
 
     try:
