@@ -45,7 +45,7 @@ def look(encoder: Encoder, batches: list[torch.Tensor]) -> LayerSimilarity:
     found = LayerStatistics(sum(map(len, batches)))
     for pixels in batches:
         found.add([encoder(pixels)], [""] * len(pixels))
-    return vars(found.result())
+    return found.result()
 
 
 def other(encoder: Encoder, batches: list[torch.Tensor]) -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from click.testing import Result
-from typer.testing import CliRunner
-
+from typer.testing import CliRunner, Result
 from layerfuse.cli import app
 
 

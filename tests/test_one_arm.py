@@ -142,7 +142,7 @@ def test_the_test_of_training_can_be_repeated(file: Path, tmp_path: Path) -> Non
     expected = read_records(trained.model.parent / PREDICTIONS, AnswerRecord)
     assert repeated == expected
     mean = read_scores(folder)["mean"]
-    assert mean["score"] == trained.record.scores["mean"]
+    assert mean["score"] == trained.record.scores.mean
     assert mean["questions"] == 8
     assert mean["pictures"] == 8
     # Half of the answers are 0, half are 1.

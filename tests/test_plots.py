@@ -10,8 +10,7 @@ def test_up_to_24_arms_look_different():
     looks = set()
     # More arms than that are hard to tell apart whatever they look like.
     for index in range(24):
-        look = plots.look(index)
-        looks.add((look["color"], look["marker"], look["ls"]))
+        looks.add(plots.look(index))
     assert len(looks) == 24
 
 
@@ -23,14 +22,14 @@ def test_smooth_is_a_centred_mean():
 def test_plots_draw_what_they_are_given():
     """Scores are shares of 1; the axis has percent."""
     ax = Figure().subplots()
-    arm = {
-        "arm": "a",
-        "index": 0,
-        "score": 0.5,
-        "interval": [0.4, 0.6],
-        "seed_means": [0.45, 0.55],
-    }
-    data = {"arms": [arm], "baseline": "a", "chance": 0.25}
+    arm = plots.ArmResult(
+        "a",
+        0,
+        mean=plots.Share(0.5, [0.4, 0.6]),
+        seed_means=[0.45, 0.55],
+        families={},
+    )
+    data = plots.StudyResult([arm], baseline="a", chance=0.25, family_chance={})
 
     assert plots.plot_scores(data, ax) is ax
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from layerfuse.evaluate import score_table as tables
 from layerfuse.evaluate import significance as st
 from layerfuse.evaluate.records import AnswerRecord
 from tests.made_up_studies import answer_to, finished_run, random_answers
@@ -35,14 +36,14 @@ def test_scores_and_resamples_equal_loops():
         finished_run("a", 1, random_answers(0.5, seed=2)),
         finished_run("b", 0, random_answers(0.8, seed=3)),
     ]
-    bootstrap = st.Bootstrap(resamples=5, seed=7)
+    bootstrap = tables.Bootstrap(resamples=5, seed=7)
 
-    table = st.ScoreTable.from_runs(runs, bootstrap, st.family_of)
+    table = tables.ScoreTable.from_runs(runs, bootstrap, tables.family_of)
 
     pictures = sorted({answer.sample for answer in runs[0].answers})
     # The arms are a, b and guessing.
     assert table.mean.value[1] == pytest.approx(naive_score(runs[2].answers, pictures))
-    weights = st.picture_weights(60, bootstrap)
+    weights = tables.picture_weights(60, bootstrap)
     for resample in range(5):
         drawn = []
         for sample, times in zip(pictures, weights[resample], strict=True):
@@ -52,11 +53,11 @@ def test_scores_and_resamples_equal_loops():
         assert table.mean.samples[resample, :2] == pytest.approx(expected)
 
 
-def table_of(answers: list[AnswerRecord], resamples: int) -> st.ScoreTable:
+def table_of(answers: list[AnswerRecord], resamples: int) -> tables.ScoreTable:
     """The scores of one run with these answers, by family."""
     run = finished_run("a", 0, answers)
-    bootstrap = st.Bootstrap(resamples=resamples, seed=0)
-    return st.ScoreTable.from_runs([run], bootstrap, st.family_of)
+    bootstrap = tables.Bootstrap(resamples=resamples, seed=0)
+    return tables.ScoreTable.from_runs([run], bootstrap, tables.family_of)
 
 
 def test_bootstrap_is_over_pictures_not_questions():
@@ -113,9 +114,8 @@ def test_chance_is_the_share_of_the_commonest_answer():
 
     table = table_of(answers, resamples=10)
 
-    assert st.commonest_answers(answers) == {"colour": "red", "count": "1"}
-    # The first row is the test set, the last column is guessing.
-    assert table.rates[0, :, -1].tolist() == [0.5, 0.5]
+    assert tables.commonest_answers(answers) == {"colour": "red", "count": "1"}
+    assert [scores.chance.score for scores in table.each] == [0.5, 0.5]
 
 
 def test_interval_at_the_edge_is_exact():
@@ -169,6 +169,10 @@ def noise_of(sd: float, df: int) -> st.SeedNoise:
     return st.SeedNoise(sd=sd, df=df, spread=0.0, spread_arm="a")
 
 
+GUESS = st.Competitor(score=0.0, samples=np.zeros(1), runs=math.inf)
+"""guessing, where only arms are compared"""
+
+
 def two_arms(
     difference: float,
     item_sd: float,
@@ -194,6 +198,7 @@ def two_arms(
         value=np.array([0.5 + difference, 0.5]),
         samples=np.stack([first, second], axis=1),
         runs=np.array(runs),
+        chance=GUESS,
         noise=noise,
         images=101,
     )
@@ -304,7 +309,7 @@ def test_coverage_of_the_difference(seed_sd: float):
 
     for _ in range(200):
         answers = simulate_equal_arms(rng, seed_sd)
-        weights = st.picture_weights(40, st.Bootstrap(resamples=200, seed=0))
+        weights = tables.picture_weights(40, tables.Bootstrap(resamples=200, seed=0))
         # (200, 40) @ (40, 4): the mean score of each arm in each resample
         samples = weights @ answers.mean(axis=2) / 40
         run_scores = answers.mean(axis=0).tolist()
@@ -313,6 +318,7 @@ def test_coverage_of_the_difference(seed_sd: float):
             value=answers.mean(axis=(0, 2)),
             samples=samples,
             runs=np.full(4, 2),
+            chance=GUESS,
             noise=noise,
             images=40,
         )

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from layerfuse.data.collate import SampleDataset
-from layerfuse.data.sample import Sample, from_columns
+from layerfuse.data.records import Reading, from_columns
+from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.data.sources import Samples
 from layerfuse.errors import LayerfuseError
@@ -261,7 +262,7 @@ def test_a_sample_that_moves_into_the_test_makes_other_runs(tmp_path: Path) -> N
     for number in range(4):
         # Without ids of their own, samples are named by their place, which differs after the move.
         records.append({"id": str(number), "question": "?", "answer": str(number)})
-    convert = partial(from_columns, base=tmp_path)
+    convert = partial(from_columns, reading=Reading(tmp_path))
 
     def digest_of_split(train_samples: int) -> str:
         # The stage has the name of the test: only the border between the two tells them apart.
