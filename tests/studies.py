@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from typer.testing import CliRunner, Result
+
 from layerfuse.cli import app
 
 
