@@ -3,7 +3,7 @@
 import re
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +33,11 @@ _VALID_PARTS = (
 # known exactly, whatever the chat template puts around them.
 _OPEN = "\ue000"
 _CLOSE = "\ue001"
+# So are the names of special tokens that people write, such as `</s>`: after rendering they could
+# not be told from those of the chat template. Between the two stands the name's index.
+_NAME_OPEN = "\ue003"
+_NAME_CLOSE = "\ue004"
+_STAND_IN = re.compile(f"{LITERAL_IMAGE}|{_NAME_OPEN}(?P<index>[0-9]+){_NAME_CLOSE}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Rendered:
     text: str
     answers: list[Span]
     """the characters of each answer, in order"""
+    literals: list[Span] = field(default_factory=list[Span])
+    """the characters of names that people wrote, such as `</s>`: text, and no special tokens"""
 
 
 @dataclass(frozen=True)
@@ -166,20 +173,70 @@ def _short(value: Any) -> str:
     return brief.repr(value)
 
 
-def question_of(messages: Sequence[Message]) -> str:
+@dataclass(frozen=True)
+class Chat:
+    """A conversation whose contents are texts."""
+
+    messages: list[dict[str, Any]]
+    """with all their keys, such as transformers' `tool_calls`"""
+    images: list[Any]
+    """those that the parts of its contents hold, in order"""
+
+
+# Any: people's own messages, of any shape
+def with_texts(messages: Any, picture_marks: dict[str, str], literal_is_text: bool) -> Chat:
+    """A conversation for transformers, whose contents may be lists of parts.
+
+    Args:
+        messages: as people write them.
+        picture_marks: what to write for each text that marks a picture.
+        literal_is_text: whether `<image>` may be written where it marks no picture.
+
+    Returns:
+        The conversation; messages without a content stay as they are.
+
+    Raises:
+        LayerfuseError: naming a part that cannot be read, or if a literal `<image>` would become a
+            picture.
+    """
+    chat = Chat([], [])
+    for message in messages:
+        said: dict[str, Any] = {**message}
+        # answers that call tools may have none
+        if said.get("content") is not None:
+            content = from_parts(said["content"])
+            for image in content.images:
+                if image is not None:
+                    chat.images.append(image)
+            text = content.text
+            for mark, picture in picture_marks.items():
+                text = text.replace(mark, picture)
+            if LITERAL_IMAGE in text and not literal_is_text:
+                raise LayerfuseError(
+                    "transformers would take the literal `<image>` of a message for a picture: "
+                    "use `Processor.inputs`, or pass `sanitize_control_tokens=True`"
+                )
+            said["content"] = written(text)
+        chat.messages.append(said)
+    return chat
+
+
+def question_of(messages: Sequence[Message], image_token: str = IMAGE_TOKEN) -> str:
     """The last user message without its image markers: what a guided strategy may read.
 
     Args:
         messages: a conversation.
+        image_token: of the tokenizer, which marks a picture as well.
 
     Returns:
-        The question; an empty text where the user says nothing.
+        The question, as people wrote it; an empty text where the user says nothing.
     """
     question = ""
     for message in messages:
         if message["role"] == "user":
             question = message["content"]
-    return question.replace(IMAGE_TOKEN, "").strip()
+    question = question.replace(IMAGE_TOKEN, "").replace(image_token, "")
+    return written(question).strip()
 
 
 def with_fixed_date(template: str) -> str:
@@ -209,18 +266,56 @@ def with_fixed_date(template: str) -> str:
     return fixed
 
 
+class _Revealed:
+    """A text that grows, in which stand-ins become the names that people wrote.
+
+    Args:
+        names: of the special tokens, by the index in their stand-ins.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.text = ""
+        self.literals: list[Span] = []
+
+    def add(self, hidden: str) -> None:
+        """Append a text.
+
+        Args:
+            hidden: with stand-ins.
+        """
+        end = 0
+        for stand_in in _STAND_IN.finditer(hidden):
+            name = IMAGE_TOKEN
+            if stand_in["index"] is not None:
+                index = int(stand_in["index"])
+                if index >= len(self.names):
+                    # what people wrote only looks like a stand-in
+                    continue
+                name = self.names[index]
+            self.text += hidden[end : stand_in.start()]
+            self.literals.append(Span(len(self.text), len(self.text) + len(name)))
+            self.text += name
+            end = stand_in.end()
+        self.text += hidden[end:]
+
+
 class ChatTemplate:
     """What one chat template makes of conversations.
 
     Args:
         tokenizer: the LLM's, of transformers; it renders templates.
         template: the Jinja template of `messages`.
+        image_token: the token of the tokenizer that stands for a visual token.
     """
 
     # Any: tokenizers of transformers share no type that says what they have
-    def __init__(self, tokenizer: Any, template: str) -> None:
+    def __init__(self, tokenizer: Any, template: str, image_token: str = IMAGE_TOKEN) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.image_token = image_token
+        self._names = self._special_names()
+        self._any_name = re.compile("|".join(re.escape(name) for name in self._names))
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text after which the model writes its answer to the last user message.
@@ -234,9 +329,30 @@ class ChatTemplate:
         Raises:
             LayerfuseError: if the chat template refuses the conversation.
         """
-        # not `add_generation_prompt`, which some templates write differently from an answer
-        text = self._render([*messages, {"role": "assistant", "content": _OPEN}])
-        return text[: text.index(_OPEN)].rstrip(" ")
+        revealed = _Revealed(self._names)
+        revealed.add(self._hidden_prompt(messages))
+        return revealed.text
+
+    def expanded_prompt(self, messages: Sequence[Message], tokens_per_image: int) -> Rendered:
+        """The prompt with the image tokens of its pictures.
+
+        Args:
+            messages: a conversation that ends with a user message.
+            tokens_per_image: image tokens that replace each marker of a picture.
+
+        Returns:
+            The text, without answers.
+
+        Raises:
+            LayerfuseError: if the chat template refuses the conversation.
+        """
+        # both `<image>` and the tokenizer's own image token mark a picture
+        text = self._hidden_prompt(messages).replace(IMAGE_TOKEN, self.image_token)
+        # before names are revealed, among which `<image>` may be
+        text = text.replace(self.image_token, self.image_token * tokens_per_image)
+        revealed = _Revealed(self._names)
+        revealed.add(text)
+        return Rendered(revealed.text, [], revealed.literals)
 
     def words_before_answers(self, messages: Sequence[Message]) -> list[TemplateWords]:
         """What the chat template writes before each answer of a conversation.
@@ -258,7 +374,7 @@ class ChatTemplate:
             marked_messages.append(message)
 
         words: list[TemplateWords] = []
-        text = self._render(marked_messages)
+        text = written(self._render(marked_messages))
         for mark in answers:
             before = re.sub(f"{_OPEN}.*?{_CLOSE}", "...", text.partition(mark)[0])
             since_question = text.partition(mark)[0].rpartition(_CLOSE)[2]
@@ -284,20 +400,81 @@ class ChatTemplate:
                 marks.append(mark)
                 answers.append(message["content"].strip())
                 message = {**message, "content": mark}
+            else:
+                message = {**message, "content": self._hide(message["content"])}
             marked_messages.append(message)
 
-        text = ""
+        revealed = _Revealed(self._names)
         spans: list[Span] = []
         rest = self._render(marked_messages)
         for mark, answer in zip(marks, answers, strict=True):
             before, separator, rest = rest.partition(mark)
             if not separator:
                 raise LayerfuseError("the chat template does not write every answer, in order")
-            text += before
+            revealed.add(before)
             # spaces before an answer are merged with its first word by tokenizers
-            spans.append(Span(len(text.rstrip(" ")), len(text) + len(answer)))
-            text += answer
-        return Rendered(text + rest, spans)
+            start = len(revealed.text.rstrip(" "))
+            revealed.add(self._hide(answer))
+            spans.append(Span(start, len(revealed.text)))
+        revealed.add(rest)
+        return Rendered(revealed.text, spans, revealed.literals)
+
+    def images_and_answers(self, messages: Sequence[Message], end: str) -> Rendered:
+        """All images, then the answers alone: a conversation without a chat template.
+
+        Args:
+            messages: the conversation, in which image tokens stand for its pictures.
+            end: what follows each answer.
+        """
+        num_image_tokens = 0
+        for message in messages:
+            num_image_tokens += message["content"].count(self.image_token)
+        revealed = _Revealed(self._names)
+        revealed.add(self.image_token * num_image_tokens)
+        spans: list[Span] = []
+        for message in messages:
+            if message["role"] == "assistant":
+                start = len(revealed.text)
+                revealed.add(self._hide(message["content"].strip()))
+                spans.append(Span(start, len(revealed.text)))
+                revealed.add(end)
+        return Rendered(revealed.text, spans, revealed.literals)
+
+    def _hidden_prompt(self, messages: Sequence[Message]) -> str:
+        """What stands before the next answer, with stand-ins for the names that people wrote."""
+        # the same mark as in conversations; what people write may hold one of its characters
+        mark = f"{_OPEN}0{_CLOSE}"
+        # not `add_generation_prompt`, which some templates write differently from an answer
+        hidden: list[Message] = []
+        for message in messages:
+            hidden.append({**message, "content": self._hide(message["content"])})
+        text = self._render([*hidden, {"role": "assistant", "content": mark}])
+        return text[: text.index(mark)].rstrip(" ")
+
+    def _special_names(self) -> list[str]:
+        """The names of all special tokens but the image token, the longest first."""
+        names: set[str] = set()
+        for token in self.tokenizer.added_tokens_decoder.values():
+            # tokens of white space are ordinary text to templates and people
+            if token.special and not token.content.isspace():
+                names.add(token.content)
+        # these mark pictures wherever they stand
+        names -= {IMAGE_TOKEN, self.image_token}
+        return sorted(names, key=len, reverse=True)
+
+    def _hide(self, content: str) -> str:
+        """What people wrote, with a stand-in for each name of a special token.
+
+        Contents without such names stay as they are, so that the chat template makes of them what
+        it always does.
+        """
+
+        def stand_in(name: re.Match[str]) -> str:
+            return f"{_NAME_OPEN}{self._names.index(name[0])}{_NAME_CLOSE}"
+
+        if not self._names:
+            return content
+        return self._any_name.sub(stand_in, content)
 
     def _render(self, messages: Sequence[Message]) -> str:
         """The text that the chat template makes of a conversation."""

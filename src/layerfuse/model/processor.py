@@ -13,17 +13,20 @@ from layerfuse.model.chat_template import (
     IMAGE_TOKEN,
     ChatTemplate,
     Message,
-    Rendered,
-    Span,
     question_of,
     with_fixed_date,
+    with_texts,
 )
 from layerfuse.model.config import ImageTokens
 from layerfuse.model.instruction import instruction_source
+from layerfuse.model.tokens import TextTokenizer
 from layerfuse.model.turn_ends import TurnEnds
 
 IGNORED = -100
 """the label of a token that is not learned, as in PyTorch's cross-entropy"""
+
+# a private-use character that stands for a picture until the chat template is rendered
+_PICTURE = "\ue005"
 
 
 class NoLabelError(LayerfuseError):
@@ -98,6 +101,8 @@ class Processor(ProcessorMixin):
         self.image_tokens = ImageTokens(strategy, layers, patch_size, self.token_grid)
         self.instruction = instruction_source(strategy)
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(image_token)
+        self.text_tokenizer = TextTokenizer(tokenizer, self.image_token_id)
+        self._chat: ChatTemplate | None = None
         self._turn_ends: TurnEnds | None = None
         # the model's answer continues a row at its right end
         tokenizer.padding_side = "left"
@@ -124,15 +129,86 @@ class Processor(ProcessorMixin):
         """The chat template, as it stands now: transformers lets users replace it."""
         # Any: transformers' annotation allows templates by name, of which `__init__` took one
         template: Any = self.chat_template
-        return ChatTemplate(self.tokenizer, template)
+        if self._chat is None or self._chat.template != template:
+            # kept, as it collects the names of all special tokens
+            self._chat = ChatTemplate(self.tokenizer, template, self.image_token)
+        return self._chat
 
     @property
     def turn_ends(self) -> TurnEnds:
         """Where answers end, in training and in generation."""
         if self._turn_ends is None or self._turn_ends.chat.template != self.chat_template:
             # kept, as it takes conversations to learn how a template ends turns
-            self._turn_ends = TurnEnds(self.chat, self.image_token_id)
+            self._turn_ends = TurnEnds(self.chat, self.text_tokenizer)
         return self._turn_ends
+
+    # Any: people's own messages, and all that transformers takes and gives
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *args: Any,
+        tokenize: bool = False,
+        sanitize_control_tokens: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """As in transformers, for contents that are texts or lists of parts.
+
+        Args:
+            conversation: one or several; images inside of parts are loaded by transformers.
+            chat_template: a Jinja template instead of the processor's own.
+            args: more of transformers' own arguments.
+            tokenize: whether to make model inputs; else a text, with an image token a picture.
+            sanitize_control_tokens: whether names of special tokens that people write are text.
+            processor_kwargs: for the processor's call. The tokenizer adds no tokens of its own
+                unless these say so, as in training: chat templates write them.
+            options: more of transformers' own arguments.
+
+        Raises:
+            LayerfuseError: naming a part that cannot be read, or if a literal `<image>` would
+                become a picture.
+        """
+        picture = self.image_token
+        template: Any = chat_template or self.chat_template
+        if sanitize_control_tokens:
+            # Image tokens are control tokens too. Those of pictures are written by the template,
+            # so that transformers does not take them for the user's.
+            picture = _PICTURE
+            filtered = f"{{% filter replace({_PICTURE!r}, {self.image_token!r}) %}}"
+            template = filtered + template + "{% endfilter %}"
+        is_batch = bool(conversation) and not isinstance(conversation[0], dict)
+        conversations: list[Any] = list(conversation) if is_batch else [conversation]
+        chats: list[list[dict[str, Any]]] = []
+        images: list[list[Any]] = []
+        for messages in conversations:
+            chat = with_texts(
+                # pipelines of transformers wrap a conversation in an object
+                getattr(messages, "messages", messages),
+                # both `<image>` and the tokenizer's own image token mark a picture
+                picture_marks={IMAGE_TOKEN: picture, self.image_token: picture},
+                literal_is_text=not tokenize or sanitize_control_tokens,
+            )
+            chats.append(chat.messages)
+            images.append(chat.images)
+
+        call_options: dict[str, Any] = dict(processor_kwargs or {})
+        if tokenize:
+            if "text_kwargs" not in call_options:
+                call_options.setdefault("add_special_tokens", False)
+            if any(images):
+                call_options.setdefault("images", images if is_batch else images[0])
+        # Any: transformers annotates conversations of texts alone
+        parent: Any = super()
+        return parent.apply_chat_template(
+            chats if is_batch else chats[0],
+            template,
+            *args,
+            tokenize=tokenize,
+            sanitize_control_tokens=sanitize_control_tokens,
+            processor_kwargs=call_options,
+            **options,
+        )
 
     def inputs(
         self, conversations: list[list[Message]], images: list[Any] | None = None
@@ -174,20 +250,13 @@ class Processor(ProcessorMixin):
         Raises:
             LayerfuseError: if the chat template refuses a conversation.
         """
-        texts: list[str] = []
+        rows: list[list[int]] = []
         questions: list[str] = []
         for messages in conversations:
-            # Both `<image>` and the tokenizer's own image token mark a picture.
-            prompt = self.chat.prompt(messages).replace(IMAGE_TOKEN, self.image_token)
-            texts.append(prompt.replace(self.image_token, self.image_token * tokens_per_image))
-            questions.append(question_of(messages).replace(self.image_token, "").strip())
-        # the template has written the special tokens already
-        tokens = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            padding=True,
-            return_tensors="pt",
-        )
+            prompt = self.chat.expanded_prompt(messages, tokens_per_image)
+            rows.append(self.text_tokenizer.tokens(prompt).ids)
+            questions.append(question_of(messages, self.image_token))
+        tokens = self.tokenizer.pad({"input_ids": rows}, padding=True, return_tensors="pt")
         inputs: dict[str, torch.Tensor] = {
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
@@ -225,20 +294,19 @@ class Processor(ProcessorMixin):
                 would cut image tokens away, or the chat template refuses the conversation.
         """
         messages = self._expand(messages, image_tokens)
-        rendered = self._plain(messages) if prompt == "plain" else self.chat.conversation(messages)
+        if prompt == "plain":
+            rendered = self.chat.images_and_answers(messages, end=self.tokenizer.eos_token)
+        else:
+            rendered = self.chat.conversation(messages)
         spans = rendered.answers
         if answers == "last":
             spans = spans[-1:]
         # a chat template writes the special tokens itself
-        encoded = self.tokenizer(
-            rendered.text,
-            add_special_tokens=prompt == "plain",
-            return_offsets_mapping=True,
-        )
+        tokens = self.text_tokenizer.tokens(rendered, add_special_tokens=prompt == "plain")
 
-        ids: list[int] = encoded["input_ids"]
+        ids = tokens.ids
         labels = [IGNORED] * len(ids)
-        for span in self.turn_ends.token_spans(rendered.text, encoded, spans):
+        for span in self.turn_ends.token_spans(rendered.text, tokens, spans):
             for place in range(span.start, span.end):
                 # an answer may hold an image, which is not for the LLM to write
                 if ids[place] != self.image_token_id:
@@ -254,20 +322,6 @@ class Processor(ProcessorMixin):
         if bool((label_tensor == IGNORED).all()):
             raise NoLabelError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
         return {"input_ids": input_tensor, "labels": label_tensor}
-
-    def _plain(self, messages: list[Message]) -> Rendered:
-        """All images, then the answers, each with an end-of-sequence token."""
-        count = 0
-        for message in messages:
-            count += message["content"].count(self.image_token)
-        text: str = self.image_token * count
-        spans: list[Span] = []
-        for message in messages:
-            if message["role"] == "assistant":
-                answer = message["content"].strip()
-                spans.append(Span(len(text), len(text) + len(answer)))
-                text += answer + self.tokenizer.eos_token
-        return Rendered(text, spans)
 
     def _expand(self, messages: list[Message], image_tokens: list[int]) -> list[Message]:
         """The messages with as many image tokens in place of each marker as its image becomes."""

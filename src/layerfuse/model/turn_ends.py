@@ -8,6 +8,7 @@ import torch
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.chat_template import ChatTemplate, Rendered, Span
+from layerfuse.model.tokens import TextTokenizer, Tokens, special_ids
 
 # How answers may close: tokenizers merge some of these with a newline behind them into one token.
 _CLOSINGS = ("a", "1", ".", ",", "!", "?", ":", ";", ")", "]", "}", '"', "'", "%", "*", "`")
@@ -28,13 +29,13 @@ class TurnEnds:
 
     Args:
         chat: the chat template.
-        image_token_id: the token of a picture, which ends nothing.
+        text_tokenizer: makes tokens of what it writes.
     """
 
-    def __init__(self, chat: ChatTemplate, image_token_id: int) -> None:
+    def __init__(self, chat: ChatTemplate, text_tokenizer: TextTokenizer) -> None:
         self.chat = chat
         self.tokenizer = chat.tokenizer
-        self.image_token_id = image_token_id
+        self.text_tokenizer = text_tokenizer
         self._words_after_answers = self._common_words_after_answers()
 
     def end_tokens(self) -> EndTokens:
@@ -44,11 +45,11 @@ class TurnEnds:
         merged: set[int] = set()
         for closing in _CLOSINGS:
             for probe in self._probes(closing):
-                encoded = self._encode(probe.text)
+                tokens = self.text_tokenizer.tokens(probe)
                 for answer in probe.answers:
-                    for span in self.token_spans(probe.text, encoded, [answer]):
-                        first, last = encoded["offset_mapping"][span.end - 1]
-                        token = encoded["input_ids"][span.end - 1]
+                    for span in self.token_spans(probe.text, tokens, [answer]):
+                        first, last = tokens.offsets[span.end - 1]
+                        token = tokens.ids[span.end - 1]
                         if first >= answer.end:
                             separate.add(token)
                         elif probe.text[answer.end : last].strip(" "):
@@ -61,10 +62,10 @@ class TurnEnds:
         """Whether training labels anything behind the last answer of a conversation; if not, a
         model never learns to stop."""
         for probe in self._probes(_CLOSINGS[0]):
-            encoded = self._encode(probe.text)
+            tokens = self.text_tokenizer.tokens(probe)
             last_answer = probe.answers[-1]
-            for span in self.token_spans(probe.text, encoded, [last_answer]):
-                _, last = encoded["offset_mapping"][span.end - 1]
+            for span in self.token_spans(probe.text, tokens, [last_answer]):
+                _, last = tokens.offsets[span.end - 1]
                 if last <= last_answer.end:
                     return False
         return True
@@ -120,22 +121,20 @@ class TurnEnds:
         texts: list[str] = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    # Any: what tokenizers of transformers return is typed as a dictionary of nothing in particular
-    def token_spans(self, text: str, encoded: Any, answers: list[Span]) -> Iterator[Span]:
+    def token_spans(self, text: str, tokens: Tokens, answers: list[Span]) -> Iterator[Span]:
         """The tokens of each answer, with those that end its turn, if any.
 
         Args:
             text: the conversation.
-            encoded: its tokens, `input_ids` and `offset_mapping`.
+            tokens: of the conversation.
             answers: the characters of the answers.
 
         Yields:
             The tokens of each answer that has any.
         """
-        ids: list[int] = encoded["input_ids"]
-        # the first and last + 1 characters of every token
-        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
-        end_tokens = self._special_ids() - {self.image_token_id}
+        ids = tokens.ids
+        offsets = tokens.offsets
+        end_tokens = self._special_ends()
         for answer in answers:
             inside: list[int] = []
             for index, (first, last) in enumerate(offsets):
@@ -152,15 +151,15 @@ class TurnEnds:
             if after < len(ids) and ids[after] in end_tokens:
                 end = after + 1
             else:
-                end = self._after_ordinary_end(text, encoded, answer, end)
+                end = self._after_ordinary_end(text, tokens, answer, end)
             yield Span(inside[0], end)
 
-    def _after_ordinary_end(self, text: str, encoded: Any, answer: Span, end: int) -> int:
+    def _after_ordinary_end(self, text: str, tokens: Tokens, answer: Span, end: int) -> int:
         """Where a turn ends that no special token ends right after its answer.
 
         Args:
             text: the conversation.
-            encoded: its tokens.
+            tokens: of the conversation.
             answer: the answer's characters.
             end: the last token of the answer + 1.
 
@@ -172,15 +171,15 @@ class TurnEnds:
         turn_end = self._words_after_answers
         if not turn_end.strip(" ") or not text.startswith(turn_end, answer.end):
             return end
-        end_tokens = self._special_ids() - {self.image_token_id}
+        end_tokens = self._special_ends()
         # spaces may be tokens of their own, but end nothing
         begin = answer.end + len(turn_end) - len(turn_end.lstrip(" "))
         ordinary = end
-        for index in range(end, len(encoded["input_ids"])):
-            first, last = encoded["offset_mapping"][index]
+        for index in range(end, len(tokens.ids)):
+            first, last = tokens.offsets[index]
             if first >= answer.end + len(turn_end):
                 break
-            if encoded["input_ids"][index] in end_tokens:
+            if tokens.ids[index] in end_tokens:
                 return index + 1
             if ordinary == end and first <= begin < last:
                 ordinary = index + 1
@@ -217,15 +216,6 @@ class TurnEnds:
                 # what matters of it is told for the samples that need it
                 continue
 
-    def _encode(self, text: str) -> Any:
-        """The tokens of a rendered conversation, with the characters of each."""
-        # a chat template writes the special tokens itself
-        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-
-    def _special_ids(self) -> set[int]:
-        """The ids of all special tokens, the added ones too."""
-        special: set[int] = set()
-        for token_id, token in self.tokenizer.added_tokens_decoder.items():
-            if token.special:
-                special.add(token_id)
-        return special
+    def _special_ends(self) -> set[int]:
+        """The special tokens that may end a turn: all but that of a picture."""
+        return special_ids(self.tokenizer) - {self.text_tokenizer.image_token_id}
