@@ -288,6 +288,21 @@ def test_control_tokens_of_people_are_text_where_transformers_is_told_so() -> No
     assert inputs["input_ids"].tolist() == expected["input_ids"].tolist()
 
 
+def test_inputs_take_parts_whose_images_come_apart() -> None:
+    processor = make()
+    pictures = [Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")]
+
+    inputs = processor.inputs([in_parts({}, {})], pictures)
+
+    expected = processor.inputs([MARKED], pictures)
+    assert inputs["input_ids"].tolist() == expected["input_ids"].tolist()
+
+
+def test_inputs_name_a_part_that_holds_its_image() -> None:
+    with pytest.raises(LayerfuseError, match="takes in `images`: give it there"):
+        make().inputs([in_parts({"url": "a.png"}, {})])
+
+
 def test_a_saved_processor_reads_parts(tmp_path: Path) -> None:
     make().save_pretrained(tmp_path)
 

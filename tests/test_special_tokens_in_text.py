@@ -1,6 +1,7 @@
 """Names of special tokens that people write, such as `</s>`, are text: only the chat template's own
 are special tokens."""
 
+import json
 from typing import Any
 
 import pytest
@@ -267,6 +268,37 @@ def test_special_tokens_that_take_more_or_less_than_their_name(option: str) -> N
         ids[name] = processor.encode(talk, [])["input_ids"].tolist()
 
     assert ids["<|im_end|>"] == ids[OTHER_END]
+
+
+@pytest.mark.parametrize("kind", ["a space before each stretch", "unigram"])
+def test_characters_that_the_vocabulary_lacks_are_no_names(kind: str) -> None:
+    """The token that stands for them is special, too, but no word begins behind it."""
+    ids = {}
+    for end in (END, OTHER_END):
+        tokenizer = make_tokenizer(kind, end)
+        settings = json.loads(tokenizer.backend_tokenizer.to_str())
+        # token 0, which is special
+        settings["model"]["unk_token"] = "<pad>"
+        backend = Tokenizer.from_str(json.dumps(settings))
+        processor = Processor(
+            tiny.image_processor(),
+            PreTrainedTokenizerFast(
+                tokenizer_object=backend,
+                eos_token=end,
+                pad_token="<pad>",
+                additional_special_tokens=["<image>"],
+            ),
+            patch_size=tiny.PATCH,
+            chat_template="{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}",
+        )
+        talk = [
+            {"role": "user", "content": "caf\u00e9</s>\u00e9b"},
+            {"role": "assistant", "content": "\u00e9</s>"},
+        ]
+        ids[end] = processor.encode(talk, [])["input_ids"].tolist()
+
+    assert ids[END] == ids[OTHER_END]
+    assert 0 in ids[END]
 
 
 def test_a_name_that_begins_with_another_name() -> None:

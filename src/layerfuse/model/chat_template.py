@@ -201,10 +201,10 @@ def with_texts(messages: Any, picture_marks: dict[str, str], literal_is_text: bo
     """
     chat = Chat([], [])
     for message in messages:
-        said: dict[str, Any] = {**message}
+        with_text: dict[str, Any] = {**message}
         # answers that call tools may have none
-        if said.get("content") is not None:
-            content = from_parts(said["content"])
+        if with_text.get("content") is not None:
+            content = from_parts(with_text["content"])
             for image in content.images:
                 if image is not None:
                     chat.images.append(image)
@@ -216,8 +216,8 @@ def with_texts(messages: Any, picture_marks: dict[str, str], literal_is_text: bo
                     "transformers would take the literal `<image>` of a message for a picture: "
                     "use `Processor.inputs`, or pass `sanitize_control_tokens=True`"
                 )
-            said["content"] = written(text)
-        chat.messages.append(said)
+            with_text["content"] = written(text)
+        chat.messages.append(with_text)
     return chat
 
 

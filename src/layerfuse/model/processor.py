@@ -13,6 +13,7 @@ from layerfuse.model.chat_template import (
     IMAGE_TOKEN,
     ChatTemplate,
     Message,
+    from_parts,
     question_of,
     with_fixed_date,
     with_texts,
@@ -170,6 +171,7 @@ class Processor(ProcessorMixin):
                 become a picture.
         """
         picture = self.image_token
+        # Any: as for `chat`
         template: Any = chat_template or self.chat_template
         if sanitize_control_tokens:
             # Image tokens are control tokens too. Those of pictures are written by the template,
@@ -178,9 +180,12 @@ class Processor(ProcessorMixin):
             filtered = f"{{% filter replace({_PICTURE!r}, {self.image_token!r}) %}}"
             template = filtered + template + "{% endfilter %}"
         is_batch = bool(conversation) and not isinstance(conversation[0], dict)
-        conversations: list[Any] = list(conversation) if is_batch else [conversation]
-        chats: list[list[dict[str, Any]]] = []
-        images: list[list[Any]] = []
+        conversations: list[Any] = [conversation]
+        if is_batch:
+            conversations = list(conversation)
+        # Any: of several conversations a list each, of one the lists of the first
+        chats: Any = []
+        images: Any = []
         for messages in conversations:
             chat = with_texts(
                 # pipelines of transformers wrap a conversation in an object
@@ -191,17 +196,21 @@ class Processor(ProcessorMixin):
             )
             chats.append(chat.messages)
             images.append(chat.images)
+        has_images = any(images)
+        if not is_batch:
+            chats = chats[0]
+            images = images[0]
 
         call_options: dict[str, Any] = dict(processor_kwargs or {})
         if tokenize:
             if "text_kwargs" not in call_options:
                 call_options.setdefault("add_special_tokens", False)
-            if any(images):
-                call_options.setdefault("images", images if is_batch else images[0])
+            if has_images:
+                call_options.setdefault("images", images)
         # Any: transformers annotates conversations of texts alone
         parent: Any = super()
         return parent.apply_chat_template(
-            chats if is_batch else chats[0],
+            chats,
             template,
             *args,
             tokenize=tokenize,
@@ -216,7 +225,8 @@ class Processor(ProcessorMixin):
         """Left-padded model inputs that end where the answers begin.
 
         Args:
-            conversations: one per row, each ending with a user message.
+            conversations: one per row, each ending with a user message; contents may be lists of
+                parts, which mark the places of the images.
             images: PIL images, in reading order over all rows.
 
         Returns:
@@ -224,8 +234,10 @@ class Processor(ProcessorMixin):
             gives.
 
         Raises:
-            LayerfuseError: if the chat template refuses a conversation.
+            LayerfuseError: if the chat template refuses a conversation, a part cannot be read or
+                holds an image itself.
         """
+        conversations = [_marked(messages) for messages in conversations]
         if not images:
             return BatchFeature(self.text_inputs(conversations, 0))
         inputs: dict[str, Any] = dict(self.image_processor(images, return_tensors="pt"))
@@ -342,3 +354,17 @@ class Processor(ProcessorMixin):
             content = re.sub(IMAGE_TOKEN, image_run, message["content"])
             expanded.append({**message, "content": content})
         return expanded
+
+
+def _marked(messages: list[Message]) -> list[Message]:
+    """A conversation whose contents are texts, with a marker for each part that is an image."""
+    marked: list[Message] = []
+    for message in messages:
+        content = from_parts(message["content"])
+        if any(image is not None for image in content.images):
+            raise LayerfuseError(
+                "a part of a message holds an image, which `Processor.inputs` takes in `images`: "
+                "give it there, opened by Pillow, or use `apply_chat_template` with tokenize=True"
+            )
+        marked.append({**message, "content": content.text})
+    return marked

@@ -63,6 +63,7 @@ class TextTokenizer:
 
         # Special tokens cut a text into stretches, of which a tokenizer takes each by itself. Those
         # that hold a literal are longer than it took them to be.
+        added: dict[int, Any] = self.tokenizer.added_tokens_decoder
         special = special_ids(self.tokenizer) | {self.image_token_id}
         result = Tokens([], [])
         inside = Tokens([], [])
@@ -70,12 +71,18 @@ class TextTokenizer:
         # the special token before the stretch
         before: int | None = None
         for token_id, (first, last) in zip(tokens.ids, tokens.offsets, strict=True):
-            if token_id not in special or _overlaps(rendered.literals, first, last):
+            is_written = token_id in special and not _overlaps(rendered.literals, first, last)
+            if is_written and first < last and token_id in added:
+                # that of unknown characters is special as well, but cuts nothing
+                is_written = added[token_id].content in text[first:last]
+            if not is_written:
                 inside.ids.append(token_id)
                 inside.offsets.append((first, last))
                 continue
-            # a token that covers no character is added at the beginning or at the end
-            stretch_end = first if first < last else len(text)
+            stretch_end = first
+            if first == last:
+                # a token that covers no character is added at the beginning or at the end
+                stretch_end = len(text)
             self._close_stretch(result, inside, rendered, Span(stretch_start, stretch_end), before)
             inside = Tokens([], [])
             result.ids.append(token_id)
@@ -121,18 +128,20 @@ class TextTokenizer:
         # Behind its special token, because some tokenizers put a space before the first word of a
         # text, others before the first word of each stretch.
         prefix = ""
-        if before is not None:
+        if before is not None and self._nameless.token_to_id(_unwritten(before)) == before:
             prefix = _unwritten(before)
         encoding = self._nameless.encode(
             prefix + text[stretch.start : stretch.end],
             add_special_tokens=False,
         )
         tokens = Tokens([], [])
+        shift = stretch.start - len(prefix)
         for token_id, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
-            if last > len(prefix):
-                tokens.ids.append(token_id)
-                shift = stretch.start - len(prefix)
-                tokens.offsets.append((first + shift, last + shift))
+            tokens.ids.append(token_id)
+            tokens.offsets.append((first + shift, last + shift))
+        if prefix:
+            # the special token itself
+            del tokens.ids[0], tokens.offsets[0]
         return tokens
 
 
@@ -196,7 +205,9 @@ def _merges_of_others(merges: list[Any], names: dict[str, str]) -> list[Any]:
     """
     others: list[Any] = []
     for merge in merges:
-        pair: list[str] = merge.split(" ") if isinstance(merge, str) else merge
+        pair: list[str] = merge
+        if isinstance(merge, str):
+            pair = merge.split(" ")
         if pair[0] not in names and pair[1] not in names and "".join(pair) not in names:
             others.append(merge)
     return others
