@@ -245,14 +245,15 @@ def test_texts_without_names_have_the_tokens_of_the_tokenizer(kind: str) -> None
     assert encoded["input_ids"].tolist() == expected
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["lstrip", "rstrip", "single_word", "normalized"])
-def test_special_tokens_that_take_more_or_less_than_their_name(option: str) -> None:
+def test_special_tokens_that_take_more_or_less_than_their_name(kind: str, option: str) -> None:
     """Those that swallow the spaces around them would change the text beside the name."""
     options = {option: True}
     template = "{% for m in messages %}{{ m.content }} <|im_end|> {% endfor %}"
     ids = {}
     for name in ("<|im_end|>", OTHER_END):
-        tokenizer = make_tokenizer("a space before each stretch")
+        tokenizer = make_tokenizer(kind)
         added = AddedToken(name, special=True, **options)
         tokenizer.add_tokens([added], special_tokens=True)
         processor = Processor(

@@ -452,7 +452,7 @@ class ChatTemplate:
         return text[: text.index(mark)].rstrip(" ")
 
     def _special_names(self) -> list[str]:
-        """The names of all special tokens but the image token, the longest first."""
+        """The names of all special tokens but the image token."""
         names: set[str] = set()
         for token in self.tokenizer.added_tokens_decoder.values():
             # tokens of white space are ordinary text to templates and people
@@ -460,7 +460,7 @@ class ChatTemplate:
                 names.add(token.content)
         # these mark pictures wherever they stand
         names -= {IMAGE_TOKEN, self.image_token}
-        return sorted(names, key=len, reverse=True)
+        return sorted(names)
 
     def _hide(self, content: str) -> str:
         """What people wrote, with a stand-in for each name of a special token.

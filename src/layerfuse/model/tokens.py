@@ -172,9 +172,6 @@ def _without_names(tokenizer: Any, image_token_id: int) -> Tokenizer:
         if token["special"] or token["id"] == image_token_id:
             unwritten[token["content"]] = _unwritten(token["id"])
             token["content"] = _unwritten(token["id"])
-            # exactly the name, without the spaces around it
-            for option in ("lstrip", "rstrip", "normalized", "single_word"):
-                token[option] = False
 
     model: dict[str, Any] = settings["model"]
     vocabulary: Any = model["vocab"]
