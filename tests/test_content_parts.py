@@ -22,21 +22,26 @@ MARKED = [
 ]
 
 
+def text_part(text: str) -> dict[str, Any]:
+    """A part that is text."""
+    return {"type": "text", "text": text}
+
+
 def in_parts(first_image: Any, second_image: Any) -> list[dict[str, Any]]:
     """`MARKED` in parts; what holds the two images is given."""
     return [
-        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "system", "content": [text_part("Be brief.")]},
         {
             "role": "user",
             "content": [
                 {"type": "image", **first_image},
-                {"type": "text", "text": "What? "},
-                {"type": "text", "text": "And "},
+                text_part("What? "),
+                text_part("And "),
                 {"type": "image", **second_image},
-                {"type": "text", "text": "?"},
+                text_part("?"),
             ],
         },
-        {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
+        {"role": "assistant", "content": [text_part("Red.")]},
         {"role": "user", "content": "Sure?"},
     ]
 
@@ -76,8 +81,9 @@ def test_a_text_stays_as_it_is() -> None:
     ],
 )
 def test_parts_of_images(part: dict[str, Any], image: Any) -> None:
-    content = from_parts([{"type": "text", "text": "See "}, part, {"type": "text", "text": "."}])
+    content = from_parts([text_part("See "), part, text_part(".")])
 
+    # the marker stands where the part stood
     assert content.text == "See <image>."
     assert content.images == (image,)
 
@@ -138,15 +144,19 @@ def test_the_chat_template_writes_parts_as_the_markers() -> None:
     processor = make()
     chat = in_parts({"url": "a.png"}, {})
 
-    for options in ({}, {"add_generation_prompt": True}):
-        text = processor.apply_chat_template(chat, **options)
+    text = processor.apply_chat_template(chat)
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
 
-        assert text == processor.tokenizer.apply_chat_template(MARKED, tokenize=False, **options)
+    # the tokenizer's own method knows markers alone
+    render = processor.tokenizer.apply_chat_template
+    assert text == render(MARKED, tokenize=False)
+    assert prompt == render(MARKED, tokenize=False, add_generation_prompt=True)
 
 
 def test_several_conversations_at_once() -> None:
     processor = make()
-    single = [{"role": "user", "content": [{"type": "text", "text": "Alone?"}]}]
+    # the second has another number of messages and no image
+    single = [{"role": "user", "content": [text_part("Alone?")]}]
 
     texts = processor.apply_chat_template([in_parts({}, {}), single])
 
@@ -161,6 +171,7 @@ def test_the_chat_of_its_owner_is_not_changed() -> None:
 
     make().apply_chat_template(chat)
 
+    # made once more, because a shallow copy would change with it
     assert chat == in_parts({"url": "a.png"}, {})
 
 
@@ -182,7 +193,7 @@ def test_a_part_that_cannot_be_read_is_named() -> None:
 def test_an_answer_that_only_calls_a_tool_has_no_content() -> None:
     template = "{% for m in messages %}{{ m.content or m.tool_calls[0].name }}{% endfor %}"
     chat = [
-        {"role": "user", "content": [{"type": "text", "text": "Look: "}]},
+        {"role": "user", "content": [text_part("Look: ")]},
         {"role": "assistant", "content": None, "tool_calls": [{"name": "zoom"}]},
     ]
 
@@ -203,6 +214,7 @@ def test_images_in_parts_become_pixels(tmp_path: Path, key: str) -> None:
         return_tensors="pt",
     )
 
+    # what a model is asked elsewhere, from texts with markers and opened images
     expected = processor.inputs([MARKED], [Image.open(red), Image.open(blue)])
     assert inputs["input_ids"].tolist() == expected["input_ids"].tolist()
     assert inputs["attention_mask"].tolist() == expected["attention_mask"].tolist()
@@ -230,7 +242,7 @@ def test_images_may_come_apart_from_the_parts_that_mark_them() -> None:
 def test_a_batch_of_chats_with_and_without_images() -> None:
     processor = make()
     pictures = [Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")]
-    single = [{"role": "user", "content": [{"type": "text", "text": "Alone?"}]}]
+    single = [{"role": "user", "content": [text_part("Alone?")]}]
 
     inputs = processor.apply_chat_template(
         [single, in_parts({"image": pictures[0]}, {"image": pictures[1]})],
@@ -257,6 +269,7 @@ def test_the_tokenizer_adds_nothing_to_what_the_template_writes() -> None:
 
     ids = processor.apply_chat_template(MARKED[:1], add_generation_prompt=True, tokenize=True)
 
+    # the tokenizer itself still does
     assert processor.tokenizer("a")["input_ids"][0] == 1
     assert ids[0] == processor.tokenizer("<|system|>Be brief.<|assistant|>")["input_ids"][1:]
 
@@ -269,7 +282,7 @@ def test_control_tokens_of_people_are_text_where_transformers_is_told_so() -> No
             "role": "user",
             "content": [
                 {"type": "image", "image": picture},
-                {"type": "text", "text": "Is </s> a tag?"},
+                text_part("Is </s> a tag?"),
             ],
         }
     ]
@@ -283,6 +296,7 @@ def test_control_tokens_of_people_are_text_where_transformers_is_told_so() -> No
         return_tensors="pt",
     )
 
+    # the image token of the picture is none of the people's, although `<image>` is one as well
     texts = [[{"role": "user", "content": "<image>Is </s> a tag?"}]]
     expected = processor.inputs(texts, [picture])
     assert inputs["input_ids"].tolist() == expected["input_ids"].tolist()
@@ -316,7 +330,7 @@ def test_the_pipeline_of_transformers_takes_parts(tmp_path: Path) -> None:
     model = tiny.model()
     processor = tiny.processor(model)
     red = save_picture(tmp_path, "red.png", "red")
-    parts = [{"type": "image", "url": red}, {"type": "text", "text": "What?"}]
+    parts = [{"type": "image", "url": red}, text_part("What?")]
     ask: Any = pipeline("image-text-to-text", model=model, processor=processor)
 
     (said,) = ask(
@@ -325,6 +339,7 @@ def test_the_pipeline_of_transformers_takes_parts(tmp_path: Path) -> None:
         return_full_text=False,
     )
 
+    # the same question with a marker, answered without the pipeline
     inputs = processor.inputs(
         [[{"role": "user", "content": "<image>What?"}]],
         [Image.open(red)],

@@ -66,6 +66,8 @@ def labelled_text(processor: Processor, encoded: dict[str, torch.Tensor]) -> str
     return processor.tokenizer.decode(labels[labels != IGNORED])
 
 
+# The token that the processor adds to most LLMs, the same in a tokenizer whose makers did not call
+# it special, and one that an LLM has of its own.
 IMAGE_TOKEN_KINDS = pytest.mark.parametrize(
     ("image_token", "special"),
     [("<image>", True), ("<image>", False), ("<|picture|>", True)],
@@ -85,6 +87,7 @@ def test_training_reads_it_as_text(image_token: str, special: bool) -> None:
 
     encoded = processor.encode(TALK, [IMAGE_TOKENS])
 
+    # of the two places where `<image>` is written one is a picture
     pictures = "<|picture|>" * IMAGE_TOKENS
     question = f"<|user|>{pictures}\nIs <image> a tag?"
     answer = "<|assistant|><image> is none, <img> is.</s>"
@@ -132,6 +135,7 @@ def test_it_counts_as_no_picture() -> None:
     encoded = processor.encode(talk, [])
 
     assert not bool((encoded["input_ids"] == processor.image_token_id).any())
+    # an image that no marker places
     with pytest.raises(LayerfuseError, match="0 <image> markers, 1 images"):
         processor.encode(talk, [IMAGE_TOKENS])
 
@@ -166,6 +170,7 @@ def test_the_prompt_is_what_people_wrote() -> None:
 def test_transformers_would_take_it_for_a_picture() -> None:
     processor = make()
 
+    # of a text nobody could say which of the two is the picture
     text = processor.apply_chat_template(TALK[:1])
 
     assert text == "<|user|><image>\nIs <image> a tag?"

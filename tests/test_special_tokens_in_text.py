@@ -2,6 +2,7 @@
 are special tokens."""
 
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -171,6 +172,7 @@ def test_plain_prompts_too(kind: str) -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_questions_too(kind: str, template: str) -> None:
+    # rows of several lengths, one of them without any name
     rows = [TALK[:2], [{"role": "user", "content": "Nothing special?"}], TALK[:4]]
 
     asked = make(kind, template).text_inputs(rows, IMAGE_TOKENS)
@@ -198,6 +200,7 @@ def test_the_decoded_answer_is_what_was_written(kind: str) -> None:
 
     answers = labelled(processor.encode(TALK, [IMAGE_TOKENS]))
 
+    # the last `</s>` of each is the end token
     texts = [processor.tokenizer.decode(answer).strip() for answer in answers]
     assert texts == ["write </s>to end, </s> then more</s>", "<s></s></s>"]
 
@@ -214,6 +217,7 @@ def test_a_model_may_say_the_name(kind: str) -> None:
         processor.turn_ends.answer_texts(torch.tensor([second])),
     ]
 
+    # no letter of the name became a token at which answers stop
     assert settings.eos_token_id == 2
     assert said == [["write </s>to end, </s> then more"], ["<s></s>"]]
 
@@ -226,6 +230,7 @@ def test_a_prompt_is_what_stands_before_the_answer_in_training(kind: str, templa
 
     asked = processor.text_inputs([TALK[:2]], IMAGE_TOKENS)
 
+    # the first labelled token
     answer_start = int((encoded["labels"] != IGNORED).int().argmax())
     assert asked["input_ids"][0].tolist() == encoded["input_ids"][:answer_start].tolist()
 
@@ -240,6 +245,7 @@ def test_texts_without_names_have_the_tokens_of_the_tokenizer(kind: str) -> None
 
     encoded = processor.encode(talk, [])
 
+    # what the template writes, made tokens of by the tokenizer alone
     text = "<|user|>What is < s > in </ s>?\n<|assistant|>text</s>\n"
     expected = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert encoded["input_ids"].tolist() == expected
@@ -299,6 +305,7 @@ def test_characters_that_the_vocabulary_lacks_are_no_names(kind: str) -> None:
         ids[end] = processor.encode(talk, [])["input_ids"].tolist()
 
     assert ids[END] == ids[OTHER_END]
+    # else the test would show nothing
     assert 0 in ids[END]
 
 
@@ -361,6 +368,7 @@ def test_the_template_sees_texts_without_names_as_they_are() -> None:
 
 def test_what_only_looks_like_a_stand_in_stays_as_it_is() -> None:
     """Private-use characters are those of icon fonts, too."""
+    # the marks of answers, and stand-ins for names that the tokenizer does not have
     strange = "\ue000 \ue001 \ue0037\ue004 \ue00399\ue004"
     processor = make("bytes")
     talk = [{"role": "user", "content": strange}, {"role": "assistant", "content": strange}]
@@ -390,6 +398,7 @@ def test_the_tokenizer_itself_stays_as_it_was() -> None:
     processor.encode(TALK, [IMAGE_TOKENS])
 
     assert processor.tokenizer.backend_tokenizer.to_str() == before
+    # the rest of transformers still reads the name as the token
     assert processor.tokenizer("</s>")["input_ids"] == [2]
 
 
@@ -403,3 +412,14 @@ def test_a_processor_that_was_used_is_saved_and_loaded(tmp_path: Any) -> None:
     assert loaded.encode(TALK, [IMAGE_TOKENS])["input_ids"].tolist() == (
         encoded["input_ids"].tolist()
     )
+
+
+def test_a_processor_that_was_used_goes_to_other_processes() -> None:
+    """Loaders of batches pickle it."""
+    processor = make("bytes")
+    encoded = processor.encode(TALK, [IMAGE_TOKENS])
+
+    copy = pickle.loads(pickle.dumps(processor))
+
+    again = copy.encode(TALK, [IMAGE_TOKENS])
+    assert again["input_ids"].tolist() == encoded["input_ids"].tolist()
