@@ -179,7 +179,8 @@ class Processor(ProcessorMixin):
             picture = _PICTURE
             filtered = f"{{% filter replace({_PICTURE!r}, {self.image_token!r}) %}}"
             template = filtered + template + "{% endfilter %}"
-        is_batch = bool(conversation) and not isinstance(conversation[0], dict)
+        # pipelines of transformers wrap each of several conversations in an object
+        is_batch = isinstance(conversation[0], list | tuple) or hasattr(conversation[0], "messages")
         conversations: list[Any] = [conversation]
         if is_batch:
             conversations = list(conversation)
@@ -188,7 +189,6 @@ class Processor(ProcessorMixin):
         images: Any = []
         for messages in conversations:
             chat = with_texts(
-                # pipelines of transformers wrap a conversation in an object
                 getattr(messages, "messages", messages),
                 # both `<image>` and the tokenizer's own image token mark a picture
                 picture_marks={IMAGE_TOKEN: picture, self.image_token: picture},
