@@ -21,22 +21,27 @@ def naive_cosine(layers: Sequence[Tensor]) -> Array:
     unit_layers = []
     for layer in layers:
         tokens = layer.double()
-        unit_layers.append(tokens / tokens.norm(dim=-1, keepdim=True))
+        norms = tokens.norm(dim=-1, keepdim=True)
+        unit_layers.append(tokens / norms)
 
     cosines = np.empty((len(layers), len(layers)))
     for i, first in enumerate(unit_layers):
         for j, second in enumerate(unit_layers):
-            cosines[i, j] = (first * second).sum(dim=-1).mean()
+            products = (first * second).sum(dim=-1)
+            cosines[i, j] = products.mean()
     return cosines
 
 
 def biased_hsic(x: Array, y: Array) -> float:
     """Gretton et al. 2005: tr(KHMH) / (n - 1)² of the examples x (n, D) and y (n, E)."""
     n = len(x)
+    # H: what it multiplies loses its mean over the examples
     centring = np.eye(n) - 1 / n
     centred = centring @ x
-    products = (centred @ centred.T) * (y @ y.T)
-    return products.sum() / (n - 1) ** 2
+    k = centred @ centred.T
+    m = y @ y.T
+    # The trace of a product of symmetric matrices is their inner product
+    return (k * m).sum() / (n - 1) ** 2
 
 
 def unbiased_hsic(x: Array, y: Array) -> float:
@@ -48,9 +53,10 @@ def unbiased_hsic(x: Array, y: Array) -> float:
     np.fill_diagonal(k, 0)
     np.fill_diagonal(m, 0)
     trace = (k * m).sum()
-    middle = k.sum() * m.sum() / ((n - 1) * (n - 2))
+    sums = k.sum() * m.sum() / ((n - 1) * (n - 2))
     rows = k.sum(axis=0) @ m.sum(axis=0)
-    return (trace + middle - 2 / (n - 2) * rows) / (n * (n - 3))
+    total = trace + sums - 2 / (n - 2) * rows
+    return total / (n * (n - 3))
 
 
 def cka_blocks(layer: Tensor, name: str, seed: int) -> list[Array]:
@@ -69,21 +75,26 @@ def cka_blocks(layer: Tensor, name: str, seed: int) -> list[Array]:
 
     blocks = []
     for start in range(0, total, BLOCK_IMAGES):
-        blocks.append(np.concatenate(examples[start : start + BLOCK_IMAGES]))
+        # The last block may be smaller
+        of_block = examples[start : start + BLOCK_IMAGES]
+        blocks.append(np.concatenate(of_block))
     return blocks
 
 
-def average_hsic(first: list[Array], second: list[Array], pictures: int, biased: bool) -> float:
+def average_hsic(
+    first: list[Array],
+    second: list[Array],
+    pictures: int,
+    biased: bool,
+) -> float:
     """HSIC averaged over blocks, each of which counts by its number of pictures."""
+    hsic = biased_hsic if biased else unbiased_hsic
     weighted = 0.0
     pictures_left = pictures
     for x, y in zip(first, second, strict=True):
         weight = min(BLOCK_IMAGES, pictures_left)
         pictures_left -= weight
-        if biased:
-            weighted += weight * biased_hsic(x, y)
-        else:
-            weighted += weight * unbiased_hsic(x, y)
+        weighted += weight * hsic(x, y)
     return weighted / pictures
 
 
@@ -106,5 +117,6 @@ def naive_cka(
     for i, x in enumerate(first_blocks):
         for j, y in enumerate(second_blocks):
             between = average_hsic(x, y, pictures, biased)
-            cka[i, j] = between / (first_own[i] * second_own[j]) ** 0.5
+            scale = (first_own[i] * second_own[j]) ** 0.5
+            cka[i, j] = between / scale
     return cka

@@ -53,15 +53,17 @@ def test_scores_average_over_families() -> None:
 
     averages = scores(records)
 
-    assert averages["mean"] == pytest.approx(1 / 3)
-    assert averages["families"] == {
+    assert averages.mean == pytest.approx(1 / 3)
+    assert averages.families == {
         "colour": pytest.approx(2 / 3),
         "count": 0,
     }
-    assert averages["categories"] == {"all": 0.5}
+    assert averages.categories == {"all": 0.5}
     # Over questions, not over families
-    assert averages["novel"] == 0
-    assert averages["seen"] == pytest.approx(2 / 3)
+    assert averages.by_novelty == {
+        "seen": pytest.approx(2 / 3),
+        "novel": 0,
+    }
 
 
 def conversation(*contents: str) -> tuple[dict[str, str], ...]:

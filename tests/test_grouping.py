@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.look.grouping import all_groups, best_count, medoid, silhouette, split
+from layerfuse.vision.layer_groups import groups_to_json
 from layerfuse.vision.selection import select
 
 SIZES = [1, 2, 5, 8]
@@ -54,6 +55,7 @@ def scatter(similarity: np.ndarray, groups: Partition) -> float:
 def test_groups_are_the_best_of_all(layers: int) -> None:
     similarity = drifting_similarity(layers)
 
+    # The search is exact, so that no partition at all may be better
     for count in range(1, layers + 1):
         best = min(
             all_partitions(layers, count),
@@ -85,9 +87,12 @@ def test_the_silhouette_is_scikit_learns(layers: int) -> None:
     # It is undefined for one group, and for groups of one layer each
     for count in range(2, layers):
         groups = split(similarity, count)
-        labels = np.repeat(range(count), [len(group) for group in groups])
+        # The number of its group, for each layer
+        sizes = [len(group) for group in groups]
+        labels = np.repeat(range(count), sizes)
         expected = silhouette_score(1 - similarity, labels, metric="precomputed")
-        assert silhouette(similarity, groups) == pytest.approx(expected, abs=1e-9)
+        width = silhouette(similarity, groups)
+        assert width == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("layers", SIZES)
@@ -105,12 +110,24 @@ def published_similarity() -> np.ndarray:
     13-20 are alike (.75 and more), .35-.5 to 21-24; shallow layers decay with distance, to 0 for
     deep ones; densest around 3, 18 and 23.
     """
-    steps = [0, *[0.05] * 4, *[0.25] * 7, 2.9, *[0.02] * 7, 0.65, *[0.03] * 3]
+    # How far each layer is from the one before
+    steps = [
+        0,
+        *[0.05] * 4,
+        *[0.25] * 7,
+        # Here the middle layers begin
+        2.9,
+        *[0.02] * 7,
+        # And the deep ones
+        0.65,
+        *[0.03] * 3,
+    ]
     places = np.cumsum(steps)
     distances = np.abs(places[:, None] - places)
     # Layers are less like all others the farther they are from 3, 18 and 23
     layers = np.arange(1, 25)
-    from_centres = np.abs(layers[:, None] - np.array([3, 18, 23])).min(axis=1)
+    centres = np.array([3, 18, 23])
+    from_centres = np.abs(layers[:, None] - centres).min(axis=1)
     clearness = 1 - 0.03 * np.sqrt(from_centres)
     similarity = np.exp(-distances) * np.outer(clearness, clearness)
     np.fill_diagonal(similarity, 1)
@@ -127,15 +144,17 @@ def test_the_number_of_groups_has_the_widest_silhouette() -> None:
 
     widths = {}
     for count, of_count in groups.items():
-        widths[int(count)] = of_count["silhouette"] or 0
+        widths[count] = of_count.silhouette or 0
     assert best_count(groups) == max(widths, key=lambda count: widths[count])
 
 
 def test_three_groups_of_clip_l_and_their_file(tmp_path: Path) -> None:
     """The groups and representatives of the paper, read back through a recipe's selection."""
     groups = all_groups(published_similarity(), list(range(1, 25)))
+    # As much of the file as a selection reads
     file = tmp_path / "similarity.json"
-    file.write_text(json.dumps({"depth": 24, "groups": groups}))
+    content = {"depth": 24, "groups": groups_to_json(groups)}
+    file.write_text(json.dumps(content))
 
     representatives = select(f"similarity:3@{file}", 24)
     whole_groups = select(f"similarity:3:groups@{file}", 24)

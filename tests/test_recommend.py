@@ -6,17 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 
-from layerfuse.look import probe as probing
 from layerfuse.look import recommend as recommending
+from layerfuse.look.probe_report import Probes
+from layerfuse.look.recommendation import RankedSelection, Recommendation
+from layerfuse.look.similarity_report import LayerScores
 from layerfuse.look.tasks import SCENES
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study.check import check_arms
 from tests import tiny
-from tests.small_look import probe_row, save_encoder_and_pictures, use_few_scenes
+from tests.small_look import probed, save_encoder_and_pictures, use_few_scenes
 from tests.test_recipe import GOOD
 
 
@@ -109,9 +112,13 @@ def test_the_grid_of_the_extended_recipe_does_not_stay(home: Path, tmp_path: Pat
     }
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump({**GOOD, "grid": grid}))
-    report = {"encoder": "some/encoder", "ranking": ranking[:1]}
+    recommendation = Recommendation(
+        "some/encoder",
+        [],
+        [RankedSelection(**ranking[0])],
+    )
 
-    recommending.write_recommendation(tmp_path, report, recipe, Console(quiet=True))
+    recommending.write_recommendation(tmp_path, recommendation, recipe, Console(quiet=True))
 
     recommended = load_recipe(tmp_path / "recommended.yaml")
     assert len(recommended.all_arms()) == 1
@@ -202,40 +209,47 @@ def test_only_a_clear_difference_is_no_tie() -> None:
     # Right on 89 pictures, but on others
     close = "0" * 6 + "1" * 84 + "01" * 5
     worse = "01" * 50
-    rows = [
-        probe_row([3], t=worse),
-        probe_row([1, 2], t=first),
-        probe_row([2], t=close),
-        probe_row([1], t=first),
-    ]
-    look = {
-        "groups": {"2": {"groups": [[1, 2], [3]]}},
-        "chosen": 2,
-        "entropy": [0.0, 0.1, 0.2, 0.3],
-        "dimension": [0, 1, 2, 3],
-    }
-    probes = {"mean": probing.relative_to_best(rows), "seed": 0}
-    selections = [[1], [2], [3], [1, 2]]
+    probes = Probes(
+        "mean",
+        [
+            probed([3], t=worse),
+            probed([1, 2], t=first),
+            probed([2], t=close),
+            probed([1], t=first),
+        ],
+    )
+    scores = LayerScores(
+        kept_tokens=1,
+        entropy=np.array([0.0, 0.1, 0.2, 0.3]),
+        dimension=np.arange(4.0),
+    )
 
-    ranking = recommending.rank(look, probes, selections, ["t"])
+    ranking = recommending.rank(
+        probes,
+        [[1], [2], [3], [1, 2]],
+        ["t"],
+        scores=scores,
+        groups=[[1, 2], [3]],
+        seed=0,
+    )
 
     best, equal, behind, clearly_worse = ranking
     # Of equals, the one with fewer layers comes first
-    assert best["layers"] == [1]
-    assert best["tie"] is True
-    assert best["best_on"] == ["t"]
-    assert equal["layers"] == [1, 2]
-    assert equal["tie"] is True
-    assert equal["best_on"] == ["t"]
-    assert behind["layers"] == [2]
-    assert behind["tie"] is True
-    assert behind["best_on"] == []
-    assert clearly_worse["layers"] == [3]
-    assert clearly_worse["tie"] is False
-    assert clearly_worse["best_on"] == []
+    assert best.layers == [1]
+    assert best.tie is True
+    assert best.best_on == ["t"]
+    assert equal.layers == [1, 2]
+    assert equal.tie is True
+    assert equal.best_on == ["t"]
+    assert behind.layers == [2]
+    assert behind.tie is True
+    assert behind.best_on == []
+    assert clearly_worse.layers == [3]
+    assert clearly_worse.tie is False
+    assert clearly_worse.best_on == []
     # 50 of 100 pictures instead of 90, as a share of the best
     expected = [-0.52 / 0.9, -0.28 / 0.9]
-    assert clearly_worse["behind"] == pytest.approx(expected, abs=0.04)
+    assert clearly_worse.behind == pytest.approx(expected, abs=0.04)
     # The evidence for layer 2: the group that it stands for, and its scores
-    assert behind["groups"] == [[1, 2]]
-    assert behind["entropy"] == [0.2]
+    assert behind.groups == [[1, 2]]
+    assert behind.entropy == [0.2]

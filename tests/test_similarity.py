@@ -15,6 +15,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.look import accumulate
 from layerfuse.look.accumulate import LayerStatistics, grams, intrinsic_dimension, matrix_entropy
 from layerfuse.look.similarity import describe
+from layerfuse.look.similarity_report import LayerMeasurements
 from layerfuse.vision.features import Features
 from tests.naive_similarity import naive_cka, naive_cosine
 
@@ -42,10 +43,16 @@ def random_layers(images: int, tokens: int, width: int = 10) -> list[Tensor]:
     # Pictures differ more than the tokens of one
     shared = shared + 2 * shared[:, :1]
     # How much of the shared content a layer has, its scale, and its mean
-    settings = [(0, 1, 0.5), (1, 20, -30), (3, 0.1, 0.2), (1, 3, 0)]
+    settings = [
+        (0, 1, 0.5),
+        (1, 20, -30),
+        (3, 0.1, 0.2),
+        (1, 3, 0),
+    ]
     layers = []
     for (content, scale, mean), private in zip(settings, private_parts, strict=True):
-        layers.append(scale * (content * shared + private) + mean)
+        mixed = content * shared + private
+        layers.append(scale * mixed + mean)
     return layers
 
 
@@ -54,7 +61,8 @@ def add(statistics: LayerStatistics, *encoders: Features, batch: int = 9999) -> 
     total = len(encoders[0].patches[0])
     for rows in torch.arange(total).split(batch):
         names = [f"picture {row}" for row in rows.tolist()]
-        statistics.add([encoder.take(rows) for encoder in encoders], names)
+        of_batch = [encoder.take(rows) for encoder in encoders]
+        statistics.add(of_batch, names)
 
 
 def look(*encoders: Features, seed: int = 0, batch: int = 9999) -> LayerStatistics:
@@ -67,19 +75,40 @@ def look(*encoders: Features, seed: int = 0, batch: int = 9999) -> LayerStatisti
 
 def matrices(statistics: LayerStatistics) -> dict[str, Any]:
     """The matrices of a pass by their names."""
-    return statistics.result()
+    return vars(statistics.result())
 
 
 def all_numbers(statistics: LayerStatistics) -> dict[str, Any]:
-    """The matrices and the scores of a pass by their names."""
-    return {**matrices(statistics), **statistics.scores()}
+    """The matrices, scores and mean tokens of a pass by their names."""
+    return {
+        **matrices(statistics),
+        **vars(statistics.scores()),
+        "mean": statistics.mean_tokens(),
+    }
 
 
-def assert_same(measured: dict[str, Any], expected: dict[str, Any], rtol: float = 0) -> None:
+def as_json(measured: LayerMeasurements) -> dict[str, Any]:
+    """What was measured as it is read from its file."""
+    # NaN, which Python would write, is no JSON
+    text = json.dumps(measured.to_json(), allow_nan=False)
+    return json.loads(text)
+
+
+def assert_same(
+    measured: dict[str, Any],
+    expected: dict[str, Any],
+    rtol: float = 0,
+) -> None:
     """Two passes give the same names and, within `rtol`, numbers."""
     assert measured.keys() == expected.keys()
     for name, numbers in expected.items():
-        near(measured[name], numbers, rtol=rtol, atol=rtol, err_msg=name)
+        near(
+            measured[name],
+            numbers,
+            rtol=rtol,
+            atol=rtol,
+            err_msg=name,
+        )
 
 
 @pytest.mark.parametrize(("images", "tokens"), SHAPES)
@@ -91,13 +120,19 @@ def test_cosines_are_the_textbooks(images: int, tokens: int) -> None:
     assert measured["images"] == images
     assert measured["kept_tokens"] == images * tokens
     near(measured["cosine"], naive_cosine(layers), atol=1e-6)
-    centred = [layer.double() - layer.double().mean(dim=(0, 1)) for layer in layers]
+    centred = []
+    for layer in layers:
+        # Without the layer's mean token over all pictures
+        precise = layer.double()
+        centred.append(precise - precise.mean(dim=(0, 1)))
     near(measured["cosine_centred"], naive_cosine(centred), atol=1e-5)
     # The error is that of a mean over pictures: tokens of one picture are not independent
-    of_pictures = []
+    cosines_of_pictures = []
     for picture in range(images):
-        of_pictures.append(naive_cosine([layer[picture] for layer in centred]))
-    error = np.std(of_pictures, axis=0, ddof=1).max() / images**0.5
+        of_picture = [layer[picture] for layer in centred]
+        cosines_of_pictures.append(naive_cosine(of_picture))
+    spread = np.std(cosines_of_pictures, axis=0, ddof=1)
+    error = spread.max() / images**0.5
     assert measured["cosine_centred_error"] == pytest.approx(error, rel=1e-4)
 
 
@@ -108,7 +143,8 @@ def test_cka_is_the_textbooks(images: int, tokens: int) -> None:
     measured = matrices(look(features(layers)))
 
     for name in CKA:
-        near(measured[name], naive_cka(layers, layers, name), atol=1e-4)
+        expected = naive_cka(layers, layers, name)
+        near(measured[name], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("images", "tokens"), SHAPES)
@@ -118,6 +154,7 @@ def test_norms_means_and_scores_are_the_textbooks(images: int, tokens: int) -> N
     measured = all_numbers(look(features(layers)))
 
     for place, layer in enumerate(layers):
+        # Tokens of all pictures: (images * tokens, D)
         flat = layer.double().flatten(0, 1).numpy()
         norms = np.linalg.norm(flat, axis=1)
         assert measured["norm"][place] == pytest.approx(norms.mean(), rel=1e-6)
@@ -125,14 +162,18 @@ def test_norms_means_and_scores_are_the_textbooks(images: int, tokens: int) -> N
 
         # Squared singular values of the unit tokens are the eigenvalues of their Gram matrix
         unit = flat / norms[:, None]
-        shares = np.linalg.svd(unit, compute_uv=False) ** 2 / len(flat)
-        entropy = -np.sum(shares * np.log(shares)) / np.log(min(flat.shape))
+        singular_values = np.linalg.svd(unit, compute_uv=False)
+        shares = singular_values**2 / len(flat)
+        entropy = -np.sum(shares * np.log(shares))
+        # 1 where all directions are alike
+        entropy = entropy / np.log(min(flat.shape))
         assert measured["entropy"][place] == pytest.approx(entropy, abs=1e-5)
 
         logarithms = 0.0
         for token in flat:
             # The nearest of all is the token itself
-            distances = sorted(np.linalg.norm(flat - token, axis=1))
+            distances = np.linalg.norm(flat - token, axis=1)
+            distances.sort()
             logarithms += np.log(distances[2] / distances[1])
         dimension = (len(flat) - 1) / logarithms
         assert measured["dimension"][place] == pytest.approx(dimension, rel=1e-3)
@@ -140,7 +181,8 @@ def test_norms_means_and_scores_are_the_textbooks(images: int, tokens: int) -> N
 
 def test_entropy_of_known_tokens() -> None:
     all_directions = torch.eye(6)
-    one_direction = torch.ones(6, 3) * torch.arange(1, 7)[:, None]
+    lengths = torch.arange(1, 7)
+    one_direction = torch.ones(6, 3) * lengths[:, None]
     no_direction = torch.zeros(6, 3)
 
     assert matrix_entropy(all_directions) == pytest.approx(1)
@@ -191,12 +233,15 @@ def test_unbiased_cka_does_not_depend_on_the_block(monkeypatch: pytest.MonkeyPat
 
 def test_cka_ignores_rotation_scale_and_the_order_of_pictures() -> None:
     layers = random_layers(20, 12)
-    rotation = torch.linalg.qr(torch.randn(10, 10))[0]
-    changed_layers = [layers[0] @ rotation, layers[1] * 100, *layers[2:]]
+    rotation, _ = torch.linalg.qr(torch.randn(10, 10))
+    changed_layers = list(layers)
+    changed_layers[0] = layers[0] @ rotation
+    changed_layers[1] = layers[1] * 100
+    mixed_pictures = features(layers).take(torch.randperm(20))
 
     plain = matrices(look(features(layers)))
     turned = matrices(look(features(changed_layers)))
-    mixed = matrices(look(features(layers).take(torch.randperm(20))))
+    mixed = matrices(look(mixed_pictures))
 
     for name in CKA:
         near(turned[name], plain[name], atol=1e-4)
@@ -241,10 +286,15 @@ def test_a_restored_state_gives_the_very_numbers(two_encoders: list[Features], c
     before = LayerStatistics(100)
     after = LayerStatistics(100)
 
-    add(before, *[encoder.take(torch.arange(cut)) for encoder in two_encoders])
-    state = {name: tensor.clone() for name, tensor in before.state().items()}
+    first_pictures = torch.arange(cut)
+    add(before, *[encoder.take(first_pictures) for encoder in two_encoders])
+    state = {}
+    for name, tensor in before.state().items():
+        # As from a file: nothing is shared with the pass that was cut
+        state[name] = tensor.clone()
     after.restore(state, torch.device("cpu"))
-    add(after, *[encoder.take(torch.arange(cut, 100)) for encoder in two_encoders])
+    last_pictures = torch.arange(cut, 100)
+    add(after, *[encoder.take(last_pictures) for encoder in two_encoders])
 
     assert_same(all_numbers(after), expected)
 
@@ -262,7 +312,8 @@ def test_image_cka_is_pytorch_ckas() -> None:
     compared_with = {"cka_images": first_kernels, "cross_images": second_kernels}
     for name, kernels in compared_with.items():
         xy, xx, yy = published_hsic(first_kernels, kernels)
-        expected = xy.numpy() / np.outer(xx.numpy(), yy.numpy()) ** 0.5
+        scale = np.outer(xx.numpy(), yy.numpy()) ** 0.5
+        expected = xy.numpy() / scale
         near(measured[name], expected, atol=1e-5)
 
 
@@ -272,7 +323,8 @@ def test_cross_cka_with_itself_is_cka() -> None:
     measured = matrices(look(encoder, encoder))
 
     for name in CKA:
-        near(measured[name.replace("cka", "cross")], measured[name], atol=1e-5)
+        cross_name = name.replace("cka", "cross")
+        near(measured[cross_name], measured[name], atol=1e-5)
 
 
 def test_cross_cka_of_two_grids_compares_tokens_of_one_place() -> None:
@@ -282,26 +334,40 @@ def test_cross_cka_of_two_grids_compares_tokens_of_one_place() -> None:
     resized_layers = []
     for layer in other_layers:
         maps = layer.mT.reshape(20, 7, 6, 7)
-        resized = interpolate(maps, size=(3, 5), mode="bilinear", antialias=True)
+        resized = interpolate(
+            maps,
+            size=(3, 5),
+            mode="bilinear",
+            antialias=True,
+        )
         resized_layers.append(resized.reshape(20, 7, 15).mT)
 
     with_itself = matrices(look(first, first))
     crossed = matrices(look(first, features(other_layers, (6, 7))))
 
     for name in CKA:
+        cross_name = name.replace("cka", "cross")
         expected = naive_cka(first.patches, resized_layers, name)
-        near(crossed[name.replace("cka", "cross")], expected, atol=1e-4)
+        near(crossed[cross_name], expected, atol=1e-4)
         # The other encoder changes nothing of what the first has alone
         near(crossed[name], with_itself[name], atol=1e-5)
+
+
+def constant_but_for_rounding(value: float) -> Tensor:
+    """A layer (8, 10, 10) with one token everywhere, of numbers around `value`."""
+    token = value * torch.rand(10)
+    rounding = 1e-7 * torch.randn(8, 10, 10)
+    return token * (1 + rounding)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.3])
 def test_a_constant_layer_is_undefined_and_the_others_are_not(value: float) -> None:
     layers = random_layers(8, 10)
-    # Constant but for rounding
-    layers[2] = value * torch.rand(10) * (1 + 1e-7 * torch.randn(8, 10, 10))
+    other_layers = [layers[0], layers[1], layers[3]]
+    layers[2] = constant_but_for_rounding(value)
+
     statistics = look(features(layers))
-    without = matrices(look(features([layers[0], layers[1], layers[3]])))
+    without = matrices(look(features(other_layers)))
 
     undefined = ["cosine_centred", *CKA]
     if value == 0:
@@ -319,12 +385,10 @@ def test_a_constant_layer_is_undefined_and_the_others_are_not(value: float) -> N
 
 def test_a_report_with_a_constant_layer_is_valid_json() -> None:
     layers = random_layers(8, 10)
-    layers[2] = 3.3 * torch.rand(10) * (1 + 1e-7 * torch.randn(8, 10, 10))
+    layers[2] = constant_but_for_rounding(3.3)
 
-    described = describe(look(features(layers)))
+    report = as_json(describe(look(features(layers))))
 
-    # NaN, which Python would write, is no JSON
-    report = json.loads(json.dumps(described, allow_nan=False))
     assert report["cka_tokens"][2] == [None] * 4
     assert report["cosine_centred"][2] == [None] * 4
     assert report["cosine"][2][2] == 1
@@ -334,14 +398,16 @@ def test_a_report_with_a_constant_layer_is_valid_json() -> None:
 @pytest.mark.parametrize("images", [1, 6])
 def test_one_or_identical_pictures(images: int) -> None:
     """Mean tokens do not vary then, tokens do."""
-    layers = [layer.expand(images, -1, -1) for layer in random_layers(1, 30)]
+    layers = []
+    for layer in random_layers(1, 30):
+        layers.append(layer.expand(images, -1, -1))
     statistics = look(features(layers))
 
     near(matrices(statistics)["cosine"], naive_cosine(layers), atol=1e-6)
-    described = describe(statistics, groups=2)
-    report = json.loads(json.dumps(described, allow_nan=False))
+    report = as_json(describe(statistics, groups=2))
     assert report["cka_images"] == [[None] * 4] * 4
-    assert np.isfinite(np.array(report["cka_tokens"], dtype=float)).all()
+    cka_tokens = np.array(report["cka_tokens"], dtype=float)
+    assert np.isfinite(cka_tokens).all()
     with pytest.raises(LayerfuseError, match="cka_images is undefined"):
         describe(statistics, "cka_images")
 

@@ -16,8 +16,9 @@ from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.look import similarity as verb
 from layerfuse.look.grouping import all_groups
-from layerfuse.look.output import read_json
 from layerfuse.look.pictures import find_pictures
+from layerfuse.look.report_file import read_report
+from layerfuse.look.similarity_report import SimilarityReport
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
@@ -27,17 +28,23 @@ from tests.test_similarity import all_numbers, assert_same
 ENCODERS = ("clip", "siglip")
 
 
+def save_encoder(folder: Path, size: int, width: int) -> None:
+    """Save a random encoder of the kind that the folder is named after."""
+    config = tiny.vision_config(folder.name, image_size=size, hidden_size=width)
+    AutoModel.from_config(config).save_pretrained(folder)
+    tiny.image_processor(size, size).save_pretrained(folder)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two saved encoders of other widths and grids, and seven pictures."""
-    for name, size, width in (("clip", 32, 24), ("siglip", 48, 18)):
-        config = tiny.vision_config(name, image_size=size, hidden_size=width)
-        AutoModel.from_config(config).save_pretrained(tmp_path / name)
-        tiny.image_processor(size, size).save_pretrained(tmp_path / name)
+    save_encoder(tmp_path / "clip", size=32, width=24)
+    save_encoder(tmp_path / "siglip", size=48, width=18)
     (tmp_path / "in").mkdir()
     pictures = torch.randint(0, 255, (7, 30, 40, 3), dtype=torch.uint8)
     for place, pixels in enumerate(pictures):
-        Image.fromarray(pixels.numpy()).save(tmp_path / "in" / f"{place}.png")
+        picture = Image.fromarray(pixels.numpy())
+        picture.save(tmp_path / "in" / f"{place}.png")
     return tmp_path
 
 
@@ -58,7 +65,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def killed_at(pictures: int) -> Progress:
     """A progress that interrupts the pass after so many pictures."""
 
-    def progress(phase: str, done: int, total: int, note: str = "") -> None:
+    def progress(
+        phase: str,
+        done: int,
+        total: int,
+        note: str = "",
+    ) -> None:
         if done == pictures:
             raise KeyboardInterrupt
 
@@ -91,7 +103,14 @@ def measure(folder: Path) -> Callable[..., dict[str, Any]]:
     return run
 
 
-@pytest.mark.parametrize(("change", "left"), [("none", 3), ("seed", 7), ("encoder", 7)])
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ("none", 3),
+        ("seed", 7),
+        ("encoder", 7),
+    ],
+)
 def test_a_killed_pass_continues(
     folder: Path,
     measure: Callable[..., dict[str, Any]],
@@ -108,16 +127,23 @@ def test_a_killed_pass_continues(
 
     # At 6 pictures, progress is told before they are saved: 4 are
     with pytest.raises(KeyboardInterrupt):
-        measure(encoders, seed=0, unfinished=unfinished, progress=killed_at(6))
+        measure(
+            encoders,
+            seed=0,
+            unfinished=unfinished,
+            progress=killed_at(6),
+        )
     seed = 0
     if change == "seed":
         seed = 1
     if change == "encoder":
-        torch.nn.init.normal_(next(encoders[1].parameters()))
+        weight = next(encoders[1].parameters())
+        torch.nn.init.normal_(weight)
     opened.clear()
     continued = measure(encoders, seed=seed, unfinished=unfinished)
 
-    assert opened == ["0", "1", "2", "3", "4", "5", "6"][-left:]
+    all_pictures = ["0", "1", "2", "3", "4", "5", "6"]
+    assert opened == all_pictures[-left:]
     assert continued["images"] == 7
     assert_same(continued, measure(encoders, seed=seed))
 
@@ -141,9 +167,15 @@ def test_the_verb_writes_a_report_and_figures(
     # With sums saved after every batch, none may be left in the end
     monkeypatch.setattr(verb, "SAVE_SECONDS", -1)
 
-    report = written(folder, by="cka_tokens", groups=0, other=str(folder / "siglip"))
+    report = written(
+        folder,
+        by="cka_tokens",
+        groups=0,
+        other=str(folder / "siglip"),
+    )
 
-    assert {path.name for path in (folder / "out").iterdir()} == {
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {
         "similarity.json",
         "similarity.png",
         "similarity.svg",
@@ -163,9 +195,11 @@ def test_the_verb_groups_by_the_matrix_it_was_asked_for(folder: Path) -> None:
     # Layer 0, the embedding of patches, belongs to no group
     matrix = np.array(report["cka_tokens"])[1:, 1:]
     expected = all_groups(matrix, [1, 2, 3, 4])
-    assert report["groups"]["3"]["groups"] == expected["3"]["groups"]
+    assert report["groups"]["3"]["groups"] == expected[3].groups
     # `groups=0` asks for the count with the widest silhouette, which only 2 and 3 have
-    widths = {count: report["groups"][str(count)]["silhouette"] for count in (2, 3)}
+    widths = {}
+    for count in (2, 3):
+        widths[count] = report["groups"][str(count)]["silhouette"]
     assert report["chosen"] == max(widths, key=lambda count: widths[count])
 
 
@@ -174,7 +208,8 @@ def test_three_pictures_can_be_compared_with_another_encoder(folder: Path) -> No
     report = written(folder, limit=3, other=str(folder / "siglip"))
 
     assert report["cross_images"] == [[None] * 5] * 5
-    assert np.isfinite(np.array(report["cross_tokens"], dtype=float)).all()
+    cross_tokens = np.array(report["cross_tokens"], dtype=float)
+    assert np.isfinite(cross_tokens).all()
 
 
 @pytest.mark.parametrize(
@@ -209,4 +244,4 @@ def test_a_damaged_report_is_named(tmp_path: Path) -> None:
     file.write_text('{"depth": 4, "gro')
 
     with pytest.raises(LayerfuseError, match=r"similarity\.json is damaged .*: delete it"):
-        read_json(file)
+        read_report(file, SimilarityReport.from_json)
