@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from layerfuse.data.records import Reading, from_columns, from_llava
+from layerfuse.data.from_records import Reading, from_columns, from_llava
 from layerfuse.data.sample import Sample
 from layerfuse.data.sources import DatasetRows, Samples, faults, load
 from layerfuse.errors import LayerfuseError

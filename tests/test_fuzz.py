@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from layerfuse.data.records import Reading, from_llava
+from layerfuse.data.from_records import Reading, from_llava
 from layerfuse.data.sample import Sample
 from layerfuse.data.sources import Samples, faults
 from layerfuse.model.processor import IMAGE_TOKEN

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from layerfuse.data.collate import SampleDataset
-from layerfuse.data.records import Reading, from_columns
+from layerfuse.data.from_records import Reading, from_columns
 from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.data.sources import Samples

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from layerfuse.data import scene_files
+from layerfuse.data.from_records import (
+    Reading,
+    cells,
+    from_columns,
+    from_llava,
+    identify,
+    sample_id,
+)
 from layerfuse.data.picture import Picture
-from layerfuse.data.records import Reading, cells, from_columns, from_llava, identify, sample_id
 from layerfuse.data.sample import Sample
 from layerfuse.data.scenes import VERSION
 from layerfuse.data.text_files import read_json, read_text

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from layerfuse.data import sources as conversations
+from layerfuse.data.from_records import picture_of
 from layerfuse.data.picture import Picture
-from layerfuse.data.records import picture_of
 from layerfuse.data.text_files import is_json
 from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.schema import Data, Scenes
