@@ -181,10 +181,6 @@ def test_stopped_and_continued_is_bit_equal(
     assert_same_weights(continued, expected)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="transformers takes a step more from the last checkpoint of a stage, within an epoch",
-)
 def test_a_finished_stage_that_ends_within_an_epoch_is_not_trained_further(
     two_stages: Recipe,
     tmp_path: Path,

@@ -87,6 +87,14 @@ class FusionTrainer(Trainer):
             lengths = torch.zeros(len(dataset), dtype=torch.int64)
         return LengthGroups(lengths, self.stage.batch_size, self.args.seed)
 
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        epochs_trained, batches_trained = super()._init_training_state(max_steps, *args, **kwargs)
+        # The checkpoint of a finished stage may lie within an epoch, of which transformers would
+        # train one step more before it sees that there are enough. No epoch has that number.
+        if self.state.global_step >= max_steps:
+            epochs_trained = max_steps
+        return epochs_trained, batches_trained
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             wrapped = self.model if model is None else model
