@@ -6,15 +6,70 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from layerfuse.data.grey_range import GreyRange, declared_range, png_range, to_8_bits
 from layerfuse.errors import LayerfuseError
 
 LONGEST = 200
 """The longer side of a picture in shorter sides: encoders resize the shorter side to their own
 size, which makes gigabytes of a thinner picture."""
+
+# In Pillow's own order, as some of them are known by nothing but a header that can be read. Left
+# out are those for which Pillow starts another program or needs one that registers itself (EPS,
+# WMF, BUFR, GRIB, HDF5), those of which it knows the header alone (MPEG), or that hold a file of
+# any other format (IPTC), and SPIDER, which has floating-point samples without a range.
+FORMATS = (
+    "BMP",
+    "DIB",
+    "GIF",
+    "JPEG",
+    "PPM",
+    "PNG",
+    "AVIF",
+    "BLP",
+    "CUR",
+    "PCX",
+    "DCX",
+    "DDS",
+    "FITS",
+    "FLI",
+    "FTEX",
+    "GBR",
+    "JPEG2000",
+    "ICNS",
+    "ICO",
+    "IM",
+    "IMT",
+    "MCIDAS",
+    "TIFF",
+    "MSP",
+    "PCD",
+    "PIXAR",
+    "PSD",
+    "QOI",
+    "SGI",
+    "SUN",
+    "TGA",
+    "WEBP",
+    "XBM",
+    "XPM",
+    "XVTHUMB",
+)
+"""The formats that are read, by Pillow's names: those that it decodes by itself."""
+
+_UNREAD_FORMATS = {
+    b"%!PS": "EPS",
+    b"\xc5\xd0\xd3\xc6": "EPS",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"<?xml": "SVG",
+    b"\xd7\xcd\xc6\x9a": "WMF",
+    b"\x01\x00\x00\x00": "EMF",
+}
+"""what files begin with that another program would have to draw"""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,8 +129,9 @@ class Picture:
             return None
         try:
             # Pillow reads no more than the header until pixels are asked for.
-            with Image.open(self.name) as image:
+            with Path(self.name).open("rb") as file, open_image(file) as image:
                 self._refuse_thin(image)
+                declared_range(image)
         except FileNotFoundError:
             return f"no image file {self.name}"
         except LayerfuseError as error:
@@ -92,11 +148,15 @@ class Picture:
         """
         content = self.read()
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                # A thin picture is refused before its pixels are decoded.
+            with open_image(io.BytesIO(content)) as image:
+                # What the header refuses is refused before the pixels are decoded.
                 self._refuse_thin(image)
+                grey_range = declared_range(image)
                 _refuse_damaged(image, content)
-                decoded = _rgb(_upright(image))
+                upright = _upright(image)
+                if image.format == "PNG":
+                    grey_range = png_range(upright, content) or grey_range
+                decoded = _rgb(upright, grey_range)
                 # Without its EXIF, after which somebody could turn it once more.
                 decoded.info.clear()
         except LayerfuseError:
@@ -129,6 +189,34 @@ class Picture:
             )
 
 
+def open_image(file: BinaryIO) -> Image.Image:
+    """A picture whose header is read, and nothing else, as long as no pixels are asked for.
+
+    Args:
+        file: encoded, of one of `FORMATS`.
+
+    Raises:
+        UnidentifiedImageError: if it is of none of them.
+    """
+    # Pillow else knows its commonest formats alone.
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        return Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        # Pillow's message names an object of Python.
+        file.seek(0)
+        start = file.read(8)
+    for signature, unread in _UNREAD_FORMATS.items():
+        if start.startswith(signature):
+            raise UnidentifiedImageError(
+                f"another program would have to draw {unread}; save it as PNG or JPEG"
+            )
+    raise UnidentifiedImageError(
+        f"it is of none of the formats that are read, or its header is broken: {', '.join(formats)}"
+    )
+
+
 def _refuse_damaged(image: Image.Image, content: bytes) -> None:
     """Raise Pillow's error for damage that its decoders make another picture of.
 
@@ -139,7 +227,7 @@ def _refuse_damaged(image: Image.Image, content: bytes) -> None:
     if image.format == "PNG":
         # Decoding looks at few of a PNG's checksums. Opened once more, because an image that was
         # verified cannot be decoded.
-        with Image.open(io.BytesIO(content)) as verified:
+        with open_image(io.BytesIO(content)) as verified:
             verified.verify()
     # A PCX of 8 bits has its palette at the end, 769 bytes that begin with 12. Where they are cut
     # off, its numbers of colours are taken for grey.
@@ -195,14 +283,16 @@ def _find_orientation(exif: bytes) -> int | None:
     return None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB, with transparent parts over white."""
-    if image.mode.startswith("I"):
-        # 16 bits, of which `convert` would keep the lowest 8: 65535 / 257 = 255.
-        levels = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise UnidentifiedImageError("floating-point pixels; save it with 8 or 16 bits")
+def _rgb(image: Image.Image, grey_range: GreyRange | None) -> Image.Image:
+    """The image as 8-bit RGB, with transparent parts over white.
+
+    Args:
+        image: decoded.
+        grey_range: of its samples, if they have more than 8 bits.
+    """
+    if grey_range is not None:
+        # `convert` would keep the lowest 8 bits.
+        return to_8_bits(image, grey_range).convert("RGB")
     if image.has_transparency_data:
         # `convert("RGB")` alone would show the colours that transparent pixels happen to have.
         foreground = image.convert("RGBA")
