@@ -24,7 +24,7 @@ from layerfuse.local_models.registry import resolve
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Arm, Data, ModelSource, Recipe, Stage
+from layerfuse.recipe.schema import Arm, Data, Recipe, Stage
 from layerfuse.tables import Heading, print_fitted
 
 
@@ -66,7 +66,7 @@ def show(
         console = Console()
     vision = vision_config(recipe.encoder)
     text = text_config(recipe.llm)
-    size = _image_size(recipe.encoder, vision)
+    size = _image_size(recipe, vision)
     arms: list[Shown] = []
     known: Known = {}
     for arm in recipe.all_arms():
@@ -151,17 +151,18 @@ def _trained(model: FusionVLM, stage: Stage, parameters: dict[str, int]) -> int:
     return total
 
 
-def _image_size(source: ModelSource, vision: PreTrainedConfig) -> int:
+def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
     """Height and width in pixels of what the encoder's image processor makes."""
+    source = recipe.encoder
     if source.image_size is not None:
         return source.image_size
     # The processor may crop to another size than the encoder was configured for.
     if source.config is None and Path(resolve(source.model)).is_dir():
-        from layerfuse.model.pretrained import load_image_processor
+        from layerfuse.model.pretrained import load_image_processor, processed_size
 
-        settings = load_image_processor(source.model).to_dict()
-        size = settings.get("crop_size") or settings["size"]
-        return int(size.get("height") or size["shortest_edge"])
+        image_processor = load_image_processor(source.model, recipe.image_aspect_ratio)
+        height, _ = processed_size(source.model, image_processor)
+        return height
     return int(vision.image_size)
 
 

@@ -27,6 +27,7 @@ from layerfuse.fusion import FixedWeights, Guidance
 from layerfuse.hardware import device
 from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of
 from layerfuse.model.config import FusionConfig
+from layerfuse.model.pretrained import load_image_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
@@ -344,6 +345,9 @@ def load_answerer(folder: Path) -> Answerer:
     try:
         model = model_class.from_pretrained(folder)
         processor = processor_class.from_pretrained(folder)
+        # In its version for PIL images, as in training: by itself, transformers takes torchvision's
+        # where that is installed, which resizes otherwise.
+        processor.image_processor = load_image_processor(str(folder.absolute()))
     except (OSError, SafetensorError) as error:
         raise LayerfuseError(f"cannot read the model in {folder}: {error}") from error
     return Answerer(model.to(device()).eval(), processor)

@@ -1,8 +1,9 @@
 """Loading pretrained parts by hub id, folder or local-model name."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from tokenizers import AddedToken
 from torch import Tensor, nn
@@ -12,18 +13,26 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlavaImageProcessorPil,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.image_processing_backends import PilBackend
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.processor import Processor
+from layerfuse.vision.aspect_ratio import ImageAspectRatio
 
 NameOrConfig = str | PreTrainedConfig
 """hub id, local folder, local-model name, or a config (random weights)"""
+
+WIDE = (96, 48)
+TALL = (48, 160)
+"""(width, height) of the blank pictures that an image processor is tried with; their sides are in
+different ratios, so that nothing but one output size makes them alike"""
 
 
 def text_config_of(llm: NameOrConfig) -> PreTrainedConfig:
@@ -145,6 +154,7 @@ def compose_processor(
     *,
     chat_template: str | None,
     image_token: str | None,
+    image_aspect_ratio: ImageAspectRatio | None = None,
 ) -> Processor:
     """The processor that belongs to a model composed from the same encoder and LLM.
 
@@ -154,12 +164,14 @@ def compose_processor(
         config: the composed model's config.
         chat_template: a Jinja template of `messages`; None takes the tokenizer's own.
         image_token: a token of the LLM that marks images; None takes `<image>`.
+        image_aspect_ratio: as for `load_image_processor`.
 
     Raises:
-        LayerfuseError: as `Processor`, and if an image processor or tokenizer cannot be found.
+        LayerfuseError: as `Processor` and `load_image_processor`, and if a tokenizer cannot be
+            found.
     """
     return Processor(
-        load_image_processor(encoder),
+        load_image_processor(encoder, image_aspect_ratio),
         load_tokenizer(llm, image_token),
         patch_size=config.vision_config.patch_size,
         token_grid=config.token_grid,
@@ -197,17 +209,177 @@ def load_tokenizer(name: str, image_token: str | None = None) -> Any:
     return tokenizer
 
 
-def load_image_processor(name: str) -> Any:
+def load_image_processor(name: str, image_aspect_ratio: ImageAspectRatio | None = None) -> Any:
     """The image processor of an encoder, in its version for PIL images.
 
     Args:
         name: hub id, folder or local-model name.
+        image_aspect_ratio: what becomes of a picture that is no square; None leaves that to the
+            image processor.
+
+    Returns:
+        An image processor that makes `pixel_values` (pictures, 3, height, width) of one size.
 
     Raises:
-        LayerfuseError: if it cannot be found.
+        LayerfuseError: if it cannot be found, makes pictures of several sizes or anything else
+            than `pixel_values`, or cannot be changed to this aspect ratio.
     """
     auto_image_processor: Any = AutoImageProcessor
     try:
-        return auto_image_processor.from_pretrained(resolve(name), backend="pil")
-    except OSError as error:
+        image_processor = auto_image_processor.from_pretrained(resolve(name), backend="pil")
+    except (OSError, ValueError) as error:
         raise LayerfuseError(f"cannot read the image processor of {name}: {error}") from error
+    if image_aspect_ratio is not None:
+        image_processor = _with_aspect_ratio(name, image_processor, image_aspect_ratio)
+    processed_size(name, image_processor)
+    return image_processor
+
+
+def processed_size(name: str, image_processor: Any) -> tuple[int, int]:
+    """The size that an image processor gives to every picture.
+
+    Args:
+        name: of the encoder, for errors.
+        image_processor: of transformers.
+
+    Returns:
+        Height and width in pixels.
+
+    Raises:
+        LayerfuseError: if it makes several sizes, or anything else than `pixel_values`.
+    """
+    # Tried, because settings alone do not tell what a class of image processors makes of them.
+    wide = _try_blank(name, image_processor, WIDE)
+    tall = _try_blank(name, image_processor, TALL)
+    if wide == tall:
+        return wide
+    settings = image_processor.to_dict()
+    raise LayerfuseError(
+        f"the image processor of {name} makes pictures of several sizes: {_sides(wide)} pixels "
+        f"(height x width) of a wide one, {_sides(tall)} of a tall one. Its settings are "
+        f"do_resize: {settings.get('do_resize')}, size: {settings.get('size')}, do_center_crop: "
+        f"{settings.get('do_center_crop')}. Set `image_aspect_ratio` to pad, square or crop in the "
+        "recipe, or, in the encoder's preprocessor_config.json, do_center_crop and crop_size, or a "
+        "size of height and width"
+    )
+
+
+def _try_blank(name: str, image_processor: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of what an image processor makes of a blank picture.
+
+    Args:
+        name: of the encoder, for errors.
+        image_processor: of transformers.
+        size: width and height of the blank picture.
+    """
+    blank = Image.new("RGB", size)
+    made = dict(image_processor([blank], return_tensors="pt"))
+    pixel_values = made.get("pixel_values")
+    if len(made) == 1 and isinstance(pixel_values, Tensor):
+        shape = tuple(pixel_values.shape)
+        # Tiles of a picture would be a further dimension.
+        if len(shape) == 4 and shape[:2] == (1, 3):
+            return shape[2], shape[3]
+    described: list[str] = []
+    for key, value in made.items():
+        if isinstance(value, Tensor):
+            described.append(f"{key} ({_sides(tuple(value.shape))})")
+        else:
+            described.append(key)
+    raise LayerfuseError(
+        f"the image processor of {name}, {type(image_processor).__name__}, makes "
+        f"{', '.join(described)} of one picture; valid are image processors that make only "
+        "pixel_values (1 x 3 x height x width), such as those of CLIP, SigLIP and DINOv2"
+    )
+
+
+def _sides(lengths: tuple[int, ...]) -> str:
+    """Lengths as one writes the size of a picture."""
+    return " x ".join(map(str, lengths))
+
+
+def _with_aspect_ratio(
+    name: str,
+    image_processor: Any,
+    image_aspect_ratio: ImageAspectRatio,
+) -> Any:
+    """An image processor like this one, but for pictures that are no squares.
+
+    Args:
+        name: of the encoder, for errors.
+        image_processor: the encoder's own, of transformers.
+        image_aspect_ratio: what becomes of such pictures.
+
+    Raises:
+        LayerfuseError: if this image processor cannot do that.
+    """
+    valid = get_args(ImageAspectRatio)
+    if image_aspect_ratio not in valid:
+        raise LayerfuseError(
+            f"image_aspect_ratio {image_aspect_ratio!r} is unknown; valid: {', '.join(valid)}"
+        )
+    # Any: transformers does not annotate what its classes of image processors share
+    image_processor_class: Any = image_processor.__class__
+    common_class: Any = PilBackend
+    padding_class: Any = LlavaImageProcessorPil
+    refusal = f"image_aspect_ratio: {image_aspect_ratio} cannot be set for the encoder {name}"
+    # The steps of CLIP, SigLIP, DINOv2, ViT and others, which their settings describe in full.
+    # Where a class has steps of its own, settings can mean something else or nothing.
+    has_common_steps = image_processor_class._preprocess is common_class._preprocess
+    if not has_common_steps and image_processor_class is not padding_class:
+        raise LayerfuseError(
+            f"{refusal}: its image processor, {image_processor_class.__name__}, has steps of its "
+            "own. Leave image_aspect_ratio unset"
+        )
+    settings = image_processor.to_dict()
+    side = _output_side(settings)
+    if side is None:
+        raise LayerfuseError(
+            f"{refusal}: its image processor's settings name no square size (do_resize: "
+            f"{settings.get('do_resize')}, size: {settings.get('size')}, do_center_crop: "
+            f"{settings.get('do_center_crop')}, crop_size: {settings.get('crop_size')}). Name one "
+            "in its preprocessor_config.json, or leave image_aspect_ratio unset"
+        )
+
+    settings["do_resize"] = True
+    settings["do_pad"] = False
+    if image_aspect_ratio == "square":
+        settings["size"] = {"height": side, "width": side}
+        settings["do_center_crop"] = False
+        return image_processor_class.from_dict(settings)
+    # The shorter side becomes that of the crop: DINOv2's own settings would first make it larger,
+    # and cut off a border, which would be part of the picture after padding.
+    settings["size"] = {"shortest_edge": side}
+    settings["do_center_crop"] = True
+    settings["crop_size"] = {"height": side, "width": side}
+    if image_aspect_ratio == "crop":
+        return image_processor_class.from_dict(settings)
+    if not settings.get("image_mean"):
+        raise LayerfuseError(
+            f"{refusal}: its image processor has no image_mean, the colour of the borders"
+        )
+    # That of LLaVA pads to a square first. Other programs that read the saved folder know it.
+    settings["do_pad"] = True
+    return padding_class.from_dict(settings)
+
+
+def _output_side(settings: dict[str, Any]) -> int | None:
+    """The side in pixels of the squares that an image processor makes, or would make of squares.
+
+    Args:
+        settings: the image processor's.
+
+    Returns:
+        The side; None where the settings name none, or a rectangle.
+    """
+    if settings.get("do_center_crop"):
+        size = settings["crop_size"]
+    elif settings.get("do_resize"):
+        size = settings["size"]
+    else:
+        return None
+    if "shortest_edge" in size:
+        return int(size["shortest_edge"])
+    if "height" in size and size["height"] == size.get("width"):
+        return int(size["height"])
+    return None

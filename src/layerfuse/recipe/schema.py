@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.vision.aspect_ratio import ImageAspectRatio
 
 # Validators raise ValueError, which pydantic gathers: `load_recipe` names all problems in one
 # LayerfuseError.
@@ -349,6 +350,11 @@ class Recipe(Strict):
     """The file of `layerfuse similarity` that selections such as `similarity:3` read."""
     token_grid: tuple[PositiveInt, PositiveInt] | None = None
     """Average-pool every layer's patch tokens to (rows, columns): for cheap local studies."""
+    image_aspect_ratio: ImageAspectRatio | None = None
+    """What becomes of pictures that are no squares, in training, test and `ask` alike: `pad` adds
+    borders of the image processor's mean colour to the shorter sides (LLaVA-1.5's), `square`
+    stretches them, `crop` cuts out their centre; size and interpolation stay the encoder's.
+    Default: the encoder's own image processor, unchanged."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic, frozen weights, cached features and the saved model; `auto` is bfloat16 where the
     processor has it, else float32. What trains is kept in float32."""

@@ -53,7 +53,7 @@ def encode_pictures(
     if cached:
         store = cached_features(
             partial(encoder_for, recipe),
-            load_image_processor(recipe.encoder.model),
+            load_image_processor(recipe.encoder.model, recipe.image_aspect_ratio),
             pictures_of(cached),
             digests=digests,
             progress=progress,
@@ -180,7 +180,7 @@ def _rebuild(data: dict[str, Any], recipe: Recipe, samples: SampleSets) -> Featu
         layers=tuple(data["layers"]),
         grid=(rows, columns),
         load=partial(encoder_for, recipe),
-        image_processor=load_image_processor(recipe.encoder.model),
+        image_processor=load_image_processor(recipe.encoder.model, recipe.image_aspect_ratio),
         batch_size=data["batch_size"],
         folders=folders,
         entries={},

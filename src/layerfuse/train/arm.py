@@ -111,6 +111,7 @@ def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:
         config,
         chat_template=template,
         image_token=recipe.image_token,
+        image_aspect_ratio=recipe.image_aspect_ratio,
     )
 
 
