@@ -65,9 +65,7 @@ _UNREAD_FORMATS = {
     b"\xc5\xd0\xd3\xc6": "EPS",
     b"%PDF": "PDF",
     b"<svg": "SVG",
-    b"<?xml": "SVG",
     b"\xd7\xcd\xc6\x9a": "WMF",
-    b"\x01\x00\x00\x00": "EMF",
 }
 """what files begin with that another program would have to draw"""
 
