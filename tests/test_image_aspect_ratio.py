@@ -70,8 +70,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def noise(width: int, height: int) -> Image.Image:
     """A picture of which every pixel matters."""
-    drawn = np.random.default_rng(width * height).integers(0, 256, (height, width, 3))
-    return Image.fromarray(drawn.astype(np.uint8))
+    generator = np.random.default_rng(width * height)
+    drawn = generator.integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(drawn)
 
 
 def pixels_of(image_processor: Any, image: Image.Image) -> Floats:
@@ -88,15 +89,18 @@ def expand2square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     longer = max(width, height)
     canvas = Image.new("RGB", (longer, longer), colour)
     if width > height:
-        canvas.paste(image, (0, (width - height) // 2))
+        top = (width - height) // 2
+        canvas.paste(image, (0, top))
     else:
-        canvas.paste(image, ((height - width) // 2, 0))
+        left = (height - width) // 2
+        canvas.paste(image, (left, 0))
     return canvas
 
 
 def naive(image: Image.Image, ratio: str, own: Any) -> Floats:
     """(3, SIDE, SIDE): the picture made a square, resized and normalised, step by step."""
     if ratio == "pad":
+        # Rounded down, as in the release.
         colour = tuple(int(mean * 255) for mean in own.image_mean)
         image = expand2square(image, colour)
     if ratio == "crop":
@@ -106,13 +110,18 @@ def naive(image: Image.Image, ratio: str, own: Any) -> Floats:
         width = SIDE * width // shorter
         height = SIDE * height // shorter
         image = image.resize((width, height), Image.Resampling.BICUBIC)
+        # Of an odd rest, the smaller half is cut off on the left and at the top.
         left = (width - SIDE) // 2
         top = (height - SIDE) // 2
-        image = image.crop((left, top, left + SIDE, top + SIDE))
+        right = left + SIDE
+        bottom = top + SIDE
+        image = image.crop((left, top, right, bottom))
     else:
         image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     shares = np.asarray(image).astype(np.float64) / 255
-    normal = (shares - np.array(own.image_mean)) / np.array(own.image_std)
+    mean = np.array(own.image_mean)
+    std = np.array(own.image_std)
+    normal = (shares - mean) / std
     return normal.transpose(2, 0, 1)
 
 
@@ -126,7 +135,9 @@ def test_each_value_equals_its_steps_one_by_one(
 
     pixels = pixels_of(load_image_processor(folder, ratio), image)
 
-    np.testing.assert_allclose(pixels, naive(image, ratio, own), atol=1e-6)
+    expected = naive(image, ratio, own)
+    # Image processors compute in float32.
+    np.testing.assert_allclose(pixels, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -143,20 +154,22 @@ def test_pad_equals_the_image_processor_of_llava(folder: str, shape: tuple[int, 
 
     pixels = pixels_of(load_image_processor(folder, "pad"), image)
 
+    # The same steps on the same settings: no rounding tells them apart.
     np.testing.assert_array_equal(pixels, pixels_of(of_llava, image))
 
 
 def test_left_out_it_is_the_encoders_own_image_processor(folder: str) -> None:
     """The settings are part of the address of cached features, which must not move."""
-    own: Any = AutoImageProcessor
-    own = own.from_pretrained(folder, backend="pil")
+    auto_image_processor: Any = AutoImageProcessor
+    own = auto_image_processor.from_pretrained(folder, backend="pil")
 
     image_processor = load_image_processor(folder)
 
     assert type(image_processor) is type(own)
     assert image_processor.to_dict() == own.to_dict()
     image = noise(51, 32)
-    np.testing.assert_array_equal(pixels_of(image_processor, image), pixels_of(own, image))
+    pixels = pixels_of(image_processor, image)
+    np.testing.assert_array_equal(pixels, pixels_of(own, image))
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -169,7 +182,8 @@ def test_saved_and_loaded_it_is_the_same(folder: str, ratio: Any, tmp_path: Path
     assert type(loaded) is type(image_processor)
     assert loaded.to_dict() == image_processor.to_dict()
     image = noise(51, 32)
-    np.testing.assert_array_equal(pixels_of(loaded, image), pixels_of(image_processor, image))
+    pixels = pixels_of(loaded, image)
+    np.testing.assert_array_equal(pixels, pixels_of(image_processor, image))
 
 
 def test_other_programs_know_the_saved_image_processor_as_llavas(
@@ -199,6 +213,7 @@ def test_an_image_processor_that_pads_can_be_given_another_value(tmp_path: Path)
 def with_own_image_processor(recipe: dict[str, Any], tmp_path: Path) -> Path:
     """The file of a recipe whose encoder has DINOv2's settings, and whose pictures are wide."""
     own_image_processor("dinov2").save_pretrained(tmp_path / "encoder")
+    # In the place of the fixture's pictures, each of another shape.
     for number in range(8):
         noise(60 + number, 40).save(tmp_path / f"{number}.png")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -211,18 +226,23 @@ def test_cached_features_are_those_of_the_changed_pictures(
 ) -> None:
     path = with_own_image_processor(recipe, tmp_path)
     checked = load_recipe(path, (f"image_aspect_ratio={ratio}",))
-    samples = SampleSets({"align": load(checked.stages["align"].data)}, load(checked.evaluate.data))
-    pictures = list(pictures_of([samples.test]))
+    test = load(checked.evaluate.data)
+    samples = SampleSets({"align": test}, test)
+    pictures = list(pictures_of([test]))
+    digests = digests_of(pictures)
 
-    store, _ = encode_pictures(checked, samples, digests_of(pictures))
+    store, _ = encode_pictures(checked, samples, digests)
 
     assert store is not None
     own = load_image_processor(checked.encoder.model)
     changed = []
     for picture in pictures:
-        changed.append(torch.tensor(naive(picture.open(), ratio, own), dtype=torch.float32))
-    expected = encoder_for(checked)(torch.stack(changed))
+        pixels = naive(picture.open(), ratio, own)
+        changed.append(torch.tensor(pixels))
+    pixel_values = torch.stack(changed).float()
+    expected = encoder_for(checked)(pixel_values)
     cached = store.features(pictures)
+    # The last batch of the cache can have another size, which changes the last bits.
     for layer, expected_layer in zip(cached.patches, expected.patches, strict=True):
         torch.testing.assert_close(layer, expected_layer, atol=1e-4, rtol=1e-4)
 
@@ -235,8 +255,9 @@ def test_values_do_not_share_cached_features(recipe: dict[str, Any], tmp_path: P
         checked = load_recipe(path, (f"image_aspect_ratio={ratio}",))
         test = load(checked.evaluate.data)
         samples = SampleSets({"align": test}, test)
+        digests = digests_of(pictures_of([test]))
 
-        store, _ = encode_pictures(checked, samples, digests_of(pictures_of([test])))
+        store, _ = encode_pictures(checked, samples, digests)
 
         assert store is not None
         folders.add(store.folders[3])
@@ -248,6 +269,7 @@ def test_a_trained_model_is_asked_as_it_was_trained(
     recipe: dict[str, Any], tmp_path: Path, ratio: Any
 ) -> None:
     """Through the folder of the saved model, with the answers of the test."""
+    # One arm, since models of all arms are saved alike.
     recipe["arms"] = recipe["arms"][:1]
     path = with_own_image_processor(recipe, tmp_path)
     study(
@@ -278,6 +300,7 @@ def test_show_counts_the_tokens_of_training(
 ) -> None:
     """Also where the pictures are not of the size in the encoder's configuration (32)."""
     path = with_own_image_processor(recipe, tmp_path)
+    # Its own pictures have no one size, of which `show` could know.
     many_sizes = BitImageProcessorPil(size={"shortest_edge": side}, do_center_crop=False)
     many_sizes.save_pretrained(tmp_path / "encoder")
     overrides = (f"image_aspect_ratio={ratio}",)
@@ -286,8 +309,10 @@ def test_show_counts_the_tokens_of_training(
 
     _, arms = show(path, overrides, Console(quiet=True))
 
-    processor = processor_for(checked, check_arms(checked)[0])
-    trained_tokens = image_tokens(processor, visual_inputs(processor, samples, None))
+    first_config = check_arms(checked)[0]
+    processor = processor_for(checked, first_config)
+    batch = visual_inputs(processor, samples, None)
+    trained_tokens = image_tokens(processor, batch)
     assert arms[0].visual_tokens == trained_tokens == (side // tiny.PATCH) ** 2
 
 
@@ -299,11 +324,13 @@ def test_an_unknown_value_is_refused_with_the_valid_ones(
     with pytest.raises(LayerfuseError, match=r"image_aspect_ratio.*'pad', 'square' or 'crop'"):
         load_recipe(path, ("image_aspect_ratio=anyres",))
 
+    # Any: in Python, nothing but a type checker knows the valid values.
     unknown: Any = "anyres"
     with pytest.raises(LayerfuseError, match="'anyres' is unknown; valid: pad, square, crop"):
         load_image_processor(recipe["encoder"], unknown)
 
 
+# Image processors, and what is said of them.
 NOT_CHANGED: dict[str, tuple[Any, str]] = {
     "steps of its own": (
         ConvNextImageProcessorPil(size={"shortest_edge": 384}),
@@ -334,7 +361,9 @@ def test_image_processors_that_cannot_be_changed_are_named(
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "fusion-study-triple", "igva", "mmfuser"])
 def test_published_studies_pad_as_llava_does(name: str) -> None:
-    assert load_recipe(RECIPES / f"{name}.yaml").image_aspect_ratio == "pad"
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+
+    assert recipe.image_aspect_ratio == "pad"
 
 
 def test_pictures_on_disk_are_padded_in_colour(tmp_path: Path) -> None:
@@ -346,6 +375,10 @@ def test_pictures_on_disk_are_padded_in_colour(tmp_path: Path) -> None:
     pixels = pixels_of(load_image_processor(str(tmp_path), "pad"), image)
 
     own = load_image_processor(str(tmp_path))
-    for channel, (mean, std) in enumerate(zip(own.image_mean, own.image_std, strict=True)):
-        border = (int(mean * 255) / 255 - mean) / std
+    for channel in range(3):
+        mean = own.image_mean[channel]
+        std = own.image_std[channel]
+        # A whole number of 255 parts, which is not quite the mean.
+        colour = int(mean * 255) / 255
+        border = (colour - mean) / std
         assert pixels[channel, 0, 0] == pytest.approx(border, abs=1e-6)

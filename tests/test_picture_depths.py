@@ -43,6 +43,7 @@ class Tag:
         type_format = FORMATS_OF_TYPES[self.kind]
         value: float = self.value
         if type_format != "f":
+            # The format has no decimal places.
             value = int(self.value)
         packed = struct.pack(f"<{type_format}", value).ljust(4, b"\0")
         return struct.pack("<HHI", self.number, self.kind, 1) + packed
@@ -57,9 +58,11 @@ def tiff(samples: Samples, bits: int | None = None, tags: Sequence[Tag] = ()) ->
         tags: further ones, or others than black for 0.
     """
     height, width = samples.shape
+    # Whole numbers from 0 on, signed ones, floating-point ones.
     sample_format = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
     content = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
     if bits == 12:
+        # One long number, whose upper bits come first.
         digits = "".join(f"{sample:012b}" for sample in samples.ravel().tolist())
         content = int(digits, 2).to_bytes(len(digits) // 8, "big")
     header = {
@@ -104,6 +107,7 @@ def png(
     """
     height, width = samples.shape[:2]
     channels = samples[0, 0].size
+    # As PNG numbers grey and RGB.
     colour_type = {1: 0, 3: 2}[channels]
     rows = b""
     for row in samples.astype(">u2"):
@@ -142,6 +146,7 @@ def levels(samples: Samples, black: float, white: float) -> Samples:
     return np.round(255 * shares)
 
 
+# Half of them below 0.
 SIGNED = np.arange(-1000, 1000, dtype=np.int16).reshape(40, 50)
 SHARES = np.linspace(0, 1, 60, dtype=np.float32).reshape(6, 10)
 # Samples of 12 bits as PNG wants them: in the upper bits, and as a share of the highest.
@@ -244,6 +249,7 @@ def test_the_declared_range_becomes_black_to_white(kind: str) -> None:
     np.testing.assert_array_equal(pixels[..., 2], pixels[..., 0])
 
 
+# No sample needs more than 10 bits.
 COLOURS = np.stack([RAMP_12[:8], RAMP_12[8:16], RAMP_12[16:24]], axis=-1)
 UNKNOWN_TIFF = "without the TIFF tags SMinSampleValue and SMaxSampleValue"
 
@@ -300,7 +306,7 @@ def test_an_unknown_range_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     with pytest.raises(LayerfuseError, match=message):
         Picture(str(file)).open()
 
-    # The header alone says so, before any picture of a study is decoded.
+    # The header says so by itself, before any picture of a study is decoded.
     assert reason in (Picture(str(file)).fault() or "")
 
 
@@ -334,6 +340,7 @@ def test_samples_that_contradict_the_range_are_refused(kind: str) -> None:
 
 
 def test_colours_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
+    # Other samples in each channel, so that exchanged channels show.
     colours = np.stack([RAMP_16, RAMP_16.T, RAMP_16[::-1]], axis=-1)
 
     for significant_bits in (None, 12, 16):
