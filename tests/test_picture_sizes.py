@@ -81,6 +81,15 @@ def test_show_is_refused(path: Path) -> None:
         show(path, console=quiet())
 
 
+def test_show_refuses_rectangles(path: Path) -> None:
+    """It would count the tokens of squares."""
+    rectangle = BitImageProcessorPil(size={"height": 32, "width": 48}, do_center_crop=False)
+    rectangle.save_pretrained(path.parent / "encoder")
+
+    with pytest.raises(LayerfuseError, match="makes pictures of 32 x 48 pixels"):
+        show(path, console=quiet())
+
+
 @pytest.mark.usefixtures("path")
 def test_similarity_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "look"

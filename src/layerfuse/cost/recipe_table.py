@@ -161,7 +161,12 @@ def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
         from layerfuse.model.pretrained import load_image_processor, processed_size
 
         image_processor = load_image_processor(source.model, recipe.image_aspect_ratio)
-        height, _ = processed_size(source.model, image_processor)
+        height, width = processed_size(source.model, image_processor)
+        if height != width:
+            raise LayerfuseError(
+                f"the image processor of {source.model} makes pictures of {height} x {width} "
+                "pixels, and `show` counts squares alone; set encoder.image_size to count some"
+            )
         return height
     return int(vision.image_size)
 

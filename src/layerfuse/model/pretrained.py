@@ -342,10 +342,14 @@ def _with_aspect_ratio(
         )
 
     settings["do_resize"] = True
-    settings["do_pad"] = False
+    # Only what is on is switched off: settings that stay as they are share cached features with the
+    # encoder's own.
+    if settings.get("do_pad"):
+        settings["do_pad"] = False
     if image_aspect_ratio == "square":
         settings["size"] = {"height": side, "width": side}
-        settings["do_center_crop"] = False
+        if settings.get("do_center_crop"):
+            settings["do_center_crop"] = False
         return image_processor_class.from_dict(settings)
     # The shorter side becomes that of the crop: DINOv2's own settings would first make it larger,
     # and cut off a border, which would be part of the picture after padding.
