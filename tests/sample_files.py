@@ -7,8 +7,9 @@ from typing import Any
 
 from PIL import Image
 
+from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
-from layerfuse.data.sources import Samples, faults, load
+from layerfuse.data.sources import faults, load
 from layerfuse.recipe.schema import Data
 
 

@@ -7,7 +7,7 @@ import torch
 
 from layerfuse.data.collate import Collator
 from layerfuse.data.feature_store import cached_features
-from layerfuse.data.sources import Samples
+from layerfuse.data.lazy_records import Samples
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.processor import IGNORED, Processor
 from layerfuse.vision.encoder import Encoder

@@ -12,8 +12,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from layerfuse.data.from_records import Reading, from_columns, from_llava
+from layerfuse.data.hub_dataset import DatasetRows
+from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
-from layerfuse.data.sources import DatasetRows, Samples, faults, load
+from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.schema import Data
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from layerfuse.data.feature_store import FeatureStore, cached_features
+from layerfuse.data.hub_dataset import DatasetRows
 from layerfuse.data.picture import Picture
-from layerfuse.data.sources import DatasetRows
 from layerfuse.errors import LayerfuseError
 from layerfuse.vision.encoder import Encoder
 from tests import tiny

@@ -200,3 +200,16 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     assert find_pictures(name, "a")[0].read() == b"1"
     assert asked == [(name, "a")]
+
+
+def test_other_media_of_a_dataset_do_not_matter_to_a_look(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    content = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
+    dataset = datasets.Dataset.from_dict({"image": [content], "mask": [content]})
+    for column in ("image", "mask"):
+        dataset = dataset.cast_column(column, datasets.Image())
+    dataset.save_to_disk(tmp_path / "set")
+
+    (picture,) = find_pictures(str(tmp_path / "set"))
+
+    assert picture.read() == content["bytes"]

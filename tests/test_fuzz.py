@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from layerfuse.data.from_records import Reading, from_llava
+from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
-from layerfuse.data.sources import Samples, faults
+from layerfuse.data.sources import faults
 from layerfuse.model.processor import IMAGE_TOKEN
 from tests.mutations import SHORT_AND_FULL, mutate, outcome_of
 from tests.sample_files import load_path, save_lines

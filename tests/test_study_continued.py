@@ -12,9 +12,9 @@ from rich.console import Console
 
 from layerfuse.data.collate import SampleDataset
 from layerfuse.data.from_records import Reading, from_columns
+from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import SampleSets
-from layerfuse.data.sources import Samples
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict
 from layerfuse.evaluate.records import AnswerRecord

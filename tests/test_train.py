@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from layerfuse.data.collate import Collator
 from layerfuse.data.feature_store import FeatureStore, cached_features
-from layerfuse.data.sources import Samples, load
+from layerfuse.data.lazy_records import Samples
+from layerfuse.data.sources import load
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe, Stage
 from layerfuse.train.arm import Trained, encoder_for, train_arm

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from layerfuse.data.sources import Samples
+from layerfuse.data.lazy_records import Samples
 
 
 def label_of_test(stages: Collection[str]) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from layerfuse.data import sources as conversations
-from layerfuse.data.from_records import picture_of
+from layerfuse.data.from_records import cells, picture_of
+from layerfuse.data.hub_dataset import is_saved_dataset, open_dataset
+from layerfuse.data.lazy_records import Records
 from layerfuse.data.picture import Picture
+from layerfuse.data.sources import IMAGE_SUFFIXES, image_files, load
 from layerfuse.data.text_files import is_json
 from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.schema import Data, Scenes
@@ -48,14 +50,14 @@ def find_pictures(
         pictures = [*photographs(), *scenes]
     elif is_json(path):
         pictures = _pictures_of(Data(path=source))
-    elif path.is_dir() and not conversations.is_saved_dataset(path):
+    elif path.is_dir() and not is_saved_dataset(path):
         pictures = _images_in(path)
     elif path.is_dir() or _may_be_hub_id(source):
         pictures = _pictures_of_dataset(source, split)
     else:
         raise LayerfuseError(f"no folder, LLaVA JSON or dataset {source}")
     if not pictures:
-        suffixes = ", ".join(sorted(conversations.IMAGE_SUFFIXES))
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise LayerfuseError(f"no images ({suffixes}) in {source}")
     if limit is None:
         return pictures
@@ -71,14 +73,14 @@ def _may_be_hub_id(source: str) -> bool:
 
 def _images_in(folder: Path) -> list[Picture]:
     """The images in a folder and its subfolders."""
-    return [Picture(str(file)) for file in conversations.image_files(folder)]
+    return [Picture(str(file)) for file in image_files(folder)]
 
 
 def _pictures_of(data: Data) -> list[Picture]:
     """The pictures of samples, each once."""
     # Several questions can be about one picture: it keeps its first place
     by_name: dict[str, Picture] = {}
-    for sample in conversations.load(data):
+    for sample in load(data):
         for picture in sample.pictures:
             by_name[picture.name] = picture
     return list(by_name.values())
@@ -87,18 +89,19 @@ def _pictures_of(data: Data) -> list[Picture]:
 def _pictures_of_dataset(source: str, split: str) -> Sequence[Picture]:
     """The first picture of each row of a Hugging Face dataset."""
     try:
-        rows = conversations.open_dataset(source, split).records
+        # Masks and other media beside the pictures do not matter to a look.
+        rows = open_dataset(source, split, refuse_unread=False).records
     except LayerfuseError:
         raise
     # What is wrong with a name, a split or the network, the package datasets says by many types
     except (OSError, ValueError) as error:
         raise LayerfuseError(f"the dataset {source} cannot be opened: {error}") from error
-    return conversations.Records(rows, _first_picture)
+    return Records(rows, _first_picture)
 
 
 def _first_picture(index: int, row: dict[str, Any]) -> Picture:
     """The first picture of a row of a dataset."""
-    row_cells = conversations.cells(row.get("image") or row.get("images"))
+    row_cells = cells(row.get("image") or row.get("images"))
     # An empty row is refused with its number when the picture is made
     cell = next(iter(row_cells), None)
     return picture_of(f"row {index}", cell, Path())

@@ -6,9 +6,10 @@ from typing import Literal
 
 import numpy as np
 
+from layerfuse.data.lazy_records import Samples
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import by_turn
-from layerfuse.data.sources import Samples, load
+from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.metrics import normalize
 from layerfuse.model.chat_template import question_of

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSets
-from layerfuse.data.sources import Samples, faults, load
+from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import questions
 from layerfuse.model.chat_template import Message

@@ -12,9 +12,9 @@ from layerfuse.data.feature_store import (
     in_threads,
     index_entries,
 )
+from layerfuse.data.lazy_records import Samples
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSets
-from layerfuse.data.sources import Samples
 from layerfuse.files import write_text
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, silent

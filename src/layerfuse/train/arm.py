@@ -14,8 +14,8 @@ from transformers import set_seed
 
 from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
 from layerfuse.data.feature_store import FeatureStore
+from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import by_turn
-from layerfuse.data.sources import Samples
 from layerfuse.data.text_files import read_text
 from layerfuse.files import write_text
 from layerfuse.fusion import parse
