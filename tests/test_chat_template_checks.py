@@ -50,7 +50,7 @@ def recipe_with_turns(
 
 def check(recipe: dict[str, Any], folder: Path) -> SampleSets:
     """The samples of a recipe, if nothing speaks against them."""
-    samples, _ = load_checked(load_recipe(write_recipe(folder, recipe)))
+    samples = load_checked(load_recipe(write_recipe(folder, recipe))).usable
     return samples
 
 

@@ -30,6 +30,22 @@ C = Picture("c")
         ("13", "3", False),
         ("red circle", "red", False),
         ("", "none", False),
+        # An answer of marks alone is no empty answer, and an empty one is never right
+        ("", "...", False),
+        ("", "", False),
+        ("...", "...", True),
+        # A full stop belongs to the number behind it, and ends the one before it
+        ("5", ".5", False),
+        ("5.", "5", True),
+        ("'.5'", ".5", True),
+        ("10", "-10", False),
+        # Composed and decomposed accents look the same
+        ("cafe\u0301", "caf\u00e9", True),
+        ("red\u3002", "red", True),
+        ("\u201cred\u201d", "red", True),
+        # Marks that mean something
+        ("5", "5%", False),
+        ("m\u00b2", "m2", False),
     ],
 )
 def test_exact_match(prediction: str, answer: str, is_match: bool) -> None:

@@ -222,7 +222,7 @@ def test_another_process_reads_the_same_features(recipe: dict[str, Any], tmp_pat
     cut_in_half(bad_picture)
     recipe["on_bad_sample"] = "skip"
     loaded = load_recipe(write_recipe(tmp_path, recipe))
-    samples, _ = load_checked(loaded)
+    samples = load_checked(loaded).usable
     digests = digests_of(pictures_of([samples.test]))
     store, unreadable = encode_pictures(loaded, samples, digests)
     assert store is not None
@@ -260,7 +260,7 @@ def test_features_that_nothing_reads_are_not_handed_on(
     """The file still holds the digest by which another process knows the samples."""
     recipe["cache_features"] = False
     loaded = load_recipe(write_recipe(tmp_path, recipe))
-    samples, _ = load_checked(loaded)
+    samples = load_checked(loaded).usable
 
     write_features(tmp_path, samples, None)
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from layerfuse.data.collate import image_tokens, visual_inputs
-from layerfuse.data.feature_store import FeatureStore
+from layerfuse.data.feature_store import FeatureStore, digests_of
 from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
@@ -25,7 +25,7 @@ from layerfuse.evaluate.metrics import exact_match
 from layerfuse.evaluate.records import AnswerRecord, ControlRecord
 from layerfuse.fusion import FixedWeights, Guidance
 from layerfuse.hardware import device
-from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of
+from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of, written
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.model.processor import Processor
@@ -35,6 +35,8 @@ from layerfuse.recipe.schema import Evaluation
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B")
 """Modes of Pillow whose pixels a PNG can hold."""
+DIGEST_LENGTH = 16
+"""Hexadecimal digits by which records tell pictures apart: 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _asked_turns(sample: Sample) -> Iterator[_AskedTurn]:
             yield _AskedTurn(
                 messages=(*system, {"role": "user", "content": content}),
                 pictures=(*of_system, *of_turns),
-                answer=message["content"].strip(),
+                answer=written(message["content"]).strip(),
                 place=num_answers,
             )
         # After the question is asked: it must not see a picture in its own answer.
@@ -407,6 +409,7 @@ def predict(
             for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
                 answers[control] = ControlRecord(text, exact_match(text, question.answer))
 
+    digests = _digests(answerer, asked, progress)
     records: list[AnswerRecord] = []
     for question, prediction, weights_of_question, answers in zip(
         asked,
@@ -415,15 +418,40 @@ def predict(
         controlled_answers,
         strict=True,
     ):
-        records.append(_record(question, prediction, weights_of_question, answers))
+        pictures = [digests[picture.name] for picture in question.sample.pictures]
+        records.append(
+            _record(
+                question,
+                prediction,
+                weights=weights_of_question,
+                controls=answers,
+                digests=pictures,
+            )
+        )
     return records
+
+
+def _digests(answerer: Answerer, asked: Sequence[Question], progress: Progress) -> dict[str, str]:
+    """The digests of the questions' pictures by name, of their bytes, shortened."""
+    pictures: dict[str, Picture] = {}
+    for question in asked:
+        for picture in question.sample.pictures:
+            pictures[picture.name] = picture
+    if answerer.store is not None:
+        # The store has read them already.
+        whole = answerer.store.digests
+    else:
+        whole = digests_of(pictures.values(), progress)
+    return {name: whole[name][:DIGEST_LENGTH] for name in pictures}
 
 
 def _record(
     question: Question,
     prediction: str,
+    *,
     weights: list[float] | None,
     controls: dict[str, ControlRecord],
+    digests: list[str],
 ) -> AnswerRecord:
     """What is written of one answer."""
     pictures = question.sample.pictures
@@ -446,6 +474,7 @@ def _record(
         novel=question.sample.novel,
         weights=weights,
         controls=controls,
+        pictures=digests,
     )
 
 

@@ -1,9 +1,15 @@
 """How an answer is scored."""
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
 from layerfuse.evaluate.records import AnswerRecord, RunScores
+
+QUOTES = "'\"“”„‘’‚«»‹›「」『』"
+STOPS = ".,!…。．、，！।॥۔،።፣"
+"""Full stops, commas and exclamation marks of Latin, Chinese, Japanese, Indian, Arabic and
+Ethiopian writing."""
 
 
 def normalize(text: str) -> str:
@@ -13,9 +19,18 @@ def normalize(text: str) -> str:
         text: an answer.
 
     Returns:
-        It in lower case, with single spaces, without full stop, comma or quotes at its ends.
+        It in lower case, with composed accents and single spaces, without full stops, commas,
+        exclamation marks and quotes at its ends; a full stop before a digit stays, because it
+        belongs to a number. An answer of nothing but such marks stays as it is.
     """
-    return " ".join(text.lower().split()).strip(" .,!'\"")
+    composed = unicodedata.normalize("NFC", text)
+    single_spaced = " ".join(composed.lower().split())
+    bare = single_spaced.rstrip(" " + QUOTES + STOPS).lstrip(" " + QUOTES)
+    without_stops = bare.lstrip(" " + QUOTES + STOPS)
+    is_decimal = without_stops[:1].isdigit() and bare.endswith("." + without_stops)
+    if is_decimal:
+        return "." + without_stops
+    return without_stops or single_spaced
 
 
 def exact_match(prediction: str, answer: str) -> float:
@@ -26,9 +41,11 @@ def exact_match(prediction: str, answer: str) -> float:
         answer: what was expected.
 
     Returns:
-        1.0 if the two are the same after `normalize`, else 0.0.
+        1.0 if the two are the same after `normalize`, else 0.0; an empty prediction is never
+        right.
     """
-    return float(normalize(prediction) == normalize(answer))
+    said = normalize(prediction)
+    return float(bool(said) and said == normalize(answer))
 
 
 def scores(answers: Iterable[AnswerRecord]) -> RunScores:

@@ -49,6 +49,8 @@ class AnswerRecord:
         novel: whether training holds no such combination of attributes.
         weights: of a guided strategy, its weights over layers or groups for this question.
         controls: of a guided strategy, the answers without its guidance, by the control's name.
+        pictures: digests of the bytes of all pictures of the sample, in the order of their
+            markers.
     """
 
     id: str
@@ -63,6 +65,7 @@ class AnswerRecord:
     novel: bool
     weights: list[float] | None = None
     controls: dict[str, ControlRecord] = field(default_factory=dict[str, ControlRecord])
+    pictures: list[str] = field(default_factory=list[str])
 
     def to_json(self) -> dict[str, Any]:
         """Give the record as a line of predictions.jsonl holds it.
@@ -76,6 +79,9 @@ class AnswerRecord:
             del line["weights"]
         if not self.controls:
             del line["controls"]
+        # Samples without a picture, and files of older versions, have none.
+        if not self.pictures:
+            del line["pictures"]
         return line
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from layerfuse.evaluate.clusters import clusters_of
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.significance import Competitor, Numbers, Scores, seed_noise
 
@@ -89,16 +90,15 @@ class ScoreTable:
         """
         positions: list[int] = []
         labels: list[str] = []
-        pictures: list[str] = []
+        asked: list[AnswerRecord] = []
         for position, answer in enumerate(answers[0]):
             label = key(answer)
             if label is None:
                 continue
             positions.append(position)
             labels.append(label)
-            # Samples may share a picture; without a stored one the sample stands for it.
-            pictures.append(answer.image or answer.sample)
-        picture_names, cluster = np.unique(pictures, return_inverse=True)
+            asked.append(answer)
+        picture_names, cluster = np.unique(clusters_of(asked), return_inverse=True)
         group_names, group = np.unique(labels, return_inverse=True)
         images = len(picture_names)
 

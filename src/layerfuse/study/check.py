@@ -3,9 +3,11 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from layerfuse.data.lazy_records import Samples
+from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSets
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
@@ -35,7 +38,29 @@ PROMPT_SAMPLES = 1000
 """Samples of a stage among which those are looked for whose prompts are compared."""
 
 
-def load_checked(recipe: Recipe, progress: Progress = silent) -> tuple[SampleSets, BadSets]:
+@dataclass(frozen=True)
+class CheckedSamples:
+    """The samples of a study."""
+
+    usable: SampleSets
+    """without the bad ones"""
+    bad: BadSets
+    tokens: dict[str, list[int]]
+    """of every usable sample, by the label of its source, with the most image tokens that an arm
+    makes; not cut to a stage's longest"""
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What an encoded conversation must keep to."""
+
+    image_tokens: int
+    """of a picture, with the arm that makes the most"""
+    positions: int | None
+    """tokens that the LLM can tell the places of; None where its configuration names no limit"""
+
+
+def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
     """Load the samples of every source and check all that can be checked without weights.
 
     Models, arms and templates are checked, and every conversation is encoded as training will, at
@@ -46,7 +71,7 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> tuple[SampleSet
         progress: is told of the samples that are checked.
 
     Returns:
-        The samples without the bad ones, and the bad ones.
+        The samples without the bad ones, the bad ones, and the samples' lengths.
 
     Raises:
         LayerfuseError: for what is wrong with the recipe, and with `on_bad_sample: stop` for the
@@ -57,28 +82,39 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> tuple[SampleSet
     # One for all arms: they differ in the number of image tokens alone, and a sample that fits with
     # the most of them fits every arm.
     processor = processor_for(recipe, configs[0])
-    image_tokens = _most_image_tokens(configs, processor)
+    positions = configs[0].text_config.to_dict().get("max_position_embeddings")
+    limits = _Limits(_most_image_tokens(configs, processor), positions)
     train = {}
+    tokens = {}
     bad_train = {}
     for name, stage in recipe.stages.items():
         samples = load(stage.data)
         # Pictures first: only what can be read is encoded.
         bad = _faulty(samples)
-        unusable = _unusable(
+        lengths = _Lengths(processor, limits, progress, phase=name)
+        unusable = lengths.measure(
             samples.without(bad),
-            processor,
-            stage,
-            image_tokens=image_tokens,
-            progress=progress,
-            phase=name,
+            prompt=stage.prompt,
+            max_length=stage.max_length,
         )
         _check_prompts(recipe, configs, name, processor, samples.without({**bad, **unusable}))
         train[name] = samples
         bad_train[name] = {**bad, **unusable}
+        tokens[name] = lengths.tokens
     test = load(recipe.evaluate.data)
+    bad_test = _faulty(test)
     everything = SampleSets(train, test)
-    bad_sets = BadSets(bad_train, _faulty(test))
-    return leave_out(recipe, everything, bad_sets), bad_sets
+    lengths = _Lengths(processor, limits, progress, phase=everything.test_label)
+    # Nothing is cut in the test: what is asked must leave room for the answer.
+    unusable = lengths.measure(
+        test.without(bad_test),
+        prompt="chat",
+        max_length=None,
+        room=recipe.evaluate.max_new_tokens,
+    )
+    tokens[everything.test_label] = lengths.tokens
+    bad_sets = BadSets(bad_train, {**bad_test, **unusable})
+    return CheckedSamples(leave_out(recipe, everything, bad_sets), bad_sets, tokens)
 
 
 def _most_image_tokens(configs: list[FusionConfig], processor: Processor) -> int:
@@ -124,43 +160,86 @@ def _faulty(samples: Samples) -> BadSamples:
     return bad
 
 
-def _unusable(
-    samples: Samples,
-    processor: Processor,
-    stage: Stage,
-    *,
-    image_tokens: int,
-    progress: Progress,
-    phase: str,
-) -> BadSamples:
-    """The samples whose conversation cannot be encoded for a stage.
+class _Lengths:
+    """Encodes conversations as training does, and counts their tokens.
 
     Args:
-        samples: of the stage, all readable.
         processor: of any arm; they differ in the number of image tokens alone.
-        stage: how it encodes.
-        image_tokens: tokens of a picture.
+        limits: what each conversation must keep to.
         progress: is told of the samples that are checked.
         phase: what the progress is called.
     """
-    bad = {}
-    for done, (index, sample) in enumerate(zip(samples.order, samples, strict=True), start=1):
-        tokens_of_images = [image_tokens] * len(sample.pictures)
-        messages = list(sample.messages)
-        try:
-            processor.encode(
-                messages,
-                tokens_of_images,
-                prompt=stage.prompt,
-                max_length=stage.max_length,
+
+    def __init__(
+        self, processor: Processor, limits: _Limits, progress: Progress, phase: str
+    ) -> None:
+        self.processor = processor
+        self.limits = limits
+        self.progress = progress
+        self.phase = phase
+        self.tokens: list[int] = []
+
+    def measure(
+        self,
+        samples: Samples,
+        *,
+        prompt: Literal["chat", "plain"],
+        max_length: int | None,
+        room: int = 0,
+    ) -> BadSamples:
+        """Encode some samples.
+
+        Args:
+            samples: all readable.
+            prompt: how they are encoded.
+            max_length: tokens that are left of a longer one; None leaves all.
+            room: tokens that must be left of the LLM's positions.
+
+        Returns:
+            Those that cannot be encoded or are too long; the tokens of all others are kept.
+        """
+        bad = {}
+        for done, (index, sample) in enumerate(zip(samples.order, samples, strict=True), start=1):
+            try:
+                self.tokens.append(self._length(sample, prompt, max_length, room))
+            except LayerfuseError as error:
+                reason = f"sample {sample.id}: {error} {samples.place(index)}"
+                bad[index] = BadSample(sample.id, reason)
+            # Each report redraws a line, which takes longer than a sample does.
+            if done % PROGRESS_SAMPLES == 0:
+                self.progress(self.phase, done, len(samples))
+        return bad
+
+    def _length(
+        self,
+        sample: Sample,
+        prompt: Literal["chat", "plain"],
+        max_length: int | None,
+        room: int,
+    ) -> int:
+        """The tokens of a conversation before it is cut."""
+        encode = partial(
+            self.processor.encode,
+            list(sample.messages),
+            [self.limits.image_tokens] * len(sample.pictures),
+            prompt=prompt,
+        )
+        whole = len(encode()["input_ids"])
+        remaining = whole
+        if max_length is not None and whole > max_length:
+            # Raises where the cut takes image tokens or all answers.
+            remaining = len(encode(max_length=max_length)["input_ids"])
+        positions = self.limits.positions
+        if positions is not None and remaining + room > positions:
+            need = f"{remaining} tokens"
+            if room:
+                need += f" and {room} for the answer (max_new_tokens)"
+            raise LayerfuseError(
+                f"{need}, but the LLM has {positions} positions (max_position_embeddings): "
+                "shorten it, cut training to fewer tokens by `max_length`, or take fewer image "
+                "tokens by `token_grid`"
             )
-        except LayerfuseError as error:
-            reason = f"sample {sample.id}: {error} {samples.place(index)}"
-            bad[index] = BadSample(sample.id, reason)
-        # Each report redraws a line, which takes longer than a sample does.
-        if done % PROGRESS_SAMPLES == 0:
-            progress(phase, done, len(samples))
-    return bad
+        return whole
 
 
 def _check_prompts(

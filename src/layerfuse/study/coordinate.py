@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,14 +19,21 @@ from transformers.utils import logging as transformers_logging
 
 import layerfuse
 from layerfuse.data.feature_store import digests_of
-from layerfuse.data.sample_sets import BadSets, SampleSets
+from layerfuse.data.lazy_records import Samples
+from layerfuse.data.sample_sets import BadSets
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.clusters import connected_names
 from layerfuse.evaluate.records import RunRecord, write_records
 from layerfuse.files import locked, write_text
 from layerfuse.hardware import device
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Recipe
-from layerfuse.study.check import LEFT_OUT, leave_out, load_checked
+from layerfuse.study.check import LEFT_OUT, CheckedSamples, leave_out, load_checked
+from layerfuse.study.data_summary import (
+    print_data_summary,
+    summarize_data,
+    write_data_summary,
+)
 from layerfuse.study.encode import encode_pictures, pictures_of, write_features
 from layerfuse.study.execute import ENVIRONMENT, PROGRESS, Job, run_local, run_ray
 from layerfuse.study.plan import PlannedRun, run_names, runs, slug
@@ -78,7 +85,14 @@ def study(
     """
     recipe = load_recipe(recipe_path, overrides)
     folder = output or Path("runs") / recipe.name
-    _do(recipe, folder, engine=engine, modules=modules, console=console)
+    _do(
+        recipe,
+        folder,
+        engine=engine,
+        modules=modules,
+        console=console,
+        needs_intervals=True,
+    )
     return write_report(folder)
 
 
@@ -116,7 +130,7 @@ def train(
     seeds = [seed] if seed is not None else (chosen.seeds or recipe.seeds)[:1]
     chosen = chosen.model_copy(update={"seeds": seeds})
     # A study of one run: it is checked, cached, continued and shared among processes as any other.
-    alone = recipe.model_copy(
+    of_one_run = recipe.model_copy(
         update={
             "arms": [chosen],
             "grid": None,
@@ -125,8 +139,15 @@ def train(
         }
     )
     folder = output or Path("runs") / f"{recipe.name}.{slug(chosen)}.seed{seeds[0]}"
-    _refuse_other_runs(folder, alone)
-    (record,) = _do(alone, folder, engine="local", modules=modules, console=console)
+    _refuse_other_runs(folder, of_one_run)
+    (record,) = _do(
+        of_one_run,
+        folder,
+        engine="local",
+        modules=modules,
+        console=console,
+        needs_intervals=False,
+    )
     model = folder / record.folder / "model"
     if not model.is_dir():
         raise LayerfuseError(
@@ -136,13 +157,13 @@ def train(
     return TrainedArm(record, model)
 
 
-def _refuse_other_runs(folder: Path, alone: Recipe) -> None:
+def _refuse_other_runs(folder: Path, of_one_run: Recipe) -> None:
     """Raise LayerfuseError for a folder whose results this one run would replace."""
     file = folder / "recipe.yaml"
     if not file.exists():
         return
     earlier = load_recipe(file)
-    if run_names(earlier) != run_names(alone):
+    if run_names(earlier) != run_names(of_one_run):
         raise LayerfuseError(f"{folder} holds other runs: give another folder by --output")
 
 
@@ -166,6 +187,7 @@ def _do(
     engine: Engine,
     modules: Sequence[str],
     console: Console | None,
+    needs_intervals: bool,
 ) -> list[RunRecord]:
     """Do the runs of a recipe that are not yet done.
 
@@ -175,6 +197,7 @@ def _do(
         engine: one run after another, or many at once.
         modules: what processes of their own must import.
         console: where progress is shown; the terminal by default.
+        needs_intervals: whether a test set with a single picture is refused.
 
     Returns:
         The records of all runs.
@@ -186,21 +209,48 @@ def _do(
     names = run_names(recipe)
     with LiveTable(names, console or Console()) as table:
         # Before the folder is made: a recipe that is refused leaves nothing behind.
-        samples, bad = load_checked(recipe, table.step)
+        checked = load_checked(recipe, table.step)
+        pictures = pictures_of(checked.usable.by_label().values())
+        picture_digests = digests_of(pictures, table.step)
+        if needs_intervals:
+            _refuse_one_picture(checked.usable.test, picture_digests)
+        summaries = summarize_data(checked.usable, picture_digests, checked.tokens)
+        print_data_summary(summaries, table.console)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
         with locked(folder / ".lock", _refuse):
+            write_data_summary(folder, summaries)
             return _do_locked(
                 recipe,
                 folder,
-                samples,
-                bad,
+                checked,
+                picture_digests,
                 engine=engine,
                 modules=modules,
                 table=table,
             )
+
+
+def _refuse_one_picture(test: Samples, digests: Mapping[str, str]) -> None:
+    """Raise LayerfuseError, before any training, for a test from which no interval could be made.
+
+    Args:
+        test: the samples of the test.
+        digests: of the pictures' bytes, by the picture's name.
+    """
+    shown = []
+    for sample in test:
+        of_sample = [digests[picture.name] for picture in sample.pictures]
+        # Without a picture the sample stands for it.
+        shown.append(of_sample or [sample.id])
+    if len(set(connected_names(shown))) < 2:
+        raise LayerfuseError(
+            f"the test set has one picture, by the bytes of its {len(shown)} samples' pictures: "
+            "intervals over pictures need at least two. `layerfuse train` trains an arm without "
+            "intervals"
+        )
 
 
 def _refuse() -> None:
@@ -210,8 +260,8 @@ def _refuse() -> None:
 def _do_locked(
     recipe: Recipe,
     folder: Path,
-    samples: SampleSets,
-    bad: BadSets,
+    checked: CheckedSamples,
+    picture_digests: dict[str, str],
     *,
     engine: Engine,
     modules: Sequence[str],
@@ -222,8 +272,8 @@ def _do_locked(
     Args:
         recipe: of the study.
         folder: the study's, locked by this process.
-        samples: those that passed the checks so far.
-        bad: those that did not.
+        checked: the samples that passed the checks so far, and those that did not.
+        picture_digests: of the pictures' bytes, by the picture's name.
         engine: one run after another, or many at once.
         modules: what processes of their own must import.
         table: shows the progress.
@@ -231,7 +281,7 @@ def _do_locked(
     Returns:
         The records of all runs.
     """
-    picture_digests = digests_of(pictures_of(samples.by_label().values()), table.step)
+    samples = checked.usable
     samples_digest = samples.digest(picture_digests)
     write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
     # Written before the runs: processes of their own read both files.
@@ -249,7 +299,7 @@ def _do_locked(
         # Decoding a whole picture finds faults that its header does not show.
         store, unreadable = encode_pictures(recipe, samples, picture_digests, table.step)
         usable = leave_out(recipe, samples, unreadable)
-        left_out = bad.union(unreadable)
+        left_out = checked.bad.union(unreadable)
         write_text(folder / LEFT_OUT, json.dumps(left_out.to_json(), indent=1))
         write_features(folder, usable, store)
         _say_left_out(folder, left_out, table.console)

@@ -17,6 +17,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
 from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
+from layerfuse.study.data_summary import read_data_summary
 from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
 from layerfuse.study.guidance_effect import guidance_rows
 from layerfuse.study.summary import summarize
@@ -336,6 +337,7 @@ def write_report(study_dir: Path) -> Path:
     examples = []
     for example in choose(runs):
         examples.append((example, thumbnail(study_dir, example.question.image)))
+    data = read_data_summary(study_dir)
     environment = {}
     environment_file = study_dir / "environment.json"
     if environment_file.is_file():
@@ -343,6 +345,7 @@ def write_report(study_dir: Path) -> Path:
 
     html = page_template().render(
         s=summary,
+        data=data,
         title=recipe.get("name") or study_dir.resolve().name,
         recipe=recipe_text,
         description=recipe.get("description") or "",
