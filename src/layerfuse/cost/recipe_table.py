@@ -154,8 +154,6 @@ def _trained(model: FusionVLM, stage: Stage, parameters: dict[str, int]) -> int:
 def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
     """Height and width in pixels of what the encoder's image processor makes."""
     source = recipe.encoder
-    if source.image_size is not None:
-        return source.image_size
     # The processor may crop to another size than the encoder was configured for.
     if source.config is None and Path(resolve(source.model)).is_dir():
         from layerfuse.model.pretrained import load_image_processor, processed_size
@@ -165,9 +163,11 @@ def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
         if height != width:
             raise LayerfuseError(
                 f"the image processor of {source.model} makes pictures of {height} x {width} "
-                "pixels, and `show` counts squares alone; set encoder.image_size to count some"
+                "pixels, and `show` counts squares alone"
             )
         return height
+    if source.image_size is not None:
+        return source.image_size
     return int(vision.image_size)
 
 

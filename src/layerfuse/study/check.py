@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -23,7 +22,7 @@ from layerfuse.evaluate.answer import questions
 from layerfuse.model.chat_template import Message
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.instruction import instruction_source
-from layerfuse.model.pretrained import decoder_blocks, text_config_of
+from layerfuse.model.pretrained import decoder_blocks, processed_size, text_config_of
 from layerfuse.model.processor import Processor
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Recipe, Stage
@@ -83,7 +82,7 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
     # the most of them fits every arm.
     processor = processor_for(recipe, configs[0])
     positions = configs[0].text_config.to_dict().get("max_position_embeddings")
-    limits = _Limits(_most_image_tokens(configs, processor), positions)
+    limits = _Limits(_most_image_tokens(recipe, configs, processor), positions)
     train = {}
     tokens = {}
     bad_train = {}
@@ -117,11 +116,10 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
     return CheckedSamples(leave_out(recipe, everything, bad_sets), bad_sets, tokens)
 
 
-def _most_image_tokens(configs: list[FusionConfig], processor: Processor) -> int:
+def _most_image_tokens(recipe: Recipe, configs: list[FusionConfig], processor: Processor) -> int:
     """The largest number of tokens that an arm makes of a picture."""
-    # All pictures become as large as this one: only the image processor knows how large.
-    blank = processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
-    height, width = blank["pixel_values"].shape[-2:]
+    # All pictures become as large: only the image processor knows how large.
+    height, width = processed_size(recipe.encoder.model, processor.image_processor)
     return max(config.num_image_tokens(height, width) for config in configs)
 
 
