@@ -19,7 +19,6 @@ from transformers.utils import logging as transformers_logging
 
 import layerfuse
 from layerfuse.data.feature_store import digests_of
-from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample_sets import BadSets
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.clusters import connected_names
@@ -213,7 +212,7 @@ def _do(
         pictures = pictures_of(checked.usable.by_label().values())
         picture_digests = digests_of(pictures, table.step)
         if needs_intervals:
-            _refuse_one_picture(checked.usable.test, picture_digests)
+            _refuse_one_picture(checked, picture_digests)
         summaries = summarize_data(checked.usable, picture_digests, checked.tokens)
         print_data_summary(summaries, table.console)
         try:
@@ -233,24 +232,28 @@ def _do(
             )
 
 
-def _refuse_one_picture(test: Samples, digests: Mapping[str, str]) -> None:
+def _refuse_one_picture(checked: CheckedSamples, digests: Mapping[str, str]) -> None:
     """Raise LayerfuseError, before any training, for a test from which no interval could be made.
 
     Args:
-        test: the samples of the test.
+        checked: the samples of the study.
         digests: of the pictures' bytes, by the picture's name.
     """
     shown = []
-    for sample in test:
+    for sample in checked.usable.test:
         of_sample = [digests[picture.name] for picture in sample.pictures]
         # Without a picture the sample stands for it.
         shown.append(of_sample or [sample.id])
     if len(set(connected_names(shown))) < 2:
-        raise LayerfuseError(
+        message = (
             f"the test set has one picture, by the bytes of its {len(shown)} samples' pictures: "
             "intervals over pictures need at least two. `layerfuse train` trains an arm without "
             "intervals"
         )
+        bad = list(checked.bad.test.values())
+        if bad:
+            message += f". {len(bad)} bad samples are left out; the first: {bad[0].reason}"
+        raise LayerfuseError(message)
 
 
 def _refuse() -> None:
