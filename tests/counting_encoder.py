@@ -14,9 +14,9 @@ from PIL import Image
 
 from layerfuse.data import feature_shards as shards
 from layerfuse.data.feature_store import FeatureStore, cached_features
-from layerfuse.data.picture import Picture
 from layerfuse.vision.encoder import Encoder
 from layerfuse.vision.features import Features
+from layerfuse.vision.picture import Picture
 from tests import tiny
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from layerfuse.data.collate import Collator
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict
 from layerfuse.recipe.schema import Data, Evaluation
+from layerfuse.vision.picture import Picture
 from tests import tiny
 
 ONE_TOKEN = Evaluation(data=Data(path="held out"), max_new_tokens=1)

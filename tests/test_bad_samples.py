@@ -10,9 +10,9 @@ import datasets
 import pytest
 from PIL import Image
 
-from layerfuse.data.picture import Picture
 from layerfuse.data.sources import faults, image_files
 from layerfuse.errors import LayerfuseError
+from layerfuse.vision.picture import Picture
 from tests.sample_files import (
     ids_of,
     last_texts,

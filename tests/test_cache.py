@@ -13,9 +13,9 @@ from layerfuse.data import feature_shards as shards
 from layerfuse.data import feature_store
 from layerfuse.data.collate import Collator
 from layerfuse.data.feature_store import cached_features, digests_of
-from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.vision.encoder import Encoder
+from layerfuse.vision.picture import Picture
 from tests import tiny
 from tests.counting_encoder import (
     CountingEncoder,

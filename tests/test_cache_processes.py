@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 
-from layerfuse.data.picture import Picture
+from layerfuse.vision.picture import Picture
 from tests.counting_encoder import (
     CountingEncoder,
     another_holds_the_lock,

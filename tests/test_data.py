@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from layerfuse.data.picture import Picture
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import questions
 from layerfuse.recipe.schema import Data
+from layerfuse.vision.picture import Picture
 from tests.sample_files import (
     ids_of,
     last_texts,

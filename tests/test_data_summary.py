@@ -7,7 +7,6 @@ import pytest
 from rich.console import Console
 
 from layerfuse.data.lazy_records import Samples
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.errors import LayerfuseError
@@ -18,6 +17,7 @@ from layerfuse.study.data_summary import (
     summarize_data,
     write_data_summary,
 )
+from layerfuse.vision.picture import Picture
 from tests.studies import one_line, read_samples, run_study, write_recipe, write_samples
 
 

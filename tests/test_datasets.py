@@ -12,9 +12,9 @@ from PIL import Image
 
 from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.data.hub_dataset import DatasetRows
-from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.vision.encoder import Encoder
+from layerfuse.vision.picture import Picture
 from tests import tiny
 from tests.sample_files import load_dataset, save_picture, texts_of
 

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from layerfuse.data.collate import Collator, LengthGroups, SampleDataset
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.schema import Data, Stage
 from layerfuse.train.stages import begin_stage
+from layerfuse.vision.picture import Picture
 from tests import tiny
 
 QUESTION = {"role": "user", "content": "n?"}

@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
 from layerfuse.evaluate.answer import Answerer, predict, questions
 from layerfuse.evaluate.metrics import exact_match, scores
 from layerfuse.evaluate.records import AnswerRecord
 from layerfuse.recipe.schema import Data, Evaluation
+from layerfuse.vision.picture import Picture
 from tests import tiny
 from tests.made_up import answer_record
 

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from layerfuse.data.picture import Picture
+from layerfuse.vision.picture import Picture
 from tests.mutations import SHORT_AND_FULL, mutate, outcome_of
 
 Pixels = NDArray[np.uint8]

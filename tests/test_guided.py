@@ -12,12 +12,12 @@ from transformers import BertConfig, BertModel
 
 from layerfuse import FusionVLM, Processor
 from layerfuse.data.collate import Collator
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, by_turn
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, predict, questions, shuffled
 from layerfuse.fusion import FUSIONS, Fused
 from layerfuse.recipe.schema import Data, Evaluation, Stage
+from layerfuse.vision.picture import Picture
 from tests import tiny
 
 GUIDED = [name for name, (_, module) in FUSIONS.items() if module.reads != "nothing"]

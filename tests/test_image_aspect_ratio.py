@@ -23,7 +23,6 @@ from transformers import (
 from layerfuse.cost.recipe_table import show
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.feature_store import digests_of
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
@@ -34,6 +33,7 @@ from layerfuse.study.check import check_arms
 from layerfuse.study.coordinate import study
 from layerfuse.study.encode import encode_pictures, pictures_of
 from layerfuse.train.arm import encoder_for, processor_for
+from layerfuse.vision.picture import Picture
 from tests import tiny
 
 RECIPES = Path(__file__).parent.parent / "recipes"

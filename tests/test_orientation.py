@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from layerfuse.data.picture import Picture
+from layerfuse.vision.picture import Picture
 
 # Pixels as they are stored, (8, 16, 3): a red and a green half, so that turning them shows.
 STORED = np.zeros((8, 16, 3), np.uint8)

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
+from layerfuse.vision.picture import Picture
 
 Samples = NDArray[Any]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from layerfuse.data.picture import FORMATS, Picture
 from layerfuse.errors import LayerfuseError
+from layerfuse.vision.picture import FORMATS, Picture
 
 RED = Image.new("RGB", (6, 4), "red")
 

@@ -12,10 +12,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from transformers import AutoModel, CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.look.pictures import find_pictures
 from layerfuse.vision.encoder import Encoder
+from layerfuse.vision.picture import Picture
 from tests import tiny
 
 RED = [255, 0, 0]

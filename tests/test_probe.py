@@ -13,7 +13,6 @@ import torch
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
-from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.hardware import DTYPES, native_dtype
 from layerfuse.look import probe as probing
@@ -23,6 +22,7 @@ from layerfuse.look.probe_report import Probes
 from layerfuse.look.tasks import SCENES, Problem, Task, find_tasks
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.vision.encoder import load_encoder
+from layerfuse.vision.picture import Picture
 from layerfuse.vision.selection import select
 from tests.small_look import (
     probed,

@@ -12,7 +12,6 @@ from PIL import Image
 from rich.console import Console
 from transformers import AutoModel
 
-from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.look import similarity as verb
 from layerfuse.look.grouping import all_groups
@@ -22,6 +21,7 @@ from layerfuse.look.similarity_report import SimilarityReport
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
+from layerfuse.vision.picture import Picture
 from tests import tiny
 from tests.test_similarity import all_numbers, assert_same
 

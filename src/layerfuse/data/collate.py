@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 from layerfuse.data.feature_store import FeatureStore
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample, by_turn
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.chat_template import question_of
 from layerfuse.model.processor import IGNORED, NoLabelError, Processor
+from layerfuse.vision.picture import Picture
 
 PICTURE_LENGTH = 2000
 """a picture's share of a sample's length, in characters"""

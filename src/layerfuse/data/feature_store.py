@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader
 
 from layerfuse.data import feature_shards as shards
 from layerfuse.data.feature_shards import Entry, Pair, ShardReader
-from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.hardware import device
 from layerfuse.progress import Progress, silent
 from layerfuse.vision.encoder import Encoder
 from layerfuse.vision.features import Features
+from layerfuse.vision.picture import Picture
 
 Result = TypeVar("Result")
 

@@ -9,11 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
 from layerfuse.data.unread import TURN_KEYS, refuse_markers, refuse_unread, short
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.chat_template import IMAGE_TOKEN, Message, from_parts, literal
+from layerfuse.vision.picture import Picture
 
 # LLaVA's files say `human` and `gpt`, chat templates `user` and `assistant`; ShareGPT's files name
 # the model that answered.

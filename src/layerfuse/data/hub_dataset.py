@@ -7,9 +7,9 @@ from typing import Any
 
 from layerfuse.data.from_records import Reading, cells, from_columns
 from layerfuse.data.lazy_records import Samples, refuse_missing_columns
-from layerfuse.data.picture import Picture
 from layerfuse.data.unread import READ_KEYS
 from layerfuse.errors import LayerfuseError
+from layerfuse.vision.picture import Picture
 
 IMAGE_COLUMNS = ("image", "images")
 """columns of a dataset whose cells are pictures"""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from layerfuse.data.picture import Picture
 from layerfuse.model.chat_template import IMAGE_TOKEN, Message
+from layerfuse.vision.picture import Picture
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.feature_store import FeatureStore, digests_of
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.metrics import exact_match
@@ -32,6 +31,7 @@ from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Evaluation
+from layerfuse.vision.picture import Picture
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B")
 """Modes of Pillow whose pixels a PNG can hold."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from layerfuse.data.from_records import cells, picture_of
 from layerfuse.data.hub_dataset import is_saved_dataset, open_dataset
 from layerfuse.data.lazy_records import Records
-from layerfuse.data.picture import Picture
 from layerfuse.data.sources import IMAGE_SUFFIXES, image_files, load
 from layerfuse.data.text_files import is_json
 from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.schema import Data, Scenes
+from layerfuse.vision.picture import Picture
 
 SCENES = 200
 """Generated scenes among the default pictures."""

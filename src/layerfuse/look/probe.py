@@ -11,7 +11,6 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES
@@ -31,6 +30,7 @@ from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, progress_bar, shown_on, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
 from layerfuse.vision.features import Features
+from layerfuse.vision.picture import Picture
 from layerfuse.vision.selection import LayerSpec, select
 
 GRID_SIDE = 4

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerfuse.data.picture import Picture
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES
@@ -37,6 +36,7 @@ from layerfuse.look.similarity_report import (
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, progress_bar, shown_on, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
+from layerfuse.vision.picture import Picture
 
 MEASURES = tuple(TITLES)
 """Matrices that groups can come from."""

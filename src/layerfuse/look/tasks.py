@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 
 from layerfuse.data.lazy_records import Samples
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample import by_turn
 from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.metrics import normalize
 from layerfuse.model.chat_template import question_of
 from layerfuse.recipe.schema import Data, Scenes
+from layerfuse.vision.picture import Picture
 
 WORDINGS = 8
 """A family with more different questions asks about what the question names."""

@@ -1,11 +1,15 @@
 """Text and pictures in, model inputs out: chat template, image tokens, answer labels."""
 
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
+from transformers.utils.chat_template_utils import Chat
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import parse
@@ -22,6 +26,7 @@ from layerfuse.model.config import ImageTokens
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.tokens import TextTokenizer
 from layerfuse.model.turn_ends import TurnEnds
+from layerfuse.vision.picture import Picture, as_read
 
 IGNORED = -100
 """the label of a token that is not learned, as in PyTorch's cross-entropy"""
@@ -143,6 +148,22 @@ class Processor(ProcessorMixin):
             self._turn_ends = TurnEnds(self.chat, self.text_tokenizer)
         return self._turn_ends
 
+    # Any: all that transformers takes and gives
+    def __call__(self, images: Any = None, *args: Any, **options: Any) -> Any:
+        """As in transformers, with pictures that are read as training reads them.
+
+        Args:
+            images: PIL images, paths, or what else transformers takes; lists of these.
+            args: more of transformers' own arguments.
+            options: more of transformers' own arguments.
+
+        Raises:
+            LayerfuseError: if a picture cannot be read.
+        """
+        # Any: transformers annotates neither what it takes nor what it gives
+        parent: Any = super()
+        return parent.__call__(_as_read(images), *args, **options)
+
     # Any: people's own messages, and all that transformers takes and gives
     def apply_chat_template(
         self,
@@ -180,7 +201,7 @@ class Processor(ProcessorMixin):
             filtered = f"{{% filter replace({_PICTURE!r}, {self.image_token!r}) %}}"
             template = filtered + template + "{% endfilter %}"
         # pipelines of transformers wrap each of several conversations in an object
-        is_batch = isinstance(conversation[0], list | tuple) or hasattr(conversation[0], "messages")
+        is_batch = isinstance(conversation[0], list | tuple | Chat)
         conversations: list[Any] = [conversation]
         if is_batch:
             conversations = list(conversation)
@@ -188,8 +209,12 @@ class Processor(ProcessorMixin):
         chats: Any = []
         images: Any = []
         for messages in conversations:
+            if isinstance(messages, Chat):
+                # Any: what transformers wraps is typed as a mapping, but is a list of them
+                wrapped: Any = messages
+                messages = wrapped.messages
             chat = with_texts(
-                getattr(messages, "messages", messages),
+                messages,
                 # both `<image>` and the tokenizer's own image token mark a picture
                 picture_marks={IMAGE_TOKEN: picture, self.image_token: picture},
                 literal_is_text=not tokenize or sanitize_control_tokens,
@@ -240,7 +265,7 @@ class Processor(ProcessorMixin):
         conversations = [_marked(messages) for messages in conversations]
         if not images:
             return BatchFeature(self.text_inputs(conversations, 0))
-        inputs: dict[str, Any] = dict(self.image_processor(images, return_tensors="pt"))
+        inputs: dict[str, Any] = dict(self.image_processor(_as_read(images), return_tensors="pt"))
         height, width = inputs["pixel_values"].shape[-2:]
         tokens_per_image = self.num_image_tokens(height, width)
         inputs.update(self.text_inputs(conversations, tokens_per_image))
@@ -368,3 +393,17 @@ def _marked(messages: list[Message]) -> list[Message]:
             )
         marked.append({**message, "content": content.text})
     return marked
+
+
+# Any: all that transformers takes for images
+def _as_read(images: Any) -> Any:
+    """Images in which PIL images and files are read as training reads them."""
+    if isinstance(images, list | tuple):
+        several: list[Any] = [*images]
+        return [_as_read(image) for image in several]
+    if isinstance(images, Image.Image):
+        return as_read(images)
+    if isinstance(images, str | Path) and os.path.isfile(images):
+        return Picture(str(images)).open()
+    # arrays and tensors hold pixels alone; transformers fetches addresses
+    return images

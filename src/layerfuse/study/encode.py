@@ -13,13 +13,13 @@ from layerfuse.data.feature_store import (
     index_entries,
 )
 from layerfuse.data.lazy_records import Samples
-from layerfuse.data.picture import Picture
 from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSets
 from layerfuse.files import write_text
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Recipe
 from layerfuse.train.arm import encoder_for
+from layerfuse.vision.picture import Picture
 
 FEATURES = "features.json"
 

@@ -199,7 +199,7 @@ def thumbnail(study_dir: Path, image: str | None) -> str | None:
         A PNG as a data address, at most 224 pixels; None where there is no file.
     """
     # Pillow and numpy are slow to import, and most pages show no picture.
-    from layerfuse.data.picture import Picture
+    from layerfuse.vision.picture import Picture
 
     # A moved study may have left its pictures behind; the page then says so.
     path = study_dir / (image or "")

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from layerfuse.data.grey_range import GreyRange, declared_range, png_range, to_8_bits
 from layerfuse.errors import LayerfuseError
+from layerfuse.vision.grey_range import GreyRange, declared_range, png_range, to_8_bits
 
 LONGEST = 200
 """The longer side of a picture in shorter sides: encoders resize the shorter side to their own
@@ -185,6 +185,30 @@ class Picture:
                 f"the image {self.name} has {width} x {height} pixels; its longer side may be at "
                 f"most {LONGEST} times its shorter side"
             )
+
+
+def as_read(image: Image.Image) -> Image.Image:
+    """An image that somebody opened or made, as `Picture.open` gives a file's.
+
+    Args:
+        image: is decoded if it is not yet.
+
+    Returns:
+        8-bit RGB, upright as its EXIF says, transparency over white.
+
+    Raises:
+        LayerfuseError: it cannot be decoded, or does not say which samples are black and white.
+    """
+    try:
+        # First, as an image that was turned has lost its header.
+        grey_range = declared_range(image)
+        decoded = _rgb(_upright(image), grey_range)
+    # As in `Picture.open`
+    except Exception as error:
+        raise LayerfuseError(f"cannot read the given image: {error}") from error
+    # Without its EXIF, after which somebody could turn it once more.
+    decoded.info.clear()
+    return decoded
 
 
 def open_image(file: BinaryIO) -> Image.Image:

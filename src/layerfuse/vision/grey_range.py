@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 _SIXTEEN_BIT_FORMATS = ("ICNS", "ICO", "JPEG2000", "PNG", "PPM")
 """formats whose grey samples of 9 to 16 bits Pillow gives with 65535 for white, in the mode of 16
@@ -71,8 +72,10 @@ def declared_range(image: Image.Image) -> GreyRange | None:
     Raises:
         UnidentifiedImageError: where the header does not say which samples are black and white.
     """
-    # Any: only pictures of this format have tags
-    tags: Any = getattr(image, "tag_v2", {})
+    # Any: Pillow types the values of tags in part only
+    tags: Any = {}
+    if isinstance(image, TiffImageFile):
+        tags = image.tag_v2
     has_8_bits = image.mode != "F" and not image.mode.startswith("I")
     if has_8_bits:
         _refuse_narrow_colours(tags)
