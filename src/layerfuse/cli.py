@@ -362,10 +362,10 @@ def ask(
     imports: Imports = None,
 ) -> None:
     """Ask a trained model one question about one picture."""
-    from layerfuse.evaluate.answer import load_answerer
+    from layerfuse.evaluate.answer import ask_model
 
     _import_strategies(imports)
-    typer.echo(load_answerer(model).ask([image], question, max_new_tokens))
+    typer.echo(ask_model(model, image, question, max_new_tokens))
 
 
 @cache.command("list")

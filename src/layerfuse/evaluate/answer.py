@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.feature_store import FeatureStore, digests_of
@@ -353,6 +354,30 @@ def load_answerer(folder: Path) -> Answerer:
     except (OSError, SafetensorError) as error:
         raise LayerfuseError(f"cannot read the model in {folder}: {error}") from error
     return Answerer(model.to(device()).eval(), processor)
+
+
+def ask_model(folder: Path, image: Path, question: str, max_new_tokens: int) -> str:
+    """Ask the model in a folder one question about one picture.
+
+    Args:
+        folder: that of a trained model.
+        image: a picture's file.
+        question: what to ask.
+        max_new_tokens: longest answer, in tokens.
+
+    Returns:
+        The answer.
+
+    Raises:
+        LayerfuseError: the picture cannot be read, or the folder holds no model.
+    """
+    # The picture first: it is looked at in a moment, while a large model loads for minutes.
+    fault = Picture(str(image)).fault(whole=True)
+    if fault is not None:
+        raise LayerfuseError(fault)
+    # The answer is all that is asked for.
+    transformers_logging.disable_progress_bar()
+    return load_answerer(folder).ask([image], question, max_new_tokens)
 
 
 def predict(

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils import logging as transformers_logging
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
@@ -155,6 +156,8 @@ def probe(
     folder = output or look_folder(encoder)
     # Samples are read before the encoder: they are refused in seconds, it loads for minutes
     problem = find_tasks(data, test, task_names(tasks), seed)
+    # One bar is enough: that of the pictures.
+    transformers_logging.disable_progress_bar()
     tower = load_encoder(encoder, DTYPES[dtype])
     selections = _selections(layers, tower.layers[-1], folder)
     processor = load_image_processor(encoder)

@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
@@ -214,6 +215,8 @@ def similarity(
     names = [encoder]
     if other:
         names.append(other)
+    # One bar is enough: that of the pictures.
+    transformers_logging.disable_progress_bar()
     encoders = [load_encoder(name, DTYPES[dtype]) for name in names]
     layers = list(encoders[0].layers)
     depth = layers[-1]
