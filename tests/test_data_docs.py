@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from layerfuse.data.picture import Picture
+from layerfuse.vision.picture import Picture
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.pretrained import load_image_processor
