@@ -13,7 +13,8 @@ from torch import Tensor
 from layerfuse.data.collate import Collator
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, predict
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.predict import predict
 from layerfuse.recipe.schema import Data, Evaluation
 from layerfuse.vision.picture import Picture
 from tests import tiny

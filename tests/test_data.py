@@ -10,7 +10,7 @@ from PIL import Image
 
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import questions
+from layerfuse.evaluate.questions import questions
 from layerfuse.recipe.schema import Data
 from layerfuse.vision.picture import Picture
 from tests.sample_files import (

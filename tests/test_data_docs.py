@@ -11,13 +11,13 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from layerfuse.vision.picture import Picture
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.recipe.schema import Data, Recipe
 from layerfuse.study.coordinate import study
 from layerfuse.study.data_summary import CommonAnswer, SourceSummary, print_data_summary
+from layerfuse.vision.picture import Picture
 from tests.studies import write_recipe, write_samples
 from tests.test_docs import README, ROOT, snippets
 from tests.wrong_data import (

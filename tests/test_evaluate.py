@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 
 from layerfuse.data.sample import Sample
-from layerfuse.evaluate.answer import Answerer, predict, questions
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.metrics import exact_match, scores
+from layerfuse.evaluate.predict import predict
+from layerfuse.evaluate.questions import questions
 from layerfuse.evaluate.records import AnswerRecord
 from layerfuse.recipe.schema import Data, Evaluation
 from layerfuse.vision.picture import Picture

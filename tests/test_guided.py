@@ -14,7 +14,9 @@ from layerfuse import FusionVLM, Processor
 from layerfuse.data.collate import Collator
 from layerfuse.data.sample import Sample, by_turn
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, predict, questions, shuffled
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.predict import predict, shuffled
+from layerfuse.evaluate.questions import questions
 from layerfuse.fusion import FUSIONS, Fused
 from layerfuse.recipe.schema import Data, Evaluation, Stage
 from layerfuse.vision.picture import Picture

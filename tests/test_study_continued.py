@@ -16,7 +16,8 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, predict
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.records import AnswerRecord
 from layerfuse.study import execute
 from layerfuse.study.coordinate import study

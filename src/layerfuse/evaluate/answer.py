@@ -1,16 +1,11 @@
-"""Ask a model every held-out question, greedily and in batches, and score its answers; guided
-strategies also without their guidance: does the instruction matter?"""
+"""Ask a model, greedily and in batches."""
 
 import io
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -18,121 +13,22 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from layerfuse.data.collate import image_tokens, visual_inputs
-from layerfuse.data.feature_store import FeatureStore, digests_of
+from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.metrics import exact_match
-from layerfuse.evaluate.records import AnswerRecord, ControlRecord
-from layerfuse.fusion import FixedWeights, Guidance
+from layerfuse.evaluate.questions import Question, with_all_pictures
+from layerfuse.fusion import Guidance
 from layerfuse.hardware import device
-from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of, written
+from layerfuse.model.chat_template import Message, question_of
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
-from layerfuse.recipe.schema import Evaluation
 from layerfuse.vision.picture import Picture
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B")
 """Modes of Pillow whose pixels a PNG can hold."""
-DIGEST_LENGTH = 16
-"""Hexadecimal digits by which records tell pictures apart: 64 bits."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question to ask on its own, and the answer to expect."""
-
-    id: str
-    sample: Sample
-    messages: tuple[Message, ...]
-    answer: str
-    family: str
-    category: str
-
-
-def questions(samples: Iterable[Sample]) -> Iterator[Question]:
-    """Every answered turn of every sample, each with the pictures that were shown up to it in front
-    of it: those of later turns would be an answer's future, which training does not show either.
-
-    Args:
-        samples: conversations.
-
-    Yields:
-        The questions in the order of the turns.
-    """
-    # Several samples may have one id: their turns are counted on.
-    asked_of: Counter[str] = Counter()
-    for sample in samples:
-        for asked in _asked_turns(sample):
-            yield Question(
-                id=f"{sample.id}/{asked_of[sample.id]}",
-                sample=replace(sample, pictures=asked.pictures),
-                messages=asked.messages,
-                answer=asked.answer,
-                family=sample.families[asked.place] if sample.families else "all",
-                category=sample.categories[asked.place] if sample.categories else "all",
-            )
-            asked_of[sample.id] += 1
-
-
-@dataclass(frozen=True)
-class _AskedTurn:
-    """What is asked of a turn, on its own."""
-
-    messages: tuple[Message, ...]
-    """the system's words and the question"""
-    pictures: tuple[Picture, ...]
-    """in the order of the markers in the messages"""
-    answer: str
-    place: int
-    """of the answer among all answers of the sample, to which families and categories belong"""
-
-
-def _asked_turns(sample: Sample) -> Iterator[_AskedTurn]:
-    """Every question of a sample that an answer follows."""
-    system: list[Message] = []
-    # The pictures so far: those in the system's words stay there.
-    of_system: list[Picture] = []
-    of_turns: list[Picture] = []
-    question: Message | None = None
-    num_answers = 0
-    remaining = iter(sample.pictures)
-    for message in sample.messages:
-        shown = list(islice(remaining, message["content"].count(IMAGE_TOKEN)))
-        if message["role"] == "system":
-            system.append(message)
-            of_system.extend(shown)
-            continue
-        if message["role"] == "assistant" and question is not None:
-            content = _with_all_pictures(question["content"], len(of_turns))
-            yield _AskedTurn(
-                messages=(*system, {"role": "user", "content": content}),
-                pictures=(*of_system, *of_turns),
-                answer=written(message["content"]).strip(),
-                place=num_answers,
-            )
-        # After the question is asked: it must not see a picture in its own answer.
-        of_turns.extend(shown)
-        if message["role"] == "user":
-            question = message
-        else:
-            # A greeting, and a second answer in a row, have a family too.
-            question = None
-            num_answers += 1
-
-
-def _with_all_pictures(text: str, pictures: int) -> str:
-    """The words of a question with a marker for each picture that was shown up to it."""
-    if text.count(IMAGE_TOKEN) == pictures:
-        # The words may say where each picture stands.
-        return text
-    if IMAGE_TOKEN in text:
-        text = text.replace(IMAGE_TOKEN, "").strip()
-    if pictures == 0:
-        return text
-    return IMAGE_TOKEN * pictures + "\n" + text
 
 
 class Answerer:
@@ -174,7 +70,7 @@ class Answerer:
             LayerfuseError: if a picture cannot be read.
         """
         pictures = tuple(_picture_of(image) for image in images)
-        content = _with_all_pictures(question, len(pictures))
+        content = with_all_pictures(question, len(pictures))
         messages: tuple[Message, ...] = ({"role": "user", "content": content},)
         sample = Sample("asked", pictures, messages)
         asked = Question("asked", sample, messages, answer="", family="all", category="all")
@@ -378,175 +274,3 @@ def ask_model(folder: Path, image: Path, question: str, max_new_tokens: int) -> 
     # The answer is all that is asked for.
     transformers_logging.disable_progress_bar()
     return load_answerer(folder).ask([image], question, max_new_tokens)
-
-
-def predict(
-    answerer: Answerer,
-    samples: Sequence[Sample],
-    evaluation: Evaluation,
-    progress: Progress = silent,
-) -> list[AnswerRecord]:
-    """Ask a model every question of some samples, greedily, and score its answers.
-
-    Records of guided strategies also hold the layer weights, and the answers under each control.
-
-    Args:
-        answerer: the model.
-        samples: what it is asked.
-        evaluation: how.
-        progress: is told of the questions that are answered, those of the controls included.
-
-    Returns:
-        A record for each question, in the order of the turns.
-    """
-    asked = list(questions(samples))
-    instruction = answerer.instructions(asked)
-    controls: list[str] = []
-    if instruction is not None:
-        controls = list(evaluation.controls)
-        # One question for all pictures: there is no other instruction to take.
-        if "shuffled" in controls and (instruction == instruction[:1]).all():
-            controls.remove("shuffled")
-    passes = 1 + len(controls)
-
-    def answer_all(pass_number: int, guide: Tensor | None, guidance: Guidance) -> list[str]:
-        def of_all_passes(phase: str, done: int, total: int, note: str = "") -> None:
-            progress(phase, pass_number * total + done, passes * total, note)
-
-        return answerer.answer(
-            asked,
-            max_new_tokens=evaluation.max_new_tokens,
-            batch_size=evaluation.batch_size,
-            instruction=guide,
-            guidance=guidance,
-            progress=of_all_passes,
-        )
-
-    predictions = answer_all(0, instruction, "instruction")
-    # What stays so for strategies without guidance.
-    weights: list[list[float] | None] = [None] * len(asked)
-    controlled_answers: list[dict[str, ControlRecord]] = [{} for _ in asked]
-    if instruction is not None:
-        weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
-        for number, control in enumerate(controls, start=1):
-            guide, guidance = controlled(control, instruction, weights)
-            texts = answer_all(number, guide, guidance)
-            for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
-                answers[control] = ControlRecord(text, exact_match(text, question.answer))
-
-    digests = _digests(answerer, asked, progress)
-    records: list[AnswerRecord] = []
-    for question, prediction, weights_of_question, answers in zip(
-        asked,
-        predictions,
-        weights,
-        controlled_answers,
-        strict=True,
-    ):
-        pictures = [digests[picture.name] for picture in question.sample.pictures]
-        records.append(
-            _record(
-                question,
-                prediction,
-                weights=weights_of_question,
-                controls=answers,
-                digests=pictures,
-            )
-        )
-    return records
-
-
-def _digests(answerer: Answerer, asked: Sequence[Question], progress: Progress) -> dict[str, str]:
-    """The digests of the questions' pictures by name, of their bytes, shortened."""
-    pictures: dict[str, Picture] = {}
-    for question in asked:
-        for picture in question.sample.pictures:
-            pictures[picture.name] = picture
-    if answerer.store is not None:
-        # The store has read them already.
-        whole = answerer.store.digests
-    else:
-        whole = digests_of(pictures.values(), progress)
-    return {name: whole[name][:DIGEST_LENGTH] for name in pictures}
-
-
-def _record(
-    question: Question,
-    prediction: str,
-    *,
-    weights: list[float] | None,
-    controls: dict[str, ControlRecord],
-    digests: list[str],
-) -> AnswerRecord:
-    """What is written of one answer."""
-    pictures = question.sample.pictures
-    image = None
-    # The pictures of a dataset have names too, but no file that a report could show.
-    if pictures and pictures[0].reader is None:
-        image = pictures[0].name
-    if weights is not None:
-        weights = [round(weight, 5) for weight in weights]
-    return AnswerRecord(
-        id=question.id,
-        sample=question.sample.id,
-        image=image,
-        question=question_of(question.messages),
-        answer=question.answer,
-        prediction=prediction,
-        score=exact_match(prediction, question.answer),
-        family=question.family,
-        category=question.category,
-        novel=question.sample.novel,
-        weights=weights,
-        controls=controls,
-        pictures=digests,
-    )
-
-
-def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
-    """Give each question the instruction of a random other question that is worded otherwise.
-
-    Args:
-        instruction: (questions, E).
-        seed: of the draws.
-
-    Returns:
-        (questions, E).
-
-    Raises:
-        ValueError: if all questions have the same instruction.
-    """
-    # By content: questions repeat, and a question's own words are no control.
-    _, inverse = np.unique(instruction.float().numpy(), axis=0, return_inverse=True)
-    # (questions,): a number for each wording
-    wordings = inverse.reshape(-1)
-    others_by_wording: dict[int, np.ndarray[Any, np.dtype[np.intp]]] = {}
-    for number in sorted(set(wordings.tolist())):
-        others_by_wording[number] = np.flatnonzero(wordings != number)
-    if len(others_by_wording) < 2:
-        raise ValueError("all questions have the same instruction: there is nothing to shuffle")
-    rng = np.random.default_rng(seed)
-    chosen = [int(rng.choice(others_by_wording[number])) for number in wordings.tolist()]
-    return instruction[torch.tensor(chosen)]
-
-
-def controlled(
-    control: str, instruction: Tensor, weights: Sequence[Sequence[float] | None]
-) -> tuple[Tensor, Guidance]:
-    """What guides all questions under a control.
-
-    Args:
-        control: `shuffled` gives each question the instruction of another; `mean` fixes the
-            weights at their mean over the test.
-        instruction: (questions, E), that of each question.
-        weights: that each question has under its own instruction; None without a picture.
-
-    Returns:
-        The instruction of each question, and what weighs the layers.
-    """
-    if control == "shuffled":
-        return shuffled(instruction), "instruction"
-    with_pictures = [of_question for of_question in weights if of_question is not None]
-    if not with_pictures:
-        return instruction, "uniform"
-    return instruction, FixedWeights(torch.tensor(with_pictures).mean(dim=0))

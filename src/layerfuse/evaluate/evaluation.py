@@ -10,7 +10,8 @@ from transformers.utils import logging as transformers_logging
 
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import load_answerer, predict
+from layerfuse.evaluate.answer import load_answerer
+from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import Scores, arm_score

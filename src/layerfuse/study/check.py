@@ -18,7 +18,7 @@ from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSets
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import questions
+from layerfuse.evaluate.questions import questions
 from layerfuse.model.chat_template import Message
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.instruction import instruction_source

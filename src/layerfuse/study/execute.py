@@ -24,8 +24,9 @@ from accelerate import PartialState
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, predict
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.metrics import scores
+from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, RunRecord, write_records
 from layerfuse.files import write_text
 from layerfuse.paths import home

@@ -1,0 +1,105 @@
+"""The questions of samples, each to be asked on its own."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from layerfuse.data.sample import Sample
+from layerfuse.model.chat_template import IMAGE_TOKEN, Message, written
+from layerfuse.vision.picture import Picture
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question to ask on its own, and the answer to expect."""
+
+    id: str
+    sample: Sample
+    messages: tuple[Message, ...]
+    answer: str
+    family: str
+    category: str
+
+
+def questions(samples: Iterable[Sample]) -> Iterator[Question]:
+    """Every answered turn of every sample, each with the pictures that were shown up to it in front
+    of it: those of later turns would be an answer's future, which training does not show either.
+
+    Args:
+        samples: conversations.
+
+    Yields:
+        The questions in the order of the turns.
+    """
+    # Several samples may have one id: their turns are counted on.
+    asked_of: Counter[str] = Counter()
+    for sample in samples:
+        for asked in _asked_turns(sample):
+            yield Question(
+                id=f"{sample.id}/{asked_of[sample.id]}",
+                sample=replace(sample, pictures=asked.pictures),
+                messages=asked.messages,
+                answer=asked.answer,
+                family=sample.families[asked.place] if sample.families else "all",
+                category=sample.categories[asked.place] if sample.categories else "all",
+            )
+            asked_of[sample.id] += 1
+
+
+@dataclass(frozen=True)
+class _AskedTurn:
+    """What is asked of a turn, on its own."""
+
+    messages: tuple[Message, ...]
+    """the system's words and the question"""
+    pictures: tuple[Picture, ...]
+    """in the order of the markers in the messages"""
+    answer: str
+    place: int
+    """of the answer among all answers of the sample, to which families and categories belong"""
+
+
+def _asked_turns(sample: Sample) -> Iterator[_AskedTurn]:
+    """Every question of a sample that an answer follows."""
+    system: list[Message] = []
+    # The pictures so far: those in the system's words stay there.
+    of_system: list[Picture] = []
+    of_turns: list[Picture] = []
+    question: Message | None = None
+    num_answers = 0
+    remaining = iter(sample.pictures)
+    for message in sample.messages:
+        shown = list(islice(remaining, message["content"].count(IMAGE_TOKEN)))
+        if message["role"] == "system":
+            system.append(message)
+            of_system.extend(shown)
+            continue
+        if message["role"] == "assistant" and question is not None:
+            content = with_all_pictures(question["content"], len(of_turns))
+            yield _AskedTurn(
+                messages=(*system, {"role": "user", "content": content}),
+                pictures=(*of_system, *of_turns),
+                answer=written(message["content"]).strip(),
+                place=num_answers,
+            )
+        # After the question is asked: it must not see a picture in its own answer.
+        of_turns.extend(shown)
+        if message["role"] == "user":
+            question = message
+        else:
+            # A greeting, and a second answer in a row, have a family too.
+            question = None
+            num_answers += 1
+
+
+def with_all_pictures(text: str, pictures: int) -> str:
+    """The words of a question with a marker for each picture that was shown up to it."""
+    if text.count(IMAGE_TOKEN) == pictures:
+        # The words may say where each picture stands.
+        return text
+    if IMAGE_TOKEN in text:
+        text = text.replace(IMAGE_TOKEN, "").strip()
+    if pictures == 0:
+        return text
+    return IMAGE_TOKEN * pictures + "\n" + text
