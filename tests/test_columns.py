@@ -376,3 +376,81 @@ def test_the_models_of_sharegpt_are_assistants(role: str) -> None:
     sample = read({"conversations": [TURNS[0], {"from": role, "value": "red"}]})
 
     assert sample.messages[1]["role"] == "assistant"
+
+
+def test_records_of_a_json_file_may_have_columns() -> None:
+    sample = read({"image": "a.png", "question": "Colour?", "answer": "red"})
+
+    assert [message["content"] for message in sample.messages] == ["<image>\nColour?", "red"]
+
+
+@pytest.mark.parametrize("column", ["question", "answer", "text"])
+def test_a_conversation_and_a_column_beside_it_are_refused(column: str) -> None:
+    with pytest.raises(LayerfuseError, match=f"has a conversation and {column} too"):
+        read({"conversations": TURNS, column: "other"})
+
+
+def test_an_answer_and_a_text_are_refused() -> None:
+    with pytest.raises(LayerfuseError, match="has both answer and text"):
+        read({"answer": "red", "text": "A red square."})
+
+
+def test_an_empty_column_beside_the_other_spelling_is_nothing() -> None:
+    """Arrow writes both where rows differ."""
+    turns = [
+        {"from": None, "role": "user", "value": None, "content": "Colour?"},
+        {"from": "gpt", "role": None, "value": "red", "content": None},
+    ]
+
+    of_columns = read({"answer": None, "text": "red"})
+    of_turns = read({"conversations": None, "messages": turns})
+
+    assert of_columns.messages[-1]["content"] == of_turns.messages[-1]["content"] == "red"
+
+
+def test_two_turns_of_the_user_are_one_question() -> None:
+    turns = [{"from": "human", "value": "<image>\nThis is a chair."}, *TURNS]
+
+    sample = read({"image": "a.png", "conversations": turns})
+
+    assert sample.messages[0]["content"] == "<image>\nThis is a chair.\nColour?"
+
+
+def test_a_number_for_an_answer_is_named() -> None:
+    with pytest.raises(LayerfuseError, match="its answer is 3, a int, not a text"):
+        read({"question": "How many?", "answer": 3})
+    with pytest.raises(LayerfuseError, match="its content is 3, no text"):
+        read({"conversations": [TURNS[0], {"from": "gpt", "value": 3}]})
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [("system_prompt", "{system: system_prompt}"), ("video", "{image: video}")],
+)
+def test_the_advice_names_what_a_key_could_be(key: str, advice: str) -> None:
+    with pytest.raises(LayerfuseError) as caught:
+        read({key: "a", "conversations": TURNS})
+
+    assert f"`columns: {advice}`" in str(caught.value)
+
+
+def test_a_picture_in_base64_is_read() -> None:
+    part = {"type": "image", "base64": base64.b64encode(png()).decode()}
+
+    sample = read({"messages": [{"role": "user", "content": [part]}, TURNS[1]]})
+
+    assert sample.pictures[0].read() == png()
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("red", encoding="utf-8")
+
+    with pytest.raises(LayerfuseError, match="is a folder, and `images` is for a JSON file"):
+        load(Data(path=str(tmp_path), images=str(tmp_path)))
+    with pytest.raises(LayerfuseError, match="is a folder of captions without a table"):
+        load(Data(path=str(tmp_path), columns={"answer": "caption"}))
+    with pytest.raises(ValidationError, match="images is for a JSON file alone"):
+        Data(dataset="set", images=str(tmp_path))
+    with pytest.raises(ValidationError, match="generated scenes have no columns"):
+        Data.model_validate({"scenes": {"count": 2}, "ignore_columns": ["a"]})

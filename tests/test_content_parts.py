@@ -71,7 +71,7 @@ def test_a_text_stays_as_it_is() -> None:
         ({"type": "image", "image": "a.png"}, "a.png"),
         ({"type": "image", "url": "http://host/a.png"}, "http://host/a.png"),
         ({"type": "image", "path": "a.png"}, "a.png"),
-        ({"type": "image", "base64": "iVBORw0"}, "iVBORw0"),
+        ({"type": "image", "base64": "iVBORw0"}, "data:image/unknown;base64,iVBORw0"),
         ({"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}, "a.png"),
         ({"type": "image_url", "image_url": "a.png"}, "a.png"),
         ({"type": "input_image", "image_url": "a.png"}, "a.png"),

@@ -160,7 +160,7 @@ def test_families_follow_their_answers(tmp_path: Path) -> None:
 
     record["families"] = ["a", "b"]
     samples = load_records(tmp_path, record)
-    with pytest.raises(LayerfuseError, match="sample x: 2 kinds for 3 answers"):
+    with pytest.raises(LayerfuseError, match="sample x: 2 families for 3 answers"):
         samples[0]
 
 

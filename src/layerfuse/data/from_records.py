@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfuse.data.sample import Sample
-from layerfuse.data.unread import TURN_KEYS, refuse_markers, refuse_unread, short
+from layerfuse.data.unread import refuse_markers, refuse_unread, refuse_unread_in_turn, short
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.chat_template import IMAGE_TOKEN, Message, from_parts, literal
 from layerfuse.vision.picture import Picture
@@ -27,6 +27,10 @@ ROLES = {
     "bard": "assistant",
     "system": "system",
 }
+
+
+COLUMNS = ("question", "answer", "text")
+"""what stands for a conversation in a table"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class Reading:
             remaining[name] = remaining.pop(column)
         return remaining
 
+    def without_names(self) -> "Reading":
+        """How a record is read that has the names that are read already."""
+        return Reading(self.base, literal_answers=self.literal_answers)
+
 
 @dataclass(frozen=True)
 class _Turn:
@@ -75,7 +83,8 @@ class _Turn:
 
 
 def from_llava(index: int, record: Any, reading: Reading) -> Sample:
-    """Read a record with `conversations` or `messages`, `image` or `images`, optional `id`.
+    """Read a record with `conversations` or `messages`, `image` or `images`, optional `id`; one
+    with neither of the first two may have columns, as for `from_columns`.
 
     Args:
         index: the record's place in its source, which names it where it has no `id`.
@@ -87,6 +96,15 @@ def from_llava(index: int, record: Any, reading: Reading) -> Sample:
     """
     record = _chosen(index, record, reading)
     name = sample_id(index, record)
+    has_turns = bool(record.get("conversations") or record.get("messages"))
+    columns = [column for column in COLUMNS if not _is_empty(record.get(column))]
+    if columns and not has_turns:
+        return from_columns(index, record, reading.without_names())
+    if columns:
+        raise LayerfuseError(
+            f"sample {name}: has a conversation and {' and '.join(columns)} too; leave one of them "
+            "out with `ignore_columns`"
+        )
     _refuse_halves(name, "id", str(record.get("id")))
     turns = _turns(name, record, reading)
     image_cells = _image_cells(name, record, turns)
@@ -123,23 +141,40 @@ def from_columns(index: int, row: Any, reading: Reading) -> Sample:
         LayerfuseError: naming the sample and what is wrong with it.
     """
     row = _chosen(index, row, reading)
-    # The names are those that are read now.
-    as_chosen = Reading(reading.base, literal_answers=reading.literal_answers)
+    name = sample_id(index, row)
     if row.get("conversations") or row.get("messages"):
-        return from_llava(index, row, as_chosen)
-    # A caption is the answer to no words at all.
-    question = row.get("question") or ""
-    answer = row.get("answer", row.get("text"))
-    if not isinstance(answer, str):
+        return from_llava(index, row, reading.without_names())
+    answers = []
+    for column in ("answer", "text"):
+        # Tables have no value where another row has one.
+        if row.get(column) is not None:
+            answers.append(column)
+    if len(answers) == 0:
         raise LayerfuseError(
-            f"sample {sample_id(index, row)}: needs a column conversations, messages, answer or "
-            f"text; it has {_keys(row)}"
+            f"sample {name}: needs a column conversations, messages, answer or text; it has "
+            f"{_keys(row)}"
         )
-    messages = [
+    if len(answers) > 1:
+        raise LayerfuseError(
+            f"sample {name}: has both answer and text; leave one of them out with `ignore_columns`"
+        )
+    # A caption is the answer to no words at all.
+    question = row.get("question")
+    if question is None:
+        question = ""
+    answer = row[answers[0]]
+    for column, value in (("question", question), (answers[0], answer)):
+        if not isinstance(value, str):
+            raise LayerfuseError(
+                f"sample {name}: its {column} is {short(value)}, a {type(value).__name__}, not a "
+                "text"
+            )
+    record = {key: value for key, value in row.items() if key not in COLUMNS}
+    record["messages"] = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
     ]
-    return from_llava(index, {**row, "messages": messages}, as_chosen)
+    return from_llava(index, record, reading.without_names())
 
 
 def sample_id(index: int, record: Any) -> str:
@@ -270,7 +305,21 @@ def _turns(name: str, record: dict[str, Any], reading: Reading) -> list[_Turn]:
         if turns[0].message["role"] == "system":
             raise LayerfuseError(f"sample {name}: has a column system and a turn of the system")
         turns.insert(0, _turn(name, {"role": "system", "content": system}, False))
-    return turns
+    return _joined(turns)
+
+
+def _joined(turns: list[_Turn]) -> list[_Turn]:
+    """The turns with those of the user that follow each other as one: a template may take no two in
+    a row, and only the last of them would be asked."""
+    joined: list[_Turn] = []
+    for turn in turns:
+        follows_user = bool(joined) and joined[-1].message["role"] == "user"
+        if follows_user and turn.message["role"] == "user":
+            before = joined.pop()
+            text = before.message["content"] + "\n" + turn.message["content"]
+            turn = _Turn({"role": "user", "content": text}, before.images + turn.images)
+        joined.append(turn)
+    return joined
 
 
 def _is_empty(value: Any) -> bool:
@@ -284,13 +333,24 @@ def _turn(name: str, turn: Any, literal_answers: bool) -> _Turn:
     role = None
     content = None
     if isinstance(turn, dict):
-        role = ROLES.get(str(turn.get("from", turn.get("role"))))
-        content = turn.get("value", turn.get("content"))
-    is_text = isinstance(content, str)
-    is_parts = isinstance(content, list | tuple) and len(content) > 0
-    if role is None or not (is_text or is_parts):
+        # Tables have both spellings where rows differ, one of them without a value.
+        speaker = turn.get("from")
+        if speaker is None:
+            speaker = turn.get("role")
+        role = ROLES.get(str(speaker))
+        content = turn.get("value")
+        if content is None:
+            content = turn.get("content")
+    if role is None:
         raise LayerfuseError(
             f"sample {name}: cannot read the turn {short(turn)}; roles: {sorted(ROLES)}"
+        )
+    is_text = isinstance(content, str)
+    is_parts = isinstance(content, list | tuple) and len(content) > 0
+    if not (is_text or is_parts):
+        raise LayerfuseError(
+            f"sample {name}: cannot read the turn {short(turn)}: its content is {short(content)}, "
+            "no text and no list of parts"
         )
     try:
         joined = from_parts(content)
@@ -300,7 +360,7 @@ def _turn(name: str, turn: Any, literal_answers: bool) -> _Turn:
         ) from error
     text = joined.text
     _refuse_halves(name, f"a turn of the {role}", text)
-    refuse_unread(name, turn, read=TURN_KEYS, shows_pictures=True)
+    refuse_unread_in_turn(name, turn)
     if role == "assistant" and literal_answers:
         text = literal(text)
     else:
@@ -371,7 +431,7 @@ def _kinds(name: str, key: str, kinds: Any, turns: list[Message]) -> tuple[str, 
     if len(kinds) == 0:
         return ()
     if len(kinds) != len(answers):
-        raise LayerfuseError(f"sample {name}: {len(kinds)} kinds for {len(answers)} answers")
+        raise LayerfuseError(f"sample {name}: {len(kinds)} {key} for {len(answers)} answers")
     remaining = []
     for kind, answer in zip(kinds, answers, strict=True):
         _refuse_halves(name, key, str(kind))

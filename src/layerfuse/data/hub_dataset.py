@@ -77,8 +77,8 @@ def open_dataset(
             dataset = dataset.cast_column(column, _undecoded(feature))
     rows = DatasetRows(dataset, source)
     # Its columns have the names that are read already.
-    as_named = Reading(reading.base, literal_answers=reading.literal_answers)
-    return Samples(rows, partial(from_columns, reading=as_named), rows.name)
+    convert = partial(from_columns, reading=reading.without_names())
+    return Samples(rows, convert, rows.name)
 
 
 # Any: the library's datasets are typed in part only

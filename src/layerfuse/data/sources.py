@@ -11,6 +11,7 @@ from layerfuse.data.lazy_records import Samples, refuse_missing_columns
 from layerfuse.data.sample import Sample
 from layerfuse.data.scenes import VERSION
 from layerfuse.data.text_files import read_json, read_text
+from layerfuse.data.unread import READ_KEYS
 from layerfuse.errors import LayerfuseError
 from layerfuse.paths import home
 from layerfuse.recipe.schema import Data, Scenes
@@ -51,6 +52,10 @@ def _from_path(path: Path, data: Data) -> Samples:
     if not path.exists():
         raise LayerfuseError(f"no such file or folder of samples: {path}")
     if path.is_dir():
+        if data.images is not None:
+            raise LayerfuseError(
+                f"{path} is a folder, and `images` is for a JSON file alone; leave it out"
+            )
         return _from_folder(path, data)
     return _from_json(path, data)
 
@@ -132,7 +137,7 @@ def _from_json(path: Path, data: Data) -> Samples:
         data: the source that it belongs to.
     """
     records = read_json(path)
-    if isinstance(records, dict) and ("conversations" in records or "messages" in records):
+    if isinstance(records, dict) and any(key in records for key in READ_KEYS):
         # JSON lines with one record look like this, whatever the file is called.
         records = [records]
     if not isinstance(records, list):
@@ -174,6 +179,11 @@ def _from_folder(folder: Path, data: Data) -> Samples:
         records.append({"id": name, "image": name})
     if not records:
         raise LayerfuseError(f"{folder}: no images (and no metadata.jsonl)")
+    if data.columns or data.ignore_columns:
+        raise LayerfuseError(
+            f"{folder} is a folder of captions without a table, in which `columns` and "
+            "`ignore_columns` name nothing; leave them out"
+        )
     # The folder is of another kind, or its captions are elsewhere.
     if num_captioned == 0:
         caption_file = (folder / records[0]["image"]).with_suffix(".txt")

@@ -3,6 +3,7 @@
 import re
 import reprlib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from layerfuse.errors import LayerfuseError
@@ -30,9 +31,9 @@ _DESCRIBING_WORDS = {
 # Beside a picture that is read, an address says where it was found.
 _ADDRESS_WORDS = {"url", "urls", "uri", "link", "links"}
 # Texts that would change what is asked.
+_SYSTEM_KEYS = {"systemprompt", "systemmessage", "sysprompt", "preprompt", "persona"}
 _ASKING_KEYS = {
-    *("systemprompt", "systemmessage", "sysprompt", "preprompt", "prompt", "persona"),
-    *("instruction", "instructions", "input", "context", "hint"),
+    *("prompt", "instruction", "instructions", "input", "context", "hint"),
     *("choices", "options", "candidates", "tools", "functions"),
 }
 _MEDIA_FILE = re.compile(
@@ -50,41 +51,72 @@ _MARKER_WORD = re.compile(
 _BRACKETS = re.compile(r"\[(IMG|IMAGE|VIDEO|AUDIO)\d*\]")
 
 
-def refuse_unread(
-    name: str,
-    record: Mapping[str, Any],
-    *,
-    read: Collection[str] = READ_KEYS,
-    shows_pictures: bool,
-) -> None:
+def refuse_unread(name: str, record: Mapping[str, Any], *, shows_pictures: bool) -> None:
     """Refuse a record that names media, or texts that change what is asked, under a key that
     nobody reads.
 
     Args:
         name: of the sample.
-        record: a record or one of its turns.
-        read: the keys that are read.
+        record: of any keys.
         shows_pictures: whether pictures of the record are read.
 
     Raises:
         LayerfuseError: naming the key, what is read and how to map or ignore it.
     """
+    for key, unread in _unread(record, READ_KEYS, shows_pictures).items():
+        raise LayerfuseError(
+            f"sample {name}: nobody reads {key!r} ({short(record[key])}), {unread.reason}. Read "
+            f"are {', '.join(READ_KEYS)}; say which one it is, such as "
+            f"`columns: {{{unread.example}: {key}}}`, or leave it out on purpose with "
+            f"`ignore_columns: [{key}]`"
+        )
+
+
+def refuse_unread_in_turn(name: str, turn: Mapping[str, Any]) -> None:
+    """Refuse a turn of a conversation as `refuse_unread` does a record.
+
+    Args:
+        name: of the sample.
+        turn: of any keys.
+
+    Raises:
+        LayerfuseError: naming the key and what is read.
+    """
+    for key, unread in _unread(turn, TURN_KEYS, shows_pictures=True).items():
+        raise LayerfuseError(
+            f"sample {name}: nobody reads {key!r} ({short(turn[key])}) of a turn, {unread.reason}. "
+            f"Read are {', '.join(TURN_KEYS)}: name pictures in the record's image or images, or "
+            "in parts of the content"
+        )
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Why a key matters that nobody reads."""
+
+    reason: str
+    example: str
+    """what it could be"""
+
+
+def _unread(
+    record: Mapping[str, Any], read: Collection[str], shows_pictures: bool
+) -> dict[str, _Unread]:
+    """The keys that nobody reads and that matter."""
+    unread: dict[str, _Unread] = {}
     for key, value in record.items():
         # Empty columns are what tables have for nothing.
         is_empty = value is None or (isinstance(value, str | list | dict) and len(value) == 0)
         if key in read or is_empty:
             continue
+        name = "".join(_words(str(key)))
         if _names_media(str(key), value, shows_pictures):
-            reason = "which names media"
-        elif "".join(_words(str(key))) in _ASKING_KEYS:
-            reason = "which would change what is asked"
-        else:
-            continue
-        raise LayerfuseError(
-            f"sample {name}: nobody reads {key!r} ({short(value)}), {reason}. Read are "
-            f"{', '.join(read)}; say which one it is, such as `columns: {{image: {key}}}`, or "
-            f"leave it out on purpose with `ignore_columns: [{key}]`"
-        )
+            unread[key] = _Unread("which names media", "image")
+        elif name in _SYSTEM_KEYS:
+            unread[key] = _Unread("which would change what is asked", "system")
+        elif name in _ASKING_KEYS:
+            unread[key] = _Unread("which would change what is asked", "question")
+    return unread
 
 
 def _names_media(key: str, value: Any, shows_pictures: bool) -> bool:

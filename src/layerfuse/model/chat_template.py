@@ -154,6 +154,9 @@ def _image_of(kind: str, fields: dict[str, Any]) -> Any:
         if key == "image_url" and isinstance(image, dict):
             wrapped: dict[str, Any] = {**image}
             image = wrapped.get("url")
+        if key == "base64" and isinstance(image, str) and not image.startswith("data:"):
+            # As an address, so that nobody takes it for a path.
+            return f"data:image/unknown;base64,{image}"
         if image is not None:
             return image
     # `image` alone marks a place, to which TRL and tables of datasets bring the image apart.

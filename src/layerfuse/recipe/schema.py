@@ -129,7 +129,11 @@ class Data(Strict):
         named = [name for name, source in sources.items() if source is not None]
         if len(named) != 1:
             raise ValueError(f"give exactly one of scenes, path, dataset (got {named or 'none'})")
+        if self.images is not None and self.path is None:
+            raise ValueError("images is for a JSON file alone; give it with `path`")
         chosen = list(self.columns.values()) + self.ignore_columns
+        if chosen and self.scenes is not None:
+            raise ValueError("generated scenes have no columns to name or to ignore")
         for column in chosen:
             if chosen.count(column) > 1:
                 raise ValueError(f"{column!r} stands more than once in columns and ignore_columns")
