@@ -10,7 +10,9 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.errors import LayerfuseError
-from layerfuse.study.coordinate import study
+from layerfuse.evaluate.evaluation import data_of, evaluate
+from layerfuse.recipe.schema import Evaluation
+from layerfuse.study.coordinate import study, train
 from layerfuse.study.data_summary import (
     print_data_summary,
     read_data_summary,
@@ -161,3 +163,31 @@ def test_a_question_must_leave_positions_for_its_answer(
 
     with pytest.raises(LayerfuseError, match=r"and 500 for the answer \(max_new_tokens\), but"):
         study(write_recipe(tmp_path, recipe), output=tmp_path / "study")
+
+
+def test_questions_of_the_test_are_asked_one_by_one(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """A conversation longer than the positions is no fault where each question fits."""
+    samples = read_samples(tmp_path)
+    question, answer = samples[0]["conversations"]
+    long_question = {"from": "human", "value": " n" * 200}
+    talk = [question, answer]
+    for _ in range(3):
+        talk += [long_question, answer]
+    write_samples(tmp_path, [{**samples[0], "conversations": talk}, *samples[1:]], "long.json")
+    recipe["evaluate"]["data"] = {"path": "long.json"}
+
+    study(write_recipe(tmp_path, recipe), output=tmp_path / "study")
+
+    _, test = read_data_summary(tmp_path / "study")
+    assert 400 < test.tokens[2] < 512
+
+
+def test_eval_names_a_question_that_leaves_no_positions(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    trained = train(write_recipe(tmp_path, recipe), arm="one", output=tmp_path / "run")
+    data = data_of(str(tmp_path / "data.json"), "test")
+
+    with pytest.raises(LayerfuseError, match=r"and 500 for the answer .*8 of 8 samples cannot be"):
+        evaluate(trained.model, Evaluation(data=data, max_new_tokens=500))
+    assert not (trained.model / "evaluation").exists()

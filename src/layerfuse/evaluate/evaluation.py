@@ -8,15 +8,19 @@ from typing import Any
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from layerfuse.data.lazy_records import Samples
+from layerfuse.data.lengths import Lengths, Limits, positions_of
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import load_answerer
+from layerfuse.evaluate.answer import Answerer, load_answerer
 from layerfuse.evaluate.predict import predict
+from layerfuse.evaluate.questions import asked_alone
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import Scores, arm_score
 from layerfuse.files import write_text
-from layerfuse.progress import progress_bar, shown_on
+from layerfuse.model.pretrained import processed_size
+from layerfuse.progress import progress_bar, shown_on, silent
 from layerfuse.recipe.schema import Data, Evaluation
 from layerfuse.tables import Heading, print_fitted
 
@@ -127,6 +131,7 @@ def evaluate(
     # One bar is enough: that of the questions.
     transformers_logging.disable_progress_bar()
     answerer = load_answerer(model)
+    _check_lengths(model, answerer, samples, evaluation)
     folder = output or model / "evaluation"
     try:
         # Before the questions: an answer that cannot be kept need not be given.
@@ -163,6 +168,37 @@ def evaluate(
     write_text(folder / SCORES, json.dumps(asdict(result), indent=1) + "\n")
     _print(result, console)
     return folder
+
+
+def _check_lengths(
+    model: Path, answerer: Answerer, samples: Samples, evaluation: Evaluation
+) -> None:
+    """Raise LayerfuseError for the first sample that cannot be asked, or leaves no positions of the
+    LLM for its answer.
+
+    Args:
+        model: its folder.
+        answerer: the model.
+        samples: all readable.
+        evaluation: how they are asked.
+    """
+    processor = answerer.processor
+    height, width = processed_size(str(model), processor.image_processor)
+    limits = Limits(
+        processor.num_image_tokens(height, width),
+        positions_of(answerer.model.config.text_config),
+    )
+    bad = Lengths(processor, limits, silent, "lengths").measure(
+        samples,
+        prompt="chat",
+        max_length=None,
+        room=evaluation.max_new_tokens,
+        split=asked_alone,
+    )
+    for sample in bad.values():
+        raise LayerfuseError(
+            f"{sample.reason}; {len(bad)} of {len(samples)} samples cannot be asked"
+        )
 
 
 def _scores(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from layerfuse.data.sample import Sample
-from layerfuse.model.chat_template import IMAGE_TOKEN, Message, written
+from layerfuse.model.chat_template import IMAGE_TOKEN, Message, literal, written
 from layerfuse.vision.picture import Picture
 
 
@@ -45,6 +45,20 @@ def questions(samples: Iterable[Sample]) -> Iterator[Question]:
                 category=sample.categories[asked.place] if sample.categories else "all",
             )
             asked_of[sample.id] += 1
+
+
+def asked_alone(sample: Sample) -> Iterator[Sample]:
+    """Every question of a sample with its answer, as the test asks it.
+
+    Args:
+        sample: a conversation.
+
+    Yields:
+        A conversation of one question, the system's words before it.
+    """
+    for question in questions([sample]):
+        answer: Message = {"role": "assistant", "content": literal(question.answer)}
+        yield replace(question.sample, messages=(*question.messages, answer))
 
 
 @dataclass(frozen=True)

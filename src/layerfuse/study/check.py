@@ -3,22 +3,20 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from layerfuse.data.lazy_records import Samples
-from layerfuse.data.sample import Sample
+from layerfuse.data.lengths import Lengths, Limits, positions_of
 from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSets
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.questions import questions
+from layerfuse.evaluate.questions import asked_alone, questions
 from layerfuse.model.chat_template import Message
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.instruction import instruction_source
@@ -31,8 +29,6 @@ from layerfuse.vision.encoder import load_vision_config
 
 LEFT_OUT = "left_out.json"
 SHIPPED = tuple(sorted(file.stem for file in (Path(__file__).parent / "accelerate").iterdir()))
-PROGRESS_SAMPLES = 1000
-"""Samples between two reports of the progress."""
 PROMPT_SAMPLES = 1000
 """Samples of a stage among which those are looked for whose prompts are compared."""
 
@@ -45,18 +41,8 @@ class CheckedSamples:
     """without the bad ones"""
     bad: BadSets
     tokens: dict[str, list[int]]
-    """of every usable sample, by the label of its source, with the most image tokens that an arm
-    makes; not cut to a stage's longest"""
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """What an encoded conversation must keep to."""
-
-    image_tokens: int
-    """of a picture, with the arm that makes the most"""
-    positions: int | None
-    """tokens that the LLM can tell the places of; None where its configuration names no limit"""
+    """of every usable sample, of the test of every question with its answer, by the label of the
+    source; with the most image tokens that an arm makes, not cut to a stage's longest"""
 
 
 def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
@@ -81,8 +67,10 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
     # One for all arms: they differ in the number of image tokens alone, and a sample that fits with
     # the most of them fits every arm.
     processor = processor_for(recipe, configs[0])
-    positions = configs[0].text_config.to_dict().get("max_position_embeddings")
-    limits = _Limits(_most_image_tokens(recipe, configs, processor), positions)
+    limits = Limits(
+        _most_image_tokens(recipe, configs, processor),
+        positions_of(configs[0].text_config),
+    )
     train = {}
     tokens = {}
     bad_train = {}
@@ -90,7 +78,7 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         samples = load(stage.data)
         # Pictures first: only what can be read is encoded.
         bad = _faulty(samples)
-        lengths = _Lengths(processor, limits, progress, phase=name)
+        lengths = Lengths(processor, limits, progress, phase=name)
         unusable = lengths.measure(
             samples.without(bad),
             prompt=stage.prompt,
@@ -103,13 +91,14 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
     test = load(recipe.evaluate.data)
     bad_test = _faulty(test)
     everything = SampleSets(train, test)
-    lengths = _Lengths(processor, limits, progress, phase=everything.test_label)
+    lengths = Lengths(processor, limits, progress, phase=everything.test_label)
     # Nothing is cut in the test: what is asked must leave room for the answer.
     unusable = lengths.measure(
         test.without(bad_test),
         prompt="chat",
         max_length=None,
         room=recipe.evaluate.max_new_tokens,
+        split=asked_alone,
     )
     tokens[everything.test_label] = lengths.tokens
     bad_sets = BadSets(bad_train, {**bad_test, **unusable})
@@ -156,88 +145,6 @@ def _faulty(samples: Samples) -> BadSamples:
     for index, (sample_id, reason) in faults(samples).items():
         bad[index] = BadSample(sample_id, reason)
     return bad
-
-
-class _Lengths:
-    """Encodes conversations as training does, and counts their tokens.
-
-    Args:
-        processor: of any arm; they differ in the number of image tokens alone.
-        limits: what each conversation must keep to.
-        progress: is told of the samples that are checked.
-        phase: what the progress is called.
-    """
-
-    def __init__(
-        self, processor: Processor, limits: _Limits, progress: Progress, phase: str
-    ) -> None:
-        self.processor = processor
-        self.limits = limits
-        self.progress = progress
-        self.phase = phase
-        self.tokens: list[int] = []
-
-    def measure(
-        self,
-        samples: Samples,
-        *,
-        prompt: Literal["chat", "plain"],
-        max_length: int | None,
-        room: int = 0,
-    ) -> BadSamples:
-        """Encode some samples.
-
-        Args:
-            samples: all readable.
-            prompt: how they are encoded.
-            max_length: tokens that are left of a longer one; None leaves all.
-            room: tokens that must be left of the LLM's positions.
-
-        Returns:
-            Those that cannot be encoded or are too long; the tokens of all others are kept.
-        """
-        bad = {}
-        for done, (index, sample) in enumerate(zip(samples.order, samples, strict=True), start=1):
-            try:
-                self.tokens.append(self._length(sample, prompt, max_length, room))
-            except LayerfuseError as error:
-                reason = f"sample {sample.id}: {error} {samples.place(index)}"
-                bad[index] = BadSample(sample.id, reason)
-            # Each report redraws a line, which takes longer than a sample does.
-            if done % PROGRESS_SAMPLES == 0:
-                self.progress(self.phase, done, len(samples))
-        return bad
-
-    def _length(
-        self,
-        sample: Sample,
-        prompt: Literal["chat", "plain"],
-        max_length: int | None,
-        room: int,
-    ) -> int:
-        """The tokens of a conversation before it is cut."""
-        encode = partial(
-            self.processor.encode,
-            list(sample.messages),
-            [self.limits.image_tokens] * len(sample.pictures),
-            prompt=prompt,
-        )
-        whole = len(encode()["input_ids"])
-        remaining = whole
-        if max_length is not None and whole > max_length:
-            # Raises where the cut takes image tokens or all answers.
-            remaining = len(encode(max_length=max_length)["input_ids"])
-        positions = self.limits.positions
-        if positions is not None and remaining + room > positions:
-            need = f"{remaining} tokens"
-            if room:
-                need += f" and {room} for the answer (max_new_tokens)"
-            raise LayerfuseError(
-                f"{need}, but the LLM has {positions} positions (max_position_embeddings): "
-                "shorten it, cut training to fewer tokens by `max_length`, or take fewer image "
-                "tokens by `token_grid`"
-            )
-        return whole
 
 
 def _check_prompts(

@@ -49,7 +49,8 @@ class SourceSummary:
     commonest: list[CommonAnswer]
     """the commonest answers, at most ten"""
     tokens: list[float]
-    """least, median and most tokens of a sample, with the most image tokens that an arm makes"""
+    """least, median and most tokens of a sample, in the test of a question with its answer, with
+    the most image tokens that an arm makes"""
 
     @property
     def commonest_share(self) -> float:
