@@ -17,6 +17,7 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.questions import questions
 from layerfuse.recipe.schema import Data
 
 TURNS = [{"from": "human", "value": "Colour?"}, {"from": "gpt", "value": "red"}]
@@ -153,6 +154,15 @@ def test_markers_in_answers_are_text_where_the_recipe_says_so() -> None:
     assert len(sample.pictures) == 1
     assert sample.messages[0]["content"] == "<image>\nColour?"
     assert "<image>" not in sample.messages[1]["content"]
+
+
+def test_the_answer_to_expect_is_what_people_wrote() -> None:
+    answer = {"from": "gpt", "value": "Write <image>."}
+    record = {"image": "a.png", "conversations": [TURNS[0], answer]}
+
+    (question,) = questions([read(record, literal_answers=True)])
+
+    assert question.answer == "Write <image>."
 
 
 def test_columns_are_read_under_other_names(tmp_path: Path) -> None:
