@@ -1,5 +1,6 @@
 """What the sources of a study hold is counted, printed, and stands in the report."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def test_a_source_is_counted() -> None:
         1,
     )
     # Four answers about two pictures; the fifth has none.
-    assert align.answers == 5
-    assert align.answers_per_picture == 2
+    assert align.questions == 5
+    assert align.questions_per_picture == 2
     assert [(common.answer, common.share) for common in align.commonest] == [
         ("red", 0.4),
         ("two", 0.2),
@@ -72,7 +73,22 @@ def test_a_source_is_counted() -> None:
         ("yes", 0.2),
     ]
     assert align.tokens == [4, 7.5, 10]
-    assert test.answers_per_picture is None
+    assert test.questions_per_picture is None
+
+
+def test_a_greeting_answers_no_question() -> None:
+    greeting = {"role": "assistant", "content": "Hello!"}
+    asked = sample("0", ["a"], "red")
+    source = samples_of(replace(asked, messages=(greeting, *asked.messages)))
+
+    align, _ = summarize_data(
+        SampleSets({"align": source}, source),
+        {"a": "a"},
+        {"align": [3], "evaluate": [3]},
+    )
+
+    assert align.questions == 1
+    assert [common.answer for common in align.commonest] == ["red"]
 
 
 def test_ten_answers_are_named_and_no_terminal_cuts_them(tmp_path: Path) -> None:
@@ -114,7 +130,7 @@ def test_a_study_says_what_its_data_hold(recipe: dict[str, Any], tmp_path: Path)
     assert "align: the 2 commonest answers are 100 % of all:" in one_line(said)
     report = (tmp_path / "study" / "report.html").read_text()
     assert "<h2>Data</h2>" in report
-    assert "Ten commonest answers" in report
+    assert "Top ten" in report
 
 
 def make_long(folder: Path, words: int) -> None:

@@ -5,6 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ class SourceSummary:
     """different ones, told apart by their bytes"""
     without_picture: int
     """samples"""
-    answers: int
-    answers_per_picture: float | None
-    """answers of samples with pictures; None where there is no picture"""
+    questions: int
+    """with an answer; a greeting answers none"""
+    questions_per_picture: float | None
+    """of samples with pictures; None where there is no picture"""
     commonest: list[CommonAnswer]
     """the commonest answers, at most ten"""
     tokens: list[float]
@@ -83,34 +85,34 @@ def _summarize(
     """Count what one source holds."""
     pictures: set[str] = set()
     num_without_picture = 0
-    num_answers_with_picture = 0
+    num_questions_with_picture = 0
     answers: Counter[str] = Counter()
     for sample in samples:
         pictures.update(digests[picture.name] for picture in sample.pictures)
         of_sample = []
-        for message in sample.messages:
-            if message["role"] == "assistant":
+        for asked, message in pairwise(sample.messages):
+            if asked["role"] == "user" and message["role"] == "assistant":
                 of_sample.append(written(message["content"]).strip())
         answers.update(of_sample)
         if sample.pictures:
-            num_answers_with_picture += len(of_sample)
+            num_questions_with_picture += len(of_sample)
         else:
             num_without_picture += 1
 
-    num_answers = answers.total()
+    num_questions = answers.total()
     commonest = []
     for answer, count in answers.most_common(COMMONEST):
-        commonest.append(CommonAnswer(answer, count / num_answers))
-    answers_per_picture = None
+        commonest.append(CommonAnswer(answer, count / num_questions))
+    questions_per_picture = None
     if pictures:
-        answers_per_picture = num_answers_with_picture / len(pictures)
+        questions_per_picture = num_questions_with_picture / len(pictures)
     return SourceSummary(
         source=label,
         samples=len(samples),
         pictures=len(pictures),
         without_picture=num_without_picture,
-        answers=num_answers,
-        answers_per_picture=answers_per_picture,
+        questions=num_questions,
+        questions_per_picture=questions_per_picture,
         commonest=commonest,
         tokens=[min(tokens), statistics.median(tokens), max(tokens)],
     )
@@ -159,7 +161,7 @@ def print_data_summary(summaries: Sequence[SourceSummary], console: Console) -> 
         Heading("samples", is_number=True),
         Heading("pictures", is_number=True),
         Heading("without", is_number=True),
-        Heading("answers", is_number=True),
+        Heading("questions", is_number=True),
         Heading("a picture", is_number=True),
         Heading("min/med/max tokens", is_number=True),
     ]
@@ -167,15 +169,15 @@ def print_data_summary(summaries: Sequence[SourceSummary], console: Console) -> 
     for summary in summaries:
         least, median, most = summary.tokens
         per_picture = "none"
-        if summary.answers_per_picture is not None:
-            per_picture = f"{summary.answers_per_picture:.1f}"
+        if summary.questions_per_picture is not None:
+            per_picture = f"{summary.questions_per_picture:.1f}"
         rows.append(
             [
                 summary.source,
                 f"{summary.samples:,}",
                 f"{summary.pictures:,}",
                 f"{summary.without_picture:,}",
-                f"{summary.answers:,}",
+                f"{summary.questions:,}",
                 per_picture,
                 f"{least:,}/{median:,g}/{most:,}",
             ]
