@@ -1,15 +1,17 @@
 """What is said about a study, sentence by sentence, for each way in which it can end."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
-from layerfuse.study.findings import findings
+from layerfuse.evaluate.significance import ArmScore, JudgedContrast, SeedNoise
+from layerfuse.study.findings import state_findings
+from layerfuse.study.guidance_effect import GuidanceRow
+from layerfuse.study.summary import ArmSummary, ChanceScores, LayerLeader, Summary
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ArmOutcome:
     """How an arm compares with the baseline."""
 
     difference: float
@@ -20,44 +22,66 @@ class Outcome:
     unresolved: bool = False
 
 
-BETTER = Outcome(0.05, "better", first=True)
+BETTER = ArmOutcome(0.05, "better", first=True)
 # Beats the baseline, but is itself beaten by another arm.
-LESS_BETTER = Outcome(0.02, "better")
-TIE = Outcome(0.01, "tie")
+LESS_BETTER = ArmOutcome(0.02, "better")
+TIE = ArmOutcome(0.01, "tie")
 # A difference on these pictures, which other seeds might not show.
-UNRESOLVED = Outcome(0.03, "tie", unresolved=True)
-WORSE = Outcome(-0.05, "worse")
+UNRESOLVED = ArmOutcome(0.03, "tie", unresolved=True)
+WORSE = ArmOutcome(-0.05, "worse")
 # The baseline is not compared with itself.
 BASELINE = None
 
-Outcomes = dict[str, Outcome | None]
+Outcomes = dict[str, ArmOutcome | None]
 
 
-def row_of_arm(arm: str, outcome: Outcome | None, above_chance: bool) -> dict[str, Any]:
-    """What a summary says of an arm, as far as sentences are made of it."""
+def contrast_of(difference: float, verdict: str, unresolved: bool = False) -> JudgedContrast:
+    """A difference with its verdict; no sentence tells its p values, which do not fit it."""
+    interval = [difference - 0.02, difference + 0.02]
+    return JudgedContrast(
+        difference=difference,
+        interval=interval,
+        item_interval=interval,
+        df=9.0,
+        p=1.0,
+        item_p=1.0,
+        p_holm=1.0,
+        verdict=verdict,
+        unresolved=unresolved,
+    )
+
+
+def arm_with(arm: str, outcome: ArmOutcome | None, above_chance: bool) -> ArmSummary:
+    """An arm of one layer and one run with this outcome; None is the baseline's."""
     difference = 0.0
     first = False
     versus_baseline = None
     if outcome is not None:
         difference = outcome.difference
         first = outcome.first
-        versus_baseline = {
-            "difference": difference,
-            "interval": [difference - 0.02, difference + 0.02],
-            "verdict": outcome.verdict,
-            "unresolved": outcome.unresolved,
-        }
-    versus_chance = "tie"
+        versus_baseline = contrast_of(difference, outcome.verdict, outcome.unresolved)
+    chance_verdict = "tie"
     if above_chance:
-        versus_chance = "better"
-    return {
-        "arm": arm,
-        "mean": {"score": 0.6 + difference, "interval": [0.5, 0.7]},
-        "first": first,
-        "layers": [1],
-        "versus_chance": {"verdict": versus_chance},
-        "versus_baseline": versus_baseline,
-    }
+        chance_verdict = "better"
+    return ArmSummary(
+        arm=arm,
+        layers=[1],
+        depth=12,
+        fusion={"name": "single"},
+        kind="baseline",
+        seeds=[0],
+        parameters={},
+        seconds=[{}],
+        mean=ArmScore(0.6 + difference, [0.5, 0.7]),
+        seed_means=[0.6 + difference],
+        families={},
+        categories={},
+        seen=None,
+        novel=None,
+        versus_chance=contrast_of(0.2 + difference, chance_verdict),
+        versus_baseline=versus_baseline,
+        first=first,
+    )
 
 
 def summary_of(
@@ -66,8 +90,9 @@ def summary_of(
     above_chance: bool = True,
     seed_noise: bool = True,
     single_layer: tuple[str, ...] = (),
-    leaders: tuple[dict[str, Any], ...] = (),
-) -> dict[str, Any]:
+    leaders: tuple[LayerLeader, ...] = (),
+    guidance: tuple[GuidanceRow, ...] = (),
+) -> Summary:
     """A summary of arms with these outcomes, in the order of their scores.
 
     Args:
@@ -76,21 +101,28 @@ def summary_of(
         seed_noise: whether arms have two seeds.
         single_layer: names of the arms that use one layer.
         leaders: the best single-layer arm of each family.
+        guidance: of guided arms and their controls.
     """
     arms = []
     for arm, outcome in outcomes.items():
-        arms.append(row_of_arm(arm, outcome, above_chance))
+        arms.append(arm_with(arm, outcome, above_chance))
     noise = None
     if seed_noise:
-        noise = {"sd": 0.02, "df": 3, "spread": 0.03, "spread_arm": "base"}
-    return {
-        "arms": arms,
-        "baseline": "base",
-        "noise": noise,
-        "leaders": list(leaders),
-        "single_layer": list(single_layer),
-        "chance": {"mean": 0.4},
-    }
+        noise = SeedNoise(sd=0.02, df=3, spread=0.03, spread_arm="base")
+    return Summary(
+        baseline="base",
+        resamples=2000,
+        runs=len(arms),
+        items=100,
+        images=50,
+        families=[],
+        chance=ChanceScores(mean=0.4, families={}),
+        noise=noise,
+        single_layer=list(single_layer),
+        leaders=list(leaders),
+        arms=arms,
+        guidance=list(guidance),
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,21 +172,32 @@ def summary_of(
     ],
 )
 def test_headlines(outcomes: Outcomes, sentence: str):
-    assert findings(summary_of(outcomes))["headline"] == sentence
+    assert state_findings(summary_of(outcomes)).headline == sentence
 
 
 def test_nothing_is_claimed_for_arms_at_chance():
     """An arm that has learned nothing may still differ from another one."""
     summary = summary_of({"a": BETTER, "base": BASELINE}, above_chance=False)
 
-    sentences = findings(summary)
+    findings = state_findings(summary)
 
-    assert sentences["headline"].startswith("No arm is measurably above chance")
-    assert "Not measurably above that: a and base." in sentences["learning"]
+    assert findings.headline.startswith("No arm is measurably above chance")
+    assert "Not measurably above that: a and base." in findings.learning
 
 
-COLOUR_LEADER = {"family": "colour", "leader": "a", "beyond_noise": True}
-COUNT_LEADER = {"family": "count", "leader": "b", "beyond_noise": False}
+def leader_of(family: str, leader: str, beyond_noise: bool) -> LayerLeader:
+    """The leading single-layer arm of a family, 5 points before the arm `base`."""
+    return LayerLeader(
+        family=family,
+        leader=leader,
+        second="base",
+        difference=0.05,
+        beyond_noise=beyond_noise,
+    )
+
+
+COLOUR_LEADER = leader_of("colour", "a", beyond_noise=True)
+COUNT_LEADER = leader_of("count", "b", beyond_noise=False)
 
 
 def test_a_layer_that_leads_in_a_family_is_named_with_the_share_of_noise():
@@ -164,7 +207,7 @@ def test_a_layer_that_leads_in_a_family_is_named_with_the_share_of_noise():
         leaders=(COLOUR_LEADER, COUNT_LEADER),
     )
 
-    assert findings(summary)["layers"] == (
+    assert state_findings(summary).layers == (
         "Of the 2 single-layer arms, a leads on colour beyond noise; elsewhere "
         "(1 of 2 families) the order is noise."
     )
@@ -179,7 +222,51 @@ def test_no_layer_is_named_where_the_order_is_noise():
         leaders=(COUNT_LEADER,),
     )
 
-    assert findings(summary)["layers"] == (
+    assert state_findings(summary).layers == (
         "Among 2 single-layer arms none leads in a family beyond noise "
         "(items only; seed noise not measured)."
     )
+
+
+def test_noise_between_seeds_is_told_with_what_it_leaves_unresolved():
+    summary = summary_of({"a": UNRESOLVED, "base": BASELINE})
+
+    assert state_findings(summary).seeds == (
+        "Training again with another seed moves an arm's mean by a standard deviation of 2.0 "
+        "points (3 degrees of freedom); the widest spread within an arm is 3.0 points (base). "
+        "It leaves a unresolved: on these questions alone the difference to the baseline would "
+        "count."
+    )
+
+
+def test_a_guided_arm_is_told_beside_each_of_its_controls():
+    """Each control by what takes the place of the instruction, each change by its verdict."""
+    shuffled = GuidanceRow(
+        arm="a",
+        control="shuffled",
+        guided=ArmScore(0.7, [0.6, 0.8]),
+        controlled=ArmScore(0.6, [0.5, 0.7]),
+        weights={},
+        spread=0.1,
+        difference=contrast_of(0.1, "better"),
+    )
+    mean = GuidanceRow(
+        arm="a",
+        control="mean",
+        guided=ArmScore(0.7, [0.6, 0.8]),
+        controlled=ArmScore(0.69, [0.6, 0.8]),
+        weights={},
+        spread=0.1,
+        difference=contrast_of(0.01, "tie"),
+    )
+    summary = summary_of({"a": TIE, "base": BASELINE}, guidance=(shuffled, mean))
+
+    assert state_findings(summary).guidance == (
+        "Guided by its own instruction, a against itself with the instruction of another question "
+        "gains +10.0 points (+8.0 to +12.0); a against itself with the mean weights does not "
+        "measurably change: +1.0 points (−1.0 to +3.0)."
+    )
+
+
+def test_nothing_is_said_of_guidance_without_a_guided_arm():
+    assert state_findings(summary_of({"a": TIE, "base": BASELINE})).guidance == ""

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from layerfuse.evaluate.records import (
     read_records,
     write_records,
 )
-from layerfuse.study.findings import findings
+from layerfuse.study.findings import state_findings
 from layerfuse.study.report import choose, thumbnail, write_report
 from layerfuse.study.summary import summarize
 from tests.made_up import answer_record, run_record
@@ -236,10 +236,10 @@ def test_numbers_are_those_of_the_summary(page: Path):
     summary = read_summary(page.parent)
 
     expected = summarize(page.parent, "deepest")
-    # The report adds these, of which a study without guided arms has none.
-    expected["findings"] = {**findings(expected), "guidance": ""}
-    expected["guidance"] = []
-    assert summary == expected
+    findings = state_findings(expected)
+    # Without a guided arm there is nothing to say of guidance.
+    assert findings.guidance == ""
+    assert summary == {**expected.to_json(), "findings": asdict(findings)}
     for arm in summary["arms"]:
         assert f"{100 * arm['mean']['score']:.1f}" in text
         for cell in arm["families"].values():
@@ -371,7 +371,7 @@ def test_single_seed_says_that_seed_noise_is_unknown(tmp_path: Path):
 def test_equal_arms_are_called_a_tie(tmp_path: Path):
     folder = make_study(tmp_path / "study", {"deepest": 0.7, "a": 0.7, "b": 0.7})
 
-    headline = findings(summarize(folder, "deepest"))["headline"]
+    headline = state_findings(summarize(folder, "deepest")).headline
 
     start = "All 3 arms tie: no difference to the baseline deepest is beyond noise"
     assert headline.startswith(start)

@@ -36,24 +36,27 @@ def test_summary_of_a_clear_study(tmp_path: Path):
 
     summary = summarize(folder, "base")
 
-    assert [row["arm"] for row in summary["arms"]] == ["high", "base", "low"]
-    high, base, low = summary["arms"]
-    assert high["versus_baseline"]["verdict"] == "better"
-    assert low["versus_baseline"]["verdict"] == "worse"
-    assert base["versus_baseline"] is None
-    assert [high["first"], base["first"], low["first"]] == [True, False, False]
-    assert high["versus_chance"]["verdict"] == "better"
-    assert low["versus_chance"]["verdict"] == "worse"
-    assert high["mean"]["score"] == pytest.approx(np.mean(high["seed_means"]))
+    assert [row.arm for row in summary.arms] == ["high", "base", "low"]
+    high, base, low = summary.arms
+    assert high.versus_baseline is not None
+    assert high.versus_baseline.verdict == "better"
+    assert low.versus_baseline is not None
+    assert low.versus_baseline.verdict == "worse"
+    assert base.versus_baseline is None
+    assert [high.first, base.first, low.first] == [True, False, False]
+    assert high.versus_chance.verdict == "better"
+    assert low.versus_chance.verdict == "worse"
+    assert high.mean.score == pytest.approx(np.mean(high.seed_means))
     # No question is novel.
-    assert "seen" not in high
+    assert high.seen is None
+    assert high.novel is None
 
-    assert summary["images"] == 150
-    assert summary["items"] == 250
-    assert summary["runs"] == 6
-    for row in summary["leaders"]:
-        assert row["leader"] == "high"
-        assert row["beyond_noise"]
+    assert summary.images == 150
+    assert summary.items == 250
+    assert summary.runs == 6
+    for row in summary.leaders:
+        assert row.leader == "high"
+        assert row.beyond_noise
 
 
 def test_a_summary_is_json_and_the_same_each_time(tmp_path: Path):
@@ -61,8 +64,70 @@ def test_a_summary_is_json_and_the_same_each_time(tmp_path: Path):
 
     summary = summarize(folder, "base")
 
-    assert json.loads(json.dumps(summary)) == summary
+    content = summary.to_json()
+    assert json.loads(json.dumps(content)) == content
     assert summary == summarize(folder, "base")
+
+
+def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
+    """Scores that a study does not have are left out, a comparison that it does not have is null.
+
+    The tables of docs/ are made from summary.json.
+    """
+    folder = random_study(tmp_path, {"base": 0.6, "high": 0.95})
+
+    content = summarize(folder, "base").to_json()
+
+    assert list(content) == [
+        "baseline",
+        "resamples",
+        "runs",
+        "items",
+        "images",
+        "families",
+        "chance",
+        "noise",
+        "single_layer",
+        "leaders",
+        "arms",
+        "guidance",
+    ]
+    assert list(content["chance"]) == ["mean", "families"]
+    assert list(content["noise"]) == ["sd", "df", "spread", "spread_arm"]
+    high, base = content["arms"]
+    assert list(high) == [
+        "arm",
+        "layers",
+        "depth",
+        "fusion",
+        "kind",
+        "seeds",
+        "parameters",
+        "seconds",
+        "mean",
+        "seed_means",
+        "families",
+        "categories",
+        "versus_chance",
+        "versus_baseline",
+        "first",
+    ]
+    assert list(high["families"]) == content["families"]
+    assert list(high["mean"]) == ["score", "interval"]
+    assert high["versus_baseline"]["verdict"] == "better"
+    assert base["versus_baseline"] is None
+
+
+def test_json_has_seen_and_held_out_scores_where_a_study_has_them(tmp_path: Path):
+    answers = []
+    for picture in range(20):
+        answers.append(answer_to(picture, 0, right=picture < 10, novel=picture >= 15))
+    folder = save_study(tmp_path, [finished_run("a", 0, answers)])
+
+    arm = summarize(folder, "a").to_json()["arms"][0]
+
+    assert arm["seen"]["score"] == pytest.approx(10 / 15)
+    assert arm["novel"]["score"] == 0.0
 
 
 def run_with(arm: str, right: list[bool]) -> FinishedRun:
@@ -88,10 +153,12 @@ def test_a_baseline_that_the_leader_beats_is_not_tied_for_first(tmp_path: Path):
 
     summary = summarize(save_study(tmp_path, runs), "base")
 
-    rows = {row["arm"]: row for row in summary["arms"]}
-    assert rows["lead"]["mean"]["score"] == pytest.approx(0.65)
-    assert rows["lead"]["versus_baseline"]["verdict"] == "better"
-    tied_for_first = {arm: row["first"] for arm, row in rows.items()}
+    rows = {row.arm: row for row in summary.arms}
+    assert rows["lead"].mean.score == pytest.approx(0.65)
+    lead_minus_base = rows["lead"].versus_baseline
+    assert lead_minus_base is not None
+    assert lead_minus_base.verdict == "better"
+    tied_for_first = {arm: row.first for arm, row in rows.items()}
     assert tied_for_first == {"lead": True, "c": True, "d": True, "base": False}
 
 
@@ -100,8 +167,8 @@ def test_equal_arms_are_tied_for_first_and_lead_nowhere(tmp_path: Path):
 
     summary = summarize(folder, "a")
 
-    assert [row["first"] for row in summary["arms"]] == [True] * 3
-    assert not any(row["beyond_noise"] for row in summary["leaders"])
+    assert [row.first for row in summary.arms] == [True] * 3
+    assert not any(row.beyond_noise for row in summary.leaders)
 
 
 def test_one_picture_decides_nothing(tmp_path: Path):
@@ -116,8 +183,8 @@ def test_one_picture_decides_nothing(tmp_path: Path):
 
     summary = summarize(save_study(tmp_path, runs), "b")
 
-    assert len(summary["leaders"]) == 2
-    assert not any(row["beyond_noise"] for row in summary["leaders"])
+    assert len(summary.leaders) == 2
+    assert not any(row.beyond_noise for row in summary.leaders)
 
 
 def test_seen_and_novel_use_the_families_that_have_both(tmp_path: Path):
@@ -128,12 +195,14 @@ def test_seen_and_novel_use_the_families_that_have_both(tmp_path: Path):
         answers.append(answer_to(picture, 1, right=False, family="b"))
     folder = save_study(tmp_path, [finished_run("a", 0, answers)])
 
-    row = summarize(folder, "a")["arms"][0]
+    row = summarize(folder, "a").arms[0]
 
-    assert row["seen"]["score"] == pytest.approx(10 / 15)
-    assert row["novel"]["score"] == 0.0
+    assert row.seen is not None
+    assert row.seen.score == pytest.approx(10 / 15)
+    assert row.novel is not None
+    assert row.novel.score == 0.0
     # The exact bound of five pictures without a right answer.
-    _, high = row["novel"]["interval"]
+    _, high = row.novel.interval
     assert high == pytest.approx(1 - 0.025 ** (1 / 5))
 
 

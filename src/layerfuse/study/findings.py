@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from layerfuse.evaluate.significance import JudgedContrast
+from layerfuse.study.guidance_effect import GuidanceRow
+from layerfuse.study.summary import Summary
+
 UNMEASURED = "items only; seed noise not measured"
 
 # Longer lists of names are cut to this many entries.
@@ -12,25 +16,52 @@ CHANGES = {"better": "gains", "worse": "loses", "tie": "does not measurably chan
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Findings:
+    """The sentences of a report: `findings` of summary.json.
+
+    Attributes:
+        headline: what the study found.
+        learning: how good the best arm is, and which arms only guess.
+        layers: which single-layer arm leads where.
+        seeds: how large the noise between seeds is.
+        guidance: which guided arms lose without their guidance; empty where no arm is guided.
+    """
+
+    headline: str
+    learning: str
+    layers: str
+    seeds: str
+    guidance: str
+
+
+@dataclass(frozen=True)
+class ComparedArm:
+    """An arm and its difference to the baseline."""
+
+    arm: str
+    versus: JudgedContrast
+
+
+@dataclass(frozen=True)
+class ArmsByVerdict:
     """The arms of a summary by their verdict against the baseline.
 
     Attributes:
         baseline: the name of the baseline.
-        compared: the rows of all arms that are compared with it, the highest score first.
-        better: rows of the arms that beat it.
-        worse: rows of the arms that it beats.
-        tie: rows of the arms that tie with it.
-        unresolved: rows of the ties that come from the noise between seeds alone.
+        compared: all arms that are compared with it, the highest score first.
+        better: those that beat it.
+        worse: those that it beats.
+        tie: those that tie with it.
+        unresolved: the ties that come from the noise between seeds alone.
         first: names of the arms that no other arm beats, in order of score.
     """
 
     baseline: str
-    compared: list[dict]
-    better: list[dict]
-    worse: list[dict]
-    tie: list[dict]
-    unresolved: list[dict]
+    compared: list[ComparedArm]
+    better: list[ComparedArm]
+    worse: list[ComparedArm]
+    tie: list[ComparedArm]
+    unresolved: list[ComparedArm]
     first: list[str]
 
 
@@ -69,7 +100,7 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def clause(arms: list[dict], one: str, several: str) -> str:
+def clause(arms: list[ComparedArm], one: str, several: str) -> str:
     """Write the names of the arms as the subject of a verb."""
     names = arm_names(arms)
     if len(names) == 1:
@@ -77,163 +108,171 @@ def clause(arms: list[dict], one: str, several: str) -> str:
     return f"{listed(names)} {several}"
 
 
-def arm_names(arms: list[dict]) -> list[str]:
-    """Give the names of the arms of these rows."""
-    return [arm["arm"] for arm in arms]
+def arm_names(arms: list[ComparedArm]) -> list[str]:
+    """Give the names of these arms."""
+    return [arm.arm for arm in arms]
 
 
-def difference(arm: dict) -> str:
+def difference(arm: ComparedArm) -> str:
     """Write an arm's difference to the baseline with its interval."""
-    versus = arm["versus_baseline"]
-    points = signed(versus["difference"])
-    return f"{points} points (95 % interval {span(versus['interval'], plus=True)})"
+    points = signed(arm.versus.difference)
+    return f"{points} points (95 % interval {span(arm.versus.interval, plus=True)})"
 
 
-def distance(arm: dict, side: int) -> str:
+def distance(arm: ComparedArm, side: int) -> str:
     """Write how far an arm lies above (side 1) or below (side -1) the baseline."""
-    versus = arm["versus_baseline"]
-    low_high = sorted(side * end for end in versus["interval"])
-    points = 100 * side * versus["difference"]
+    low_high = sorted(side * end for end in arm.versus.interval)
+    points = 100 * side * arm.versus.difference
     return f"{points:.1f} points (95 % interval {span(low_high)})"
 
 
-def sort_outcome(summary: dict) -> Outcome:
+def sort_by_verdict(summary: Summary) -> ArmsByVerdict:
     """Sort the arms of a summary by their verdict against the baseline."""
-    compared = [arm for arm in summary["arms"] if arm["versus_baseline"]]
+    compared = []
+    better = []
+    worse = []
+    tie = []
     unresolved = []
-    by_verdict: dict[str, list[dict]] = {"better": [], "worse": [], "tie": []}
-    for arm in compared:
-        by_verdict[arm["versus_baseline"]["verdict"]].append(arm)
-        if arm["versus_baseline"].get("unresolved"):
+    for summarized in summary.arms:
+        # The baseline is not compared with itself.
+        if summarized.versus_baseline is None:
+            continue
+        arm = ComparedArm(summarized.arm, summarized.versus_baseline)
+        compared.append(arm)
+        if arm.versus.verdict == "better":
+            better.append(arm)
+        elif arm.versus.verdict == "worse":
+            worse.append(arm)
+        else:
+            tie.append(arm)
+        if arm.versus.unresolved:
             unresolved.append(arm)
-    return Outcome(
-        baseline=summary["baseline"],
+    return ArmsByVerdict(
+        baseline=summary.baseline,
         compared=compared,
-        better=by_verdict["better"],
-        worse=by_verdict["worse"],
-        tie=by_verdict["tie"],
+        better=better,
+        worse=worse,
+        tie=tie,
         unresolved=unresolved,
-        first=[arm["arm"] for arm in summary["arms"] if arm["first"]],
+        first=[arm.arm for arm in summary.arms if arm.first],
     )
 
 
-def headline(summary: dict) -> str:
+def headline(summary: Summary) -> str:
     """State the finding in one sentence, for every pattern of verdicts.
 
     Args:
-        summary: the content of summary.json.
+        summary: the numbers of the study.
 
     Returns:
         The sentence; it says so where the noise between seeds is not known.
     """
-    outcome = sort_outcome(summary)
-    learned = any(arm["versus_chance"]["verdict"] == "better" for arm in summary["arms"])
+    arms = sort_by_verdict(summary)
+    learned = any(arm.versus_chance.verdict == "better" for arm in summary.arms)
     # Differences between arms that only guess say nothing about what was studied.
     if not learned:
         text = "No arm is measurably above chance, so nothing can be said about layers or fusion"
-    elif not outcome.compared:
-        baseline = outcome.baseline
+    elif not arms.compared:
+        baseline = arms.baseline
         text = f"Only the baseline {baseline} has finished: there is nothing to compare yet"
-    elif outcome.better:
-        text = headline_beaten(outcome)
-    elif outcome.worse:
-        text = headline_unbeaten(outcome)
-    elif outcome.unresolved:
-        text = headline_unresolved(outcome)
+    elif arms.better:
+        text = headline_beaten(arms)
+    elif arms.worse:
+        text = headline_unbeaten(arms)
+    elif arms.unresolved:
+        text = headline_unresolved(arms)
     else:
-        text = headline_tied(outcome)
-    if outcome.compared and not summary["noise"]:
+        text = headline_tied(arms)
+    if arms.compared and summary.noise is None:
         return f"{text} ({UNMEASURED})."
     return text + "."
 
 
-def headline_beaten(outcome: Outcome) -> str:
+def headline_beaten(arms: ArmsByVerdict) -> str:
     """Say which arms beat the baseline, and which of them lead."""
-    better = outcome.better
-    text = f"{clause(better, 'beats', 'beat')} the baseline {outcome.baseline}"
+    better = arms.better
+    text = f"{clause(better, 'beats', 'beat')} the baseline {arms.baseline}"
     if len(better) == 1:
         text += f" by {distance(better[0], 1)}"
-    if len(outcome.first) > 1:
-        text += f"; {listed(outcome.first)} are tied for first"
-    elif len(outcome.first) == 1 and len(better) > 1:
-        leader = outcome.first[0]
-        for arm in outcome.compared:
-            if arm["arm"] == leader:
+    if len(arms.first) > 1:
+        text += f"; {listed(arms.first)} are tied for first"
+    elif len(arms.first) == 1 and len(better) > 1:
+        leader = arms.first[0]
+        for arm in arms.compared:
+            if arm.arm == leader:
                 text += f"; {leader} leads, with {difference(arm)}"
-    if outcome.worse:
-        text += f"; {clause(outcome.worse, 'is', 'are')} worse"
+    if arms.worse:
+        text += f"; {clause(arms.worse, 'is', 'are')} worse"
     return text
 
 
-def headline_unbeaten(outcome: Outcome) -> str:
+def headline_unbeaten(arms: ArmsByVerdict) -> str:
     """Say that the baseline beats some or all arms and none beats it."""
-    if outcome.tie:
-        worse = clause(outcome.worse, "is", "are")
-        tie = clause(outcome.tie, "ties", "tie")
-        return f"No arm beats the baseline {outcome.baseline}: {worse} worse, {tie} with it"
-    worse = clause(outcome.worse, "is", "are all")
-    text = f"The baseline {outcome.baseline} is best: {worse} worse"
-    if len(outcome.worse) == 1:
-        text += f" by {distance(outcome.worse[0], -1)}"
+    if arms.tie:
+        worse = clause(arms.worse, "is", "are")
+        tie = clause(arms.tie, "ties", "tie")
+        return f"No arm beats the baseline {arms.baseline}: {worse} worse, {tie} with it"
+    worse = clause(arms.worse, "is", "are all")
+    text = f"The baseline {arms.baseline} is best: {worse} worse"
+    if len(arms.worse) == 1:
+        text += f" by {distance(arms.worse[0], -1)}"
     return text
 
 
-def headline_unresolved(outcome: Outcome) -> str:
+def headline_unresolved(arms: ArmsByVerdict) -> str:
     """Say that a difference on these questions is lost in the noise between seeds."""
-    arm = outcome.unresolved[0]
+    arm = arms.unresolved[0]
     text = (
-        f"Not resolved: {arm['arm']} differs from the baseline {outcome.baseline} by "
+        f"Not resolved: {arm.arm} differs from the baseline {arms.baseline} by "
         f"{difference(arm)}, too little for the noise between seeds"
     )
-    if len(outcome.compared) > 1:
-        text += f" and {len(outcome.compared)} comparisons"
+    if len(arms.compared) > 1:
+        text += f" and {len(arms.compared)} comparisons"
     return text
 
 
-def headline_tied(outcome: Outcome) -> str:
+def headline_tied(arms: ArmsByVerdict) -> str:
     """Say that all arms tie with the baseline, and how large the largest difference is."""
-    largest = outcome.compared[0]
-    for arm in outcome.compared:
-        size = abs(arm["versus_baseline"]["difference"])
-        if size > abs(largest["versus_baseline"]["difference"]):
+    largest = arms.compared[0]
+    for arm in arms.compared:
+        if abs(arm.versus.difference) > abs(largest.versus.difference):
             largest = arm
-    if len(outcome.compared) > 1:
+    if len(arms.compared) > 1:
         text = (
-            f"All {len(outcome.compared) + 1} arms tie: no difference to the baseline "
-            f"{outcome.baseline} is beyond noise, not even the largest, {largest['arm']} with "
+            f"All {len(arms.compared) + 1} arms tie: no difference to the baseline "
+            f"{arms.baseline} is beyond noise, not even the largest, {largest.arm} with "
         )
     else:
-        text = f"{largest['arm']} and the baseline {outcome.baseline} tie: "
+        text = f"{largest.arm} and the baseline {arms.baseline} tie: "
     text += difference(largest)
     # The interval is for one comparison, the verdict for all: only the first may leave out zero.
-    low, high = largest["versus_baseline"]["interval"]
+    low, high = largest.versus.interval
     if low > 0 or high < 0:
         text += ", once corrected for several comparisons"
     return text
 
 
-def layer_sentence(summary: dict) -> str:
+def layer_sentence(summary: Summary) -> str:
     """Say which single-layer arm leads where, and where that is beyond noise.
 
     Args:
-        summary: the content of summary.json.
+        summary: the numbers of the study.
 
     Returns:
         The sentence.
     """
-    count = len(summary["single_layer"])
-    leaders = summary["leaders"]
+    count = len(summary.single_layer)
     if count < 2:
         return "Fewer than two arms use one layer alone, so layers are not compared by themselves."
     remark = ""
-    if not summary["noise"]:
+    if summary.noise is None:
         remark = f" ({UNMEASURED})"
 
     clear_families: dict[str, list[str]] = {}
     rest = 0
-    for row in leaders:
-        if row["beyond_noise"]:
-            clear_families.setdefault(row["leader"], []).append(row["family"])
+    for leader in summary.leaders:
+        if leader.beyond_noise:
+            clear_families.setdefault(leader.leader, []).append(leader.family)
         else:
             rest += 1
     if not clear_families:
@@ -244,15 +283,15 @@ def layer_sentence(summary: dict) -> str:
         parts.append(f"{arm} leads on {listed(families)}")
     tail = ""
     if rest:
-        tail = f"; elsewhere ({rest} of {len(leaders)} families) the order is noise"
+        tail = f"; elsewhere ({rest} of {len(summary.leaders)} families) the order is noise"
     return f"Of the {count} single-layer arms, {listed(parts)} beyond noise{tail}{remark}."
 
 
-def guidance_sentence(rows: list[dict]) -> str:
+def guidance_sentence(rows: list[GuidanceRow]) -> str:
     """Say which guided arms lose accuracy without their guidance.
 
     Args:
-        rows: `guidance` of summary.json.
+        rows: one per guided arm and control.
 
     Returns:
         The sentence; empty where no arm is guided.
@@ -261,44 +300,43 @@ def guidance_sentence(rows: list[dict]) -> str:
         return ""
     parts = []
     for row in rows:
-        versus = row["difference"]
-        control = CONTROLS[row["control"]]
-        change = f"{CHANGES[versus['verdict']]} {signed(versus['difference'])} points"
-        interval = span(versus["interval"], plus=True)
-        parts.append(f"{row['arm']} against itself with {control} {change} ({interval})")
+        versus = row.difference
+        control = CONTROLS[row.control]
+        change = f"{CHANGES[versus.verdict]} {signed(versus.difference)} points"
+        interval = span(versus.interval, plus=True)
+        parts.append(f"{row.arm} against itself with {control} {change} ({interval})")
     return "Guided by its own instruction, " + "; ".join(parts) + "."
 
 
-def learning_sentence(summary: dict) -> str:
+def learning_sentence(summary: Summary) -> str:
     """Say how good the best arm is, and which arms are not measurably better than guessing."""
-    best = summary["arms"][0]
-    mean = best["mean"]
+    best = summary.arms[0]
     text = (
-        f"The highest-scoring arm, {best['arm']}, answers {percent(mean['score'])} "
-        f"right (95 % interval {span(mean['interval'])}); the commonest answer of "
-        f"each family alone gives {percent(summary['chance']['mean'])}."
+        f"The highest-scoring arm, {best.arm}, answers {percent(best.mean.score)} "
+        f"right (95 % interval {span(best.mean.interval)}); the commonest answer of "
+        f"each family alone gives {percent(summary.chance.mean)}."
     )
     guessing = []
-    for arm in summary["arms"]:
-        if arm["versus_chance"]["verdict"] != "better":
-            guessing.append(arm["arm"])
+    for arm in summary.arms:
+        if arm.versus_chance.verdict != "better":
+            guessing.append(arm.arm)
     if guessing:
         text += f" Not measurably above that: {listed(guessing)}."
     return text
 
 
-def seed_sentence(summary: dict) -> str:
+def seed_sentence(summary: Summary) -> str:
     """Say how large the noise between seeds is, and which arms it leaves unresolved."""
-    noise = summary["noise"]
-    if noise:
+    noise = summary.noise
+    if noise is not None:
         text = (
             f"Training again with another seed moves an arm's mean by a standard deviation of "
-            f"{100 * noise['sd']:.1f} points ({noise['df']} degrees of freedom); the widest spread "
-            f"within an arm is {100 * noise['spread']:.1f} points ({noise['spread_arm']})."
+            f"{100 * noise.sd:.1f} points ({noise.df} degrees of freedom); the widest spread "
+            f"within an arm is {100 * noise.spread:.1f} points ({noise.spread_arm})."
         )
     else:
         text = f"No arm has two seeds ({UNMEASURED})."
-    unresolved = arm_names(sort_outcome(summary).unresolved)
+    unresolved = arm_names(sort_by_verdict(summary).unresolved)
     if unresolved:
         text += (
             f" It leaves {listed(unresolved)} unresolved: on these questions alone the "
@@ -307,18 +345,19 @@ def seed_sentence(summary: dict) -> str:
     return text
 
 
-def findings(summary: dict) -> dict[str, str]:
-    """State the finding, learning, layers and seed noise, one sentence each.
+def state_findings(summary: Summary) -> Findings:
+    """State the finding, learning, layers, seed noise and guidance, one sentence each.
 
     Args:
-        summary: the content of summary.json, without its findings.
+        summary: the numbers of the study.
 
     Returns:
-        The sentences by topic.
+        The sentences.
     """
-    return {
-        "headline": headline(summary),
-        "learning": learning_sentence(summary),
-        "layers": layer_sentence(summary),
-        "seeds": seed_sentence(summary),
-    }
+    return Findings(
+        headline=headline(summary),
+        learning=learning_sentence(summary),
+        layers=layer_sentence(summary),
+        seeds=seed_sentence(summary),
+        guidance=guidance_sentence(summary.guidance),
+    )

@@ -5,10 +5,10 @@ import io
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
@@ -18,9 +18,15 @@ from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
 from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
 from layerfuse.study.data_summary import read_data_summary
-from layerfuse.study.findings import UNMEASURED, findings, guidance_sentence, percent, signed, span
-from layerfuse.study.guidance_effect import guidance_rows
-from layerfuse.study.summary import summarize
+from layerfuse.study.findings import (
+    UNMEASURED,
+    Findings,
+    percent,
+    signed,
+    span,
+    state_findings,
+)
+from layerfuse.study.summary import BOOTSTRAP, Summary, summarize
 
 # A study imports this module before it trains; matplotlib is loaded when figures are drawn.
 if TYPE_CHECKING:
@@ -37,6 +43,27 @@ PIXELS = 224
 WIDTH = 9.2
 LEGEND_ROW = 0.26
 LEGEND_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class ReportedRecipe:
+    """What a report says of the recipe in the study's folder, and what it reads there.
+
+    Attributes:
+        text: of the whole file.
+        title: the study's name.
+        description: what the study is for; may be empty.
+        baseline: the arm that all others are compared with.
+        arms: names of all arms, finished or not.
+        bootstrap: how pictures are redrawn.
+    """
+
+    text: str
+    title: str
+    description: str
+    baseline: str
+    arms: list[str]
+    bootstrap: Bootstrap
 
 
 @dataclass(frozen=True)
@@ -58,6 +85,14 @@ class Example:
 
 
 @dataclass(frozen=True)
+class ExampleCard:
+    """An example as the page shows it; picture is a data address, None where no file is."""
+
+    example: Example
+    picture: str | None
+
+
+@dataclass(frozen=True)
 class ExampleRule:
     """Choose the first question of this family (None: any) that is answered in this way."""
 
@@ -66,11 +101,11 @@ class ExampleRule:
     scores: set[float]
 
 
-def draw(summary: dict, runs: list[FinishedRun], folder: Path) -> list[str]:
+def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
     """Write the figures as PNG and SVG.
 
     Args:
-        summary: the content of summary.json.
+        summary: the numbers of the study.
         runs: all finished runs.
         folder: where the figures go.
 
@@ -88,24 +123,24 @@ def draw(summary: dict, runs: list[FinishedRun], folder: Path) -> list[str]:
             if stage not in stages:
                 stages.append(stage)
     arms = []
-    for row in summary["arms"]:
+    for arm in summary.arms:
         families = {}
-        for family in summary["families"]:
-            families[family] = plots.Share(**row["families"][family])
+        for family, score in arm.families.items():
+            families[family] = plots.Share(score.score, score.interval)
         arms.append(
             plots.ArmResult(
-                arm=row["arm"],
-                index=order[row["arm"]],
-                mean=plots.Share(**row["mean"]),
-                seed_means=row["seed_means"],
+                arm=arm.arm,
+                index=order[arm.arm],
+                mean=plots.Share(arm.mean.score, arm.mean.interval),
+                seed_means=arm.seed_means,
                 families=families,
             )
         )
     data = plots.StudyResult(
         arms=arms,
-        baseline=summary["baseline"],
-        chance=summary["chance"]["mean"],
-        family_chance=summary["chance"]["families"],
+        baseline=summary.baseline,
+        chance=summary.chance.mean,
+        family_chance=summary.chance.families,
     )
     legend = LEGEND_ROW * math.ceil(len(arms) / LEGEND_COLUMNS)
 
@@ -266,27 +301,71 @@ def first_example(
     return None
 
 
-def waiting_arms(recipe: dict, summary: dict) -> list[str]:
+def read_recipe(study_dir: Path) -> ReportedRecipe:
+    """Read what a report needs of the recipe that lies in a study's folder.
+
+    Args:
+        study_dir: the study's folder.
+
+    Returns:
+        The part of the recipe that a report uses.
+
+    Raises:
+        LayerfuseError: the recipe names no baseline.
+    """
+    file = study_dir / "recipe.yaml"
+    text = file.read_text(encoding="utf-8")
+    # Not checked as a recipe to be run: a report is also made of what older versions wrote.
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict) or not content.get("baseline"):
+        raise LayerfuseError(f"{file} names no baseline; add 'baseline: ARM'")
+    arms = []
+    for arm in content.get("arms") or []:
+        if isinstance(arm, str):
+            arms.append(arm)
+        elif arm.get("name"):
+            arms.append(arm["name"])
+    statistics = content.get("statistics") or {}
+    return ReportedRecipe(
+        text=text,
+        title=content.get("name") or study_dir.resolve().name,
+        description=content.get("description") or "",
+        baseline=content["baseline"],
+        arms=arms,
+        bootstrap=replace(BOOTSTRAP, **statistics),
+    )
+
+
+def waiting_arms(recipe: ReportedRecipe, summary: Summary) -> list[str]:
     """Name the arms of the recipe that have no finished run.
 
     Args:
-        recipe: as written in the study's folder.
-        summary: the content of summary.json.
+        recipe: of the study.
+        summary: the numbers of the study.
 
     Returns:
         Their names; none where an arm has finished that the recipe does not name.
     """
-    names = []
-    for arm in recipe.get("arms") or []:
-        if isinstance(arm, str):
-            names.append(arm)
-        else:
-            names.append(arm.get("name"))
-    finished = {row["arm"] for row in summary["arms"]}
+    finished = {arm.arm for arm in summary.arms}
     # Another recipe was written over this one: what it lacks says nothing of what was planned.
-    if not finished <= set(names):
+    if not finished <= set(recipe.arms):
         return []
-    return [name for name in names if name and name not in finished]
+    return [name for name in recipe.arms if name not in finished]
+
+
+def to_json(summary: Summary, findings: Findings) -> dict[str, Any]:
+    """Give what summary.json holds.
+
+    Args:
+        summary: the numbers.
+        findings: the sentences.
+
+    Returns:
+        Plain values: the numbers first, the sentences last.
+    """
+    content = summary.to_json()
+    content["findings"] = asdict(findings)
+    return content
 
 
 def page_template() -> Template:
@@ -317,27 +396,17 @@ def write_report(study_dir: Path) -> Path:
         LayerfuseError: the recipe names no baseline, or the runs cannot be read or compared.
     """
     study_dir = Path(study_dir)
-    recipe_text = (study_dir / "recipe.yaml").read_text(encoding="utf-8")
-    recipe = yaml.safe_load(recipe_text)
-    if not isinstance(recipe, dict) or not recipe.get("baseline"):
-        raise LayerfuseError(f"{study_dir / 'recipe.yaml'} names no baseline; add 'baseline: ARM'")
-
+    recipe = read_recipe(study_dir)
     runs = read_runs(study_dir)
-    options = recipe.get("statistics") or {}
-    summary = summarize(study_dir, recipe["baseline"], **options)
-    bootstrap = Bootstrap(summary["resamples"], options.get("seed", 0))
-    summary["guidance"] = [asdict(row) for row in guidance_rows(runs, bootstrap)]
-    sentences = findings(summary)
-    sentences["guidance"] = guidance_sentence(summary["guidance"])
-    summary["findings"] = sentences
+    summary = summarize(study_dir, recipe.baseline, recipe.bootstrap)
+    findings = state_findings(summary)
 
     figures = {}
     for name in draw(summary, runs, study_dir / "figures"):
         figures[name] = inline(study_dir / "figures" / f"{name}.svg")
-    examples = []
+    cards = []
     for example in choose(runs):
-        examples.append((example, thumbnail(study_dir, example.question.image)))
-    data = read_data_summary(study_dir)
+        cards.append(ExampleCard(example, thumbnail(study_dir, example.question.image)))
     environment = {}
     environment_file = study_dir / "environment.json"
     if environment_file.is_file():
@@ -345,17 +414,17 @@ def write_report(study_dir: Path) -> Path:
 
     html = page_template().render(
         s=summary,
-        data=data,
-        title=recipe.get("name") or study_dir.resolve().name,
-        recipe=recipe_text,
-        description=recipe.get("description") or "",
+        findings=findings,
+        data=read_data_summary(study_dir),
+        recipe=recipe,
         waiting=waiting_arms(recipe, summary),
         unmeasured=UNMEASURED,
         environment=environment,
         figures=figures,
-        examples=examples,
+        cards=cards,
     )
     # Written last, so that a failure above leaves the earlier numbers and page as they were.
-    write_text(study_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    content = to_json(summary, findings)
+    write_text(study_dir / "summary.json", json.dumps(content, indent=1) + "\n")
     write_text(study_dir / "report.html", html)
     return study_dir / "report.html"

@@ -1,7 +1,8 @@
-"""What a study says in numbers: the content of summary.json, made from its finished runs."""
+"""What a study says in numbers, made from its finished runs: summary.json without its sentences."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,12 +10,90 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import (
+    ArmScore,
+    JudgedContrast,
+    SeedNoise,
     arm_score,
     compare_all,
     compare_with_chance,
     contrast,
     judge,
 )
+from layerfuse.recipe.schema import Statistics
+from layerfuse.study.guidance_effect import GuidanceRow, guidance_rows
+
+# As a recipe that says nothing of its statistics.
+BOOTSTRAP = Bootstrap(resamples=Statistics().resamples, seed=Statistics().seed)
+
+
+@dataclass(frozen=True)
+class ChanceScores:
+    """What the commonest answer of each family scores, as shares of 1.
+
+    Attributes:
+        mean: over the families, each counting the same.
+        families: by family of questions.
+    """
+
+    mean: float
+    families: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """What one arm is, what it scores, and how it compares.
+
+    Attributes:
+        arm: its name.
+        layers: the selected layers, positions in `hidden_states`.
+        depth: number of the vision encoder's blocks.
+        fusion: the strategy's name and options, as the run's record has them.
+        kind: of the strategy, such as `external direct`.
+        seeds: of its runs.
+        parameters: numbers of parameters of each part, and those that the last stage trained.
+        seconds: for each run those of each stage and of the test.
+        mean: its score, the mean over families and seeds.
+        seed_means: the mean over families for each run.
+        families: its score by family of questions.
+        categories: its score by category of questions.
+        seen: on combinations that training holds; None where no family has both kinds.
+        novel: on held-out combinations, by the same families; None where no family has both kinds.
+        versus_chance: the arm minus guessing.
+        versus_baseline: the arm minus the baseline; None for the baseline itself.
+        first: whether no arm is measurably better.
+    """
+
+    arm: str
+    layers: list[int]
+    depth: int
+    fusion: dict[str, Any]
+    kind: str
+    seeds: list[int]
+    parameters: dict[str, int]
+    seconds: list[dict[str, float]]
+    mean: ArmScore
+    seed_means: list[float]
+    families: dict[str, ArmScore]
+    categories: dict[str, ArmScore]
+    seen: ArmScore | None
+    novel: ArmScore | None
+    versus_chance: JudgedContrast
+    versus_baseline: JudgedContrast | None
+    first: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the arm as summary.json holds it.
+
+        Returns:
+            Plain values.
+        """
+        row = asdict(self)
+        # Only studies with held-out combinations have these, where null would look like a score.
+        if self.seen is None:
+            del row["seen"]
+        if self.novel is None:
+            del row["novel"]
+        return row
 
 
 @dataclass(frozen=True)
@@ -26,6 +105,49 @@ class LayerLeader:
     second: str
     difference: float
     beyond_noise: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a study found, in numbers.
+
+    Attributes:
+        baseline: the arm that all others are compared with.
+        resamples: number of bootstrap resamples.
+        runs: number of finished runs.
+        items: number of questions.
+        images: number of pictures.
+        families: names of the families of questions, sorted.
+        chance: what guessing scores.
+        noise: between seeds; None where no arm has two.
+        single_layer: names of the arms that use one layer alone.
+        leaders: the leading one of these for each family; none of fewer than two.
+        arms: all that have a finished run, the highest score first.
+        guidance: one row per guided arm and control.
+    """
+
+    baseline: str
+    resamples: int
+    runs: int
+    items: int
+    images: int
+    families: list[str]
+    chance: ChanceScores
+    noise: SeedNoise | None
+    single_layer: list[str]
+    leaders: list[LayerLeader]
+    arms: list[ArmSummary]
+    guidance: list[GuidanceRow]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the summary as summary.json holds it, without its sentences.
+
+        Returns:
+            Plain values.
+        """
+        content = asdict(self)
+        content["arms"] = [arm.to_json() for arm in self.arms]
+        return content
 
 
 def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
@@ -119,52 +241,103 @@ def make_tables(runs: list[FinishedRun], bootstrap: Bootstrap) -> StudyTables:
     )
 
 
-def group_scores(table: ScoreTable, arm: int) -> dict[str, dict]:
-    """Give one arm's score of each group, as JSON."""
+def group_scores(table: ScoreTable, arm: int) -> dict[str, ArmScore]:
+    """Give one arm's score of each group."""
     scores_by_group = {}
     for group, scores in zip(table.groups, table.each, strict=True):
-        scores_by_group[group] = asdict(arm_score(scores, arm))
+        scores_by_group[group] = arm_score(scores, arm)
     return scores_by_group
 
 
-def arm_row(runs: list[FinishedRun], arm: int, tables: StudyTables) -> dict:
-    """Describe one arm for summary.json: everything but the comparisons.
+@dataclass(frozen=True)
+class ArmVerdicts:
+    """How one arm compares; attributes as of `ArmSummary`."""
+
+    versus_chance: JudgedContrast
+    versus_baseline: JudgedContrast | None
+    first: bool
+
+
+def judge_arms(tables: StudyTables, baseline: int) -> list[ArmVerdicts]:
+    """Compare all arms with guessing, with the baseline and with the leader.
+
+    Args:
+        tables: the scores of the study.
+        baseline: position of the baseline.
+
+    Returns:
+        The verdicts of each arm, in the order of the tables.
+    """
+    mean = tables.families.mean
+    leader = int(np.argmax(mean.value))
+    versus_chance = compare_with_chance(mean)
+    versus_baseline = compare_all(mean, baseline)
+    versus_leader = compare_all(mean, leader)
+    leader_beats_baseline = leader != baseline and versus_baseline[leader].verdict == "better"
+    verdicts = []
+    for arm in range(len(tables.families.arms)):
+        first = arm == leader or versus_leader[arm].verdict == "tie"
+        # The two sets of comparisons are corrected apart; a beaten baseline is never first.
+        if arm == baseline and leader_beats_baseline:
+            first = False
+        verdicts.append(
+            ArmVerdicts(
+                versus_chance=versus_chance[arm],
+                # The baseline is not compared with itself.
+                versus_baseline=versus_baseline.get(arm),
+                first=first,
+            )
+        )
+    return verdicts
+
+
+def summarize_arm(
+    runs: list[FinishedRun], arm: int, tables: StudyTables, verdicts: ArmVerdicts
+) -> ArmSummary:
+    """Say what one arm is, what it scores and how it compares.
 
     Args:
         runs: all finished runs.
         arm: position of the arm.
         tables: the scores of the study.
+        verdicts: of this arm.
 
     Returns:
-        What the arm is and what it scores.
+        Its summary.
     """
     table = tables.families
     records = [runs[column].record for column in table.columns[arm]]
     first_record = records[0]
     # The first row is the test set itself; a mean over families, for each run.
     run_means = np.nanmean(table.rates[0], axis=0)
-    row = {
-        "arm": first_record.arm,
-        "layers": first_record.layers,
-        "depth": first_record.depth,
-        "fusion": first_record.fusion,
-        "kind": first_record.kind,
-        "seeds": [record.seed for record in records],
-        "parameters": first_record.parameters,
-        "seconds": [record.seconds for record in records],
-        "mean": asdict(arm_score(table.mean, arm)),
-        "seed_means": run_means[table.columns[arm]].tolist(),
-        "families": group_scores(table, arm),
-        "categories": group_scores(tables.categories, arm),
-    }
+    seen = None
+    novel = None
     if tables.seen is not None and tables.novel is not None:
-        row["seen"] = asdict(arm_score(tables.seen.mean, arm))
-        row["novel"] = asdict(arm_score(tables.novel.mean, arm))
-    return row
+        seen = arm_score(tables.seen.mean, arm)
+        novel = arm_score(tables.novel.mean, arm)
+    return ArmSummary(
+        arm=first_record.arm,
+        layers=first_record.layers,
+        depth=first_record.depth,
+        fusion=first_record.fusion,
+        kind=first_record.kind,
+        seeds=[record.seed for record in records],
+        parameters=first_record.parameters,
+        seconds=[record.seconds for record in records],
+        mean=arm_score(table.mean, arm),
+        seed_means=run_means[table.columns[arm]].tolist(),
+        families=group_scores(table, arm),
+        categories=group_scores(tables.categories, arm),
+        seen=seen,
+        novel=novel,
+        versus_chance=verdicts.versus_chance,
+        versus_baseline=verdicts.versus_baseline,
+        first=verdicts.first,
+    )
 
 
-def arm_rows(runs: list[FinishedRun], tables: StudyTables, baseline: int) -> list[dict]:
-    """Describe and compare all arms for summary.json.
+def summarize_arms(runs: list[FinishedRun], tables: StudyTables, baseline: int) -> list[ArmSummary]:
+    """Describe and compare all arms.
 
     Args:
         runs: all finished runs.
@@ -172,50 +345,33 @@ def arm_rows(runs: list[FinishedRun], tables: StudyTables, baseline: int) -> lis
         baseline: position of the baseline.
 
     Returns:
-        One row an arm, the highest score first.
+        One summary an arm, the highest score first.
     """
-    mean = tables.families.mean
-    arms = len(tables.families.arms)
-    leader = int(np.argmax(mean.value))
-    versus_chance = compare_with_chance(mean)
-    versus_baseline = compare_all(mean, baseline)
-    versus_leader = compare_all(mean, leader)
-    leader_beats_baseline = leader != baseline and versus_baseline[leader].verdict == "better"
-    rows = []
-    for arm in range(arms):
-        first = arm == leader or versus_leader[arm].verdict == "tie"
-        # The two sets of comparisons are corrected apart; a beaten baseline is never first.
-        if arm == baseline and leader_beats_baseline:
-            first = False
-        row = arm_row(runs, arm, tables)
-        row["versus_chance"] = asdict(versus_chance[arm])
-        row["versus_baseline"] = None
-        if arm != baseline:
-            row["versus_baseline"] = asdict(versus_baseline[arm])
-        row["first"] = first
-        rows.append(row)
-    rows.sort(key=lambda row: -row["mean"]["score"])
-    return rows
+    summaries = []
+    for arm, verdicts in enumerate(judge_arms(tables, baseline)):
+        summaries.append(summarize_arm(runs, arm, tables, verdicts))
+    # Stable: of equal scores the arm that comes first in the study stays first.
+    summaries.sort(key=lambda summary: -summary.mean.score)
+    return summaries
 
 
-def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int = 0) -> dict:
-    """State everything that a report says, as JSON; unfinished studies work.
+def summarize(study_dir: Path, baseline: str, bootstrap: Bootstrap = BOOTSTRAP) -> Summary:
+    """State every number that a report says; unfinished studies work.
 
     Args:
         study_dir: the study's folder.
         baseline: the arm that all others are compared with.
-        resamples: number of bootstrap resamples.
-        seed: of the resamples.
+        bootstrap: how pictures are redrawn.
 
     Returns:
-        The content of summary.json without its sentences.
+        The numbers of the finished runs.
 
     Raises:
         LayerfuseError: the baseline has no finished run, the test set has one picture, or the
             runs cannot be read or compared.
     """
     runs = read_runs(Path(study_dir))
-    tables = make_tables(runs, Bootstrap(resamples, seed))
+    tables = make_tables(runs, bootstrap)
     table = tables.families
     if baseline not in table.arms:
         raise LayerfuseError(
@@ -229,25 +385,20 @@ def summarize(study_dir: Path, baseline: str, resamples: int = 2000, seed: int =
     for arm, columns in enumerate(table.columns):
         if runs[columns[0]].record.fusion["name"] == "single":
             single.append(arm)
-    noise = None
-    if table.mean.noise is not None:
-        noise = asdict(table.mean.noise)
     chance_by_family = {}
     for family, scores in zip(table.groups, table.each, strict=True):
         chance_by_family[family] = scores.chance.score
-    return {
-        "baseline": baseline,
-        "resamples": resamples,
-        "runs": len(runs),
-        "items": len(runs[0].answers),
-        "images": table.images,
-        "families": table.groups,
-        "chance": {
-            "mean": table.mean.chance.score,
-            "families": chance_by_family,
-        },
-        "noise": noise,
-        "single_layer": [table.arms[arm] for arm in single],
-        "leaders": [asdict(leader) for leader in layer_leaders(table, single)],
-        "arms": arm_rows(runs, tables, table.arms.index(baseline)),
-    }
+    return Summary(
+        baseline=baseline,
+        resamples=bootstrap.resamples,
+        runs=len(runs),
+        items=len(runs[0].answers),
+        images=table.images,
+        families=table.groups,
+        chance=ChanceScores(mean=table.mean.chance.score, families=chance_by_family),
+        noise=table.mean.noise,
+        single_layer=[table.arms[arm] for arm in single],
+        leaders=layer_leaders(table, single),
+        arms=summarize_arms(runs, tables, table.arms.index(baseline)),
+        guidance=guidance_rows(runs, bootstrap),
+    )
