@@ -23,7 +23,7 @@ LEVEL = 0.95
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 # scipy brings no types
-student_t: Any = scipy.stats.t  # pyright: ignore[reportUnknownMemberType]
+stats: Any = scipy.stats
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,14 @@ def interval(value: float, samples: Numbers, images: int) -> list[float]:
         images: the number of pictures.
 
     Returns:
-        [low, high]: percentiles, or at 0 and 1 the exact binomial bound.
+        [low, high]: percentiles, or at 0 and 1 the exact binomial interval of as many pictures
+        (Clopper & Pearson 1934).
     """
-    # At 0 or 1 no resample varies; there Clopper and Pearson's bound has a closed form.
-    bound = ((1 - LEVEL) / 2) ** (1 / images)
-    if value == 0:
-        return [0.0, 1 - bound]
-    if value == 1:
-        return [bound, 1.0]
+    # At 0 or 1 no resample varies, and percentiles would claim a certainty that there is not.
+    if value in (0, 1):
+        right = round(value * images)
+        exact = stats.binomtest(right, images).proportion_ci(LEVEL, method="exact")
+        return [float(exact.low), float(exact.high)]
     return percentiles(samples)
 
 
@@ -230,7 +230,7 @@ def two_sided_p(difference: float, error: float, df: float) -> float:
     """
     if error == 0:
         return float(difference == 0)
-    return 2 * float(student_t.sf(abs(difference) / error, df))
+    return 2 * float(stats.t.sf(abs(difference) / error, df))
 
 
 def contrast(scores: Scores, a: int, b: int) -> Contrast:
@@ -271,7 +271,7 @@ def _difference(scores: Scores, first: Competitor, second: Competitor) -> Contra
     if error > 0:
         # Welch and Satterthwaite: the degrees of freedom of a sum of two variances.
         df = error**4 / (item_variance**2 / item_df + seed_variance**2 / seed_df)
-    half = float(student_t.ppf(0.5 + LEVEL / 2, df)) * error
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * error
     return Contrast(
         difference=difference,
         interval=[difference - half, difference + half],
