@@ -56,6 +56,9 @@ def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
     # Tensors on the meta device hold no numbers, so drawing random weights would only take time.
     with torch.device("meta"), no_init_weights():
         model = FusionVLM(config).eval()
+        # Without initialisation transformers leaves a tied head a table of its own, which would
+        # count the embeddings of the words twice.
+        model.language_model.tie_weights()
     parts = {
         "vision": model.vision_tower,
         "fusion": model.fusion,
