@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
-from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Layout
 from layerfuse.fusion.visual import Fused, Placed
-from layerfuse.local_models.registry import resolve
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
 from layerfuse.model.vlm import FusionVLM
@@ -241,7 +239,7 @@ def vision_config(source: ModelSource) -> PreTrainedConfig:
     Raises:
         LayerfuseError: it cannot be found, or is no vision encoder.
     """
-    return load_vision_config(_config(source))
+    return load_vision_config(source.model, source.config)
 
 
 def text_config(source: ModelSource) -> PreTrainedConfig:
@@ -256,21 +254,4 @@ def text_config(source: ModelSource) -> PreTrainedConfig:
     Raises:
         LayerfuseError: it cannot be found, or is more than a language model.
     """
-    return text_config_of(_config(source))
-
-
-def _config(source: ModelSource) -> PreTrainedConfig:
-    """The configuration that the recipe spells out, else that of the folder or hub id."""
-    if source.config:
-        settings = dict(source.config)
-        if "model_type" not in settings:
-            raise LayerfuseError(f"the configuration of {source.model} needs a model_type")
-        model_type = settings.pop("model_type")
-        return AutoConfig.for_model(model_type, **settings)
-    try:
-        return AutoConfig.from_pretrained(resolve(source.model))
-    except OSError as error:
-        raise LayerfuseError(
-            f"cannot read the configuration of {source.model}: no such folder, and no hub answered."
-            " Pull a local model (`layerfuse models pull`), or write `config:` in the recipe"
-        ) from error
+    return text_config_of(source.model, source.config)

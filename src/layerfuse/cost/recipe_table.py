@@ -67,6 +67,7 @@ def show(
     vision = vision_config(recipe.encoder)
     text = text_config(recipe.llm)
     size = _image_size(recipe, vision)
+    _check_grid(recipe, vision, size)
     arms: list[Shown] = []
     known: Known = {}
     for arm in recipe.all_arms():
@@ -166,9 +167,34 @@ def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
                 "pixels, and `show` counts squares alone"
             )
         return height
-    if source.image_size is not None:
-        return source.image_size
-    return int(vision.image_size)
+    size = source.image_size
+    if size is None:
+        size = vision.image_size
+    # Families write one side of a square, or both sides.
+    if isinstance(size, list | tuple):
+        if len(set(size)) > 1:
+            raise LayerfuseError(
+                f"image_size of {source.model} is {list(size)}, and `show` counts squares alone"
+            )
+        size = size[0]
+    return int(size)
+
+
+def _check_grid(recipe: Recipe, vision: PreTrainedConfig, size: int) -> None:
+    """Raise LayerfuseError if the pictures hold no patch, or fewer than the token grid has."""
+    patches = size // vision.patch_size
+    if patches == 0:
+        raise LayerfuseError(
+            f"encoder {recipe.encoder.model}: pictures of {size} pixels are smaller than a patch "
+            f"of {vision.patch_size}; give an image_size of at least that"
+        )
+    grid = recipe.token_grid
+    # Pooling to more tokens than patches would only repeat patches.
+    if grid is not None and max(grid) > patches:
+        raise LayerfuseError(
+            f"token_grid {list(grid)} is larger than the {patches} x {patches} patches of "
+            f"{recipe.encoder.model} at {size} pixels; valid: up to {patches} rows and columns"
+        )
 
 
 def samples_in(data: Data) -> int | None:

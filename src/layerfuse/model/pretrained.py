@@ -9,7 +9,6 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +19,7 @@ from transformers import (
 from transformers.image_processing_backends import PilBackend
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.local_models.configuration import check_build, check_sizes, read_config
 from layerfuse.local_models.registry import resolve
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig
@@ -35,23 +35,23 @@ TALL = (48, 160)
 different ratios, so that nothing but one output size makes them alike"""
 
 
-def text_config_of(llm: NameOrConfig) -> PreTrainedConfig:
+def text_config_of(
+    llm: NameOrConfig,
+    settings: dict[str, Any] | None = None,
+) -> PreTrainedConfig:
     """The configuration of an LLM.
 
     Args:
         llm: hub id, folder, local-model name, or the configuration itself.
+        settings: the configuration that a recipe spells out; None reads that of `llm`.
 
     Raises:
-        LayerfuseError: if it cannot be found, or is more than a language model.
+        LayerfuseError: if it cannot be found, is more than a language model, or describes none
+            that can be built.
     """
     if isinstance(llm, str):
         name = llm
-        # Any: transformers does not annotate what its automatic classes make
-        auto_config: Any = AutoConfig
-        try:
-            config: PreTrainedConfig = auto_config.from_pretrained(resolve(llm))
-        except OSError as error:
-            raise LayerfuseError(f"cannot read the LLM {llm}: {error}") from error
+        config = read_config(llm, "LLM", settings)
     else:
         name = llm.model_type
         config = llm
@@ -67,6 +67,18 @@ def text_config_of(llm: NameOrConfig) -> PreTrainedConfig:
             f"{name} is no language model (its type is {config.model_type}): give a decoder-only "
             "LLM"
         )
+    if not isinstance(llm, str):
+        return config
+    check_sizes(name, "LLM", config)
+    # state-space models such as mamba pass nothing on to their blocks, where fusion attaches
+    if getattr(config, "num_attention_heads", None) is None:
+        raise LayerfuseError(
+            f"{name} has no attention heads (its type is {config.model_type}): give an LLM of "
+            "attention blocks, such as llama, qwen, mistral, gemma, phi or smollm"
+        )
+    if settings is not None:
+        # A checkpoint was built once; what stands in a recipe may never have been.
+        check_build(name, "LLM", config, AutoModelForCausalLM)
     return config
 
 

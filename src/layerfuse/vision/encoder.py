@@ -2,19 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.hardware import device
+from layerfuse.local_models.configuration import check_build, check_sizes, read_config
 from layerfuse.local_models.registry import resolve
 from layerfuse.vision.features import Features
 
@@ -262,27 +263,47 @@ def _feed(digest: _Digest, tensors: Iterable[tuple[str, Tensor]]) -> None:
             digest.update(str(content.item()).encode())
 
 
-def load_vision_config(name: str | PreTrainedConfig) -> PreTrainedConfig:
+def load_vision_config(
+    name: str | PreTrainedConfig,
+    settings: dict[str, Any] | None = None,
+) -> PreTrainedConfig:
     """The vision config of an encoder.
 
     Args:
         name: a hub id, folder or local-model name, or a config that is loaded already.
+        settings: the configuration that a recipe spells out; None reads that of `name`.
 
     Returns:
         The config of a vision tower of one of `FAMILIES`.
 
     Raises:
-        LayerfuseError: if it cannot be found, or is no vision encoder that layerfuse knows.
+        LayerfuseError: if it cannot be found, is no vision encoder that layerfuse knows, or
+            describes none that can be built.
     """
-    if isinstance(name, str):
-        # Any: transformers does not annotate what its automatic classes make
-        auto_config: Any = AutoConfig
-        try:
-            config: PreTrainedConfig = auto_config.from_pretrained(resolve(name))
-        except OSError as error:
-            raise LayerfuseError(f"cannot read the encoder {name}: {error}") from error
-        return vision_config_of(config)
-    return vision_config_of(name)
+    if not isinstance(name, str):
+        return vision_config_of(name)
+    vision = vision_config_of(read_config(name, "encoder", settings))
+    check_sizes(name, "encoder", vision)
+    _check_image_size(name, vision)
+    if settings is not None:
+        # A checkpoint was built once; what stands in a recipe may never have been.
+        check_build(name, "encoder", vision, AutoModel)
+    return vision
+
+
+def _check_image_size(name: str, vision: PreTrainedConfig) -> None:
+    """Raise LayerfuseError if the encoder's own pictures hold no patch."""
+    # families write one side of a square, or both sides
+    sides: list[Any] = [vision.image_size]
+    if isinstance(vision.image_size, list | tuple):
+        sides = list(cast(Sequence[Any], vision.image_size))
+    patch_size: int = vision.patch_size
+    for side in sides:
+        if not isinstance(side, int) or side < patch_size:
+            raise LayerfuseError(
+                f"the configuration of the encoder {name}: image_size is {vision.image_size!r}; "
+                f"valid: at least its patch_size, {patch_size}"
+            )
 
 
 def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

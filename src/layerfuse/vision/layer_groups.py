@@ -54,15 +54,36 @@ def groups_from_json(saved: dict[str, Any]) -> dict[int, LayerGroups]:
     groups_by_count: dict[int, LayerGroups] = {}
     try:
         for count, groups in saved.items():
+            layers_of_groups = [_layers(group) for group in groups["groups"]]
+            representatives = _layers(groups["representatives"])
+            if not len(layers_of_groups) == len(representatives) == int(count):
+                raise ValueError("as many groups and representatives as the key says")
             groups_by_count[int(count)] = LayerGroups(
-                groups=groups["groups"],
-                representatives=groups["representatives"],
+                groups=layers_of_groups,
+                representatives=representatives,
                 # Selections do not need it, so a file may lack it
                 silhouette=groups.get("silhouette"),
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LayerfuseError("these are no groups of layers") from error
     return groups_by_count
+
+
+def _layers(saved: Any) -> list[int]:
+    """Layers as JSON holds them.
+
+    Raises:
+        TypeError: these are none.
+    """
+    if not isinstance(saved, list) or not saved:
+        raise TypeError("layers are a list of at least one")
+    layers: list[int] = []
+    for layer in cast(list[Any], saved):
+        # bool: True is an int for Python, but no layer
+        if not isinstance(layer, int) or isinstance(layer, bool):
+            raise TypeError("a layer is a whole number")
+        layers.append(layer)
+    return layers
 
 
 def read_layer_groups(file: Path, depth: int) -> dict[int, LayerGroups]:
@@ -82,7 +103,13 @@ def read_layer_groups(file: Path, depth: int) -> dict[int, LayerGroups]:
         raise LayerfuseError(
             f"no similarity file {file}; `layerfuse similarity ENCODER` writes one"
         )
-    saved = json.loads(file.read_text("utf-8"))
+    try:
+        saved = json.loads(file.read_text("utf-8"))
+    # ValueError: not UTF-8, or no JSON; a study that was killed while writing leaves half a file
+    except (OSError, ValueError) as error:
+        raise LayerfuseError(
+            f"cannot read {file}: {error}; `layerfuse similarity ENCODER` writes it again"
+        ) from error
     if not isinstance(saved, dict) or "depth" not in saved or "groups" not in saved:
         raise LayerfuseError(f"{file} is no file of `layerfuse similarity`")
     content = cast(dict[str, Any], saved)
