@@ -78,3 +78,13 @@ def test_modules_of_the_user_are_imported_before_the_verb(
 
     assert ended.exit_code == 2
     assert "error: --import my_broken_strategies: needs a package" in ended.output
+
+
+@pytest.mark.parametrize("name", ["./badmod.py", "", ".relative", "a..b", "my-fusion", "/a/b.py"])
+def test_an_import_that_is_no_name_of_a_module(name: str) -> None:
+    """Python would read a path as a relative import and raise a TypeError."""
+    ended = CliRunner().invoke(app, ["show", "none.yaml", "--import", name])
+
+    assert ended.exit_code == 2
+    assert f"--import {name!r} is no name of a module" in ended.output
+    assert "my_fusion for my_fusion.py" in ended.output

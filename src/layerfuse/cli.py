@@ -88,10 +88,18 @@ def _import_strategies(modules: list[str] | None) -> None:
         modules: names of modules, as given to `--import`.
 
     Raises:
-        LayerfuseError: a module is missing or lacks a package.
+        LayerfuseError: a name is none of a module; a module is missing or lacks a package.
     """
     if not modules:
         return
+    for name in modules:
+        # Paths to files are the usual mistake, which Python reads as a relative import.
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise LayerfuseError(
+                f"--import {name!r} is no name of a module; write it as Python imports it: "
+                "my_fusion for my_fusion.py in the working directory, package.module for one in a "
+                "package"
+            )
     # A module beside the recipe is found as it is by `python -m`.
     sys.path.insert(0, str(Path.cwd()))
     for name in modules:

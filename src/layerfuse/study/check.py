@@ -17,6 +17,7 @@ from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSet
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.questions import asked_alone, questions
+from layerfuse.hardware import device
 from layerfuse.model.chat_template import Message
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.instruction import instruction_source
@@ -131,10 +132,18 @@ def _check_resources(recipe: Recipe) -> None:
     packages: list[str] = list(recipe.report_to)
     if recipe.liger:
         packages.append("liger_kernel")
+    wants_flash = recipe.attn_implementation == "flash_attention_2"
+    # Without flash_attn, transformers takes the same kernels from a hub if it has this package.
+    if wants_flash and find_spec("kernels") is None:
+        packages.append("flash_attn")
     # Looked up, not imported: trackers and kernels take seconds to import.
     for package in packages:
         if find_spec(package) is None:
             raise LayerfuseError(f"not installed: {package}, which the recipe asks for")
+    if wants_flash and device().type == "cpu":
+        raise LayerfuseError(
+            "attn_implementation: flash_attention_2 needs a GPU; valid on a CPU: eager, sdpa"
+        )
     if recipe.liger and not torch.cuda.is_available():
         raise LayerfuseError("liger: true needs a GPU: liger's kernels are written in Triton")
 

@@ -326,7 +326,15 @@ def _do_locked(
 def _check_surroundings(engine: Engine) -> None:
     """Raise LayerfuseError where no study can run."""
     # torchrun and accelerate set it: each of their processes would do the whole study.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    world_size = os.environ.get("WORLD_SIZE") or "1"
+    try:
+        launched = int(world_size)
+    except ValueError as error:
+        raise LayerfuseError(
+            f"the environment variable WORLD_SIZE is {world_size!r}, which no launcher writes: "
+            "unset it"
+        ) from error
+    if launched > 1:
         raise LayerfuseError(
             "use no launcher: a study starts processes with `resources.processes=N`"
         )
