@@ -14,18 +14,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from layerfuse.data import feature_shards as shards
-from layerfuse.data.feature_shards import Entry, Pair, ShardReader
+from layerfuse.data.feature_index import FeatureIndex
+from layerfuse.data.feature_shards import Pair, ShardReader
+from layerfuse.data.picture_batches import PictureBatches
 from layerfuse.errors import LayerfuseError
 from layerfuse.hardware import device
 from layerfuse.progress import Progress, silent
@@ -50,6 +49,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
+class ReaderState:
+    """What a process learns while it reads features: files that it has open, entries that it has
+    checked, and the encoder for repairs."""
+
+    reader: ShardReader = field(default_factory=ShardReader)
+    checked: set[tuple[int, str]] = field(default_factory=set)
+    """entries whose checksums were compared, as layer and the picture's digest"""
+    repair_encoder: Encoder | None = None
+    """None until an entry must be encoded again"""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The repair encoder is large, and another process loads its own if it needs one.
+        return {**vars(self), "repair_encoder": None}
+
+
+@dataclass(frozen=True)
 class FeatureStore:
     """Cached features of a set of pictures, looked up by picture.
 
@@ -57,28 +72,34 @@ class FeatureStore:
     a copy for another process is small.
     """
 
-    pictures: dict[str, Picture]
-    """by name, in the order in which they are encoded"""
-    digests: dict[str, str]
-    """of the pictures' bytes, by the picture's name"""
+    batches: PictureBatches
+    """the pictures, as they are encoded"""
     layers: tuple[int, ...]
     grid: tuple[int, int]
-    """rows and columns of the patch tokens"""
+    """rows and columns of the patch tokens; (0, 0) if no picture can be decoded"""
     load: Callable[[], Encoder]
     """makes the encoder on the CPU"""
-    image_processor: Any  # of transformers, whose image processors share no typed base
-    batch_size: int
-    folders: dict[int, Path]
-    """of each layer"""
-    entries: dict[int, dict[str, Entry]]
-    """by layer and the picture's digest"""
-    bad: dict[str, str] = field(default_factory=dict)
+    index: FeatureIndex
+    """where the features are"""
+    bad: dict[str, str]
     """pictures that cannot be decoded, with the reason"""
+    state: ReaderState = field(default_factory=ReaderState)
+    """changes while features are read; nothing else of a store does but its index"""
 
-    def __post_init__(self) -> None:
-        self.checked: set[tuple[int, str]] = set()
-        self.reader = ShardReader()
-        self.repair_encoder: Encoder | None = None
+    @property
+    def pictures(self) -> dict[str, Picture]:
+        """All pictures, by name."""
+        return self.batches.pictures
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the pictures' bytes, by the picture's name."""
+        return self.batches.digests
+
+    @property
+    def folders(self) -> dict[int, Path]:
+        """Where the features of each layer are."""
+        return self.index.folders
 
     def features(self, pictures: Sequence[Picture]) -> Features:
         """The features of pictures, from disk.
@@ -104,32 +125,29 @@ class FeatureStore:
 
     def restrict(self, layers: Iterable[int]) -> "FeatureStore":
         """The same pictures with only these layers, ascending."""
-        return replace(self, layers=tuple(sorted(set(layers))))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The repair encoder is large, and another process loads its own if it needs one.
-        return {**vars(self), "repair_encoder": None}
+        # With files of its own: those of other layers need not stay open.
+        return replace(self, layers=tuple(sorted(set(layers))), state=ReaderState())
 
     def _pair(self, layer: int, name: str) -> Pair:
         """One picture's features of one layer, repaired if they are damaged."""
         digest = self.digests[name]
-        entry = self.entries[layer].get(digest)
+        entry = self.index.entries[layer].get(digest)
         if entry is not None:
             try:
                 # Checksums cost as much as reading: once per entry and process is enough.
-                verify = (layer, digest) not in self.checked
-                pair = self.reader.read(entry, verify=verify)
-                self.checked.add((layer, digest))
+                verify = (layer, digest) not in self.state.checked
+                pair = self.state.reader.read(entry, verify=verify)
+                self.state.checked.add((layer, digest))
                 return pair
             except OSError as error:
                 log.warning("%s", error)
         # Other processes and `cache verify` put what is intact into later files.
-        index_entries(self)
+        self.index.read()
         if not self.folders[layer].is_dir():
             raise LayerfuseError(
                 f"{self.folders[layer]} was removed while in use; start the study again"
             )
-        later_entry = self.entries[layer].get(digest)
+        later_entry = self.index.entries[layer].get(digest)
         if later_entry is not None and later_entry != entry:
             return self._pair(layer, name)
         return self._repair(layer, name)
@@ -137,88 +155,26 @@ class FeatureStore:
     def _repair(self, layer: int, name: str) -> Pair:
         """Encode a damaged entry again, on the CPU, and keep it."""
         log.warning("encoding %s again", name)
-        if self.repair_encoder is None:
-            self.repair_encoder = self.load()
+        if self.state.repair_encoder is None:
+            self.state.repair_encoder = self.load()
+        encoder = self.state.repair_encoder
         # In a batch as large as it was in, at the place where it was: kernels round differently
         # for other sizes and places, and the bits must be the same.
         digest = self.digests[name]
-        # Of two pictures with the same bytes the first was encoded.
-        place = list(self.digests.values()).index(digest)
-        row = place % self.batch_size
-        start = place - row
-        size = min(self.batch_size, len(self.digests) - start)
-        pixels, _ = self.pixels([name])
-        # (1, 3, height, width) -> (size, 3, height, width)
+        place = self.batches.place(digest)
+        pixels, _ = self.batches.pixels([name])
+        # (1, 3, height, width) -> (batch_size, 3, height, width)
         with torch.inference_mode():
-            features = self.repair_encoder(pixels[0].repeat(size, 1, 1, 1))
-        index = features.layers.index(layer)
-        pair = Pair(features.patches[index][row], features.summary[index][row])
+            features = encoder(pixels[0].repeat(place.batch_size, 1, 1, 1))
+        layer_index = features.layers.index(layer)
+        pair = Pair(
+            features.patches[layer_index][place.row],
+            features.summary[layer_index][place.row],
+        )
         # Whoever holds the lock removes unfinished files, which would be those of this repair.
         with shards.locked_space(self.folders[layer].parent):
-            self.write(layer, {digest: pair}, self.repair_encoder)
+            self.index.write(layer, {digest: pair}, grid=self.grid, encoder=encoder)
         return pair
-
-    def pixels(self, names: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
-        """Decode and preprocess one batch.
-
-        Args:
-            names: of the batch's pictures.
-
-        Returns:
-            Pixels (pictures, 3, height, width), grey where a picture cannot be decoded, and the
-            reason by the name of each such picture.
-
-        Raises:
-            LayerfuseError: a picture is missing or changed since its digest was taken.
-        """
-        images = []
-        bad = {}
-        for name in names:
-            # Read once, so that the bytes that are checked are those that are decoded.
-            content = self.pictures[name].read()
-            if sha256(content).hexdigest() != self.digests[name]:
-                raise LayerfuseError(f"{name} changed while the study ran; start it again")
-            try:
-                images.append(Picture(name, partial(bytes, content)).open())
-            except LayerfuseError as error:
-                bad[name] = str(error)
-                # A place holder keeps the others at their places in the batch.
-                images.append(Image.new("RGB", (64, 64)))
-        inputs = self.image_processor(images, return_tensors="pt")
-        return inputs["pixel_values"], bad
-
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """Those of the pictures without an entry in some layer."""
-        missing = []
-        for name in names:
-            digest = self.digests[name]
-            if any(digest not in entries for entries in self.entries.values()):
-                missing.append(name)
-        return missing
-
-    def write(self, layer: int, pairs: dict[str, Pair], encoder: Encoder) -> None:
-        """Keep features of a layer on disk.
-
-        Args:
-            layer: of the encoder.
-            pairs: the features by the picture's digest; nothing is written if there are none.
-            encoder: what made them.
-
-        Raises:
-            LayerfuseError: the disk is full or the folder may not be written.
-        """
-        if not pairs:
-            return
-        about = {
-            "encoder": encoder.tower.config.model_type,
-            "layer": layer,
-            "dtype": str(encoder.tower.dtype),
-            "width": encoder.tower.config.hidden_size,
-            "grid": list(self.grid),
-        }
-        file = shards.write_shard(self.folders[layer], pairs, self.grid, about)
-        # Read back, so that memory knows what the file says and nothing else.
-        self.entries[layer].update(shards.read_header(file).entries)
 
 
 def digests_of(pictures: Iterable[Picture], progress: Progress = silent) -> dict[str, str]:
@@ -299,17 +255,11 @@ def cached_features(
         folders[layer] = space / f"{layer:02d}-{encoder_digests[layer][:12]}"
     distinct = {picture.name: picture for picture in pictures}
     known = digests or digests_of(distinct.values())
-    store = FeatureStore(
+    batches = PictureBatches(
         pictures=distinct,
         digests={name: known[name] for name in distinct},
-        layers=encoder.layers,
-        # Known as soon as a shard is read or a batch is encoded.
-        grid=(0, 0),
-        load=load,
         image_processor=image_processor,
         batch_size=batch_size,
-        folders=folders,
-        entries={},
     )
     try:
         space.mkdir(parents=True, exist_ok=True)
@@ -317,128 +267,120 @@ def cached_features(
         raise LayerfuseError(f"cannot make the cache folder {space}: {error}") from error
     with shards.locked_space(space):
         # Inside the lock: another process may just have encoded the same pictures.
-        index_entries(store)
-        _encode(store, encoder, progress)
-    index_entries(store)
-    return store
-
-
-def index_entries(store: FeatureStore) -> None:
-    """Find the entries of the store's pictures on disk.
-
-    Args:
-        store: gets them in its `entries`.
-    """
-    wanted = set(store.digests.values())
-    for layer, folder in store.folders.items():
-        entries: dict[str, Entry] = {}
-        # Oldest first: a repaired entry in a later shard replaces the damaged one.
-        for file in shards.shards_of(folder):
-            try:
-                header = shards.read_header(file)
-            except OSError as error:
-                log.warning("%s: what it held is encoded again", error)
-                continue
-            store.grid = header.grid
-            for digest, entry in header.entries.items():
-                if digest in wanted:
-                    entries[digest] = entry
-        store.entries[layer] = entries
+        index = FeatureIndex(folders, batches.digests.values())
+        bad = _encode(batches, index, encoder, progress)
+    index.read()
+    return FeatureStore(
+        batches=batches,
+        layers=encoder.layers,
+        grid=index.grid or (0, 0),
+        load=load,
+        index=index,
+        bad=bad,
+    )
 
 
 @torch.inference_mode()
-def _encode(store: FeatureStore, encoder: Encoder, progress: Progress) -> None:
-    """Encode every batch in which an entry is missing, and write what is missing."""
-    _remove_unfinished(store)
-    batches = _incomplete_batches(store)
+def _encode(
+    batches: PictureBatches,
+    index: FeatureIndex,
+    encoder: Encoder,
+    progress: Progress,
+) -> dict[str, str]:
+    """Encode every batch in which an entry is missing, and write what is missing.
+
+    Returns:
+        Why pictures cannot be decoded, by the picture's name.
+    """
+    _remove_unfinished(index)
+    incomplete = _incomplete_batches(batches, index)
     num_workers = DECODERS
     if device().type == "cpu":
         # The encoder needs all cores itself.
         num_workers = 0
     # The names take the place of a dataset's samples; the collate function reads the pictures.
-    names_to_pixels: Any = store.pixels
-    dataset: Any = batches
+    names_to_pixels: Any = batches.pixels
+    dataset: Any = incomplete
     loader = DataLoader(dataset, None, collate_fn=names_to_pixels, num_workers=num_workers)
-    unwritten: dict[int, dict[str, Pair]] = {layer: {} for layer in store.layers}
+    bad: dict[str, str] = {}
+    unwritten: dict[int, dict[str, Pair]] = {layer: {} for layer in encoder.layers}
     unwritten_bytes = 0
+    # Known as soon as a batch is encoded; nothing is written before.
+    grid = (0, 0)
     written_at = time.monotonic()
-    for done, (batch, (pixels, bad)) in enumerate(zip(batches, loader, strict=True), start=1):
-        store.bad.update(bad)
-        new_names = [name for name in store.missing(batch) if name not in bad]
-        if new_names:
+    for done, (names, (pixels, bad_of_batch)) in enumerate(
+        zip(incomplete, loader, strict=True), start=1
+    ):
+        bad.update(bad_of_batch)
+        rows: dict[str, int] = {}
+        for row, name in enumerate(names):
+            digest = batches.digests[name]
+            if name not in bad and index.lacks(digest):
+                # The first of two pictures with the same bytes is kept.
+                rows.setdefault(digest, row)
+        if rows:
             features = encoder(pixels.to(device())).to("cpu")
-            store.grid = features.grid
+            grid = features.grid
             # Before each shard: other processes fill the same disk.
             if unwritten_bytes == 0:
-                _check_space(store, features)
-            for name in new_names:
-                unwritten_bytes += _keep_missing(
-                    store,
-                    unwritten,
-                    features=features,
-                    name=name,
-                    row=batch.index(name),
-                )
-        progress("encoding pictures", done, len(batches))
+                _check_space(index, features)
+            unwritten_bytes += _add_missing(unwritten, rows, features, index)
+        progress("encoding pictures", done, len(incomplete))
         # All layers together: a stopped pass seldom leaves a picture in only some of them.
         is_late = time.monotonic() - written_at > SHARD_SECONDS
         is_large = unwritten_bytes >= SHARD_BYTES * len(unwritten)
-        if is_late or is_large or done == len(batches):
+        if is_late or is_large or done == len(incomplete):
             for layer, pairs in unwritten.items():
-                store.write(layer, pairs, encoder)
+                index.write(layer, pairs, grid=grid, encoder=encoder)
                 pairs.clear()
             unwritten_bytes = 0
             written_at = time.monotonic()
+    return bad
 
 
-def _remove_unfinished(store: FeatureStore) -> None:
+def _remove_unfinished(index: FeatureIndex) -> None:
     """Remove what a killed writer left: whoever holds the lock is the only writer."""
-    for folder in store.folders.values():
+    for folder in index.folders.values():
         for unfinished in folder.glob("*.tmp"):
             unfinished.unlink()
 
 
-def _incomplete_batches(store: FeatureStore) -> list[list[str]]:
+def _incomplete_batches(batches: PictureBatches, index: FeatureIndex) -> list[list[str]]:
     """The names of the pictures of each batch in which an entry is missing."""
-    names = list(store.digests)
-    batches = []
+    incomplete = []
     # Cut from all pictures, not from the missing ones: a continued pass makes the same batches.
-    for start in range(0, len(names), store.batch_size):
-        batch = names[start : start + store.batch_size]
-        if store.missing(batch):
-            batches.append(batch)
-    return batches
+    for names in batches.names():
+        if any(index.lacks(batches.digests[name]) for name in names):
+            incomplete.append(names)
+    return incomplete
 
 
-def _keep_missing(
-    store: FeatureStore,
+def _add_missing(
     unwritten: dict[int, dict[str, Pair]],
-    *,
+    rows: dict[str, int],
     features: Features,
-    name: str,
-    row: int,
+    index: FeatureIndex,
 ) -> int:
-    """Put one picture's features of the layers that lack them into `unwritten`.
+    """Put the features of a batch's pictures, of the layers that lack them, into `unwritten`.
 
     Args:
-        store: knows what is on disk.
-        unwritten: the features to be written, by layer and digest.
-        features: of the picture's batch.
-        name: the picture's.
-        row: the picture's place in the batch.
+        unwritten: the features to be written, by layer and the picture's digest.
+        rows: the pictures' rows in the batch, by the picture's digest.
+        features: of the batch.
+        index: knows what is on disk.
 
     Returns:
-        The bytes of its patch tokens.
+        The bytes of their patch tokens.
     """
-    digest = store.digests[name]
     num_bytes = 0
-    for index, layer in enumerate(features.layers):
-        if digest in store.entries[layer]:
-            continue
-        pair = Pair(features.patches[index][row], features.summary[index][row])
-        # The first of two pictures with the same bytes stays.
-        kept_pair = unwritten[layer].setdefault(digest, pair)
-        num_bytes += kept_pair.patches.nbytes
+    for digest, row in rows.items():
+        for place, layer in enumerate(features.layers):
+            # A picture with the same bytes may wait from a batch before.
+            if digest in index.entries[layer] or digest in unwritten[layer]:
+                continue
+            pair = Pair(features.patches[place][row], features.summary[place][row])
+            unwritten[layer][digest] = pair
+            num_bytes += pair.patches.nbytes
     return num_bytes
 
 
@@ -455,16 +397,11 @@ def limit_gb() -> float:
     return float(limit)
 
 
-def _check_space(store: FeatureStore, features: Features) -> None:
+def _check_space(index: FeatureIndex, features: Features) -> None:
     """Raise LayerfuseError, before anything is written, if the missing features will not fit."""
     # Every picture takes as many bytes in every layer.
     picture_bytes = features.patches[0][0].nbytes + features.summary[0][0].nbytes
-    # A set, because pictures with the same bytes are kept once.
-    digests = set(store.digests.values())
-    num_missing = 0
-    for entries in store.entries.values():
-        num_missing += len(digests - entries.keys())
-    needed_gb = picture_bytes / 1e9 * num_missing
+    needed_gb = picture_bytes / 1e9 * index.num_missing()
     root = shards.features_home()
     held_gb = sum(file.stat().st_size for file in root.rglob("*.safetensors")) / 1e9
     limit = limit_gb()

@@ -6,13 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerfuse.data.feature_store import (
-    FeatureStore,
-    cached_features,
-    in_threads,
-    index_entries,
-)
+from layerfuse.data.feature_index import FeatureIndex
+from layerfuse.data.feature_store import FeatureStore, cached_features, in_threads
 from layerfuse.data.lazy_records import Samples
+from layerfuse.data.picture_batches import PictureBatches
 from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSets
 from layerfuse.files import write_text
 from layerfuse.model.pretrained import load_image_processor
@@ -158,7 +155,7 @@ def _describe(store: FeatureStore) -> dict[str, Any]:
     return {
         "layers": list(store.layers),
         "grid": list(store.grid),
-        "batch_size": store.batch_size,
+        "batch_size": store.batches.batch_size,
         "folders": folders,
         # In the order in which they were encoded: a repair needs the place in the batch, also
         # behind pictures that are left out.
@@ -174,17 +171,18 @@ def _rebuild(data: dict[str, Any], recipe: Recipe, samples: SampleSets) -> Featu
     for layer, folder in data["folders"].items():
         folders[int(layer)] = Path(folder)
     rows, columns = data["grid"]
-    store = FeatureStore(
+    digests: dict[str, str] = data["digests"]
+    batches = PictureBatches(
         pictures={picture.name: picture for picture in pictures_of(cached)},
-        digests=data["digests"],
+        digests=digests,
+        image_processor=load_image_processor(recipe.encoder.model, recipe.image_aspect_ratio),
+        batch_size=data["batch_size"],
+    )
+    return FeatureStore(
+        batches=batches,
         layers=tuple(data["layers"]),
         grid=(rows, columns),
         load=partial(encoder_for, recipe),
-        image_processor=load_image_processor(recipe.encoder.model, recipe.image_aspect_ratio),
-        batch_size=data["batch_size"],
-        folders=folders,
-        entries={},
+        index=FeatureIndex(folders, digests.values()),
         bad=data["bad"],
     )
-    index_entries(store)
-    return store
