@@ -133,7 +133,7 @@ class EncodedRow:
     attention_mask: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Collator:
     """Makes training batches: right-padded text, answer labels, pixels or cached features.
 

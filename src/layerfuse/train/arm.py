@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from layerfuse.model.pretrained import compose_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
-from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.recipe.schema import Arm, Recipe, Stage
 from layerfuse.train import stages
-from layerfuse.train.trainer import LossCurve, checkpoints, fit
+from layerfuse.train.trainer import LossCurve, MakeCollator, checkpoints, fit
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.features import Features, concatenate
 from layerfuse.vision.selection import select
@@ -215,13 +216,10 @@ def train_arm(
     for name in remaining.names:
         started = time.perf_counter()
         stage = recipe.stages[name]
-        collator = Collator(
-            processor,
-            stage.prompt,
-            stage.max_length,
-            store if recipe.stage_reads_cache(name) else None,
-            stage.guided_by,
-        )
+        stage_store = None
+        if recipe.stage_reads_cache(name):
+            stage_store = store
+        make_collator = partial(_collator, processor, stage, stage_store)
         dataset = SampleDataset(samples[name], stage.random_crop, seed)
         try:
             model, parameters, losses[name] = _train_stage(
@@ -229,7 +227,7 @@ def train_arm(
                 recipe,
                 name,
                 dataset=dataset,
-                collator=collator,
+                make_collator=make_collator,
                 folder=folder / "stages" / name,
                 progress=progress,
             )
@@ -247,13 +245,37 @@ def train_arm(
     return Trained(model, processor, losses, seconds, parameters)
 
 
+def _collator(
+    processor: Processor,
+    stage: Stage,
+    store: FeatureStore | None,
+    needs_blank: bool,
+) -> Collator:
+    """What makes the batches of a stage.
+
+    Args:
+        processor: of the model.
+        stage: says how conversations are written and what guides them.
+        store: cached features; None to encode pictures as they come.
+        needs_blank: whether a batch of text alone gets a blank picture.
+    """
+    return Collator(
+        processor,
+        stage.prompt,
+        stage.max_length,
+        store,
+        stage.guided_by,
+        blank=needs_blank,
+    )
+
+
 def _train_stage(
     model: FusionVLM,
     recipe: Recipe,
     name: str,
     *,
     dataset: SampleDataset,
-    collator: Collator,
+    make_collator: MakeCollator,
     folder: Path,
     progress: Progress,
 ) -> tuple[FusionVLM, dict[str, int], LossCurve]:
@@ -276,7 +298,7 @@ def _train_stage(
         recipe,
         name,
         dataset=dataset,
-        collator=collator,
+        make_collator=make_collator,
         folder=folder,
         progress=progress,
     )

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from layerfuse.train.stages import parameter_groups
 LossCurve = list[tuple[int, float]]
 """(step, mean loss since the last point)"""
 
+MakeCollator = Callable[[bool], Collator]
+"""from whether a batch of text alone gets a blank picture to what makes the batches"""
+
 COMPLETE = "complete"
 """The last file of a checkpoint."""
 
@@ -31,13 +35,21 @@ class FusionTrainer(Trainer):
 
     Args:
         stage: what to train, and how.
+        make_collator: makes what makes the batches, told whether a batch of text alone gets a
+            blank picture.
         kwargs: of `Trainer`, which is transformers' and takes many.
 
     Raises:
         LayerfuseError: FSDP is asked for where it would not shard.
     """
 
-    def __init__(self, stage: Stage, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        make_collator: MakeCollator,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
         # accelerate's plugins are set at run time, and its types do not know them
@@ -58,7 +70,9 @@ class FusionTrainer(Trainer):
         # this one's part of the encoder; DeepSpeed adds up gradients by the order in which they
         # come.
         encoder_is_sharded = self.fsdp is not None and trains_encoder
-        self.every_process_sees = self.is_deepspeed_enabled or encoder_is_sharded
+        needs_blank = self.is_deepspeed_enabled or encoder_is_sharded
+        # Only now: that the model is shared is known when accelerate has been set up.
+        self.data_collator = make_collator(needs_blank)
 
     def save_whole(self, folder: Path) -> Path | None:
         """Save a model whose parts are spread over the processes.
@@ -154,7 +168,7 @@ def fit(
     name: str,
     *,
     dataset: SampleDataset,
-    collator: Collator,
+    make_collator: MakeCollator,
     folder: Path,
     progress: Progress = silent,
 ) -> tuple[LossCurve, Path | None]:
@@ -165,7 +179,7 @@ def fit(
         recipe: of the study.
         name: the stage's.
         dataset: what it trains on; holds the seed of the order.
-        collator: makes its batches.
+        make_collator: makes what makes its batches.
         folder: where its checkpoints are.
         progress: is told of every step, under the stage's name.
 
@@ -178,13 +192,12 @@ def fit(
     stage = recipe.stages[name]
     trainer = FusionTrainer(
         stage,
+        make_collator=make_collator,
         model=model,
         args=_arguments(recipe, stage, folder, dataset.seed),
         train_dataset=dataset,
-        data_collator=collator,
         callbacks=[_Report(name, dataset, progress)],
     )
-    collator.blank = trainer.every_process_sees
     # What it prints is in the progress.
     trainer.remove_callback(PrinterCallback)
     complete = checkpoints(folder)
