@@ -362,7 +362,7 @@ def launch_failing_process(
     def fail(command: list[str], stdout: Any, **_: Any) -> subprocess.CompletedProcess[bytes]:
         stdout.write("KeyError: 'a bug'")
         if advice is not None:
-            (folder / "run" / execute.MENDABLE).write_text(advice)
+            (folder / "run" / execute.USER_ERROR).write_text(advice)
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(subprocess, "run", fail)

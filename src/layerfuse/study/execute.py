@@ -1,8 +1,9 @@
 """Do the runs of a study: in this process, in several that train together, or many at once by Ray.
 
-`python -m layerfuse.study.execute STUDY RUN [MODULE ...]` is one process of a run.
+`python -m layerfuse.study.execute STUDY RUN [--module MODULE ...]` is one process of a run.
 """
 
+import argparse
 import ctypes
 import json
 import os
@@ -42,8 +43,8 @@ from layerfuse.train.arm import Trained, train_arm
 ENVIRONMENT = "environment.json"
 PROGRESS = "progress"
 LOG = "log.txt"
-MENDABLE = "error.txt"
-"""Where a process of its own says what the user can mend."""
+USER_ERROR = "error.txt"
+"""Where a process of its own writes the message of an error that the user can mend."""
 POLL_SECONDS = 2.0
 PROGRESS_SECONDS = 1.0
 """A process of its own writes its progress at most this often."""
@@ -73,6 +74,39 @@ class Job:
     samples: SampleSets
     store: FeatureStore | None
     """None if no stage and not the test reads the cache"""
+
+
+@dataclass(frozen=True)
+class ProcessArguments:
+    """What one process of a run is told on its command line."""
+
+    study: Path
+    """the study's folder, absolute"""
+    run_folder: str
+    """relative to the study's"""
+    modules: tuple[str, ...] = ()
+    """what to import for user strategies"""
+
+    def to_command_line(self) -> list[str]:
+        """The arguments as `from_command_line` reads them."""
+        command_line = [str(self.study), self.run_folder]
+        for module in self.modules:
+            command_line.append(f"--module={module}")
+        return command_line
+
+    @classmethod
+    def from_command_line(cls, command_line: Sequence[str] | None = None) -> "ProcessArguments":
+        """Read the arguments.
+
+        Args:
+            command_line: without the program's name; None reads that of this process.
+        """
+        parser = argparse.ArgumentParser(description="Do one run of a study, or a process of it.")
+        parser.add_argument("study", type=Path)
+        parser.add_argument("run_folder")
+        parser.add_argument("--module", dest="modules", action="append", default=[])
+        arguments = parser.parse_args(command_line)
+        return cls(arguments.study, arguments.run_folder, tuple(arguments.modules))
 
 
 def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
@@ -198,26 +232,26 @@ def launch(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> 
         RuntimeError: one of them failed otherwise; with the end of the log, which holds its
             traceback.
     """
+    arguments = ProcessArguments(study, folder, tuple(modules))
     command = [
         sys.executable,
         "-m",
         *_launcher(recipe),
         "-m",
         "layerfuse.study.execute",
-        str(study),
-        folder,
-        *modules,
+        *arguments.to_command_line(),
     ]
     # Several processes write at once: their words would tear the live table apart.
     log = study / folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
-    mendable = log.with_name(MENDABLE)
-    mendable.unlink(missing_ok=True)
+    user_error = log.with_name(USER_ERROR)
+    # Of an earlier try, whose error may be mended by now.
+    user_error.unlink(missing_ok=True)
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(command, stdout=file, stderr=file, preexec_fn=die_with_parent)
     if done.returncode:
-        if mendable.exists():
-            raise LayerfuseError(mendable.read_text("utf-8"))
+        if user_error.exists():
+            raise LayerfuseError(user_error.read_text("utf-8"))
         tail = "\n".join(_last_words(log))
         raise RuntimeError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
 
@@ -378,13 +412,19 @@ def _in_worker(study: str, folder: str, modules: list[str]) -> float:
     return time.perf_counter() - started
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Be one process of a run."""
+    arguments = ProcessArguments.from_command_line()
     die_with_parent()
     PartialState()  # joins the other processes and takes this one's GPU
-    study_folder, run_folder, *strategy_modules = sys.argv[1:]
     try:
-        run_one(Path(study_folder), run_folder, strategy_modules)
+        run_one(arguments.study, arguments.run_folder, arguments.modules)
     except LayerfuseError as error:
-        write_text(Path(study_folder) / run_folder / MENDABLE, str(error))
+        # The process that started this one shows the message alone, without a traceback.
+        write_text(arguments.study / arguments.run_folder / USER_ERROR, str(error))
         raise
     PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
