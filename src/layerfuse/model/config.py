@@ -1,7 +1,9 @@
 """From an encoder and an LLM to a FusionVLM: its configuration, its LLM, its processor."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -9,8 +11,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.fusion import Shapes, Strategy, parse
-from layerfuse.vision.encoder import FAMILIES
+from layerfuse.fusion import FUSIONS, Shapes, Strategy, parse
+from layerfuse.vision.encoder import FAMILIES, patch_grid
 from layerfuse.vision.selection import LayerSpec, Selection, select
 
 
@@ -39,11 +41,70 @@ class ImageTokens:
         """Tokens of a preprocessed image of that many pixels."""
         if self.token_grid:
             rows, columns = self.token_grid
-        else:
-            # pixels that fill no whole patch are not seen by the encoder
-            rows = height // self.patch_size
-            columns = width // self.patch_size
-        return self.of_grid((rows, columns))
+            return self.of_grid((rows, columns))
+        return self.of_grid(patch_grid(height, width, self.patch_size))
+
+
+def image_tokens_of(
+    fusion: dict[str, Any] | None,
+    *,
+    layers: int,
+    patch_size: int,
+    token_grid: Sequence[int] | None,
+) -> ImageTokens:
+    """What counts the tokens of an image, from the fields of a saved model or processor.
+
+    Args:
+        fusion: as for `strategy_of`.
+        layers: number of selected layers.
+        patch_size: pixels of a patch, both ways.
+        token_grid: (rows, columns) to which patches are pooled; None: no pooling.
+
+    Raises:
+        LayerfuseError: for unknown strategies and options.
+    """
+    return ImageTokens(
+        strategy_of(fusion),
+        layers=layers,
+        patch_size=patch_size,
+        token_grid=token_grid,
+    )
+
+
+def strategy_of(fusion: dict[str, Any] | None) -> Strategy:
+    """A strategy with its validated options, from the field of a saved model or processor.
+
+    Args:
+        fusion: the name and the options; None is `single`, for configs without fields, which
+            transformers makes to compare others with them.
+
+    Raises:
+        LayerfuseError: for unknown strategies and options.
+    """
+    # As text, because a dict cannot be a key of a cache, and may be changed by whoever holds it.
+    text = json.dumps(fusion or {"name": "single"}, default=str)
+    return _parsed(text, tuple(FUSIONS.items()))
+
+
+# The registered strategies are part of the key: a notebook may register a changed one again.
+@lru_cache
+def _parsed(text: str, registered: Any) -> Strategy:
+    """The strategy that a text describes; the same object each time that it is asked for."""
+    return parse(json.loads(text))
+
+
+def resolve_strategy(fusion: dict[str, Any], selection: Selection) -> Strategy:
+    """A recipe's strategy, whose options name the layers of this encoder.
+
+    Args:
+        fusion: the strategy in recipe form.
+        selection: the selected layers, and the depth of the encoder.
+
+    Raises:
+        LayerfuseError: for unknown strategies and options, and layers that do not exist.
+    """
+    strategy = parse(fusion)
+    return replace(strategy, options=strategy.options.resolve(selection))
 
 
 class FusionConfig(PreTrainedConfig):
@@ -95,7 +156,7 @@ class FusionConfig(PreTrainedConfig):
     @property
     def strategy(self) -> Strategy:
         """The fusion strategy with its validated options."""
-        return parse(self.fusion or {"name": "single"})
+        return strategy_of(self.fusion)
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -103,10 +164,10 @@ class FusionConfig(PreTrainedConfig):
         return self.strategy.options.taps(self.selection)
 
     @property
-    def image_tokens(self) -> "ImageTokens":
+    def image_tokens(self) -> ImageTokens:
         """How many tokens an image becomes."""
-        return ImageTokens(
-            self.strategy,
+        return image_tokens_of(
+            self.fusion,
             layers=len(self.vision_layers),
             patch_size=self.vision_config.patch_size,
             token_grid=self.token_grid,
@@ -141,8 +202,7 @@ def configure(
             that do not fit this encoder or this LLM.
     """
     selection = select(layers, vision.num_hidden_layers)
-    parsed = parse(fusion)
-    strategy = replace(parsed, options=parsed.options.resolve(selection))
+    strategy = resolve_strategy(fusion, selection)
 
     # these raise where the options do not fit the grid, the encoder or the LLM
     strategy.num_tokens(_grid(vision, token_grid), len(selection.layers))
@@ -178,7 +238,7 @@ def _grid(vision: PreTrainedConfig, token_grid: tuple[int, int] | None) -> tuple
         height = width = vision.image_size
     else:
         height, width = vision.image_size
-    return height // vision.patch_size, width // vision.patch_size
+    return patch_grid(height, width, vision.patch_size)
 
 
 def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfig) -> Shapes:

@@ -1,5 +1,6 @@
 """Text and pictures in, model inputs out: chat template, image tokens, answer labels."""
 
+import inspect
 import os
 import re
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils.chat_template_utils import Chat
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.fusion import parse
 from layerfuse.model.chat_template import (
     IMAGE_TOKEN,
     ChatTemplate,
@@ -22,7 +22,7 @@ from layerfuse.model.chat_template import (
     with_fixed_date,
     with_texts,
 )
-from layerfuse.model.config import ImageTokens
+from layerfuse.model.config import image_tokens_of
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.tokens import TextTokenizer
 from layerfuse.model.turn_ends import TurnEnds
@@ -64,6 +64,7 @@ class Processor(ProcessorMixin):
         self,
         image_processor: Any = None,
         tokenizer: Any = None,
+        *,
         patch_size: int = 14,
         token_grid: Sequence[int] | None = None,
         fusion: dict[str, Any] | None = None,
@@ -103,9 +104,13 @@ class Processor(ProcessorMixin):
         self.layers = layers
         self.image_token = image_token
 
-        strategy = parse(self.fusion)
-        self.image_tokens = ImageTokens(strategy, layers, patch_size, self.token_grid)
-        self.instruction = instruction_source(strategy)
+        self.image_tokens = image_tokens_of(
+            self.fusion,
+            layers=layers,
+            patch_size=patch_size,
+            token_grid=self.token_grid,
+        )
+        self.instruction = instruction_source(self.image_tokens.strategy)
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(image_token)
         self.text_tokenizer = TextTokenizer(tokenizer, self.image_token_id)
         self._chat: ChatTemplate | None = None
@@ -115,6 +120,22 @@ class Processor(ProcessorMixin):
         # Any: transformers does not annotate its constructor
         parent: Any = super()
         parent.__init__(image_processor, tokenizer, chat_template=with_fixed_date(template))
+
+    @staticmethod
+    def validate_init_kwargs(
+        processor_config: dict[str, Any], valid_kwargs: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What of a saved processor `__init__` does not take, and what it takes.
+
+        Args:
+            processor_config: what was saved.
+            valid_kwargs: the names that transformers counts, which are not those of arguments that
+                must be named: it would load a processor without any of its settings.
+        """
+        parameters = inspect.signature(Processor.__init__).parameters
+        # Any: transformers does not annotate what it gives
+        parent: Any = ProcessorMixin
+        return parent.validate_init_kwargs(processor_config, [*valid_kwargs, *parameters])
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens that one preprocessed image of that many pixels becomes."""

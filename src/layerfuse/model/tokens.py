@@ -17,6 +17,11 @@ class Tokens:
     offsets: list[tuple[int, int]]
     """the first and last + 1 character of each; both the same where a tokenizer adds a token"""
 
+    def extend(self, following: "Tokens") -> None:
+        """Append the tokens that follow these."""
+        self.ids.extend(following.ids)
+        self.offsets.extend(following.offsets)
+
 
 # Any: tokenizers of transformers share no type that says what they have
 def special_ids(tokenizer: Any) -> set[int]:
@@ -83,37 +88,36 @@ class TextTokenizer:
             if first == last:
                 # a token that covers no character is added at the beginning or at the end
                 stretch_end = len(text)
-            self._close_stretch(result, inside, rendered, Span(stretch_start, stretch_end), before)
+            stretch = Span(stretch_start, stretch_end)
+            result.extend(self._of_stretch(inside, rendered, stretch, before))
             inside = Tokens([], [])
             result.ids.append(token_id)
             result.offsets.append((first, last))
             if first < last:
                 stretch_start = last
                 before = token_id
-        self._close_stretch(result, inside, rendered, Span(stretch_start, len(text)), before)
+        stretch = Span(stretch_start, len(text))
+        result.extend(self._of_stretch(inside, rendered, stretch, before))
         return result
 
-    def _close_stretch(
+    def _of_stretch(
         self,
-        result: Tokens,
         inside: Tokens,
         rendered: Rendered,
         stretch: Span,
         before: int | None,
-    ) -> None:
-        """Append the tokens between two special tokens.
+    ) -> Tokens:
+        """The tokens between two special tokens.
 
         Args:
-            result: the tokens so far.
             inside: what the tokenizer made of the stretch.
             rendered: the text and its literals.
             stretch: the characters between the two.
             before: the special token before the stretch, None where it begins the text.
         """
         if inside.ids and _overlaps(rendered.literals, stretch.start, stretch.end):
-            inside = self._as_text(rendered.text, stretch, before)
-        result.ids.extend(inside.ids)
-        result.offsets.extend(inside.offsets)
+            return self._as_text(rendered.text, stretch, before)
+        return inside
 
     def _as_text(self, text: str, stretch: Span, before: int | None) -> Tokens:
         """The tokens of a stretch in which no name means a special token.

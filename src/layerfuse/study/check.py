@@ -85,7 +85,13 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
             prompt=stage.prompt,
             max_length=stage.max_length,
         )
-        _check_prompts(recipe, configs, name, processor, samples.without({**bad, **unusable}))
+        _check_prompts(
+            recipe,
+            configs,
+            name,
+            processor=processor,
+            samples=samples.without({**bad, **unusable}),
+        )
         train[name] = samples
         bad_train[name] = {**bad, **unusable}
         tokens[name] = lengths.tokens
@@ -160,6 +166,7 @@ def _check_prompts(
     recipe: Recipe,
     configs: list[FusionConfig],
     name: str,
+    *,
     processor: Processor,
     samples: Samples,
 ) -> None:

@@ -19,10 +19,9 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import by_turn
 from layerfuse.data.text_files import read_text
 from layerfuse.files import write_text
-from layerfuse.fusion import parse
 from layerfuse.hardware import DTYPES, device
 from layerfuse.model.chat_template import question_of
-from layerfuse.model.config import FusionConfig
+from layerfuse.model.config import FusionConfig, resolve_strategy
 from layerfuse.model.pretrained import compose_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
@@ -70,8 +69,8 @@ def encoder_for(recipe: Recipe) -> Encoder:
     taps: set[int] = set()
     for arm in recipe.all_arms():
         selection = select(arm.layers, config.num_hidden_layers)
-        options = parse(arm.fusion).options.resolve(selection)
-        taps.update(options.taps(selection))
+        strategy = resolve_strategy(arm.fusion, selection)
+        taps.update(strategy.options.taps(selection))
     tower = load_tower(recipe.encoder.model, config, DTYPES[recipe.dtype])
     return Encoder(tower, taps, recipe.token_grid).eval()
 
