@@ -65,7 +65,7 @@ class ModelSource(Strict):
     config: dict[str, Any] | None = None
     """Its Hugging Face configuration with `model_type`, so that `layerfuse show` needs neither
     weights nor network."""
-    image_size: PositiveInt | None = None
+    image_size: int | None = Field(default=None, gt=0)
     """Pixels (both ways) that the encoder's image processor makes; only `show` reads it, and only
     where the processor itself is not at hand. Default: the configuration's image size."""
 

@@ -301,14 +301,16 @@ def load_vision_config(
 def _check_image_size(name: str, vision: PreTrainedConfig) -> None:
     """Raise LayerfuseError if the encoder's own pictures hold no patch."""
     # families write one side of a square, or both sides
-    sides: list[Any] = [vision.image_size]
-    if isinstance(vision.image_size, list | tuple):
-        sides = list(cast(Sequence[Any], vision.image_size))
+    # Any: transformers types the sizes of its own families alone
+    image_size: Any = vision.image_size
+    sides: list[Any] = [image_size]
+    if isinstance(image_size, list | tuple):
+        sides = list(cast(Sequence[Any], image_size))
     patch_size: int = vision.patch_size
     for side in sides:
         if not isinstance(side, int) or side < patch_size:
             raise LayerfuseError(
-                f"the configuration of the encoder {name}: image_size is {vision.image_size!r}; "
+                f"the configuration of the encoder {name}: image_size is {image_size!r}; "
                 f"valid: at least its patch_size, {patch_size}"
             )
 
