@@ -464,3 +464,105 @@ def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
         Data(dataset="set", images=str(tmp_path))
     with pytest.raises(ValidationError, match="generated scenes have no columns"):
         Data.model_validate({"scenes": {"count": 2}, "ignore_columns": ["a"]})
+
+
+def test_a_picture_of_an_unanswered_question_is_shown_from_the_next_one_on() -> None:
+    """Pictures keep their order: each stands where its own marker does."""
+    turns = [
+        {"from": "human", "value": "Hello."},
+        {"from": "gpt", "value": "Yes."},
+        {"from": "human", "value": "<image>Which?"},
+        {"from": "gpt", "value": ""},
+        {"from": "human", "value": "<image>Colour?"},
+        {"from": "gpt", "value": "red"},
+        {"from": "human", "value": "<image>And this?"},
+    ]
+
+    sample = read({"images": ["a.png", "b.png", "c.png"], "conversations": turns})
+
+    assert [Path(picture.name).name for picture in sample.pictures] == ["a.png", "b.png"]
+    assert [message["content"] for message in sample.messages] == [
+        "Hello.",
+        "Yes.",
+        "<image>\n<image>Colour?",
+        "red",
+    ]
+
+
+def test_pictures_that_no_answer_follows_are_named() -> None:
+    turns = [TURNS[0], TURNS[1], {"from": "human", "value": "<image>And this?"}]
+
+    with pytest.raises(LayerfuseError, match="no answer follows its pictures"):
+        read({"image": "a.png", "conversations": turns})
+
+
+def test_a_turn_of_the_system_between_others_is_refused() -> None:
+    system = {"from": "system", "value": "Be brief."}
+
+    with pytest.raises(LayerfuseError, match="a turn of the system follows others"):
+        read({"conversations": [TURNS[0], system, TURNS[1]]})
+
+
+def test_a_turn_that_says_two_things_is_refused() -> None:
+    turn = {"from": "gpt", "value": "red", "content": "blue"}
+
+    with pytest.raises(LayerfuseError, match="says one thing as value and another as content"):
+        read({"conversations": [TURNS[0], turn]})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": "Colour?", "image": "a.png"},
+        {"type": "image", "image": "a.png", "text": "Colour?"},
+        {"type": "image", "image": "a.png", "path": "b.png"},
+        {"type": "image", "source": {"data": "iVBOR"}},
+    ],
+)
+def test_a_part_that_holds_more_than_is_read_is_refused(part: dict[str, Any]) -> None:
+    with pytest.raises(LayerfuseError, match="which nobody reads there"):
+        read({"messages": [{"role": "user", "content": [part]}, TURNS[1]]})
+
+
+@pytest.mark.parametrize("value", ["b.png", "data:image/png;base64,AA", {"first": "b.png"}])
+def test_media_in_a_turn_are_refused_whatever_their_key(value: Any) -> None:
+    with pytest.raises(LayerfuseError, match=r"nobody reads 'bild' .*of a turn"):
+        read({"conversations": [{**TURNS[0], "bild": value}, TURNS[1]]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("before", "b.png"),
+        ("extra", {"images": ["b.png"]}),
+        ("scan", "b.dcm#1"),
+        ("b64", "iVBORw0KGgoAAAA"),
+        ("mask", "m"),
+        ("option_a", "red"),
+        ("system_instruction", "Be brief."),
+        ("Image", "b.png"),
+        ("family", "colour"),
+    ],
+)
+def test_keys_beside_a_picture_that_is_read(key: str, value: Any) -> None:
+    with pytest.raises(LayerfuseError, match=f"nobody reads '{key}'"):
+        read({"image": "a.png", key: value, "conversations": TURNS})
+
+
+def test_information_may_be_as_deep_as_json_is() -> None:
+    deep: Any = "x"
+    for _ in range(3000):
+        deep = [deep]
+
+    assert read({"meta": deep, "conversations": TURNS}).messages[1]["content"] == "red"
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """JSON's readers take the last, without a word."""
+    talk = json.dumps(TURNS)
+    (tmp_path / "d.jsonl").write_text(
+        f'{{"image": "a.png", "image": "b.png", "conversations": {talk}}}'
+    )
+
+    with pytest.raises(LayerfuseError, match=r"line 1: the key 'image' stands twice"):
+        load(Data(path=str(tmp_path / "d.jsonl")))

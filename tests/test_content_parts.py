@@ -122,7 +122,7 @@ def test_no_part_says_nothing() -> None:
         (["a"], "the part 'a'"),
         ([{"type": ["image"]}], "the part .*image"),
         ([{"type": "image_url", "image_url": {}}], "no image that could be read"),
-        ([{"type": "input_image", "file_id": "file-1"}], "no image that could be read"),
+        ([{"type": "input_image", "file_id": "file-1"}], "holds file_id, which nobody reads"),
     ],
 )
 def test_other_parts_are_named_with_the_valid_kinds(content: Any, message: str) -> None:

@@ -207,3 +207,20 @@ def test_eval_names_a_question_that_leaves_no_positions(
     with pytest.raises(LayerfuseError, match=r"and 500 for the answer .*8 of 8 samples cannot be"):
         evaluate(trained.model, Evaluation(data=data, max_new_tokens=500))
     assert not (trained.model / "evaluation").exists()
+
+
+def test_an_answer_that_holds_the_end_of_a_turn_is_named(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """Generation would stop there: no model could give this answer."""
+    samples = read_samples(tmp_path)
+    samples[0]["conversations"][1]["value"] = "a\nb"
+    write_samples(tmp_path, samples)
+    turn = "{% for m in messages %}{{ m.role + ': ' + m.content }}\n{% endfor %}"
+    (tmp_path / "lines.jinja").write_text(turn)
+    recipe["chat_template"] = "lines.jinja"
+
+    with pytest.raises(
+        LayerfuseError, match=r"sample .*: an answer holds '\\n', at which the chat"
+    ):
+        study(write_recipe(tmp_path, recipe), output=tmp_path / "study")

@@ -234,6 +234,13 @@ def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path: Path, call: s
     assert text.startswith("Today: 26 Jul 2024\n")
 
 
+def test_a_date_under_another_name_is_refused() -> None:
+    renamed = "{% set now = strftime_now %}{{ now('%S') }}"
+
+    with pytest.raises(LayerfuseError, match="today's date"):
+        processor_of_template(renamed + tiny.CHAT_TEMPLATE)
+
+
 def test_a_date_whose_format_is_computed_is_refused() -> None:
     computed = "{% set day = '%d' %}{{ strftime_now(day + ' %b') }}"
 

@@ -114,15 +114,15 @@ def from_llava(index: int, record: Any, reading: Reading) -> Sample:
     # Before the messages, which leave out the empty answers that kinds are counted with.
     families = _kinds(name, "families", record.get("families"), all_messages)
     categories = _kinds(name, "categories", record.get("categories"), all_messages)
-    messages = _messages(name, all_messages, len(pictures))
+    shown = _messages(name, all_messages, len(pictures))
     novel = record.get("novel")
     # A text such as "false" would be true.
     if novel not in (None, False, True):
         raise LayerfuseError(f"sample {name}: novel is {short(novel)}; valid: true, false")
     return Sample(
         id=name,
-        pictures=tuple(pictures),
-        messages=messages,
+        pictures=tuple(pictures[place] for place in shown.pictures),
+        messages=shown.messages,
         families=families,
         categories=categories,
         novel=bool(novel),
@@ -305,7 +305,21 @@ def _turns(name: str, record: dict[str, Any], reading: Reading) -> list[_Turn]:
         if turns[0].message["role"] == "system":
             raise LayerfuseError(f"sample {name}: has a column system and a turn of the system")
         turns.insert(0, _turn(name, {"role": "system", "content": system}, False))
+    speaks = [turn.message["role"] for turn in turns]
+    # Its question would have no answer, or its answer no question.
+    if "system" in speaks[_first_of_others(speaks) :]:
+        raise LayerfuseError(
+            f"sample {name}: a turn of the system follows others; valid: at the beginning"
+        )
     return _joined(turns)
+
+
+def _first_of_others(roles: list[str]) -> int:
+    """The place of the first turn that is not the system's."""
+    for place, role in enumerate(roles):
+        if role != "system":
+            return place
+    return len(roles)
 
 
 def _joined(turns: list[_Turn]) -> list[_Turn]:
@@ -341,6 +355,11 @@ def _turn(name: str, turn: Any, literal_answers: bool) -> _Turn:
         content = turn.get("value")
         if content is None:
             content = turn.get("content")
+        elif turn.get("content") not in (None, content):
+            raise LayerfuseError(
+                f"sample {name}: the turn {short(turn)} says one thing as value and another as "
+                "content"
+            )
     if role is None:
         raise LayerfuseError(
             f"sample {name}: cannot read the turn {short(turn)}; roles: {sorted(ROLES)}"
@@ -441,7 +460,16 @@ def _kinds(name: str, key: str, kinds: Any, turns: list[Message]) -> tuple[str, 
     return tuple(remaining)
 
 
-def _messages(name: str, turns: list[Message], num_pictures: int) -> tuple[Message, ...]:
+@dataclass(frozen=True)
+class _Shown:
+    """A conversation that is learned from."""
+
+    messages: tuple[Message, ...]
+    pictures: list[int]
+    """the places of its pictures in the record, in the order of the markers"""
+
+
+def _messages(name: str, turns: list[Message], num_pictures: int) -> _Shown:
     """The turns with the pictures' markers; questions without an answer are left out.
 
     Args:
@@ -464,20 +492,30 @@ def _messages(name: str, turns: list[Message], num_pictures: int) -> tuple[Messa
             f"sample {name}: {num_markers} {IMAGE_TOKEN} markers, {num_pictures} images"
         )
     answered: list[Message] = []
-    num_lost = 0
+    pictures: list[int] = []
+    # Pictures of questions that are left out: they are shown from the next question on.
+    carried: list[int] = []
+    next_picture = 0
     for place, message in enumerate(messages):
+        num_shown = message["content"].count(IMAGE_TOKEN)
+        of_message = list(range(next_picture, next_picture + num_shown))
+        next_picture += num_shown
         # The last question of a conversation may have no answer, or only an empty one.
         is_answered = place + 1 < len(messages) and messages[place + 1]["role"] == "assistant"
-        if message["role"] != "user" or is_answered:
-            answered.append(message)
-        else:
-            num_lost += message["content"].count(IMAGE_TOKEN)
+        if message["role"] == "user" and not is_answered:
+            carried.extend(of_message)
+            continue
+        if message["role"] == "user" and carried:
+            message["content"] = IMAGE_TOKEN * len(carried) + "\n" + message["content"]
+            pictures.extend(carried)
+            carried = []
+        pictures.extend(of_message)
+        answered.append(message)
     if not any(message["role"] == "assistant" for message in answered):
         raise LayerfuseError(f"sample {name}: no answer to learn from")
-    if num_lost > 0:
-        # Pictures belong to the conversation, not to the question that is left out.
-        _show_first(answered, num_lost)
-    return tuple(answered)
+    if num_pictures > 0 and not pictures:
+        raise LayerfuseError(f"sample {name}: no answer follows its pictures")
+    return _Shown(tuple(answered), pictures)
 
 
 def _show_first(messages: list[Message], num_pictures: int) -> None:

@@ -13,6 +13,8 @@ from layerfuse.vision.picture import Picture
 
 IMAGE_COLUMNS = ("image", "images")
 """columns of a dataset whose cells are pictures"""
+MEDIA_FEATURES = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh", "Array3D", "Array4D")
+"""types of the datasets library that hold media"""
 PICTURE_COLUMNS = (*IMAGE_COLUMNS, "conversations", "messages")
 """columns of a dataset that may hold pictures, in parts of a message too"""
 
@@ -134,9 +136,9 @@ def _media_in(feature: Any) -> str | None:
     """The name of the media type in a feature of a dataset, None for a feature without media."""
     import datasets
 
-    for media in (datasets.Image, datasets.Audio, datasets.Video, datasets.Pdf):
-        if isinstance(feature, media):
-            return media.__name__
+    kind = type(feature).__name__
+    if kind in MEDIA_FEATURES:
+        return kind
     inner: list[Any] = []
     if isinstance(feature, dict):
         inner = list(feature.values())

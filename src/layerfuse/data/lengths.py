@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import BadSample, BadSamples
 from layerfuse.errors import LayerfuseError
-from layerfuse.model.processor import Processor
+from layerfuse.model.processor import IGNORED, Processor
 from layerfuse.progress import Progress
 
 PROGRESS_SAMPLES = 1000
@@ -61,6 +63,8 @@ class Lengths:
         self.progress = progress
         self.phase = phase
         self.tokens: list[int] = []
+        ends = processor.turn_ends.end_tokens()
+        self.ends = torch.tensor([*ends.separate, *ends.merged])
 
     def measure(
         self,
@@ -86,8 +90,11 @@ class Lengths:
         bad = {}
         for done, (index, sample) in enumerate(zip(samples.order, samples, strict=True), start=1):
             try:
+                lengths = []
                 for part in split(sample):
-                    self.tokens.append(self._length(part, prompt, max_length, room))
+                    lengths.append(self._length(part, prompt, max_length, room))
+                # Only now: a later part may be bad.
+                self.tokens.extend(lengths)
             except LayerfuseError as error:
                 reason = f"sample {sample.id}: {error} {samples.place(index)}"
                 bad[index] = BadSample(sample.id, reason)
@@ -95,6 +102,21 @@ class Lengths:
             if done % PROGRESS_SAMPLES == 0:
                 self.progress(self.phase, done, len(samples))
         return bad
+
+    def _refuse_early_end(self, encoded: dict[str, Tensor]) -> None:
+        """Raise LayerfuseError for an answer that holds what ends answers: generation would stop
+        there."""
+        labelled = encoded["labels"] != IGNORED
+        # An answer's last token, which ends it, is followed by none that is learned.
+        inside = encoded["input_ids"][:-1][labelled[:-1] & labelled[1:]]
+        early = inside[torch.isin(inside, self.ends)]
+        if len(early) > 0:
+            end = self.processor.tokenizer.decode(early[:1])
+            raise LayerfuseError(
+                f"an answer holds {end!r}, at which the chat template ends a turn: a model would "
+                "stop there. Give a `chat_template` that ends turns otherwise, such as with "
+                "`{{ eos_token }}`, or another answer"
+            )
 
     def _length(
         self,
@@ -110,7 +132,10 @@ class Lengths:
             [self.limits.image_tokens] * len(sample.pictures),
             prompt=prompt,
         )
-        whole = len(encode()["input_ids"])
+        encoded = encode()
+        if prompt == "chat":
+            self._refuse_early_end(encoded)
+        whole = len(encoded["input_ids"])
         remaining = whole
         if max_length is not None and whole > max_length:
             # Raises where the cut takes image tokens or all answers.

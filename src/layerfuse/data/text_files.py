@@ -100,7 +100,7 @@ def read_json(file: Path) -> Any:
     if _plain_suffix(file) == ".jsonl" and text[start] != "[":
         return _read_lines(file, text)
     try:
-        value, end = json.JSONDecoder().raw_decode(text, start)
+        value, end = json.JSONDecoder(object_pairs_hook=_mapping).raw_decode(text, start)
     except json.JSONDecodeError as error:
         raise _invalid(file, error.lineno, error.colno, error.msg) from error
     # RecursionError: lists in lists without an end; ValueError: a number of thousands of digits.
@@ -115,6 +115,16 @@ def read_json(file: Path) -> Any:
     extra = len(text) - len(text[end:].lstrip(_JSON_SPACE))
     error = json.JSONDecodeError("Extra data", text, extra)
     raise _invalid(file, error.lineno, error.colno, error.msg)
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping in JSON; ValueError for a key that stands twice, of which one would be lost."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one mapping")
+    return mapping
 
 
 def _plain_suffix(file: Path) -> str:
@@ -138,7 +148,7 @@ def _read_lines(file: Path, text: str) -> list[Any]:
         if not line.strip(_JSON_SPACE):
             continue
         try:
-            records.append(json.loads(line))
+            records.append(json.loads(line, object_pairs_hook=_mapping))
         except json.JSONDecodeError as error:
             raise _invalid(file, number, error.colno, error.msg) from error
         except (RecursionError, ValueError) as error:

@@ -18,7 +18,8 @@ TURN_KEYS = ("from", "role", "value", "content")
 # A word of a key that names pictures, sounds or films: `imgs`, `fileName`, `video_path`.
 _MEDIA_WORD = re.compile(
     r"(image|img|picture|pic|photo|screenshot|thumbnail|video|vid|audio|sound|speech|media|frame"
-    r"|file|pixel|jpe?g|png|gif|pdf)(s|name|path|file|list|data|bytes|b64)*"
+    r"|file|pixel|jpe?g|png|gif|pdf|mp[34]|wav|webp|tiff|heic|svg|movie|clip|film|voice|recording"
+    r"|depth|mask|crop|attachment|base64|b64|bytes|bild|foto)(s|name|path|file|list|data|bytes|b64)*"
 )
 # Words that say that a key only describes media: `image_width`, `video_id`.
 _DESCRIBING_WORDS = {
@@ -31,17 +32,32 @@ _DESCRIBING_WORDS = {
 # Beside a picture that is read, an address says where it was found.
 _ADDRESS_WORDS = {"url", "urls", "uri", "link", "links"}
 # Texts that would change what is asked.
-_SYSTEM_KEYS = {"systemprompt", "systemmessage", "sysprompt", "preprompt", "persona"}
+_SYSTEM_KEYS = {
+    *("systemprompt", "systemmessage", "systeminstruction", "systemtext", "sys", "sysprompt"),
+    *("preprompt", "persona"),
+}
 _ASKING_KEYS = {
     *("prompt", "instruction", "instructions", "input", "context", "hint"),
-    *("choices", "options", "candidates", "tools", "functions"),
+    *("choices", "options", "candidates", "multiplechoices", "answerchoices", "answeroptions"),
+    *("optiona", "optionb", "choicea", "choiceb", "history", "query", "lecture", "passage"),
+    *("questionprefix", "questionsuffix", "prefix", "suffix", "postprompt"),
+    *("tools", "functions", "toolcalls", "functioncall", "reasoningcontent"),
+}
+# Other spellings of what is read.
+_MISSPELLED = {name: name for name in READ_KEYS if name != "id"} | {
+    "family": "families",
+    "conversation": "conversations",
+    "message": "messages",
 }
 _MEDIA_FILE = re.compile(
     r"[^\n]{1,500}\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|ppm|pgm|heic|avif|svg|pdf"
-    r"|mp4|m4v|avi|mov|mkv|webm|mp3|wav|flac|ogg|m4a|npy)",
+    r"|jp2|j2k|jxl|psd|exr|heif|dcm|nii(\.gz)?|dng|raw|tga|ico"
+    r"|mp4|m4v|avi|mov|mkv|webm|mpe?g|flv|wmv|3gp|mp3|wav|flac|ogg|opus|aac|m4a|npy)",
     re.IGNORECASE,
 )
 _MEDIA_DATA = re.compile(r"data:(image|video|audio)/", re.IGNORECASE)
+# How PNG, JPEG, GIF and WebP begin in base64.
+_MEDIA_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
 # `<img>`, `<video>`, `<image_1>`, `<|image_pad|>`, `<ImageHere>`; not HTML such as `<img src=..>`.
 _TAG = re.compile(r"<\|?([A-Za-z]\w*)\s*/?\|?>")
@@ -82,7 +98,7 @@ def refuse_unread_in_turn(name: str, turn: Mapping[str, Any]) -> None:
     Raises:
         LayerfuseError: naming the key and what is read.
     """
-    for key, unread in _unread(turn, TURN_KEYS, shows_pictures=True).items():
+    for key, unread in _unread(turn, TURN_KEYS, shows_pictures=False).items():
         raise LayerfuseError(
             f"sample {name}: nobody reads {key!r} ({short(turn[key])}) of a turn, {unread.reason}. "
             f"Read are {', '.join(TURN_KEYS)}: name pictures in the record's image or images, or "
@@ -110,8 +126,11 @@ def _unread(
         if key in read or is_empty:
             continue
         name = "".join(_words(str(key)))
+        misspelled = _MISSPELLED.get(name)
         if _names_media(str(key), value, shows_pictures):
             unread[key] = _Unread("which names media", "image")
+        elif misspelled is not None and read is READ_KEYS:
+            unread[key] = _Unread(f"which is read as {misspelled!r} alone", misspelled)
         elif name in _SYSTEM_KEYS:
             unread[key] = _Unread("which would change what is asked", "system")
         elif name in _ASKING_KEYS:
@@ -121,8 +140,8 @@ def _unread(
 
 def _names_media(key: str, value: Any, shows_pictures: bool) -> bool:
     """Whether a key or its value names pictures, sounds or films."""
-    # A record that is read without any picture: whatever holds one was meant.
-    if not shows_pictures and _holds_media(value):
+    # Beside a picture that is read, an address says where it was found.
+    if _holds_media(value, addresses=not shows_pictures):
         return True
     # Numbers and truths about media are no media.
     if not isinstance(value, str | bytes | list | dict):
@@ -136,18 +155,36 @@ def _names_media(key: str, value: Any, shows_pictures: bool) -> bool:
     return any(_MEDIA_WORD.fullmatch(word) for word in words)
 
 
-def _holds_media(value: Any) -> bool:
-    """Whether a value is a media file's name, address or content."""
-    if isinstance(value, bytes):
-        return True
-    if isinstance(value, str):
-        without_query = value.partition("?")[0]
-        return bool(_MEDIA_FILE.fullmatch(without_query) or _MEDIA_DATA.match(value))
-    if isinstance(value, list):
-        return any(_holds_media(part) for part in value)
-    if isinstance(value, dict):
-        return any(_holds_media(part) for part in value.values())
+def _holds_media(value: Any, addresses: bool) -> bool:
+    """Whether a value is or holds a media file's name or content.
+
+    Args:
+        value: of JSON, of any depth.
+        addresses: whether addresses of the web count, too.
+    """
+    # Not by calling itself: JSON may be deeper than Python's stack.
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, bytes):
+            return True
+        if isinstance(part, str) and _is_media(part, addresses):
+            return True
+        if isinstance(part, list):
+            waiting.extend(part)
+        if isinstance(part, dict):
+            waiting.extend(part.values())
     return False
+
+
+def _is_media(text: str, addresses: bool) -> bool:
+    """Whether a text is a media file's name or its content."""
+    if _MEDIA_DATA.match(text) or text.startswith(_MEDIA_BASE64):
+        return True
+    if text.startswith(("http://", "https://")) and not addresses:
+        return False
+    without_query = re.split("[?#]", text)[0]
+    return bool(_MEDIA_FILE.fullmatch(without_query))
 
 
 def _words(key: str) -> list[str]:

@@ -23,6 +23,8 @@ _TEXT_KINDS = ("text", "input_text", "output_text")
 _IMAGE_KINDS = ("image", "image_url", "input_image")
 # Where a part holds its image, in the order in which transformers looks.
 _IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+# What services write beside, which changes nothing of what is said.
+_REMARKS = ("detail", "cache_control", "annotations", "index", "id")
 _VALID_PARTS = (
     'valid parts: {"type": "text", "text": ...}; {"type": "image"}, with "image", "url", "path" or '
     '"base64" where it holds the image; {"type": "image_url", "image_url": {"url": ...}}; '
@@ -135,6 +137,7 @@ def from_parts(content: Any) -> Content:
         if isinstance(part, dict):
             fields: dict[str, Any] = {**part}
             kind = fields.get("type")
+            _refuse_unread(fields, kind)
             if kind in _TEXT_KINDS and isinstance(fields.get("text"), str):
                 text += fields["text"]
                 continue
@@ -144,6 +147,25 @@ def from_parts(content: Any) -> Content:
                 continue
         raise LayerfuseError(f"cannot read the part {_short(part)} of a message; {_VALID_PARTS}")
     return Content(text, tuple(images))
+
+
+def _refuse_unread(fields: dict[str, Any], kind: Any) -> None:
+    """Raise LayerfuseError for a part that holds more than is read of its kind."""
+    held = [key for key, value in fields.items() if value not in (None, "", [], {})]
+    if kind in _TEXT_KINDS:
+        unread = [key for key in held if key not in ("type", "text", *_REMARKS)]
+    elif kind in _IMAGE_KINDS:
+        images = [key for key in held if key in _IMAGE_KEYS]
+        unread = [key for key in held if key not in ("type", *_IMAGE_KEYS, *_REMARKS)]
+        # of several only the first would be read
+        unread += images[1:]
+    else:
+        return
+    if unread:
+        raise LayerfuseError(
+            f"the part {_short(fields)} of a message holds {', '.join(unread)}, which nobody reads "
+            f"there; {_VALID_PARTS}"
+        )
 
 
 def _image_of(kind: str, fields: dict[str, Any]) -> Any:
@@ -259,7 +281,9 @@ def with_fixed_date(template: str) -> str:
 
     literal_call = r"strftime_now\s*\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)"
     fixed = re.sub(literal_call, as_text, template)
-    other_call = re.search(r"strftime_now\s*\(.*", fixed)
+    # whether there is such a function is a harmless question
+    asked = re.sub(r"strftime_now\s+is\s+(not\s+)?defined", "", fixed)
+    other_call = re.search(r"strftime_now.*", asked)
     if other_call is not None:
         raise LayerfuseError(
             "the chat template writes today's date in a format that is not written out "
