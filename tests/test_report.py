@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
+from layerfuse import plots
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import (
     PREDICTIONS,
@@ -19,6 +21,7 @@ from layerfuse.evaluate.records import (
     FinishedRun,
     RunRecord,
     read_records,
+    read_runs,
     write_records,
 )
 from layerfuse.study.findings import state_findings
@@ -235,7 +238,7 @@ def test_numbers_are_those_of_the_summary(page: Path):
     text = words(page)
     summary = read_summary(page.parent)
 
-    expected = summarize(page.parent, "deepest")
+    expected = summarize(read_runs(page.parent), "deepest")
     findings = state_findings(expected)
     # Without a guided arm there is nothing to say of guidance.
     assert findings.guidance == ""
@@ -244,6 +247,35 @@ def test_numbers_are_those_of_the_summary(page: Path):
         assert f"{100 * arm['mean']['score']:.1f}" in text
         for cell in arm["families"].values():
             assert f"{100 * cell['score']:.1f}" in text
+
+
+def test_figures_are_given_the_numbers_of_the_summary(page: Path, monkeypatch: pytest.MonkeyPatch):
+    """A bar that is not at its arm's score would be seen by nobody."""
+    given = []
+    plot_scores = plots.plot_scores
+
+    def plot_and_keep(data: plots.StudyResult, axes: Axes) -> Axes:
+        given.append(data)
+        return plot_scores(data, axes)
+
+    monkeypatch.setattr(plots, "plot_scores", plot_and_keep)
+
+    # Over what is there: two calls give the same bytes.
+    write_report(page.parent)
+
+    [data] = given
+    summary = read_summary(page.parent)
+    assert data.baseline == summary["baseline"]
+    assert data.chance == summary["chance"]["mean"]
+    assert data.family_chance == summary["chance"]["families"]
+    # Rows are in order of score, looks in order of the study: there the baseline is first.
+    assert [(arm.arm, arm.index) for arm in data.arms] == [("concat-4-8", 1), ("deepest", 0)]
+    for drawn, arm in zip(data.arms, summary["arms"], strict=True):
+        assert asdict(drawn.mean) == arm["mean"]
+        assert drawn.seed_means == arm["seed_means"]
+        for family, share in drawn.families.items():
+            assert asdict(share) == arm["families"][family]
+        assert list(drawn.families) == summary["families"]
 
 
 def test_answers_and_environment_are_escaped(page: Path):
@@ -371,7 +403,7 @@ def test_single_seed_says_that_seed_noise_is_unknown(tmp_path: Path):
 def test_equal_arms_are_called_a_tie(tmp_path: Path):
     folder = make_study(tmp_path / "study", {"deepest": 0.7, "a": 0.7, "b": 0.7})
 
-    headline = state_findings(summarize(folder, "deepest")).headline
+    headline = state_findings(summarize(read_runs(folder), "deepest")).headline
 
     start = "All 3 arms tie: no difference to the baseline deepest is beyond noise"
     assert headline.startswith(start)

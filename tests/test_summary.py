@@ -14,6 +14,7 @@ from layerfuse.evaluate.records import (
     FinishedRun,
     RunRecord,
     read_records,
+    read_runs,
     write_records,
 )
 from layerfuse.study.summary import summarize
@@ -34,7 +35,7 @@ def test_summary_of_a_clear_study(tmp_path: Path):
     """150 questions of family a, and 100 of family b: no picture whose number 3 divides has one."""
     folder = random_study(tmp_path, {"low": 0.3, "base": 0.6, "high": 0.95})
 
-    summary = summarize(folder, "base")
+    summary = summarize(read_runs(folder), "base")
 
     assert [row.arm for row in summary.arms] == ["high", "base", "low"]
     high, base, low = summary.arms
@@ -62,11 +63,11 @@ def test_summary_of_a_clear_study(tmp_path: Path):
 def test_a_summary_is_json_and_the_same_each_time(tmp_path: Path):
     folder = random_study(tmp_path, {"low": 0.3, "base": 0.6, "high": 0.95})
 
-    summary = summarize(folder, "base")
+    summary = summarize(read_runs(folder), "base")
 
     content = summary.to_json()
     assert json.loads(json.dumps(content)) == content
-    assert summary == summarize(folder, "base")
+    assert summary == summarize(read_runs(folder), "base")
 
 
 def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
@@ -76,7 +77,7 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
     """
     folder = random_study(tmp_path, {"base": 0.6, "high": 0.95})
 
-    content = summarize(folder, "base").to_json()
+    content = summarize(read_runs(folder), "base").to_json()
 
     assert list(content) == [
         "baseline",
@@ -124,7 +125,7 @@ def test_json_has_seen_and_held_out_scores_where_a_study_has_them(tmp_path: Path
         answers.append(answer_to(picture, 0, right=picture < 10, novel=picture >= 15))
     folder = save_study(tmp_path, [finished_run("a", 0, answers)])
 
-    arm = summarize(folder, "a").to_json()["arms"][0]
+    arm = summarize(read_runs(folder), "a").to_json()["arms"][0]
 
     assert arm["seen"]["score"] == pytest.approx(10 / 15)
     assert arm["novel"]["score"] == 0.0
@@ -151,7 +152,7 @@ def test_a_baseline_that_the_leader_beats_is_not_tied_for_first(tmp_path: Path):
         lead.append(base[picture] != changes)
     runs = [run_with("base", base), run_with("c", c), run_with("d", d), run_with("lead", lead)]
 
-    summary = summarize(save_study(tmp_path, runs), "base")
+    summary = summarize(read_runs(save_study(tmp_path, runs)), "base")
 
     rows = {row.arm: row for row in summary.arms}
     assert rows["lead"].mean.score == pytest.approx(0.65)
@@ -165,7 +166,7 @@ def test_a_baseline_that_the_leader_beats_is_not_tied_for_first(tmp_path: Path):
 def test_equal_arms_are_tied_for_first_and_lead_nowhere(tmp_path: Path):
     folder = random_study(tmp_path, {"a": 0.6, "b": 0.6, "c": 0.6})
 
-    summary = summarize(folder, "a")
+    summary = summarize(read_runs(folder), "a")
 
     assert [row.first for row in summary.arms] == [True] * 3
     assert not any(row.beyond_noise for row in summary.leaders)
@@ -181,7 +182,7 @@ def test_one_picture_decides_nothing(tmp_path: Path):
     wrong = answer_to(0, 0, right=False)
     runs = [finished_run("a", 0, [right, *others]), finished_run("b", 0, [wrong, *others])]
 
-    summary = summarize(save_study(tmp_path, runs), "b")
+    summary = summarize(read_runs(save_study(tmp_path, runs)), "b")
 
     assert len(summary.leaders) == 2
     assert not any(row.beyond_noise for row in summary.leaders)
@@ -195,7 +196,7 @@ def test_seen_and_novel_use_the_families_that_have_both(tmp_path: Path):
         answers.append(answer_to(picture, 1, right=False, family="b"))
     folder = save_study(tmp_path, [finished_run("a", 0, answers)])
 
-    row = summarize(folder, "a").arms[0]
+    row = summarize(read_runs(folder), "a").arms[0]
 
     assert row.seen is not None
     assert row.seen.score == pytest.approx(10 / 15)
@@ -215,7 +216,7 @@ def assert_refused(
     """Check that a study of these runs gets no summary, and what is said instead."""
     save_study(folder, runs)
     with pytest.raises(LayerfuseError, match=message):
-        summarize(folder, baseline)
+        summarize(read_runs(folder), baseline)
 
 
 def test_a_baseline_that_is_no_arm_is_named(tmp_path: Path):
@@ -260,14 +261,14 @@ def test_a_line_with_other_fields_is_named(tmp_path: Path):
     lines = [first_line, json.dumps(unknown_field) + "\n", *later_lines]
     predictions.write_text("".join(lines))
     with pytest.raises(LayerfuseError, match=r"predictions\.jsonl, line 2 holds grade"):
-        summarize(folder, "a")
+        summarize(read_runs(folder), "a")
 
     missing_field = json.loads(first_line)
     del missing_field["family"]
     lines = [json.dumps(missing_field) + "\n", *later_lines]
     predictions.write_text("".join(lines))
     with pytest.raises(LayerfuseError, match=r"predictions\.jsonl, line 1 lacks family"):
-        summarize(folder, "a")
+        summarize(read_runs(folder), "a")
 
 
 def test_records_are_read_as_they_were_written(tmp_path: Path):
@@ -311,14 +312,14 @@ def test_missing_torn_and_double_lines(tmp_path: Path):
 
     results.write_text(whole + whole)
     with pytest.raises(LayerfuseError, match="arm 'a' seed 0 twice"):
-        summarize(folder, "a")
+        summarize(read_runs(folder), "a")
 
     # As a full disk leaves it.
     results.write_text(whole[:-9])
     with pytest.raises(LayerfuseError, match="line 2 is not JSON"):
-        summarize(folder, "a")
+        summarize(read_runs(folder), "a")
 
     results.write_text(whole)
     (folder / "arms/a.1/predictions.jsonl").unlink()
     with pytest.raises(LayerfuseError, match=r"a\.1/predictions\.jsonl is missing"):
-        summarize(folder, "a")
+        summarize(read_runs(folder), "a")

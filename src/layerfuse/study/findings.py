@@ -11,7 +11,9 @@ UNMEASURED = "items only; seed noise not measured"
 # Longer lists of names are cut to this many entries.
 LISTED = 6
 
+# By the names that records of answers give the controls.
 CONTROLS = {"shuffled": "the instruction of another question", "mean": "the mean weights"}
+# By verdict.
 CHANGES = {"better": "gains", "worse": "loses", "tie": "does not measurably change:"}
 
 
@@ -121,6 +123,7 @@ def difference(arm: ComparedArm) -> str:
 
 def distance(arm: ComparedArm, side: int) -> str:
     """Write how far an arm lies above (side 1) or below (side -1) the baseline."""
+    # Side -1 turns the interval around.
     low_high = sorted(side * end for end in arm.versus.interval)
     points = 100 * side * arm.versus.difference
     return f"{points:.1f} points (95 % interval {span(low_high)})"
@@ -183,6 +186,7 @@ def headline(summary: Summary) -> str:
         text = headline_unresolved(arms)
     else:
         text = headline_tied(arms)
+    # Where nothing is compared, no claim needs the remark.
     if arms.compared and summary.noise is None:
         return f"{text} ({UNMEASURED})."
     return text + "."
@@ -192,6 +196,7 @@ def headline_beaten(arms: ArmsByVerdict) -> str:
     """Say which arms beat the baseline, and which of them lead."""
     better = arms.better
     text = f"{clause(better, 'beats', 'beat')} the baseline {arms.baseline}"
+    # One arm's number is the finding; of several arms only the leader's fits into a sentence.
     if len(better) == 1:
         text += f" by {distance(better[0], 1)}"
     if len(arms.first) > 1:
@@ -221,11 +226,13 @@ def headline_unbeaten(arms: ArmsByVerdict) -> str:
 
 def headline_unresolved(arms: ArmsByVerdict) -> str:
     """Say that a difference on these questions is lost in the noise between seeds."""
+    # Arms stand in order of score: the highest is named.
     arm = arms.unresolved[0]
     text = (
         f"Not resolved: {arm.arm} differs from the baseline {arms.baseline} by "
         f"{difference(arm)}, too little for the noise between seeds"
     )
+    # Holm's correction asks the more of a difference, the more differences are looked at.
     if len(arms.compared) > 1:
         text += f" and {len(arms.compared)} comparisons"
     return text
@@ -268,6 +275,7 @@ def layer_sentence(summary: Summary) -> str:
     if summary.noise is None:
         remark = f" ({UNMEASURED})"
 
+    # By arm, so that one that leads in several families is named once.
     clear_families: dict[str, list[str]] = {}
     rest = 0
     for leader in summary.leaders:
@@ -310,6 +318,7 @@ def guidance_sentence(rows: list[GuidanceRow]) -> str:
 
 def learning_sentence(summary: Summary) -> str:
     """Say how good the best arm is, and which arms are not measurably better than guessing."""
+    # Arms stand in order of score.
     best = summary.arms[0]
     text = (
         f"The highest-scoring arm, {best.arm}, answers {percent(best.mean.score)} "

@@ -114,6 +114,7 @@ def control_comparisons(
     # One model gives both answers: training it again would move them together.
     scores = replace(table.mean, noise=None)
     comparisons = []
+    # Arms have the order of their first runs: the guided one is 0, its controls follow.
     for column, control in enumerate(controls, start=1):
         comparisons.append(ControlComparison(arm, control, runs, scores, column))
     return comparisons
@@ -152,6 +153,7 @@ def weight_spread(runs: list[FinishedRun]) -> float:
         instruction changes nothing.
     """
     spreads = []
+    # Each run learns weights of its own: pooled, seeds would pass for instructions.
     for run in runs:
         weights = [answer.weights for answer in run.answers if answer.weights is not None]
         if weights:

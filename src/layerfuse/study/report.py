@@ -122,6 +122,7 @@ def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
         for stage in run.record.losses:
             if stage not in stages:
                 stages.append(stage)
+    # `plots` lies on a lower floor and knows nothing of studies.
     arms = []
     for arm in summary.arms:
         families = {}
@@ -320,6 +321,7 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
     if not isinstance(content, dict) or not content.get("baseline"):
         raise LayerfuseError(f"{file} names no baseline; add 'baseline: ARM'")
     arms = []
+    # An arm may be written as its bare name.
     for arm in content.get("arms") or []:
         if isinstance(arm, str):
             arms.append(arm)
@@ -353,7 +355,7 @@ def waiting_arms(recipe: ReportedRecipe, summary: Summary) -> list[str]:
     return [name for name in recipe.arms if name not in finished]
 
 
-def to_json(summary: Summary, findings: Findings) -> dict[str, Any]:
+def summary_content(summary: Summary, findings: Findings) -> dict[str, Any]:
     """Give what summary.json holds.
 
     Args:
@@ -370,6 +372,7 @@ def to_json(summary: Summary, findings: Findings) -> dict[str, Any]:
 
 def page_template() -> Template:
     """Load the page's template; all that it is given is escaped."""
+    # Strict: a name that the template misspells is an error, not an empty place on the page.
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -398,7 +401,7 @@ def write_report(study_dir: Path) -> Path:
     study_dir = Path(study_dir)
     recipe = read_recipe(study_dir)
     runs = read_runs(study_dir)
-    summary = summarize(study_dir, recipe.baseline, recipe.bootstrap)
+    summary = summarize(runs, recipe.baseline, recipe.bootstrap)
     findings = state_findings(summary)
 
     figures = {}
@@ -407,6 +410,7 @@ def write_report(study_dir: Path) -> Path:
     cards = []
     for example in choose(runs):
         cards.append(ExampleCard(example, thumbnail(study_dir, example.question.image)))
+    # What a folder has lost takes nothing else from its page.
     environment = {}
     environment_file = study_dir / "environment.json"
     if environment_file.is_file():
@@ -424,7 +428,7 @@ def write_report(study_dir: Path) -> Path:
         cards=cards,
     )
     # Written last, so that a failure above leaves the earlier numbers and page as they were.
-    content = to_json(summary, findings)
+    content = summary_content(summary, findings)
     write_text(study_dir / "summary.json", json.dumps(content, indent=1) + "\n")
     write_text(study_dir / "report.html", html)
     return study_dir / "report.html"

@@ -1,13 +1,12 @@
 """What a study says in numbers, made from its finished runs: summary.json without its sentences."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
+from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import (
     ArmScore,
@@ -63,6 +62,7 @@ class ArmSummary:
         first: whether no arm is measurably better.
     """
 
+    # The order of the fields is that of summary.json.
     arm: str
     layers: list[int]
     depth: int
@@ -126,6 +126,7 @@ class Summary:
         guidance: one row per guided arm and control.
     """
 
+    # The order of the fields is that of summary.json.
     baseline: str
     resamples: int
     runs: int
@@ -145,6 +146,7 @@ class Summary:
         Returns:
             Plain values.
         """
+        # `asdict` goes down to the arms, but knows nothing of what their own method leaves out.
         content = asdict(self)
         content["arms"] = [arm.to_json() for arm in self.arms]
         return content
@@ -172,6 +174,7 @@ def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
             contrasts.append(contrast(scores, ranked[0], other))
     # All families together are one set of comparisons.
     judged = judge(contrasts)
+    # The contrasts of a family follow each other.
     others = len(single) - 1
     leaders = []
     for index, family in enumerate(table.groups):
@@ -269,6 +272,7 @@ def judge_arms(tables: StudyTables, baseline: int) -> list[ArmVerdicts]:
         The verdicts of each arm, in the order of the tables.
     """
     mean = tables.families.mean
+    # Of equal scores the first; the others tie with it, and are first as well.
     leader = int(np.argmax(mean.value))
     versus_chance = compare_with_chance(mean)
     versus_baseline = compare_all(mean, baseline)
@@ -307,6 +311,7 @@ def summarize_arm(
     """
     table = tables.families
     records = [runs[column].record for column in table.columns[arm]]
+    # The runs of an arm differ in their seed alone.
     first_record = records[0]
     # The first row is the test set itself; a mean over families, for each run.
     run_means = np.nanmean(table.rates[0], axis=0)
@@ -355,11 +360,11 @@ def summarize_arms(runs: list[FinishedRun], tables: StudyTables, baseline: int) 
     return summaries
 
 
-def summarize(study_dir: Path, baseline: str, bootstrap: Bootstrap = BOOTSTRAP) -> Summary:
+def summarize(runs: list[FinishedRun], baseline: str, bootstrap: Bootstrap = BOOTSTRAP) -> Summary:
     """State every number that a report says; unfinished studies work.
 
     Args:
-        study_dir: the study's folder.
+        runs: all finished runs; they answer the same questions.
         baseline: the arm that all others are compared with.
         bootstrap: how pictures are redrawn.
 
@@ -367,16 +372,15 @@ def summarize(study_dir: Path, baseline: str, bootstrap: Bootstrap = BOOTSTRAP) 
         The numbers of the finished runs.
 
     Raises:
-        LayerfuseError: the baseline has no finished run, the test set has one picture, or the
-            runs cannot be read or compared.
+        LayerfuseError: the baseline has no finished run, or the test set has one picture.
     """
-    runs = read_runs(Path(study_dir))
     tables = make_tables(runs, bootstrap)
     table = tables.families
     if baseline not in table.arms:
         raise LayerfuseError(
             f"baseline {baseline!r} has no finished run; arms with one: {table.arms}"
         )
+    # Each resample of one picture is that picture, so that nothing would vary.
     if table.images < 2:
         raise LayerfuseError("the test set has one picture: intervals need at least two")
 
