@@ -53,6 +53,7 @@ def contrast_of(difference: float, verdict: str, unresolved: bool = False) -> Ju
 
 def arm_with(arm: str, outcome: ArmOutcome | None, above_chance: bool) -> ArmSummary:
     """An arm of one layer and one run with this outcome; None is the baseline's."""
+    # As of the baseline itself.
     difference = 0.0
     first = False
     versus_baseline = None
@@ -241,6 +242,7 @@ def test_noise_between_seeds_is_told_with_what_it_leaves_unresolved():
 
 def test_a_guided_arm_is_told_beside_each_of_its_controls():
     """Each control by what takes the place of the instruction, each change by its verdict."""
+    # The instruction of another question takes ten points: the arm heeds its own.
     shuffled = GuidanceRow(
         arm="a",
         control="shuffled",
@@ -250,6 +252,7 @@ def test_a_guided_arm_is_told_beside_each_of_its_controls():
         spread=0.1,
         difference=contrast_of(0.1, "better"),
     )
+    # Against fixed weights the interval holds zero.
     mean = GuidanceRow(
         arm="a",
         control="mean",

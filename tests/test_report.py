@@ -270,6 +270,7 @@ def test_figures_are_given_the_numbers_of_the_summary(page: Path, monkeypatch: p
     assert data.family_chance == summary["chance"]["families"]
     # Rows are in order of score, looks in order of the study: there the baseline is first.
     assert [(arm.arm, arm.index) for arm in data.arms] == [("concat-4-8", 1), ("deepest", 0)]
+    # What the figure gets and what the file holds are the same numbers, not rounded ones.
     for drawn, arm in zip(data.arms, summary["arms"], strict=True):
         assert asdict(drawn.mean) == arm["mean"]
         assert drawn.seed_means == arm["seed_means"]

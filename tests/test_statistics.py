@@ -136,7 +136,7 @@ def test_interval_at_the_edge_is_that_of_clopper_and_pearson(images: int, right:
 
     low, high = st.interval(score, samples, images)
 
-    # share ** images = 0.025
+    # share ** images = 0.025: so many pictures in a row, each with this chance.
     share = 0.025 ** (1 / images)
     expected = [0.0, 1 - share]
     if right:

@@ -79,6 +79,7 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
 
     content = summarize(read_runs(folder), "base").to_json()
 
+    # In this order: a summary that is written again shows in a diff only what has changed.
     assert list(content) == [
         "baseline",
         "resamples",
@@ -96,6 +97,7 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
     assert list(content["chance"]) == ["mean", "families"]
     assert list(content["noise"]) == ["sd", "df", "spread", "spread_arm"]
     high, base = content["arms"]
+    # No question is novel: `seen` and `novel` are not there.
     assert list(high) == [
         "arm",
         "layers",
@@ -122,6 +124,7 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
 def test_json_has_seen_and_held_out_scores_where_a_study_has_them(tmp_path: Path):
     answers = []
     for picture in range(20):
+        # The first 15 pictures show what training holds; of these ten are answered rightly.
         answers.append(answer_to(picture, 0, right=picture < 10, novel=picture >= 15))
     folder = save_study(tmp_path, [finished_run("a", 0, answers)])
 
