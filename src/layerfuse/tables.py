@@ -1,5 +1,6 @@
 """A table where the terminal is wide enough for it, else one block of text for each row."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,11 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+NO_BREAK = "\u00a0"
+"""stands in a cell between a number and its unit, where no line may end; printed as a space"""
+INDENT = 2
+"""columns before the values of a block"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ def print_fitted(
             table.add_column(heading.text, no_wrap=True)
     for cells in rows:
         # Text, because a name that holds brackets is no markup.
-        table.add_row(*[Text(cell) for cell in cells])
+        table.add_row(*[Text(cell.replace(NO_BREAK, " ")) for cell in cells])
 
     if title is not None:
         console.print(Text(title, style="italic"))
@@ -54,4 +60,12 @@ def print_fitted(
         values = []
         for heading, cell in zip(headings[1:], cells[1:], strict=True):
             values.append(f"{heading.text}: {cell}")
-        console.print(Padding(Text("; ".join(values)), (0, 0, 0, 2)))
+        # Rich would break lines at no-break spaces too. What is longer than a line is left to it.
+        lines = textwrap.wrap(
+            "; ".join(values),
+            width=max(console.width - INDENT, 1),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        block = "\n".join(lines).replace(NO_BREAK, " ")
+        console.print(Padding(Text(block), (0, 0, 0, INDENT)))

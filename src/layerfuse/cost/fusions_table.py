@@ -11,7 +11,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from layerfuse.recipe.schema import ModelSource
-from layerfuse.tables import Heading, print_fitted
+from layerfuse.tables import NO_BREAK, Heading, print_fitted
 from layerfuse.vision.selection import Selection
 
 CLIP: dict[str, Any] = {
@@ -157,7 +157,7 @@ def show(counted: list[Row], misfits: dict[str, str], console: Console) -> None:
         if abs(row.parameters) < 1e5:
             parameters = f"{row.parameters:+,}"
         else:
-            parameters = f"{row.parameters / 1e6:+,.2f} M"
+            parameters = f"{row.parameters / 1e6:+,.2f}{NO_BREAK}M"
         cells = [
             row.name,
             module.kind,

@@ -18,14 +18,16 @@ from layerfuse.cost.flops import (
     tokens_of,
     vision_config,
 )
+from layerfuse.data.scene_files import asked_families
 from layerfuse.data.sources import load
+from layerfuse.data.text_files import read_text
 from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Data, Recipe, Stage
-from layerfuse.tables import Heading, print_fitted
+from layerfuse.tables import NO_BREAK, Heading, print_fitted
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def show(
     recipe = load_recipe(recipe_path, overrides)
     if console is None:
         console = Console()
+    _check_sources(recipe)
     vision = vision_config(recipe.encoder)
     text = text_config(recipe.llm)
     size = _image_size(recipe, vision)
@@ -178,6 +181,24 @@ def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
             )
         size = size[0]
     return int(size)
+
+
+def _check_sources(recipe: Recipe) -> None:
+    """Raise LayerfuseError for files and questions that the recipe names and that do not exist.
+
+    Data need not be at hand: their absence shows as unknown numbers of samples.
+    """
+    if recipe.chat_template is not None:
+        read_text(Path(recipe.chat_template))
+    sources = {f"stage {name!r}": stage.data for name, stage in recipe.stages.items()}
+    sources["evaluate"] = recipe.evaluate.data
+    for name, data in sources.items():
+        if data.scenes is None:
+            continue
+        try:
+            asked_families(data.scenes.families, data.scenes.questions)
+        except LayerfuseError as error:
+            raise LayerfuseError(f"{name}: {error}") from error
 
 
 def _check_grid(recipe: Recipe, vision: PreTrainedConfig, size: int) -> None:
@@ -298,7 +319,7 @@ def _stage_cells(name: str, stage: Stage, arms: list[Shown]) -> list[str]:
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:,.2f} M"
+    return f"{count / 1e6:,.2f}{NO_BREAK}M"
 
 
 def steps_of(stage: Stage, samples: int) -> int:

@@ -13,6 +13,25 @@ from layerfuse.data.scenes import FAMILIES, VERSION, Scene, Split, generator, sa
 from layerfuse.errors import LayerfuseError
 
 
+def asked_families(families: Sequence[str] | None, questions: int) -> list[str]:
+    """The families of questions that scenes are asked about.
+
+    Args:
+        families: some of `FAMILIES`; all eight if there are none.
+        questions: for each scene, at most one of each family.
+
+    Raises:
+        LayerfuseError: a family is unknown or named twice, or there are too few of them.
+    """
+    asked = list(families or FAMILIES)
+    unknown = [family for family in asked if family not in FAMILIES]
+    if unknown:
+        raise LayerfuseError(f"unknown question families {unknown}; valid: {list(FAMILIES)}")
+    if not 1 <= questions <= len(set(asked)) == len(asked):
+        raise LayerfuseError(f"questions must lie between 1 and {len(set(asked))}, not {questions}")
+    return asked
+
+
 def choose_families(
     scenes: list[Scene], families: Sequence[str], questions: int, rng: np.random.Generator
 ) -> Iterator[list[str]]:
@@ -79,12 +98,7 @@ def write(
         LayerfuseError: bad arguments, a folder that holds anything else, or one that cannot be
             written.
     """
-    asked = list(families or FAMILIES)
-    unknown = [family for family in asked if family not in FAMILIES]
-    if unknown:
-        raise LayerfuseError(f"unknown question families {unknown}; valid: {list(FAMILIES)}")
-    if not 1 <= questions <= len(set(asked)) == len(asked):
-        raise LayerfuseError(f"questions must lie between 1 and {len(set(asked))}, not {questions}")
+    asked = asked_families(families, questions)
     share = 0.0
     if split == "test":
         share = novel_share

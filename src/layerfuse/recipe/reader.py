@@ -15,6 +15,8 @@ ALWAYS_PATHS = ("path", "images", "chat_template", "similarity")
 """keys whose text is a path"""
 NAMES_OR_PATHS = ("encoder", "llm", "model", "dataset", "accelerate")
 """keys whose text is a path if it begins with a dot, else a name"""
+MODELS = ("encoder", "llm")
+"""keys of a recipe that hold a model, as a mapping or as plain text"""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -50,8 +52,13 @@ def _problems(error: ValidationError) -> str:
     """What pydantic found, one line per problem, each with the place in the recipe."""
     lines = []
     for problem in error.errors():
-        keys = [str(key) for key in problem["loc"]]
-        lines.append(f"  {'.'.join(keys)}: {problem['msg']}")
+        place = ".".join(str(key) for key in problem["loc"])
+        # What concerns the recipe as a whole has no key.
+        if not place:
+            place = "top level"
+        # Pydantic's name for the class of an error tells a reader of recipes nothing.
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"  {place}: {message}")
     return "\n".join(lines)
 
 
@@ -151,6 +158,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         place = _place(node, key, name, override)
         if isinstance(node, dict):
             node.setdefault(place, {})
+        # A model given as plain text means `model: <text>`, to which other keys can be added.
+        if node is raw and key in MODELS and isinstance(node[place], str):
+            node[place] = {"model": node[place]}
         node = node[place]
         name = key
     node[_place(node, last, name, override)] = value

@@ -3,6 +3,7 @@
 The text under each field is its only description; the recipe reference is made from it.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,6 +13,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -25,7 +27,13 @@ from layerfuse.vision.aspect_ratio import ImageAspectRatio
 class Strict(BaseModel):
     """A part of a recipe: unknown keys are errors, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        frozen=True,
+        # YAML's .inf and .nan pass every bound from below or above.
+        allow_inf_nan=False,
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -396,6 +404,18 @@ class Recipe(Strict):
     """Fused GPU kernels for the LLM's norms, rotary embeddings and MLPs (package liger-kernel)."""
     resources: Resources = Resources()
     """What each arm runs on."""
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_name_files(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        # Losses, checkpoints and caches of a stage are kept in files that bear its name.
+        for name in stages:
+            if re.fullmatch(r"\w[\w.-]*", name) is None:
+                raise ValueError(
+                    f"{name!r} cannot name a stage: valid are letters, digits, and behind the "
+                    "first also - and ."
+                )
+        return stages
 
     @model_validator(mode="after")
     def _arms_are_distinct(self) -> "Recipe":
