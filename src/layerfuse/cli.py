@@ -208,6 +208,17 @@ def evaluate(
     ],
     split: Annotated[str, Option(help="Split of a dataset.")] = "test",
     limit: Annotated[int | None, Option(help="Use only the first samples.", min=1)] = None,
+    column: Annotated[
+        list[str] | None,
+        Option(help="What the data calls a column, as image=imgs; repeatable. As `columns`."),
+    ] = None,
+    ignore_column: Annotated[
+        list[str] | None,
+        Option(help="A column to leave out on purpose; repeatable. As `ignore_columns`."),
+    ] = None,
+    literal_answers: Annotated[
+        bool, Option("--literal-answers", help="Markers such as <image> in answers are text.")
+    ] = False,
     batch_size: Annotated[int, Option(help="Questions answered at once.", min=1)] = 32,
     max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.", min=1)] = 16,
     controls: Annotated[
@@ -224,8 +235,16 @@ def evaluate(
     from layerfuse.recipe.schema import Evaluation
 
     _import_strategies(imports)
+    tested = data_of(
+        data,
+        split,
+        limit,
+        columns=tuple(column or ()),
+        ignore_columns=tuple(ignore_column or ()),
+        literal_answers=literal_answers,
+    )
     evaluation = Evaluation(
-        data=data_of(data, split, limit),
+        data=tested,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         controls=("shuffled", "mean") if controls else (),

@@ -1,10 +1,12 @@
 """Test one trained model on any data, with intervals over pictures."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from pydantic import ValidationError
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +23,7 @@ from layerfuse.evaluate.significance import Scores, arm_score
 from layerfuse.files import write_text
 from layerfuse.model.pretrained import processed_size
 from layerfuse.progress import progress_bar, shown_on, silent
-from layerfuse.recipe.schema import Data, Evaluation
+from layerfuse.recipe.schema import Data, Evaluation, ReadColumn
 from layerfuse.tables import Heading, print_fitted
 
 SCORES = "scores.json"
@@ -72,27 +74,76 @@ class ModelScores:
     controls: dict[str, ModelScore]
 
 
-def data_of(source: str, split: str, limit: int | None = None) -> Data:
-    """Give the data that a text on the command line means.
+def data_of(
+    source: str,
+    split: str,
+    limit: int | None = None,
+    *,
+    columns: Sequence[str] = (),
+    ignore_columns: Sequence[str] = (),
+    literal_answers: bool = False,
+) -> Data:
+    """Give the data that texts on the command line mean.
 
     Args:
         source: a LLaVA JSON file, a folder of images, or a Hugging Face dataset (hub id or folder).
         split: of a dataset.
         limit: use only the first samples.
+        columns: what the source calls a column, each as `read=called`, such as `image=imgs`.
+        ignore_columns: columns that are left out on purpose.
+        literal_answers: whether markers in answers are text.
 
     Returns:
         The data, unread.
 
     Raises:
-        LayerfuseError: it can be none of these.
+        LayerfuseError: it can be none of these, or the columns cannot be named so.
     """
+    options: dict[str, Any] = {
+        "split": split,
+        "limit": limit,
+        "columns": _columns_of(columns),
+        "ignore_columns": list(ignore_columns),
+        "literal_answers": literal_answers,
+    }
     path = Path(source)
     if path.exists():
-        return Data(path=source, split=split, limit=limit)
+        options["path"] = source
     # A hub id is `name` or `owner/name`; anything else was meant as a path.
-    if path.suffix in (".json", ".jsonl") or source[:1] in "./~" or source.count("/") > 1:
+    elif path.suffix in (".json", ".jsonl", ".gz") or source[:1] in "./~" or source.count("/") > 1:
         raise LayerfuseError(f"no such file or folder of samples: {source}")
-    return Data(dataset=source, split=split, limit=limit)
+    else:
+        options["dataset"] = source
+    try:
+        return Data.model_validate(options)
+    except ValidationError as error:
+        reasons = [problem["msg"].removeprefix("Value error, ") for problem in error.errors()]
+        raise LayerfuseError("; ".join(reasons)) from error
+
+
+def _columns_of(texts: Sequence[str]) -> dict[str, str]:
+    """The names of columns in the source by what is read.
+
+    Raises:
+        LayerfuseError: a text is not `read=called`, names nothing that is read, or comes twice.
+    """
+    valid = get_args(ReadColumn)
+    columns: dict[str, str] = {}
+    for text in texts:
+        read, _, called = text.partition("=")
+        if not read or not called:
+            raise LayerfuseError(
+                f"--column {text!r}: write what is read and what the data calls it, such as "
+                "--column image=imgs"
+            )
+        if read not in valid:
+            raise LayerfuseError(
+                f"--column {text!r}: {read!r} is no column that is read; valid: {', '.join(valid)}"
+            )
+        if read in columns:
+            raise LayerfuseError(f"--column {text!r}: {read} is {columns[read]} already")
+        columns[read] = called
+    return columns
 
 
 def evaluate(
