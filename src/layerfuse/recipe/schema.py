@@ -27,12 +27,9 @@ from layerfuse.vision.aspect_ratio import ImageAspectRatio
 class Strict(BaseModel):
     """A part of a recipe: unknown keys are errors, and nothing changes after validation."""
 
+    # allow_inf_nan: YAML's .inf and .nan would pass bounds.
     model_config = ConfigDict(
-        extra="forbid",
-        use_attribute_docstrings=True,
-        frozen=True,
-        # YAML's .inf and .nan pass every bound from below or above.
-        allow_inf_nan=False,
+        extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False
     )
 
     @model_validator(mode="before")

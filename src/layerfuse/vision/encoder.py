@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -102,18 +102,6 @@ def vision_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
     return vision
 
 
-def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
-    """(rows, columns) of the patches of a preprocessed image, before they are pooled.
-
-    Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        patch_size: pixels of a patch, both ways.
-    """
-    # pixels that fill no whole patch are not seen by the encoder
-    return height // patch_size, width // patch_size
-
-
 class Encoder(nn.Module):
     """A Hugging Face vision tower, cut above the deepest layer in `layers`.
 
@@ -164,7 +152,7 @@ class Encoder(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image of that many pixels."""
-        return self.token_grid or patch_grid(height, width, self.tower.config.patch_size)
+        return self.token_grid or self._cells(height, width)
 
     def forward(self, pixel_values: Tensor) -> Features:
         """Run the tower up to the deepest selected layer.
@@ -176,7 +164,7 @@ class Encoder(nn.Module):
             The features of the selected layers of B images.
         """
         height, width = pixel_values.shape[-2:]
-        cells = patch_grid(height, width, self.tower.config.patch_size)
+        cells = self._cells(height, width)
         hidden = self._embed(pixel_values)
         hidden_states: list[Tensor] = []
         if 0 in self.layers:
@@ -226,6 +214,11 @@ class Encoder(nn.Module):
             _feed(digest, sorted(block.state_dict().items()))
             digests[index] = digest.hexdigest()
         return digests
+
+    def _cells(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the patches before they are pooled."""
+        patch_size: int = self.tower.config.patch_size
+        return height // patch_size, width // patch_size
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
         """Hidden state 0: (B, 3, height, width) -> (B, prefix + patches, D)"""
@@ -300,19 +293,17 @@ def load_vision_config(
 
 def _check_image_size(name: str, vision: PreTrainedConfig) -> None:
     """Raise LayerfuseError if the encoder's own pictures hold no patch."""
-    # families write one side of a square, or both sides
-    # Any: transformers types the sizes of its own families alone
+    # Any: families write one side of a square, or both sides
     image_size: Any = vision.image_size
-    sides: list[Any] = [image_size]
-    if isinstance(image_size, list | tuple):
-        sides = list(cast(Sequence[Any], image_size))
+    smallest = image_size
+    if not isinstance(image_size, int):
+        smallest = min(image_size)
     patch_size: int = vision.patch_size
-    for side in sides:
-        if not isinstance(side, int) or side < patch_size:
-            raise LayerfuseError(
-                f"the configuration of the encoder {name}: image_size is {image_size!r}; "
-                f"valid: at least its patch_size, {patch_size}"
-            )
+    if smallest < patch_size:
+        raise LayerfuseError(
+            f"the configuration of the encoder {name}: image_size is {image_size!r}; valid: at "
+            f"least its patch_size, {patch_size}"
+        )
 
 
 def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
