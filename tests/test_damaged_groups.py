@@ -58,6 +58,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
         {"2": {"groups": [[1, 2], [3, 4]], "representatives": [1, None]}},
         {"2": {"groups": [[1, 2], [3, 4]], "representatives": [True, 4]}},
         {"2": {"groups": [], "representatives": []}},
+        # Three groups where two were asked for
+        {"2": {"groups": [[1], [2], [3]], "representatives": [1, 2, 3]}},
         {"2": {"groups": [[], [1]], "representatives": [1]}},
         {"2": {"groups": [[1, 9]], "representatives": [9]}},
     ],
