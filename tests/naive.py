@@ -233,7 +233,15 @@ def instruction_weighted(problem: Problem) -> Answer:
     return Answer(problem.per_token(token_of), weights=weights)
 
 
-def block_of(placement: Any, index: int, layer: int, count: int, depth: int, blocks: int) -> int:
+def block_of(
+    placement: Any,
+    index: int,
+    layer: int,
+    *,
+    count: int,
+    depth: int,
+    blocks: int,
+) -> int:
     """ℓ(k), the 0-based LLM block of the `index`-th of `count` layers.
 
     `depth` is the number of the encoder's blocks, `blocks` that of the LLM's, L.
@@ -319,7 +327,13 @@ def visible(mask: list[bool], each: int) -> list[set[int]]:
 
 
 def cross_addition(
-    weights: Weights, block: int, heads: int, hidden: Array, images: list[Array], mask: list[bool]
+    weights: Weights,
+    block: int,
+    hidden: Array,
+    *,
+    heads: int,
+    images: list[Array],
+    mask: list[bool],
 ) -> Array:
     """What `inject_cross` adds to one row (T, H) of the LLM's hidden states.
 
@@ -339,7 +353,13 @@ def cross_addition(
     rows: list[Array] = []
     for x, visible_images in zip(hidden, visible(mask, tokens_per_image), strict=True):
         seen = [key // tokens_per_image in visible_images for key in range(len(memory))]
-        added = cross_attention(attention_weights, heads, x, memory, np.array(seen, dtype=bool))
+        added = cross_attention(
+            attention_weights,
+            x,
+            heads=heads,
+            memory=memory,
+            seen=np.array(seen, dtype=bool),
+        )
         if mlp_weights and visible_images:
             added = added + gated_mlp(mlp_weights, x + added)
         rows.append(added)

@@ -153,7 +153,14 @@ def input_norm(weights: Weights, x: Array) -> Array:
     return x
 
 
-def cross_attention(weights: Weights, heads: int, x: Array, memory: Array, seen: Array) -> Array:
+def cross_attention(
+    weights: Weights,
+    x: Array,
+    *,
+    heads: int,
+    memory: Array,
+    seen: Array,
+) -> Array:
     """tanh(a)·CA(N(x), V): what one position x (D) reads from an image.
 
     No bias and no positions (RoPE). `memory` (M, 2 D) holds M keys and values side by side, and

@@ -190,10 +190,10 @@ def test_cross_attention_formula(case: Case) -> None:
             expected = naive.cross_addition(
                 weights,
                 block,
-                heads,
                 naive.array(hidden[row]),
-                [memory[image] for image in images],
-                mask_of(ROWS[row]),
+                heads=heads,
+                images=[memory[image] for image in images],
+                mask=mask_of(ROWS[row]),
             )
             difference = np.abs(naive.array(added[row]) - expected)
             assert difference.max() < 1e-9

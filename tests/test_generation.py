@@ -106,15 +106,15 @@ def test_beams_keep_each_rows_images(strategy: str) -> None:
     pixels_of_rows = [batch["pixel_values"][:2], None, batch["pixel_values"][2:]]
     for row in range(3):
         input_ids = batch["input_ids"][row : row + 1]
-        alone = model.generate(
+        answer_of_row = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             **options,
             **visual_inputs_of_row(batch, row, pixels_of_rows[row]),
         )
         # In the batch a row that ends early is padded up to the longest answer.
-        length = alone.shape[1]
-        assert together[row, :length].tolist() == alone[0].tolist()
+        length = answer_of_row.shape[1]
+        assert together[row, :length].tolist() == answer_of_row[0].tolist()
 
     # Features of the store must follow the beams as pixels do.
     pixels = batch.pop("pixel_values")

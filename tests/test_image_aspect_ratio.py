@@ -97,11 +97,11 @@ def expand2square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     return canvas
 
 
-def naive(image: Image.Image, ratio: str, own: Any) -> Floats:
+def naive(image: Image.Image, ratio: str, image_processor: Any) -> Floats:
     """(3, SIDE, SIDE): the picture made a square, resized and normalised, step by step."""
     if ratio == "pad":
         # Rounded down, as in the release.
-        colour = tuple(int(mean * 255) for mean in own.image_mean)
+        colour = tuple(int(mean * 255) for mean in image_processor.image_mean)
         image = expand2square(image, colour)
     if ratio == "crop":
         width, height = image.size
@@ -119,8 +119,8 @@ def naive(image: Image.Image, ratio: str, own: Any) -> Floats:
     else:
         image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     shares = np.asarray(image).astype(np.float64) / 255
-    mean = np.array(own.image_mean)
-    std = np.array(own.image_std)
+    mean = np.array(image_processor.image_mean)
+    std = np.array(image_processor.image_std)
     normal = (shares - mean) / std
     return normal.transpose(2, 0, 1)
 
@@ -130,25 +130,25 @@ def naive(image: Image.Image, ratio: str, own: Any) -> Floats:
 def test_each_value_equals_its_steps_one_by_one(
     folder: str, ratio: Any, shape: tuple[int, int]
 ) -> None:
-    own = load_image_processor(folder)
+    own_processor = load_image_processor(folder)
     image = noise(*shape)
 
     pixels = pixels_of(load_image_processor(folder, ratio), image)
 
-    expected = naive(image, ratio, own)
+    expected = naive(image, ratio, own_processor)
     # Image processors compute in float32.
     np.testing.assert_allclose(pixels, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pad_equals_the_image_processor_of_llava(folder: str, shape: tuple[int, int]) -> None:
-    own = load_image_processor(folder)
+    own_processor = load_image_processor(folder)
     of_llava = LlavaImageProcessorPil(
         do_pad=True,
         size={"shortest_edge": SIDE},
         crop_size=SQUARE,
-        image_mean=own.image_mean,
-        image_std=own.image_std,
+        image_mean=own_processor.image_mean,
+        image_std=own_processor.image_std,
     )
     image = noise(*shape)
 
@@ -161,15 +161,15 @@ def test_pad_equals_the_image_processor_of_llava(folder: str, shape: tuple[int, 
 def test_left_out_it_is_the_encoders_own_image_processor(folder: str) -> None:
     """The settings are part of the address of cached features, which must not move."""
     auto_image_processor: Any = AutoImageProcessor
-    own = auto_image_processor.from_pretrained(folder, backend="pil")
+    own_processor = auto_image_processor.from_pretrained(folder, backend="pil")
 
     image_processor = load_image_processor(folder)
 
-    assert type(image_processor) is type(own)
-    assert image_processor.to_dict() == own.to_dict()
+    assert type(image_processor) is type(own_processor)
+    assert image_processor.to_dict() == own_processor.to_dict()
     image = noise(51, 32)
     pixels = pixels_of(image_processor, image)
-    np.testing.assert_array_equal(pixels, pixels_of(own, image))
+    np.testing.assert_array_equal(pixels, pixels_of(own_processor, image))
 
 
 @pytest.mark.parametrize(("encoder", "ratio"), [("clip", "crop"), ("siglip", "square")])
@@ -245,10 +245,10 @@ def test_cached_features_are_those_of_the_changed_pictures(
     store, _ = encode_pictures(checked, samples, digests)
 
     assert store is not None
-    own = load_image_processor(checked.encoder.model)
+    own_processor = load_image_processor(checked.encoder.model)
     changed = []
     for picture in pictures:
-        pixels = naive(picture.open(), ratio, own)
+        pixels = naive(picture.open(), ratio, own_processor)
         changed.append(torch.tensor(pixels))
     pixel_values = torch.stack(changed).float()
     expected = encoder_for(checked)(pixel_values)
@@ -401,10 +401,10 @@ def test_pictures_on_disk_are_padded_in_colour(tmp_path: Path) -> None:
 
     pixels = pixels_of(load_image_processor(str(tmp_path), "pad"), image)
 
-    own = load_image_processor(str(tmp_path))
+    own_processor = load_image_processor(str(tmp_path))
     for channel in range(3):
-        mean = own.image_mean[channel]
-        std = own.image_std[channel]
+        mean = own_processor.image_mean[channel]
+        std = own_processor.image_std[channel]
         # A whole number of 255 parts, which is not quite the mean.
         colour = int(mean * 255) / 255
         border = (colour - mean) / std

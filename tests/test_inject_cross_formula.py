@@ -142,10 +142,10 @@ class ByHand:
             added = naive.cross_addition(
                 self.weights,
                 block,
-                self.heads,
                 naive.array(hidden_of_row),
-                memory_of_row,
-                image_mask,
+                heads=self.heads,
+                images=memory_of_row,
+                mask=image_mask,
             )
             additions.append(added)
         return torch.tensor(np.array(additions), dtype=hidden.dtype)

@@ -122,7 +122,7 @@ def test_beams_are_those_of_each_row_alone(variant: str) -> None:
     together = model.generate(**batch, **BEAMS)
 
     for row, visual_inputs in enumerate(visual_inputs_of_rows):
-        alone = model.generate(
+        answer_of_row = model.generate(
             input_ids=batch["input_ids"][row : row + 1],
             attention_mask=batch["attention_mask"][row : row + 1],
             **visual_inputs,
@@ -132,11 +132,11 @@ def test_beams_are_those_of_each_row_alone(variant: str) -> None:
         of_row = slice(2 * row, 2 * row + 2)
         torch.testing.assert_close(
             together.sequences_scores[of_row],
-            alone.sequences_scores,
+            answer_of_row.sequences_scores,
             atol=2e-5,
             rtol=1e-4,
         )
-        assert torch.equal(together.sequences[of_row], alone.sequences)
+        assert torch.equal(together.sequences[of_row], answer_of_row.sequences)
 
 
 @each_variant

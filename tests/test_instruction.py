@@ -221,9 +221,9 @@ def test_stored_sentences_belong_to_one_way_of_pooling(
 def test_padding_does_not_change_a_sentence(plain: str) -> None:
     # an encoder for each: one would remember the sentence
     together = SentenceEncoder(plain, WIDTH)(["short", "a much longer sentence than that"])
-    alone = SentenceEncoder(plain, WIDTH)(["short"])
+    unpadded = SentenceEncoder(plain, WIDTH)(["short"])
 
-    torch.testing.assert_close(together[:1], alone)
+    torch.testing.assert_close(together[:1], unpadded)
 
 
 def test_embeddings_can_take_part_in_training(plain: str) -> None:

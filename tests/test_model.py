@@ -69,8 +69,8 @@ def test_left_padding_and_neighbours_do_not_matter(strategy: str, llm: str, enco
 
     for row, length in enumerate(lengths):
         visual_inputs = visual_inputs_of_row(batch, row, pixels_of_rows[row])
-        alone = model(input_ids=rows[row], **visual_inputs).logits
-        torch.testing.assert_close(together[row, -length:], alone[0], atol=3e-5, rtol=1e-4)
+        logits_of_row = model(input_ids=rows[row], **visual_inputs).logits
+        torch.testing.assert_close(together[row, -length:], logits_of_row[0], atol=3e-5, rtol=1e-4)
 
 
 def parameters_without_gradient(model: FusionVLM) -> list[str]:

@@ -133,6 +133,7 @@ def test_training_learns_and_only_moves_what_it_should(two_stages: Recipe, tmp_p
 def train_until(
     recipe: Recipe,
     folder: Path,
+    *,
     stopped_in: str,
     at: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -171,7 +172,13 @@ def test_stopped_and_continued_is_bit_equal(
 ) -> None:
     """The states of optimizer and schedule and the place in the order of samples must be saved."""
     expected = train(two_stages, tmp_path / "whole")
-    train_until(two_stages, tmp_path / "run", stopped_in, at, monkeypatch)
+    train_until(
+        two_stages,
+        tmp_path / "run",
+        stopped_in=stopped_in,
+        at=at,
+        monkeypatch=monkeypatch,
+    )
     checkpoints = list((tmp_path / "run").glob(f"stages/{stopped_in}/checkpoint-*"))
     # Only the newest is left: each holds the model and twice as much of the optimizer's.
     assert len(checkpoints) == (at > 2)
@@ -196,7 +203,13 @@ def test_a_finished_stage_that_ends_within_an_epoch_is_not_trained_further(
     )
     expected = train(recipe, tmp_path / "whole")
     # Before the next stage's first checkpoint: what is continued is the finished stage.
-    train_until(recipe, tmp_path / "run", "finetune", 1, monkeypatch)
+    train_until(
+        recipe,
+        tmp_path / "run",
+        stopped_in="finetune",
+        at=1,
+        monkeypatch=monkeypatch,
+    )
 
     continued = train(recipe, tmp_path / "run")
 

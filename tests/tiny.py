@@ -81,6 +81,7 @@ def model(
     strategy: str = "concat",
     encoder: str = "clip",
     llm: str = "llama",
+    *,
     seed: int = 0,
     layers: Any = None,
     token_grid: tuple[int, int] | None = None,
