@@ -1,4 +1,5 @@
-"""Write the generated pages: the recipe reference, the strategies' pages, the results tables.
+"""Write the generated pages: the recipe reference, the strategies' pages and their table in the
+README, the results tables.
 
 `make docs` runs this; a test fails when a page is not what this would write.
 """
@@ -18,11 +19,17 @@ from layerfuse.recipe import schema
 from layerfuse.vision.selection import SYNTAX
 
 DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
 PREDICTION = (
     "Spearman's rank correlation of each criterion, read off the frozen encoder, with the mean "
     "accuracy after training, over the families that were trained and probed, with the 95 % "
     "interval of Bonett and Wright. Criteria of single layers are averaged over a selection."
 )
+TABLE_BEGINS = "<!-- the table of strategies, made by `make docs` -->"
+TABLE_ENDS = "<!-- the end of the table -->"
+# From what every LLM does to what reaches into it.
+KINDS = ("baseline", "external direct", "external modular", "external guided")
+KINDS += ("internal direct", "internal modular")
 MODELS = ("Recipe", "ModelSource", "Data", "Scenes", "Arm", "Grid", "Stage", "Lora", "Evaluation")
 MODELS += ("Statistics", "Resources")
 
@@ -101,6 +108,35 @@ def strategy_index() -> str:
     return "\n".join([*lines, ""])
 
 
+def readme(text: str) -> str:
+    """The README with a fresh table of strategies between its markers.
+
+    Args:
+        text: the README as it is.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
+    before = text.index(TABLE_BEGINS) + len(TABLE_BEGINS)
+    after = text.index(TABLE_ENDS)
+    return text[:before] + "\n" + "\n".join(readme_table()) + "\n" + text[after:]
+
+
+def readme_table() -> list[str]:
+    """The README's table of strategies: by kind, then by name."""
+    rows_of_kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for name in sorted(FUSIONS):
+        _, module = FUSIONS[name]
+        cells = [f"`{name}`", module.kind, module.summary, module.paper]
+        # A kind that is new here comes last.
+        rows = rows_of_kinds.setdefault(module.kind, [])
+        rows.append("| " + " | ".join(cells) + " |")
+    table = ["| name | kind | what | published as |", "|---|---|---|---|"]
+    for rows in rows_of_kinds.values():
+        table.extend(rows)
+    return table
+
+
 def results_page(name: str) -> str:
     """A finished study's table, from its committed summary."""
     summary = json.loads((DOCS.parent / "results" / name / "summary.json").read_text("utf-8"))
@@ -172,9 +208,9 @@ def prediction_table(file: Path) -> list[str]:
     """How well the cheap criteria ranked the arms, if the study was made to ask that."""
     if not file.exists():
         return []
-    found = json.loads(file.read_text("utf-8"))["validation"]
-    names = list(found["correlations"]["selections"])
-    cells = found["correlations"]["selections"]
+    validation = json.loads(file.read_text("utf-8"))["validation"]
+    names = list(validation["correlations"]["selections"])
+    cells = validation["correlations"]["selections"]
     sure = [name for name, cell in cells.items() if cell and cell["interval"][0] > 0]
     wrong = [name for name, cell in cells.items() if cell and cell["interval"][1] < 0]
     rest = [name for name in cells if name not in sure + wrong]
@@ -182,21 +218,21 @@ def prediction_table(file: Path) -> list[str]:
     verdict += f"Not measurably: {', '.join(rest) or 'none'}."
     verdict += f" The wrong way round: {', '.join(wrong)}." if wrong else ""
     lines = ["", "## Do cheap criteria predict?", "", verdict, "", PREDICTION, ""]
-    scopes = {s: cells for s, cells in found["correlations"].items() if cells[names[0]]}
+    scopes = {s: cells for s, cells in validation["correlations"].items() if cells[names[0]]}
     counts = [f"{scope} ({cells[names[0]]['n']})" for scope, cells in scopes.items()]
     lines += ["| criterion | " + " | ".join(counts) + " |", "|---" * (1 + len(counts)) + "|"]
     for name in names:
         cells = [_correlation(cells[name]) for cells in scopes.values()]
         lines.append("| " + " | ".join([name, *cells]) + " |")
-    within = [f"{x} {_correlation(cell)}" for x, cell in found["within_families"].items()]
+    within = [f"{x} {_correlation(cell)}" for x, cell in validation["within_families"].items()]
     lines += ["", "Probes on mean tokens against training, one family at a time: "]
     lines[-1] += "; ".join(within) + "."
-    lines += ["", f"One seed of the study with another: {found['between_seeds']:+.2f}.", ""]
+    lines += ["", f"One seed of the study with another: {validation['between_seeds']:+.2f}.", ""]
     lines += [
         "| layers | trained | probes | probes, grid | entropy | dimension |",
         "|---" * 6 + "|",
     ]
-    for row in sorted(found["selections"], key=lambda row: -row["trained"]):
+    for row in sorted(validation["selections"], key=lambda row: -row["trained"]):
         keys = ("trained", "probes, mean tokens", "probes, grid", "matrix entropy")
         numbers = [f"{row[key]:.3f}" for key in keys] + [f"{row['intrinsic dimension']:.1f}"]
         lines.append("| " + " | ".join(["+".join(map(str, row["layers"])), *numbers]) + " |")
@@ -212,14 +248,16 @@ def _correlation(cell: dict[str, Any] | None) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated page and what it must hold."""
-    found = {DOCS / "recipe-reference.md": recipe_reference()}
-    found[DOCS / "images" / "house.svg"] = house.draw()
-    found[DOCS / "strategies" / "README.md"] = strategy_index()
-    found |= {DOCS / "strategies" / f"{n}.md": strategy_page(n) for n in FUSIONS}
+    text_by_path = {DOCS / "recipe-reference.md": recipe_reference()}
+    text_by_path[README] = readme(README.read_text("utf-8"))
+    text_by_path[DOCS / "images" / "house.svg"] = house.draw()
+    text_by_path[DOCS / "strategies" / "README.md"] = strategy_index()
+    for name in FUSIONS:
+        text_by_path[DOCS / "strategies" / f"{name}.md"] = strategy_page(name)
     for file in sorted((DOCS.parent / "results").glob("*/summary.json")):
         name = file.parent.name
-        found[DOCS / f"results-{name}.md"] = results_page(name)
-    return found
+        text_by_path[DOCS / f"results-{name}.md"] = results_page(name)
+    return text_by_path
 
 
 if __name__ == "__main__":

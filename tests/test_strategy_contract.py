@@ -106,6 +106,7 @@ def test_every_option_is_described_where_it_is_declared(name: str) -> None:
     assert descriptions(config).keys() == config.__dataclass_fields__.keys()
     assert module.kind
     assert module.paper
+    assert module.summary
 
 
 @each_strategy

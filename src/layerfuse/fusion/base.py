@@ -134,6 +134,8 @@ class Fusion(nn.Module, Generic[Options]):
 
     kind: ClassVar[str]
     paper: ClassVar[str]
+    summary: ClassVar[str] = ""
+    """what it does in a few words, as the README's table says it"""
     published: ClassVar[tuple[int, ...] | str] = (8, 16)
     """its paper's layers of an encoder of 24 blocks, or a specification for every depth"""
     reads: ClassVar[Literal["nothing", "sentence", "prompt"]] = "nothing"

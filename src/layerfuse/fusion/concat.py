@@ -30,7 +30,8 @@ class Concat(Fusion[ConcatConfig]):
     """All layers side by side, projected to the LLM's width."""
 
     kind = "external direct"
-    paper = "E_D, DenseConnector SCI, Molmo"
+    paper = "E_D with few layers, DenseConnector SCI, light three-layer fusion, Molmo"
+    summary = "channels side by side, MLP or one Linear"
     published = (3, 18, 23)
 
     def __init__(self, config: ConcatConfig, shapes: Shapes) -> None:

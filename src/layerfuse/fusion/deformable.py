@@ -118,6 +118,7 @@ class Deformable(Fusion[DeformableConfig]):
 
     kind = "external modular"
     paper = "MMFuser, E_M"
+    summary = "a deep layer looks up detail in shallow ones by deformable attention"
     published = (3, 8, 13, 18)
 
     def __init__(self, config: DeformableConfig, shapes: Shapes) -> None:

@@ -28,7 +28,8 @@ class GroupMean(Fusion[GroupMeanConfig]):
     """Group means beside the base layer, projected to the LLM's width."""
 
     kind = "external direct"
-    paper = "E_D former/latter/all, DenseConnector DCI"
+    paper = "E_D former / latter / all, DenseConnector DCI"
+    summary = "mean of each group beside a base layer, MLP"
     published = "all"
 
     def __init__(self, config: GroupMeanConfig, shapes: Shapes) -> None:

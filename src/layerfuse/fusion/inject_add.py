@@ -37,7 +37,8 @@ class InjectAdd(Fusion[InjectAddConfig]):
     """One projector per injected layer and one for the base layer."""
 
     kind = "internal direct"
-    paper = "I_D, Qwen3-VL DeepStack"
+    paper = "I_D, DeepStack as in Qwen3-VL"
+    summary = "each layer added before an LLM block of its own"
     published = (3, 18)
 
     def __init__(self, config: InjectAddConfig, shapes: Shapes) -> None:

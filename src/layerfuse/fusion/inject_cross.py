@@ -52,6 +52,7 @@ class InjectCross(Fusion[InjectCrossConfig]):
 
     kind = "internal modular"
     paper = "I_M, Flamingo"
+    summary = "gated cross-attention from the LLM to each layer: before, inside or beside its block"
     published = (3, 18)
     attends = True
 

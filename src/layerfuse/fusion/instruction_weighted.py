@@ -140,6 +140,7 @@ class InstructionWeighted(GuidedFusion[InstructionWeightedConfig]):
     """The weight allocator over group means."""
 
     paper = "IGVA"
+    summary = "groups weighted by the question's sentence embedding"
     reads = "sentence"
 
     def __init__(self, config: InstructionWeightedConfig, shapes: Shapes) -> None:

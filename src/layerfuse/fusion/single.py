@@ -33,4 +33,5 @@ class Single(Concat):
 
     kind = "baseline"
     paper = "LLaVA-1.5"
+    summary = "one layer, MLP"
     published = "-2"

@@ -37,6 +37,7 @@ class TextRouted(GuidedFusion[TextRoutedConfig]):
     """A two-layer router over the selected layers."""
 
     paper = "TGIF"
+    summary = "all layers weighted by the prompt's embeddings"
     published = "every:1"
     reads = "prompt"
 

@@ -33,6 +33,7 @@ class TokenConcat(Fusion[TokenConcatConfig]):
 
     kind = "external direct"
     paper = "DenseConnector STI"
+    summary = "pooled early layers as further tokens"
     published = (7, 15)
 
     def __init__(self, config: TokenConcatConfig, shapes: Shapes) -> None:

@@ -41,7 +41,8 @@ class WeightedSum(Fusion[WeightedSumConfig]):
     """Softmax weights over layers or groups, learned as plain parameters."""
 
     kind = "external direct"
-    paper = "scalar mix, the static control"
+    paper = "ELMo's mix: the static control of the guided ones"
+    summary = "learned scalar mix"
     published = "every:1"
 
     def __init__(self, config: WeightedSumConfig, shapes: Shapes) -> None:
