@@ -102,6 +102,18 @@ def vision_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
     return vision
 
 
+def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """(rows, columns) of the patches of a preprocessed image, before they are pooled.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        patch_size: pixels of a patch, both ways.
+    """
+    # pixels that fill no whole patch are not seen by the encoder
+    return height // patch_size, width // patch_size
+
+
 class Encoder(nn.Module):
     """A Hugging Face vision tower, cut above the deepest layer in `layers`.
 
@@ -152,7 +164,7 @@ class Encoder(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image of that many pixels."""
-        return self.token_grid or self._cells(height, width)
+        return self.token_grid or patch_grid(height, width, self.tower.config.patch_size)
 
     def forward(self, pixel_values: Tensor) -> Features:
         """Run the tower up to the deepest selected layer.
@@ -164,7 +176,7 @@ class Encoder(nn.Module):
             The features of the selected layers of B images.
         """
         height, width = pixel_values.shape[-2:]
-        cells = self._cells(height, width)
+        cells = patch_grid(height, width, self.tower.config.patch_size)
         hidden = self._embed(pixel_values)
         hidden_states: list[Tensor] = []
         if 0 in self.layers:
@@ -214,11 +226,6 @@ class Encoder(nn.Module):
             _feed(digest, sorted(block.state_dict().items()))
             digests[index] = digest.hexdigest()
         return digests
-
-    def _cells(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of the patches before they are pooled."""
-        patch_size: int = self.tower.config.patch_size
-        return height // patch_size, width // patch_size
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
         """Hidden state 0: (B, 3, height, width) -> (B, prefix + patches, D)"""
