@@ -16,7 +16,10 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.paths import home
 from layerfuse.recipe.schema import Data, Scenes
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".jp2", ".j2k", ".ppm", ".pgm"),
+}
 TABLES = ("metadata.jsonl", "metadata.jsonl.gz")
 """tables beside the images of a folder; the first that is there is read"""
 

@@ -42,7 +42,10 @@ def connected_names(shown: Sequence[Sequence[str]]) -> list[str]:
     Returns:
         For each item the first, in the order of the alphabet, of all names in its cluster.
     """
-    distinct = sorted({name for names in shown for name in names})
+    all_names: set[str] = set()
+    for names in shown:
+        all_names.update(names)
+    distinct = sorted(all_names)
     place = {name: index for index, name in enumerate(distinct)}
     # Each item ties all that it shows to the first of them.
     firsts: list[int] = []

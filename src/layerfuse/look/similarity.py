@@ -212,9 +212,7 @@ def similarity(
     folder = output or look_folder(encoder)
     pictures = find_pictures(images, split, limit)
     # The first encoder is looked at; the second is only compared with it
-    names = [encoder]
-    if other:
-        names.append(other)
+    names = [name for name in (encoder, other) if name]
     # One bar is enough: that of the pictures.
     transformers_logging.disable_progress_bar()
     encoders = [load_encoder(name, DTYPES[dtype]) for name in names]
