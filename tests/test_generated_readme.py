@@ -27,8 +27,9 @@ def test_a_new_strategy_gets_its_row_beside_those_of_its_kind(
     rows = readme(README.read_text("utf-8")).splitlines()
 
     place = rows.index("| `mean_of_layers` | external direct | plain mean | nobody's paper |")
-    assert rows[place - 1].startswith("| `group_mean` | external direct |")
-    assert rows[place + 1].startswith("| `token_concat` | external direct |")
+    # The name of a neighbour would fail with the next strategy.
+    assert "| external direct |" in rows[place - 1]
+    assert "| external direct |" in rows[place + 1]
 
 
 def test_a_strategy_of_a_new_kind_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
