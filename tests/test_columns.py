@@ -107,6 +107,14 @@ def test_keys_of_a_turn_that_nobody_reads_are_refused() -> None:
         "<audio>",
         "<img/>",
         "[IMG]",
+        "[Image 1]",
+        "{{image}}",
+        "< image >",
+        "<image 1>",
+        "<image:0>",
+        "</image>",
+        "<im_patch>",
+        "<vid>",
     ],
 )
 def test_a_marker_that_nobody_reads_is_refused(marker: str) -> None:
@@ -118,8 +126,16 @@ def test_a_marker_that_nobody_reads_is_refused(marker: str) -> None:
     assert f"a turn of the user holds {marker}, a marker that nobody reads" in str(caught.value)
 
 
+@pytest.mark.parametrize("marker", ["\uff1cimage\uff1e", "&lt;image&gt;", "<image\u200b>"])
+def test_a_marker_in_other_characters_is_refused(marker: str) -> None:
+    turns = [{"from": "human", "value": f"{marker}What?"}, TURNS[1]]
+
+    with pytest.raises(LayerfuseError, match="holds <image> in other characters"):
+        read({"image": "a.png", "conversations": turns})
+
+
 @pytest.mark.parametrize(
-    "text", ["1 < 2 > 0", "<b>bold</b>", "[image]", '<img src="a.png">', "<s>"]
+    "text", ["1 < 2 > 0", "<b>bold</b>", "[1]", "<|im_start|>", "{x}", '<img src="a.png">', "<s>"]
 )
 def test_other_words_in_brackets_are_text(text: str) -> None:
     sample = read({"conversations": [{"from": "human", "value": text}, TURNS[1]]})

@@ -1,7 +1,9 @@
 """What nobody reads of a record is refused: it would be missing without a word."""
 
+import html
 import re
 import reprlib
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -59,12 +61,22 @@ _MEDIA_DATA = re.compile(r"data:(image|video|audio)/", re.IGNORECASE)
 # How PNG, JPEG, GIF and WebP begin in base64.
 _MEDIA_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
-# `<img>`, `<video>`, `<image_1>`, `<|image_pad|>`, `<ImageHere>`; not HTML such as `<img src=..>`.
-_TAG = re.compile(r"<\|?([A-Za-z]\w*)\s*/?\|?>")
+# `<img>`, `< image >`, `<image_1>`, `<image 1>`, `</image>`, `<ImageHere>`, `<image_pad>`; not HTML
+# with attributes, such as `<img src=..>`.
+_TAG = re.compile(r"<\s*[|/]?\s*(?P<name>[^\W\d]\w*)[\s:-]*\d*\s*/?\|?\s*>")
 _MARKER_WORD = re.compile(
-    r"(image|img|picture|photo|video|audio|sound|speech|vision|media|frame)(s|here|token)*\d*"
+    r"(image|img|picture|pic|photo|video|vid|clip|audio|wav|sound|speech|vision|visual|media|frame"
+    r"|pdf|bild|imagen|图片|图像|画像)(s|here|token)*\d*"
 )
-_BRACKETS = re.compile(r"\[(IMG|IMAGE|VIDEO|AUDIO)\d*\]")
+# LLaVA's own marks; behind `<|` these are ends of turns, which people may write about.
+_LLAVA_TAG = re.compile(r"<im_(patch|start|end)>")
+_BRACKETS = re.compile(
+    r"\[\s*(img|image|picture|photo|video|audio)[\s_:-]*(break|end|\d+)?\s*\]"
+    r"|\{\s*\{?\s*(img|image|picture|photo|video|audio)\s*\}?\s*\}",
+    re.IGNORECASE,
+)
+# Characters that nobody sees.
+_UNSEEN = re.compile("[\u200b\u200c\u200d\u2060\ufeff]")
 
 
 def refuse_unread(name: str, record: Mapping[str, Any], *, shows_pictures: bool) -> None:
@@ -207,11 +219,18 @@ def refuse_markers(name: str, role: str, text: str) -> None:
     for tag in _TAG.finditer(text):
         if tag[0] == IMAGE_TOKEN:
             continue
-        if any(_MARKER_WORD.fullmatch(word) for word in re.split("_", tag[1].lower())):
+        words = tag["name"].lower().split("_")
+        if any(_MARKER_WORD.fullmatch(word) for word in words):
             raise LayerfuseError(_marker_message(name, role, tag[0]))
-    bracket = _BRACKETS.search(text)
-    if bracket is not None:
-        raise LayerfuseError(_marker_message(name, role, bracket[0]))
+    for pattern in (_LLAVA_TAG, _BRACKETS):
+        marker = pattern.search(text)
+        if marker is not None:
+            raise LayerfuseError(_marker_message(name, role, marker[0]))
+    # Wide brackets, HTML's escapes and unseen characters make a marker look like the one that is
+    # read.
+    seen = _UNSEEN.sub("", unicodedata.normalize("NFKC", html.unescape(text)))
+    if seen.count(IMAGE_TOKEN) != text.count(IMAGE_TOKEN):
+        raise LayerfuseError(_marker_message(name, role, f"{IMAGE_TOKEN} in other characters"))
 
 
 def _marker_message(name: str, role: str, marker: str) -> str:
