@@ -152,9 +152,9 @@ def test_ask_and_the_test_and_training_give_the_same_prompt(
     assert torch.equal(batch["input_ids"][:, :prompt_length], asked)
 
 
-@pytest.mark.parametrize("mode", ["F", "HSV"])
-def test_an_image_that_cannot_be_kept_is_named(answerer: Answerer, mode: str) -> None:
-    """A PNG holds neither of these pixels."""
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_an_image_that_cannot_be_read_is_named(answerer: Answerer, mode: str) -> None:
+    """Neither says which of its samples is white."""
     image = Image.new(mode, (8, 8))
 
     with pytest.raises(LayerfuseError, match="the given image"):

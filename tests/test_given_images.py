@@ -85,3 +85,10 @@ def test_the_given_image_is_not_changed(tmp_path: Path) -> None:
 def test_an_image_without_a_range_is_refused() -> None:
     with pytest.raises(LayerfuseError, match="cannot read the given image: floating-point pixels"):
         as_read(Image.new("F", (4, 4)))
+
+
+def test_other_colour_spaces_are_converted() -> None:
+    """Full saturation and value at hue 0 is red."""
+    red = Image.new("HSV", (4, 4), (0, 255, 255))
+
+    assert as_read(red).getpixel((0, 0)) == (255, 0, 0)

@@ -204,7 +204,7 @@ def _kind_of(block: nn.Module) -> Hashable:
     """What blocks of equal FLOPs have in common, if nothing is injected into them."""
     # Only families that mix full and sliding attention, such as gemma3, say which a block has.
     shapes = tuple((name, weight.shape) for name, weight in block.named_parameters())
-    return type(block), getattr(block, "attention_type", None), shapes
+    return type(block), vars(block).get("attention_type"), shapes
 
 
 def _count_flops(action: Callable[[], object], blocks: Iterable[nn.Module]) -> int:

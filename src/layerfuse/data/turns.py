@@ -137,7 +137,7 @@ def _turn(name: str, turn: Any, literal_answers: bool) -> Turn:
 
 
 @dataclass(frozen=True)
-class Shown:
+class LearnedTurns:
     """A conversation that is learned from."""
 
     messages: tuple[Message, ...]
@@ -145,7 +145,7 @@ class Shown:
     """the places of its pictures in the record, in the order of the markers"""
 
 
-def messages_of(name: str, turns: list[Message], num_pictures: int) -> Shown:
+def messages_of(name: str, turns: list[Message], num_pictures: int) -> LearnedTurns:
     """The turns with the pictures' markers; questions without an answer are left out.
 
     Args:
@@ -191,7 +191,7 @@ def messages_of(name: str, turns: list[Message], num_pictures: int) -> Shown:
         raise LayerfuseError(f"sample {name}: no answer to learn from")
     if num_pictures > 0 and not pictures:
         raise LayerfuseError(f"sample {name}: no answer follows its pictures")
-    return Shown(tuple(answered), pictures)
+    return LearnedTurns(tuple(answered), pictures)
 
 
 def _show_first(messages: list[Message], num_pictures: int) -> None:

@@ -27,10 +27,8 @@ from layerfuse.model.pretrained import load_image_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
-from layerfuse.vision.picture import Picture
+from layerfuse.vision.picture import Picture, as_read
 
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B")
-"""Modes of Pillow whose pixels a PNG can hold."""
 NEEDED_SETTINGS = ("vision_config", "text_config", "vision_groups", "fusion")
 """What the config.json of every saved model holds."""
 DAMAGE = (
@@ -218,13 +216,9 @@ def _picture_of(image: Path | str | Image.Image) -> Picture:
     """A picture that is read as those of samples are."""
     if not isinstance(image, Image.Image):
         return Picture(str(image))
-    # Both formats keep every pixel; the EXIF data say which way is up.
+    # PNG keeps every pixel.
     file = io.BytesIO()
-    file_format = "PNG" if image.mode in PNG_MODES else "TIFF"
-    try:
-        image.save(file, file_format, exif=image.getexif())
-    except (OSError, ValueError, SyntaxError) as error:
-        raise LayerfuseError(f"cannot read the given image: {error}") from error
+    as_read(image).save(file, "PNG")
     return Picture("the given image", file.getvalue)
 
 

@@ -94,8 +94,10 @@ def check_sizes(name: str, kind: Kind, config: PreTrainedConfig) -> None:
     Raises:
         LayerfuseError: naming the setting, its value and what is valid.
     """
+    # As a dictionary, because not every type of model has every setting.
+    settings = config.to_dict()
     for setting in SIZES:
-        size = getattr(config, setting, None)
+        size = settings.get(setting)
         # some LLMs have a size of its own for every block; the encoder divides by its patch_size
         is_list = isinstance(size, list | tuple) and setting != "patch_size"
         if size is None or is_list:
@@ -106,16 +108,16 @@ def check_sizes(name: str, kind: Kind, config: PreTrainedConfig) -> None:
                 f"the configuration of the {kind} {name}: {setting} is {size!r}; valid: a whole "
                 "number of at least 1"
             )
-    heads = getattr(config, "num_attention_heads", None)
+    heads = settings.get("num_attention_heads")
     if not isinstance(heads, int):
         return
     # With a head_dim of its own, the heads together need not be as wide as the model.
-    if getattr(config, "head_dim", None) is None and config.hidden_size % heads != 0:
+    if settings.get("head_dim") is None and config.hidden_size % heads != 0:
         raise LayerfuseError(
             f"the configuration of the {kind} {name}: hidden_size {config.hidden_size} is no "
             f"multiple of num_attention_heads {heads}"
         )
-    shared = getattr(config, "num_key_value_heads", None)
+    shared = settings.get("num_key_value_heads")
     if isinstance(shared, int) and heads % shared != 0:
         raise LayerfuseError(
             f"the configuration of the {kind} {name}: num_attention_heads {heads} is no multiple "

@@ -71,7 +71,7 @@ def text_config_of(
         return config
     check_sizes(name, "LLM", config)
     # state-space models such as mamba pass nothing on to their blocks, where fusion attaches
-    if getattr(config, "num_attention_heads", None) is None:
+    if config.to_dict().get("num_attention_heads") is None:
         raise LayerfuseError(
             f"{name} has no attention heads (its type is {config.model_type}): give an LLM of "
             "attention blocks, such as llama, qwen, mistral, gemma, phi or smollm"
