@@ -11,7 +11,7 @@ from transformers import AutoProcessor, pipeline
 
 from layerfuse import Processor
 from layerfuse.errors import LayerfuseError
-from layerfuse.model.chat_template import from_parts
+from layerfuse.model.content_parts import from_parts
 from tests import tiny
 
 MARKED = [

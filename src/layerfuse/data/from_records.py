@@ -18,8 +18,8 @@ from layerfuse.data.turns import (
     read_turns,
     refuse_halves,
 )
-from layerfuse.data.unread import refuse_unread, short
-from layerfuse.errors import LayerfuseError
+from layerfuse.data.unread import refuse_unread
+from layerfuse.errors import LayerfuseError, short
 from layerfuse.model.chat_template import Message
 from layerfuse.vision.picture import Picture
 

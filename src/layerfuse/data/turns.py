@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from layerfuse.data.unread import refuse_markers, refuse_unread_in_turn, short
-from layerfuse.errors import LayerfuseError
-from layerfuse.model.chat_template import IMAGE_TOKEN, Message, from_parts, literal
+from layerfuse.data.unread import refuse_markers, refuse_unread_in_turn
+from layerfuse.errors import LayerfuseError, short
+from layerfuse.model.chat_template import IMAGE_TOKEN, Message, literal
+from layerfuse.model.content_parts import from_parts
 
 # LLaVA's files say `human` and `gpt`, chat templates `user` and `assistant`; ShareGPT's files name
 # the model that answered.

@@ -2,13 +2,12 @@
 
 import html
 import re
-import reprlib
 import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from layerfuse.errors import LayerfuseError
+from layerfuse.errors import LayerfuseError, short
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.recipe.schema import ReadColumn
 
@@ -241,14 +240,3 @@ def _marker_message(name: str, role: str, marker: str) -> str:
         f"sample {name}: a turn of the {role} holds {marker}, a marker that nobody reads; a "
         f"picture is marked by {IMAGE_TOKEN}, and other media are not read.{hint}"
     )
-
-
-def short(value: Any) -> str:
-    """A value in an error: its beginning, and no half of a surrogate pair, as `repr` makes it.
-
-    Args:
-        value: anything.
-    """
-    brief = reprlib.Repr()
-    brief.maxstring = 100
-    return brief.repr(value)

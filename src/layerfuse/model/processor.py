@@ -17,12 +17,11 @@ from layerfuse.model.chat_template import (
     IMAGE_TOKEN,
     ChatTemplate,
     Message,
-    from_parts,
     question_of,
     with_fixed_date,
-    with_texts,
 )
 from layerfuse.model.config import image_tokens_of
+from layerfuse.model.content_parts import from_parts, with_texts
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.tokens import TextTokenizer
 from layerfuse.model.turn_ends import TurnEnds
