@@ -11,12 +11,16 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from layerfuse.data.feature_store import digests_of
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.pretrained import load_image_processor
+from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Data, Recipe
+from layerfuse.study.check import load_checked
 from layerfuse.study.coordinate import study
-from layerfuse.study.data_summary import CommonAnswer, SourceSummary, print_data_summary
+from layerfuse.study.data_summary import print_data_summary, summarize_data
+from layerfuse.study.encode import pictures_of
 from layerfuse.vision.picture import Picture
 from tests.studies import write_recipe, write_samples
 from tests.test_docs import README, ROOT, snippets
@@ -233,21 +237,20 @@ def test_every_message_of_the_page_is_made_by_one_of_these_tests() -> None:
     assert len(QUOTED) == len(parts)
 
 
-def test_the_summary_of_the_page_is_printed_so() -> None:
-    """The numbers are those of the quickstart."""
-    # The page does not show the answers.
-    common = [CommonAnswer("top", 0.05)]
-    summaries = [
-        SourceSummary("align", 1000, 1000, 0, 1000, 1.0, common, [32, 32.0, 32]),
-        SourceSummary("finetune", 1000, 1000, 0, 5000, 5.0, common, [44, 45.0, 46]),
-        SourceSummary("evaluate", 200, 200, 0, 1000, 5.0, common, [44, 45.0, 46]),
-    ]
-    console = Console(width=90)
+@pytest.mark.real
+@pytest.mark.usefixtures("local_models")
+def test_the_summary_of_the_page_is_that_of_the_quickstart() -> None:
+    """Measured: its samples are drawn, and encoded as training does."""
+    checked = load_checked(load_recipe(ROOT / "recipes" / "quickstart.yaml"))
+    pictures = pictures_of(checked.usable.by_label().values())
+    summaries = summarize_data(checked.usable, digests_of(pictures), checked.tokens)
+    console = Console(width=80)
 
     with console.capture() as printed:
         print_data_summary(summaries, console)
 
     (block,) = snippets(PAGE, "console")
+    # The page does not show the answers.
     assert one_space(printed.get()).startswith(one_space(block))
 
 
