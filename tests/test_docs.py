@@ -1,5 +1,6 @@
 """What the documentation says is true: snippets run, generated pages are fresh, links exist."""
 
+import ast
 import os
 import re
 import resource
@@ -179,6 +180,17 @@ def test_help_is_fast() -> None:
         if fastest < 0.5:
             break
     assert fastest < 0.5
+
+
+def test_every_class_has_a_name_of_its_own() -> None:
+    """Two classes of one name are told apart by their modules alone."""
+    names: list[str] = []
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names.append(node.name)
+
+    assert sorted(names) == sorted(set(names))
 
 
 def test_every_module_has_a_name_of_its_own() -> None:
