@@ -53,6 +53,24 @@ def test_the_same_settings_give_the_same_files(tmp_path: Path) -> None:
     assert contents(other_seed) != contents(first)
 
 
+def test_short_wordings_ask_the_same_of_the_same_pictures(tmp_path: Path) -> None:
+    asked = conversations(write(tmp_path / "asked", 6, "train", questions=8))
+    short = conversations(write(tmp_path / "short", 6, "train", questions=8, wording="short"))
+
+    for question, word in zip(asked, short, strict=True):
+        assert said_by(word, "gpt") == said_by(question, "gpt")
+        for family, text in zip(word["families"], said_by(word, "human"), strict=True):
+            assert text.removeprefix("<image>\n").startswith(family)
+            assert text.endswith(":")
+
+
+def test_scenes_of_another_wording_are_not_taken_for_these(tmp_path: Path) -> None:
+    write(tmp_path / "scenes", 3, "train", wording="short")
+
+    with pytest.raises(LayerfuseError, match="'wording': 'short'"):
+        write(tmp_path / "scenes", 3, "train")
+
+
 @pytest.fixture(scope="module")
 def twelve_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of twelve scenes of a test split, with five questions each."""

@@ -15,7 +15,7 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sources import load
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe, Stage
-from layerfuse.train.arm import Trained, encoder_for, train_arm
+from layerfuse.train.arm import Trained, compose, encoder_for, train_arm
 from layerfuse.train.trainer import FusionTrainer
 from tests import tiny
 from tests.studies import write_recipe, write_samples
@@ -429,3 +429,31 @@ def test_a_frozen_encoder_gives_the_same_losses_cached_or_not(
 
     cached_losses = losses_of(cached, "align")
     assert cached_losses == pytest.approx(losses_of(direct, "align"), rel=1e-5)
+
+
+def test_without_memory_of_gradients_each_step_moves_by_the_learning_rate(
+    two_stages: Recipe, tmp_path: Path
+) -> None:
+    """With betas of zero AdamW's update is the sign of the gradient."""
+    rate = 1e-3
+    stage = changed(
+        two_stages.stages["align"],
+        betas=(0.0, 0.0),
+        learning_rates={"fusion": rate},
+        steps=2,
+        schedule="constant_with_warmup",
+        warmup=0,
+        checkpoint_steps=None,
+    )
+    recipe = two_stages.model_copy(update={"stages": {"align": stage}})
+    begun, _ = compose(recipe, recipe.all_arms()[0], 0)
+
+    trained = train(recipe, tmp_path)
+
+    before = dict(begun.fusion.projector.named_parameters())
+    for name, after in trained.model.fusion.projector.named_parameters():
+        steps = (after - before[name]).abs() / rate
+        # Both ways, or there and back; a gradient near AdamW's epsilon moves less.
+        whole = torch.isclose(steps, steps.round(), atol=1e-2)
+        assert whole.float().mean() > 0.95
+        assert steps.max() > 1.9

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from layerfuse.data.scenes import FAMILIES, VERSION, Scene, Split, generator, sample
+from layerfuse.data.scenes import FAMILIES, VERSION, Scene, Split, Wording, generator, sample
 from layerfuse.errors import LayerfuseError
 
 
@@ -76,6 +76,7 @@ def write(
     questions: int = 6,
     families: Sequence[str] | None = None,
     novel_share: float = 0.25,
+    wording: Wording = "question",
 ) -> Path:
     """Write scenes as PNG and LLaVA JSON.
 
@@ -90,6 +91,7 @@ def write(
         questions: exchanges of each scene, each of another family.
         families: some of `FAMILIES` to ask about; all eight if there are none.
         novel_share: as for `sample`.
+        wording: of the questions.
 
     Returns:
         `folder`.
@@ -111,6 +113,7 @@ def write(
         "questions": questions,
         "novel_share": share,
         "families": asked,
+        "wording": wording,
     }
     if _holds_files(folder):
         _check_settings(folder, settings)
@@ -146,6 +149,8 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
             written_settings = json.loads(settings_file.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise LayerfuseError(f"cannot read {settings_file}: {error}") from error
+        # Folders from before there was a choice hold questions.
+        written_settings.setdefault("wording", "question")
     # A folder without the file, such as one of the user's, differs in everything.
     different = {}
     for name, value in settings.items():
@@ -176,7 +181,7 @@ def _fill(folder: Path, scenes: list[Scene], settings: dict[str, Any]) -> None:
         scene.render().save(folder / image, compress_level=1)
         turns = []
         for family in families:
-            question, answer = scene.ask(family, rng)
+            question, answer = scene.ask(family, rng, settings["wording"])
             # The first question shows the picture.
             if not turns:
                 question = f"<image>\n{question}"

@@ -19,6 +19,8 @@ from layerfuse.data.drawing import SIZE, Card, Pattern, Pose
 from layerfuse.errors import LayerfuseError
 
 Split = Literal["train", "test"]
+Wording = Literal["question", "short"]
+"""`short` names the family alone, such as `colour:`"""
 Pair = tuple[str, str]
 """a colour and a shape"""
 
@@ -36,6 +38,8 @@ class QuestionFamily:
     """all that may be right"""
     wordings: tuple[str, ...]
     """equivalent questions; {} stands for the object that is asked about"""
+    short: str
+    """the same as one word or two"""
 
 
 FAMILIES = {
@@ -43,41 +47,49 @@ FAMILIES = {
         category="General",
         answers=("red", "orange", "yellow", "green", "blue", "purple", "pink", "black"),
         wordings=("What colour?",),
+        short="colour:",
     ),
     "shape": QuestionFamily(
         category="General",
         answers=("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon"),
         wordings=("What shape?",),
+        short="shape:",
     ),
     "count": QuestionFamily(
         category="Vision-centric",
         answers=("1", "2", "3", "4", "5", "6"),
         wordings=("How many?", "How many objects?"),
+        short="count:",
     ),
     "position": QuestionFamily(
         category="Vision-centric",
         answers=("left", "right", "top", "bottom"),
         wordings=("Where is the card?", "On which side?"),
+        short="position:",
     ),
     "letter": QuestionFamily(
         category="Chart&OCR",
         answers=("A", "E", "L", "M", "O", "S", "T", "X"),
         wordings=("Which letter?", "What does the card say?"),
+        short="letter:",
     ),
     "texture": QuestionFamily(
         category="Fine-grained",
         answers=("plain", "horizontal", "vertical", "diagonal", "dots", "checks"),
         wordings=("What pattern?",),
+        short="texture:",
     ),
     "detail": QuestionFamily(
         category="Fine-grained",
         answers=("dot", "cross", "line", "none"),
         wordings=("Which tiny mark?", "What is the tiny mark?"),
+        short="detail:",
     ),
     "presence": QuestionFamily(
         category="Hallucination",
         answers=("yes", "no"),
         wordings=("Is there {}?", "Do you see {}?"),
+        short="presence of {}:",
     ),
 }
 
@@ -148,20 +160,26 @@ class Scene:
             return "yes"
         return "no"
 
-    def ask(self, family: str, rng: np.random.Generator) -> tuple[str, str]:
+    def ask(
+        self, family: str, rng: np.random.Generator, wording: Wording = "question"
+    ) -> tuple[str, str]:
         """A question of a family and its right answer.
 
         Args:
             family: a key of `FAMILIES`.
-            rng: draws the wording.
+            rng: draws one of the family's questions.
+            wording: whether it is a question or as short as can be.
         """
-        wording = str(rng.choice(FAMILIES[family].wordings))
+        # Drawn for short ones too, so that both wordings ask the same of the same pictures.
+        question = str(rng.choice(FAMILIES[family].wordings))
+        if wording == "short":
+            question = FAMILIES[family].short
         colour, shape = self.asked
         article = "a"
         if colour == "orange":
             article = "an"
         # Only the wordings of presence have a place for the object.
-        return wording.format(f"{article} {colour} {shape}"), self.answer(family)
+        return question.format(f"{article} {colour} {shape}"), self.answer(family)
 
     def caption(self) -> str:
         """All attributes in a fixed order, in 12 words."""

@@ -118,6 +118,8 @@ def _write_scenes(spec: Scenes) -> Path:
     families = "+".join(spec.families or ["all"])
     # All that the pictures and questions depend on: other settings are another folder.
     key = f"{spec.split}-{spec.count}-{spec.seed}-{spec.questions}-{families}-v{VERSION}"
+    if spec.wording != "question":
+        key = f"{key}-{spec.wording}"
     folder = home() / "scenes" / key
     scene_files.write(
         folder,
@@ -126,6 +128,7 @@ def _write_scenes(spec: Scenes) -> Path:
         seed=spec.seed,
         questions=spec.questions,
         families=spec.families,
+        wording=spec.wording,
     )
     if spec.captions:
         return folder / "captions.json"

@@ -95,6 +95,8 @@ class Scenes(Strict):
     """Families of questions to ask about. Default: all eight."""
     questions: int = Field(default=6, ge=1, le=8)
     """Questions per picture, at most one of each family."""
+    wording: Literal["question", "short"] = "question"
+    """`short` asks `colour:` instead of `What colour?`: small models learn sooner what is meant."""
     captions: bool = False
     """Use one short description per picture instead of its questions."""
 
@@ -164,6 +166,7 @@ class Resources(Strict):
 
 
 Part = Literal["fusion", "llm", "vision"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Layers = int | str | list[int] | list[list[int]]
 
 
@@ -220,6 +223,8 @@ class Stage(Strict):
     """Learning-rate schedule after the warm-up."""
     warmup: float = Field(default=0.03, ge=0)
     """Warm-up: a fraction of the steps if below 1, else a number of steps."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """AdamW's decay rates of the means of the gradient and of its square."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's weight decay (not on biases and norms)."""
     max_grad_norm: float = Field(default=1.0, ge=0)

@@ -233,6 +233,8 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> Trainin
         lr_scheduler_type=stage.schedule,
         learning_rate=max(stage.learning_rates.values()),
         warmup_steps=stage.warmup,
+        adam_beta1=stage.betas[0],
+        adam_beta2=stage.betas[1],
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
         num_train_epochs=stage.epochs,
