@@ -116,6 +116,16 @@ def test_what_arms_share_is_counted_once_and_only_that() -> None:
     assert len(known) < 12
 
 
+def test_constants_of_whitening_count_but_do_not_train() -> None:
+    """One product of width x width for each token of each layer."""
+    plain = show(LLAVA, console=quiet())[1][0]
+    whitened = show(LLAVA, ("arms.0.fusion.normalize=whiten",), quiet())[1][0]
+
+    assert whitened.parameters["fusion"] - plain.parameters["fusion"] == 1024 * 1024 + 1024
+    assert whitened.flops["fusion"] - plain.flops["fusion"] == 2 * 576 * 1024 * 1024
+    assert whitened.trained == plain.trained
+
+
 def test_lora_counts_what_peft_trains() -> None:
     recipe, arms = show(LLAVA, ("stages.finetune.lora.r=8",), quiet())
 

@@ -42,6 +42,15 @@ def tokens_of(model: FusionVLM, size: int) -> int:
     return model.config.num_image_tokens(size, size)
 
 
+def parts_of(model: FusionVLM) -> dict[str, nn.Module]:
+    """The modules of a model by the names of `PARTS`."""
+    return {
+        "vision": model.vision_tower,
+        "fusion": model.fusion,
+        "llm": model.language_model,
+    }
+
+
 def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
     """Build a model without memory for its weights, and count them.
 
@@ -49,7 +58,8 @@ def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
         config: the configuration of the model.
 
     Returns:
-        The model on the meta device, and the number of parameters of each of `PARTS`.
+        The model on the meta device, and the number of parameters of each of `PARTS`. Those of the
+        fusion include the stored constants of `normalize`, which work and weigh as parameters do.
     """
     # Tensors on the meta device hold no numbers, so drawing random weights would only take time.
     with torch.device("meta"), no_init_weights():
@@ -57,14 +67,11 @@ def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
         # Without initialisation transformers leaves a tied head a table of its own, which would
         # count the embeddings of the words twice.
         model.language_model.tie_weights()
-    parts = {
-        "vision": model.vision_tower,
-        "fusion": model.fusion,
-        "llm": model.language_model,
-    }
     parameters = {}
-    for name, part in parts.items():
+    for name, part in parts_of(model).items():
         parameters[name] = sum(weight.numel() for weight in part.parameters())
+    for constant in model.fusion.norms.buffers():
+        parameters["fusion"] += constant.numel()
     return model, parameters
 
 

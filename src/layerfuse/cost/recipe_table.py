@@ -14,6 +14,7 @@ from layerfuse.cost.flops import (
     Known,
     count,
     flops,
+    parts_of,
     text_config,
     tokens_of,
     vision_config,
@@ -125,7 +126,7 @@ def measure(
     model, parameters = count(config)
     trained = {}
     for name, stage in stages.items():
-        trained[name] = _trained(model, stage, parameters)
+        trained[name] = _trained(model, stage)
     return Shown(
         arm=arm,
         layers=config.vision_layers,
@@ -136,14 +137,15 @@ def measure(
     )
 
 
-def _trained(model: FusionVLM, stage: Stage, parameters: dict[str, int]) -> int:
+def _trained(model: FusionVLM, stage: Stage) -> int:
     """Number of parameters that train in a stage."""
     lora = stage.lora
+    parts = parts_of(model)
     total = 0
-    for part in stage.learning_rates:
+    for name in stage.learning_rates:
         # With LoRA the LLM itself is frozen; only its adapters train.
-        if part != "llm" or lora is None:
-            total += parameters[part]
+        if name != "llm" or lora is None:
+            total += sum(weight.numel() for weight in parts[name].parameters())
     if lora is None:
         return total
     for name, module in model.language_model.get_decoder().named_modules():

@@ -432,6 +432,22 @@ class Recipe(Strict):
             raise ValueError(f"baseline {self.baseline!r} is no arm; valid: {names}")
         return self
 
+    @model_validator(mode="after")
+    def _whitened_encoders_are_frozen(self) -> "Recipe":
+        trained = [name for name, stage in self.stages.items() if "vision" in stage.learning_rates]
+        if not trained:
+            return self
+        # Constants are measured once: small directions, which whitening amplifies, would move away
+        # from them.
+        for arm in self.all_arms():
+            if arm.fusion.get("normalize") == "whiten":
+                raise ValueError(
+                    f"arm {arm.label!r} has normalize: whiten, whose constants are measured on the "
+                    f"encoder as it is, but stage {trained[0]!r} trains vision; leave vision out "
+                    "of its learning_rates, or use normalize: layernorm"
+                )
+        return self
+
     def all_arms(self) -> list[Arm]:
         """Every arm with its defaults filled in: first `arms`, then the products of `grid`."""
         # Made anew each time: a validated recipe stays what the user wrote.

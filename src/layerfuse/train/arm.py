@@ -127,8 +127,7 @@ def calibrate(
         samples: of the first stage.
         store: cached features of their pictures, or None to encode them.
     """
-    config = model.fusion.config
-    if config.normalize != "standardize" and config.token_scale is None:
+    if not model.fusion.config.calibrated:
         return
     # A generator: large data sets are read no further than needed.
     with_pictures = (sample for sample in samples if sample.pictures)
