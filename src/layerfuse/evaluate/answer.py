@@ -145,7 +145,12 @@ class Answerer:
         for name, value in {**visual, **text}.items():
             inputs[name] = value.to(self.model.device)
         output = self.model.generate(
-            **inputs, guidance=guidance, max_new_tokens=max_new_tokens, do_sample=False
+            **inputs,
+            guidance=guidance,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            # finds ends of answers that are several tokens
+            tokenizer=self.processor.tokenizer,
         )
         # Prompts are padded on the left: all answers begin at the same position.
         prompt_length = text["input_ids"].shape[1]
