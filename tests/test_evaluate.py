@@ -138,9 +138,20 @@ def test_a_question_sees_no_picture_of_a_later_turn() -> None:
     assert [question.messages[-1]["content"] for question in asked] == [
         "no picture?",
         "<image>one?",
-        "<image><image>\nand now ?",
+        # Its own picture stays where its words say
+        "<image>\nand now <image>?",
         "<image><image><image>\nall?",
     ]
+
+
+def test_the_pictures_of_a_question_stay_in_their_places() -> None:
+    turns = conversation("<image>\nwhat?", "1", "<image>\nIs it like <image> here?", "2")
+    sample = Sample("s", (A, B, C), turns)
+
+    _, second = questions([sample])
+
+    assert second.sample.pictures == (A, B, C)
+    assert second.messages[-1]["content"] == "<image><image>\nIs it like <image> here?"
 
 
 def test_a_picture_in_the_systems_words_stays_there() -> None:
