@@ -1,6 +1,7 @@
 """A chat template: conversations as text, and where their answers stand in it."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from layerfuse.errors import LayerfuseError
+from layerfuse.errors import LayerfuseError, short
 
 IMAGE_TOKEN = "<image>"
 """what marks a picture in messages, and by default in tokens too"""
@@ -57,6 +58,8 @@ class TemplateWords:
     """all of it, with `...` in place of what people say"""
     since_question: str
     """what follows the question, or whatever was said last"""
+    before_question: str
+    """what stands between the question and whatever was said before it"""
 
 
 def literal(text: str) -> str:
@@ -205,10 +208,13 @@ class ChatTemplate:
             The text, without answers.
 
         Raises:
-            LayerfuseError: if the chat template refuses the conversation.
+            LayerfuseError: if the chat template refuses the conversation or changes what people
+                say.
         """
+        text = self._hidden_prompt(messages)
+        self._refuse_lost_words(self._hidden(messages), text)
         # both `<image>` and the tokenizer's own image token mark a picture
-        text = self._hidden_prompt(messages).replace(IMAGE_TOKEN, self.image_token)
+        text = text.replace(IMAGE_TOKEN, self.image_token)
         # before names are revealed, among which `<image>` may be
         text = text.replace(self.image_token, self.image_token * tokens_per_image)
         revealed = _Revealed(self._names)
@@ -219,27 +225,42 @@ class ChatTemplate:
         """What the chat template writes before each answer of a conversation.
 
         Args:
-            messages: the conversation; of all but the system's only the roles matter.
+            messages: the conversation.
 
         Raises:
-            LayerfuseError: if the chat template refuses the conversation.
+            LayerfuseError: if the chat template refuses the conversation, or changes what people
+                say.
         """
         answers: list[str] = []
         marked_messages: list[Message] = []
         for place, message in enumerate(messages):
-            if message["role"] != "system":
-                mark = f"{_OPEN}{place}{_CLOSE}"
-                if message["role"] == "assistant":
-                    answers.append(mark)
+            mark = f"{_OPEN}{place}{_CLOSE}"
+            if message["role"] == "assistant":
+                answers.append(mark)
                 message = {**message, "content": mark}
+            elif message["role"] == "user":
+                # around the words, at which a template may look
+                words_of_user = self._hide(message["content"])
+                message = {**message, "content": f"{mark}{words_of_user}{mark}"}
+            else:
+                message = {**message, "content": self._hide(message["content"])}
             marked_messages.append(message)
+        text = self._render(marked_messages)
+        self._refuse_lost_words(marked_messages, text)
 
+        # what people say is one mark, as answers are
+        twice = f"({_OPEN}[0-9]+{_CLOSE}).*?\\1"
+        revealed = _Revealed(self._names)
+        revealed.add(re.sub(twice, r"\1", text, flags=re.DOTALL))
+        text = revealed.text
         words: list[TemplateWords] = []
-        text = written(self._render(marked_messages))
         for mark in answers:
-            before = re.sub(f"{_OPEN}.*?{_CLOSE}", "...", text.partition(mark)[0])
-            since_question = text.partition(mark)[0].rpartition(_CLOSE)[2]
-            words.append(TemplateWords(before, since_question))
+            before_mark = text.partition(mark)[0]
+            before = re.sub(f"{_OPEN}[0-9]+{_CLOSE}", "...", before_mark)
+            before_said, _, since_question = before_mark.rpartition(_CLOSE)
+            # a question stands between its mark and what was said before
+            before_question = before_said.rpartition(_OPEN)[0].rpartition(_CLOSE)[2]
+            words.append(TemplateWords(before, since_question, before_question))
         return words
 
     def conversation(self, messages: Sequence[Message]) -> Rendered:
@@ -249,7 +270,8 @@ class ChatTemplate:
             messages: the conversation.
 
         Raises:
-            LayerfuseError: if the chat template refuses the conversation or leaves out an answer.
+            LayerfuseError: if the chat template refuses the conversation, leaves out an answer or
+                changes what people say.
         """
         # rendered with a mark in place of each answer, whose text may also stand elsewhere
         answers: list[str] = []
@@ -268,6 +290,7 @@ class ChatTemplate:
         revealed = _Revealed(self._names)
         spans: list[Span] = []
         rest = self._render(marked_messages)
+        self._refuse_lost_words(marked_messages, rest)
         for mark, answer in zip(marks, answers, strict=True):
             before, separator, rest = rest.partition(mark)
             if not separator:
@@ -306,11 +329,46 @@ class ChatTemplate:
         # the same mark as in conversations; what people write may hold one of its characters
         mark = f"{_OPEN}0{_CLOSE}"
         # not `add_generation_prompt`, which some templates write differently from an answer
+        text = self._render([*self._hidden(messages), {"role": "assistant", "content": mark}])
+        if mark not in text:
+            raise LayerfuseError("the chat template does not write the answer to the last question")
+        return text[: text.index(mark)].rstrip(" ")
+
+    def _hidden(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with stand-ins for the names that people wrote."""
         hidden: list[Message] = []
         for message in messages:
             hidden.append({**message, "content": self._hide(message["content"])})
-        text = self._render([*hidden, {"role": "assistant", "content": mark}])
-        return text[: text.index(mark)].rstrip(" ")
+        return hidden
+
+    def _refuse_lost_words(self, messages: Sequence[Message], text: str) -> None:
+        """Raise LayerfuseError for a template that does not write what the user or the system says:
+        a model would learn, and be asked, something else.
+
+        Args:
+            messages: what the template was given. Answers may be left out of what is asked, as
+                templates of thinking models leave out thoughts.
+            text: what it made of them.
+        """
+        numbers: Counter[tuple[str, str]] = Counter()
+        for message in messages:
+            # many templates trim what people say
+            words = message["content"].strip()
+            if message["role"] != "assistant" and words:
+                numbers[message["role"], words] += 1
+        for (role, words), number in numbers.items():
+            if text.count(words) >= number:
+                continue
+            # a picture may be hundreds of tokens
+            words = re.sub(f"(?:{re.escape(self.image_token)})+", IMAGE_TOKEN, words)
+            words = re.sub(f"{_OPEN}[0-9]+{_CLOSE}", "", words)
+            revealed = _Revealed(self._names)
+            revealed.add(words)
+            raise LayerfuseError(
+                f"the chat template changes or leaves out what the {role} says: "
+                f"{short(revealed.text)} is not in what it writes. Give a `chat_template` that "
+                "writes the content of every message as it stands, image markers with it"
+            )
 
     def _special_names(self) -> list[str]:
         """The names of all special tokens but the image token."""

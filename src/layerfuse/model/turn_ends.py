@@ -66,7 +66,9 @@ class TurnEnds:
         self.chat = chat
         self.tokenizer = chat.tokenizer
         self.text_tokenizer = text_tokenizer
-        self._words_after_answers = self._common_words_after_answers()
+        self.words_after_answers = self._common_words_after_answers()
+        """what the chat template writes after every answer, the last one too; often nothing but an
+        end-of-turn token and a newline"""
 
     def end_tokens(self) -> EndTokens:
         """What ends an answer, as `encode` labels it: whatever the chat template writes there, and
@@ -89,7 +91,7 @@ class TurnEnds:
                             continue
                         behind = _tokens_behind(answer, probe.text, tokens, span)
                         if len(behind) > 1:
-                            text = self._words_after_answers.rstrip(" ")
+                            text = self.words_after_answers.rstrip(" ")
                         elif behind and first >= answer.end:
                             separate.add(last_token)
                         elif behind:
@@ -229,7 +231,7 @@ class TurnEnds:
             `end` where the template ends no turn.
         """
         # tokenizers merge spaces behind the end with the first word of the next turn
-        turn_end = self._words_after_answers.rstrip(" ")
+        turn_end = self.words_after_answers.rstrip(" ")
         if not turn_end.strip(" ") or not text.startswith(turn_end, answer.end):
             return end
         named_ends = self._named_ends()
@@ -244,8 +246,7 @@ class TurnEnds:
         return after
 
     def _common_words_after_answers(self) -> str:
-        """What the chat template writes after every answer, the last one too; often nothing but an
-        end-of-turn token and a newline."""
+        """What follows every answer of the probes."""
         words_after_answers: list[str] = []
         for probe in self._probes(_CLOSINGS[0]):
             next_starts = [answer.start for answer in probe.answers[1:]] + [len(probe.text)]
