@@ -10,7 +10,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from layerfuse.data.sources import faults, image_files
+from layerfuse.data.picture_folder import image_files
+from layerfuse.data.sources import faults
 from layerfuse.errors import LayerfuseError
 from layerfuse.vision.picture import Picture
 from tests.sample_files import (
