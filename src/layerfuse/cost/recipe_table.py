@@ -24,6 +24,7 @@ from layerfuse.data.sources import load
 from layerfuse.data.text_files import read_text
 from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
+from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.reader import load_recipe
@@ -71,9 +72,10 @@ def show(
     vision = vision_config(recipe.encoder)
     text = text_config(recipe.llm)
     size = _image_size(recipe, vision)
-    _check_grid(recipe, vision, size)
+    _check_size(recipe, vision, size)
     arms: list[Shown] = []
     known: Known = {}
+    image_token_id = _image_token_id(recipe)
     for arm in recipe.all_arms():
         try:
             config = configure(
@@ -82,6 +84,7 @@ def show(
                 arm.layers,
                 arm.fusion,
                 token_grid=recipe.token_grid,
+                image_token_id=image_token_id,
             )
         except LayerfuseError as error:
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
@@ -157,6 +160,18 @@ def _trained(model: FusionVLM, stage: Stage) -> int:
     return total
 
 
+def _image_token_id(recipe: Recipe) -> int:
+    """The id of the token that marks images, which may need a new row of embeddings; 0, which needs
+    none, where the tokenizer is not at hand."""
+    source = recipe.llm
+    if source.config is not None or not Path(resolve(source.model)).is_dir():
+        return 0
+    from layerfuse.model.pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(source.model, recipe.image_token)
+    return int(tokenizer.convert_tokens_to_ids(recipe.image_token or IMAGE_TOKEN))
+
+
 def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
     """Height and width in pixels of what the encoder's image processor makes."""
     source = recipe.encoder
@@ -203,20 +218,13 @@ def _check_sources(recipe: Recipe) -> None:
             raise LayerfuseError(f"{name}: {error}") from error
 
 
-def _check_grid(recipe: Recipe, vision: PreTrainedConfig, size: int) -> None:
-    """Raise LayerfuseError if the pictures hold no patch, or fewer than the token grid has."""
+def _check_size(recipe: Recipe, vision: PreTrainedConfig, size: int) -> None:
+    """Raise LayerfuseError if the pictures hold no patch."""
     patches = size // vision.patch_size
     if patches == 0:
         raise LayerfuseError(
             f"encoder {recipe.encoder.model}: pictures of {size} pixels are smaller than a patch "
             f"of {vision.patch_size}; give an image_size of at least that"
-        )
-    grid = recipe.token_grid
-    # Pooling to more tokens than patches would only repeat patches.
-    if grid is not None and max(grid) > patches:
-        raise LayerfuseError(
-            f"token_grid {list(grid)} is larger than the {patches} x {patches} patches of "
-            f"{recipe.encoder.model} at {size} pixels; valid: up to {patches} rows and columns"
         )
 
 
