@@ -50,6 +50,9 @@ class TokenMoments:
         Args:
             tokens: (..., D), at least one token.
         """
+        # Apple's GPUs have no float64.
+        if tokens.device.type == "mps":
+            tokens = tokens.cpu()
         # Sums of squares over many tokens need more digits than features have.
         precise = tokens.double().flatten(0, -2)
         mean = precise.mean(dim=0)

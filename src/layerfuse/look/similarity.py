@@ -26,7 +26,7 @@ from layerfuse.hardware import DTYPES
 from layerfuse.look.accumulate import LayerStatistics
 from layerfuse.look.figures import TITLES, draw_similarity
 from layerfuse.look.grouping import all_groups, best_count
-from layerfuse.look.output import similarity_table
+from layerfuse.look.output import conditioning_table, similarity_table
 from layerfuse.look.pictures import batches, find_pictures, require_look
 from layerfuse.look.similarity_report import (
     LayerMeasurements,
@@ -259,6 +259,7 @@ def _publish(report: SimilarityReport, folder: Path, unfinished: Path, console: 
     # Only a written report makes the saved sums superfluous
     unfinished.unlink(missing_ok=True)
     similarity_table(report, console)
+    conditioning_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)
     return file
 
@@ -337,9 +338,13 @@ def describe(
     chosen = groups
     if groups == 0:
         chosen = best_count(groups_by_count)
+    conditioning = {}
+    for name, numbers in statistics.conditioning().items():
+        conditioning[name] = rounded(numbers)
     return LayerMeasurements(
         similarity=rounded(similarity),
         scores=rounded(statistics.scores()),
         groups=groups_by_count,
         chosen=chosen,
+        conditioning=conditioning,
     )
