@@ -242,7 +242,8 @@ class Stage(Strict):
     """Recompute the LLM's activations in the backward pass: less memory, more time."""
     checkpoint_steps: int | None = Field(default=None, gt=0)
     """Save a checkpoint each so many steps and at the end; a stopped arm continues from it.
-    Default: none, a stopped arm starts again."""
+    Default: when saving takes less than 2 % of the time since the last one, at most once a minute;
+    a stopped arm then repeats a few minutes of a stage, or a stage of less than a minute."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Stage":

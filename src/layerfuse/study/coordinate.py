@@ -38,6 +38,7 @@ from layerfuse.study.execute import ENVIRONMENT, PROGRESS, Job, run_local, run_r
 from layerfuse.study.plan import PlannedRun, run_names, runs, slug
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
+from layerfuse.study.trained_files import MODEL
 
 Engine = Literal["local", "ray"]
 NAMED_SAMPLES = 5
@@ -147,7 +148,7 @@ def train(
         console=console,
         needs_intervals=False,
     )
-    model = folder / record.folder / "model"
+    model = folder / record.folder / MODEL
     if not model.is_dir():
         raise LayerfuseError(
             f"the run is finished, but its model is gone: delete {folder / record.folder} to train "
@@ -397,12 +398,15 @@ def _collect(folder: Path, all_runs: list[PlannedRun]) -> list[RunRecord]:
 
 def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> None:
     """With `keep_models: best`, only the run with the highest mean accuracy keeps its model."""
-    if recipe.keep_models != "best":
+    if recipe.keep_models == "all":
         return
-    best = max(all_runs, key=lambda run: _score(folder, run))
+    best = None
+    if recipe.keep_models == "best":
+        best = max(all_runs, key=lambda run: _score(folder, run))
     for run in all_runs:
         if run is not best:
-            shutil.rmtree(folder / run.folder / "model", ignore_errors=True)
+            # With `none` a run leaves its model behind only if it was killed at its very end.
+            shutil.rmtree(folder / run.folder / MODEL, ignore_errors=True)
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from layerfuse.study.check import load_remembered
 from layerfuse.study.encode import read_features
 from layerfuse.study.plan import RESULT, PlannedRun, runs
 from layerfuse.study.progress_table import LiveTable
+from layerfuse.study.trained_files import MODEL, STAGES, is_trained, read_trained, save_trained
 from layerfuse.train.arm import Trained, train_arm
 
 ENVIRONMENT = "environment.json"
@@ -112,7 +113,8 @@ class ProcessArguments:
 def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     """Train and test one arm; the result is the last file that its folder gets.
 
-    Of several processes that train together, the first tests.
+    What is trained is on disk before the test: a run that was stopped in its test goes straight
+    to it. Of several processes that train together, the first tests.
 
     Args:
         job: the study.
@@ -122,16 +124,20 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     recipe = job.recipe
     folder = job.study / run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    # Every process trains; the model that comes back is whole in each of them.
-    trained = train_arm(
-        recipe,
-        run.arm,
-        run.seed,
-        samples=job.samples.train,
-        store=job.store,
-        folder=folder,
-        progress=progress,
-    )
+    trained = _trained_before(recipe, folder)
+    if trained is None:
+        # Every process trains; the model that comes back is whole in each of them.
+        trained = train_arm(
+            recipe,
+            run.arm,
+            run.seed,
+            samples=job.samples.train,
+            store=job.store,
+            folder=folder,
+            progress=progress,
+        )
+        if PartialState().is_main_process:
+            save_trained(trained, folder)
     # Answers are few and short: one process is done with them before others could share them.
     if not PartialState().is_main_process:
         return
@@ -149,14 +155,23 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     answers = predict(answerer, job.samples.test, recipe.evaluate, tested)
     seconds = {**trained.seconds, test_label: round(time.perf_counter() - started, 2)}
     write_records(folder / PREDICTIONS, answers)
-    # With `best` the models of all runs are kept until the last run is done.
-    if recipe.keep_models != "none":
-        trained.model.save_pretrained(folder / "model")
-        trained.processor.save_pretrained(folder / "model")
     record = _record(run, trained, answers, seconds)
     write_text(folder / RESULT, json.dumps(record.to_json()))
     # A finished run is never continued: its checkpoints are only in the way.
-    shutil.rmtree(folder / "stages", ignore_errors=True)
+    shutil.rmtree(folder / STAGES, ignore_errors=True)
+    # With `best` the models of all runs are kept until the last run is done.
+    if recipe.keep_models == "none":
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+
+
+def _trained_before(recipe: Recipe, folder: Path) -> Trained | None:
+    """What an interrupted run has trained, None if it still has to train."""
+    was_trained = is_trained(folder)
+    # All processes look before any trains, tests and removes what they look for.
+    PartialState().wait_for_everyone()
+    if not was_trained:
+        return None
+    return read_trained(recipe, folder)
 
 
 def _record(
