@@ -26,6 +26,8 @@ _CLOSE = "\ue001"
 # not be told from those of the chat template. Between the two stands the name's index.
 _NAME_OPEN = "\ue003"
 _NAME_CLOSE = "\ue004"
+ANSWER_TO_COME: Message = {"role": "assistant", "content": f"{_OPEN}0{_CLOSE}"}
+"""what stands for the answer that a model is asked for"""
 _STAND_IN = re.compile(f"{LITERAL_IMAGE}|{_NAME_OPEN}(?P<index>[0-9]+){_NAME_CLOSE}")
 
 
@@ -130,6 +132,28 @@ def with_fixed_date(template: str) -> str:
     return fixed
 
 
+def up_to_answer(template: str) -> str:
+    """A chat template that writes what a model is asked: all that stands before an answer.
+
+    It is exactly what stands there in training. `add_generation_prompt` of some templates writes
+    something else, such as a space behind it or an empty thought.
+
+    Args:
+        template: a Jinja template of `messages`.
+
+    Returns:
+        A template of messages that end with `ANSWER_TO_COME`. Spaces before the answer belong to
+        it, as tokenizers merge them with its first word.
+    """
+    mark = repr(ANSWER_TO_COME["content"])
+    refusal = "raise_exception('it does not write an answer behind them')"
+    # `+` keeps the white space of the template as it is
+    capture = "{% set layerfuse_text +%}" + template + "{%+ endset %}"
+    check = f"{{% if {mark} not in layerfuse_text %}}{{{{ {refusal} }}}}{{% endif %}}"
+    cut = f"{{{{ layerfuse_text.partition({mark})[0].rstrip(' ') }}}}"
+    return capture + check + cut
+
+
 class _Revealed:
     """A text that grows, in which stand-ins become the names that people wrote.
 
@@ -213,8 +237,20 @@ class ChatTemplate:
         """
         text = self._hidden_prompt(messages)
         self._refuse_lost_words(self._hidden(messages), text)
+        return self.revealed(text, tokens_per_image)
+
+    def revealed(self, hidden: str, tokens_per_image: int = 1) -> Rendered:
+        """A text with what people wrote and with the image tokens of its pictures.
+
+        Args:
+            hidden: the text, in which stand-ins are the names that people wrote.
+            tokens_per_image: image tokens that replace each marker of a picture.
+
+        Returns:
+            The text, without answers.
+        """
         # both `<image>` and the tokenizer's own image token mark a picture
-        text = text.replace(IMAGE_TOKEN, self.image_token)
+        text = hidden.replace(IMAGE_TOKEN, self.image_token)
         # before names are revealed, among which `<image>` may be
         text = text.replace(self.image_token, self.image_token * tokens_per_image)
         revealed = _Revealed(self._names)
@@ -240,10 +276,10 @@ class ChatTemplate:
                 message = {**message, "content": mark}
             elif message["role"] == "user":
                 # around the words, at which a template may look
-                words_of_user = self._hide(message["content"])
+                words_of_user = self.hide(message["content"])
                 message = {**message, "content": f"{mark}{words_of_user}{mark}"}
             else:
-                message = {**message, "content": self._hide(message["content"])}
+                message = {**message, "content": self.hide(message["content"])}
             marked_messages.append(message)
         text = self._render(marked_messages)
         self._refuse_lost_words(marked_messages, text)
@@ -284,7 +320,7 @@ class ChatTemplate:
                 answers.append(message["content"].strip())
                 message = {**message, "content": mark}
             else:
-                message = {**message, "content": self._hide(message["content"])}
+                message = {**message, "content": self.hide(message["content"])}
             marked_messages.append(message)
 
         revealed = _Revealed(self._names)
@@ -298,7 +334,7 @@ class ChatTemplate:
             revealed.add(before)
             # spaces before an answer are merged with its first word by tokenizers
             start = len(revealed.text.rstrip(" "))
-            revealed.add(self._hide(answer))
+            revealed.add(self.hide(answer))
             spans.append(Span(start, len(revealed.text)))
         revealed.add(rest)
         return Rendered(revealed.text, spans, revealed.literals)
@@ -319,26 +355,23 @@ class ChatTemplate:
         for message in messages:
             if message["role"] == "assistant":
                 start = len(revealed.text)
-                revealed.add(self._hide(message["content"].strip()))
+                revealed.add(self.hide(message["content"].strip()))
                 spans.append(Span(start, len(revealed.text)))
                 revealed.add(end)
         return Rendered(revealed.text, spans, revealed.literals)
 
     def _hidden_prompt(self, messages: Sequence[Message]) -> str:
         """What stands before the next answer, with stand-ins for the names that people wrote."""
-        # the same mark as in conversations; what people write may hold one of its characters
-        mark = f"{_OPEN}0{_CLOSE}"
-        # not `add_generation_prompt`, which some templates write differently from an answer
-        text = self._render([*self._hidden(messages), {"role": "assistant", "content": mark}])
-        if mark not in text:
-            raise LayerfuseError("the chat template does not write the answer to the last question")
-        return text[: text.index(mark)].rstrip(" ")
+        return self._render(
+            [*self._hidden(messages), ANSWER_TO_COME],
+            up_to_answer(self.template),
+        )
 
     def _hidden(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with stand-ins for the names that people wrote."""
         hidden: list[Message] = []
         for message in messages:
-            hidden.append({**message, "content": self._hide(message["content"])})
+            hidden.append({**message, "content": self.hide(message["content"])})
         return hidden
 
     def _refuse_lost_words(self, messages: Sequence[Message], text: str) -> None:
@@ -381,11 +414,14 @@ class ChatTemplate:
         names -= {IMAGE_TOKEN, self.image_token}
         return sorted(names)
 
-    def _hide(self, content: str) -> str:
+    def hide(self, content: str) -> str:
         """What people wrote, with a stand-in for each name of a special token.
 
         Contents without such names stay as they are, so that the chat template makes of them what
         it always does.
+
+        Args:
+            content: of a message.
         """
 
         def stand_in(name: re.Match[str]) -> str:
@@ -395,12 +431,12 @@ class ChatTemplate:
             return content
         return self._any_name.sub(stand_in, content)
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        """The text that the chat template makes of a conversation."""
+    def _render(self, messages: Sequence[Message], template: str | None = None) -> str:
+        """The text that the chat template makes of a conversation, or another one."""
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages),
-                chat_template=self.template,
+                chat_template=template or self.template,
                 tokenize=False,
             )
         except TemplateError as error:
