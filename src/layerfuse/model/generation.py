@@ -1,5 +1,7 @@
 """Generation with images: they are encoded and fused once, and carried from step to step."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,27 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Placed
 from layerfuse.model.instruction import InstructionSource
 from layerfuse.vision.features import Features
+
+
+def read_generation_settings(file: Path) -> GenerationConfig:
+    """The settings of generation that are saved with a model.
+
+    Args:
+        file: its generation_config.json.
+
+    Raises:
+        LayerfuseError: naming the file, if it is damaged.
+    """
+    # Any: transformers' GenerationConfig declares no types
+    settings_class: Any = GenerationConfig
+    try:
+        return settings_class.from_dict(json.loads(file.read_text("utf-8")))
+    # files that are cut off, or hold something else
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise LayerfuseError(
+            f"cannot read {file}, which says where answers end: {error}. Copy the model's folder "
+            "again"
+        ) from error
 
 
 # transformers looks for "GenerationMixin" in the names of a model's bases to know that it generates

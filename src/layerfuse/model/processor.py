@@ -4,11 +4,13 @@ import inspect
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
 from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import CHAT_TEMPLATE_FILE
 from transformers.utils.chat_template_utils import Chat
 
 from layerfuse.errors import LayerfuseError
@@ -133,6 +135,35 @@ class Processor(ProcessorMixin):
         # Any: transformers does not annotate what it gives
         parent: Any = ProcessorMixin
         return parent.validate_init_kwargs(processor_config, [*valid_kwargs, *parameters])
+
+    # Any: all that transformers takes and gives
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """As in transformers, with a chat template that can be used.
+
+        Args:
+            pretrained_model_name_or_path: the folder of a saved model, or a hub id.
+            args: more of transformers' own arguments.
+            options: more of transformers' own arguments.
+
+        Raises:
+            LayerfuseError: naming a chat template that is damaged.
+        """
+        file = Path(str(pretrained_model_name_or_path)) / CHAT_TEMPLATE_FILE
+        if file.is_file():
+            try:
+                file.read_text("utf-8")
+            except UnicodeDecodeError as error:
+                raise _damaged_template(file, error) from error
+        # Any: transformers does not annotate what it gives
+        parent: Any = super()
+        processor = parent.from_pretrained(pretrained_model_name_or_path, *args, **options)
+        # transformers takes any text; half a template would be noticed at the first question
+        try:
+            processor.chat.expanded_prompt([{"role": "user", "content": "Is it whole?"}], 0)
+        except LayerfuseError as error:
+            raise _damaged_template(file, error) from error
+        return processor
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens that one preprocessed image of that many pixels becomes."""
@@ -479,6 +510,13 @@ class Processor(ProcessorMixin):
             content = re.sub(IMAGE_TOKEN, image_run, message["content"])
             expanded.append({**message, "content": content})
         return expanded
+
+
+def _damaged_template(file: Path, error: Exception) -> LayerfuseError:
+    """The message for a saved chat template that cannot be used."""
+    return LayerfuseError(
+        f"cannot read {file}, or it is damaged: {error}. Copy the model's folder again"
+    )
 
 
 def _marked(messages: list[Message]) -> list[Message]:

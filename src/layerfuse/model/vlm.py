@@ -15,12 +15,13 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Fused, Guidance, Layout, Placed, attach
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig, configure, shapes
-from layerfuse.model.generation import VisualGenerationMixin
+from layerfuse.model.generation import VisualGenerationMixin, read_generation_settings
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.loss import next_tokens, token_loss
 from layerfuse.model.pretrained import (
@@ -162,6 +163,27 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         # the LLM may have grown by the image token
         config.text_config = language_model.config
         return cls(config, tower, language_model)
+
+    # Any: all that transformers takes and gives
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """As in transformers, with the settings of generation that were saved.
+
+        Args:
+            pretrained_model_name_or_path: the folder of a saved model, or a hub id.
+            args: more of transformers' own arguments.
+            options: more of transformers' own arguments.
+
+        Raises:
+            LayerfuseError: naming settings of generation that are damaged.
+        """
+        file = Path(str(pretrained_model_name_or_path)) / GENERATION_CONFIG_NAME
+        # transformers would take others in their place: answers would not end where they end
+        if file.is_file():
+            read_generation_settings(file)
+        # Any: transformers types what it loads for its own classes only
+        parent: Any = super()
+        return parent.from_pretrained(pretrained_model_name_or_path, *args, **options)
 
     def train(self, mode: bool = True) -> "FusionVLM":
         """Training mode for the parts that train; a part that is frozen stays in evaluation mode.
