@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from jinja2 import TemplateError
 from transformers import BatchFeature, ProcessorMixin
-from transformers.utils import CHAT_TEMPLATE_FILE
 from transformers.utils.chat_template_utils import Chat
+from transformers.utils.hub import CHAT_TEMPLATE_FILE
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.chat_template import (
