@@ -41,6 +41,20 @@ C = Picture("c")
         ("5.", "5", True),
         ("'.5'", ".5", True),
         ("10", "-10", False),
+        # So does a comma, and a full stop of other writing, before any kind of number
+        ("5", ",5", False),
+        (".5", ",5", False),
+        (",5.", ",5", True),
+        ("5", "\uff0e5", False),
+        ("\u00bd", ".\u00bd", False),
+        ("\u4e94", "\u3002\u4e94", False),
+        # Signs and units are compared as they are written
+        ("5", "+5", False),
+        ("-5", "\u22125", False),
+        # Nobody sees a byte order mark, or a space without width
+        ("re\ufeffd", "red", True),
+        ("\u200b.5", ".5", True),
+        ("\ufeff", "\ufeff", False),
         # Composed and decomposed accents look the same
         ("cafe\u0301", "caf\u00e9", True),
         ("red\u3002", "red", True),

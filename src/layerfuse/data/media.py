@@ -1,6 +1,7 @@
 """Which keys and values of a record name pictures, sounds or films, under whatever name."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,14 @@ _MEDIA_WORD = re.compile(
     r"(image|img|picture|pic|photo|screenshot|thumbnail|video|vid|audio|sound|speech|media|frame"
     r"|file|pixel|jpe?g|png|gif|pdf|mp[34]|wav|webp|tiff|heic|svg|movie|clip|film|voice|recording"
     r"|depth|mask|crop|attachment|base64|b64|bytes"
-    r"|bild|bilder|foto|imagen|imagem|immagine|obraz|zdjęcie|resim|gambar|kuva|billede|ảnh"
-    r"|vídeo|áudio|изображение|картинка|фото|видео|аудио|صورة|تصویر|चित्र)"
+    r"|bild|bilder|foto|imagen|imagem|immagine|obraz|zdjecie|resim|gambar|kuva|billede|anh"
+    r"|изображение|картинка|фото|видео|аудио|صورة|تصویر)"
     r"(s|es|name|path|file|list|data|bytes|b64)*"
 )
 # Written without spaces between words: any part of a key counts.
-_MEDIA_SIGNS = re.compile("图片|图像|照片|截图|视频|音频|画像|写真|動画|音声|이미지|사진|비디오")
+_MEDIA_SIGNS = re.compile(
+    "图片|图像|照片|截图|视频|音频|画像|写真|動画|音声|이미지|사진|비디오|चित्र"
+)
 # Words that say that a key only describes media: `image_width`, `video_id`.
 _DESCRIBING_WORDS = {
     *("id", "ids", "idx", "index", "num", "count", "size", "sizes", "width", "height", "w", "h"),
@@ -46,12 +49,14 @@ _LONG_BASE64 = re.compile(r"[A-Za-z0-9+/]{1000,}={0,2}")
 
 
 def words_of(key: str) -> list[str]:
-    """The words of a key in small letters: `videoPath` and `video_path` have two.
+    """The words of a key in small letters without accents: `videoPath` and `video_path` have two.
 
     Args:
         key: of any language.
     """
     separated = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)
+    if not key.isascii():
+        separated = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", separated))
     return re.findall(r"[^\W\d_]+", separated.lower())
 
 

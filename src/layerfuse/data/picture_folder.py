@@ -1,5 +1,6 @@
 """Folders of pictures, with a table of rows or with a caption beside each picture."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,8 @@ def _from_row(reading: Reading, index: int, row: Any) -> Sample:
     name = _identify_row(reading, index, row)
     if _has_file_name(reading, row):
         row = _with_image(name, row, reading)
+        # What is left out is gone already; `image` may be one of it.
+        reading = replace(reading, ignored=())
     sample = from_columns(index, row, reading)
     # These tables describe pictures: a row that shows none is a mistake.
     if not sample.pictures:
