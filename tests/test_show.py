@@ -12,12 +12,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from layerfuse import FusionVLM
 from layerfuse.cost.flops import TEXT_TOKENS, BlockRepeats, Known, count, flops, text_config
 from layerfuse.cost.recipe_table import Shown, show, steps_of
+from layerfuse.data.collate import Collator
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import ModelSource, Stage
+from layerfuse.study.check import load_checked
+from layerfuse.train.arm import compose
 from tests import tiny
 from tests.studies import write_recipe
 
@@ -389,3 +392,26 @@ def test_nothing_is_cut_off(width: int) -> None:
         billions = arm.flops["llm"] / 1e9
         assert f"{billions:,.1f}" in words
     assert "fusion 2e-05, llm 2e-05" in words
+
+
+def test_the_tokens_are_those_of_training(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Image processors crop to sizes of their own, which the encoder's configuration lacks."""
+    processor = tiny.image_processor(height=24, width=24)
+    processor.save_pretrained(tmp_path / "encoder")
+    early_tokens = {
+        "name": "early",
+        "layers": [1, 2, 3, 4],
+        "fusion": {"name": "token_concat"},
+    }
+    recipe["arms"].append(early_tokens)
+
+    settings, arms = show(write_recipe(tmp_path, recipe), console=quiet())
+
+    samples = load_checked(settings).usable
+    for shown in arms:
+        _, processor = compose(settings, shown.arm, seed=0)
+        batch = Collator(processor, "chat", 2048, None)([samples.test[0]])
+        image_places = batch["input_ids"] == processor.image_token_id
+        assert shown.visual_tokens == int(image_places.sum()), shown.arm.label
+    # patches of 8 pixels; the encoder is configured for pictures of 32
+    assert arms[0].visual_tokens == 9
