@@ -92,6 +92,7 @@ BAD_RECORDS = [
     (record(id={"row": 1}), "sample 1: its id is {'row': 1}; valid: a text or a number"),
     (record(id=[1]), r"sample 1: its id is \[1\]"),
     (record(id=float("nan")), "sample 1: its id is nan"),
+    (record(image={"bytes": "iVBORw", "path": None}), "sample q: an image is a dict, not a path"),
     (record(id=True), "sample 1: its id is True"),
     (record(families="c"), "sample q: families is a str, not a list of one for each answer"),
     (record(categories={"a": 1}), "sample q: categories is a dict, not a list"),
@@ -236,6 +237,8 @@ def test_tables_that_nobody_reads_are_named(tmp_path: Path, name: str, folder: s
     for stem in ("a", "train/b"):
         save_picture(tmp_path / f"{stem}.png")
         (tmp_path / f"{stem}.txt").write_text("red")
+    # A folder is no table.
+    (tmp_path / "metadata.d").mkdir()
     (tmp_path / folder / name).write_text("")
 
     with pytest.raises(LayerfuseError, match=rf"{name}, (a table that|which) nobody"):

@@ -87,6 +87,7 @@ def test_a_key_that_names_media_or_changes_what_is_asked_is_refused(key: str, va
         ("multiple_choice_answer", "red"),
         ("answers", [{"answer": "red", "answer_confidence": "yes", "answer_id": 1}]),
         ("correct_choice_idx", 1),
+        ("num_choices", "4"),
         ("answer_type", "other"),
         ("meta", {"image": {"width": 640, "format": "png"}, "image_id": "42"}),
         ("rationale", "It is red, as in a.png.\nSo it is."),
@@ -154,6 +155,7 @@ def test_options_in_columns_of_their_own_are_refused(tmp_path: Path, letters: st
         ("train", False),
         ("train", "false"),
         ("masked", True),
+        ("mask", 1),
         ("options", ["red", "blue"]),
     ],
 )

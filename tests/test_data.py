@@ -176,6 +176,10 @@ def test_a_row_that_names_two_pictures_is_a_bad_sample(tmp_path: Path, column: s
     assert len(of_one_picture.pictures) == 1
 
 
+def test_an_empty_id_is_none(tmp_path: Path) -> None:
+    assert ids_of(load_records(tmp_path, {"id": "", "text": "red"})) == ["0"]
+
+
 def test_a_row_is_called_by_its_id_whatever_its_column(tmp_path: Path) -> None:
     row = {"file_name": "a.png", "uid": "first", "text": "red"}
 

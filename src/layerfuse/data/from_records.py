@@ -175,7 +175,8 @@ def sample_id(index: int, record: Any) -> str:
         surrogate pair, which no file could hold, is written with a backslash.
     """
     identity = index
-    if isinstance(record, dict) and _is_name(record.get("id")):
+    # An empty text is what tables have for nothing.
+    if isinstance(record, dict) and _is_name(record.get("id")) and record["id"] != "":
         identity = record["id"]
     return str(identity).encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -242,9 +243,11 @@ def picture_of(sample: str, cell: Any, base: Path) -> Picture:
         return cell
     # What the datasets library makes of an image in a message.
     if isinstance(cell, dict) and cell.keys() == {"bytes", "path"}:
-        if cell["bytes"] is not None:
+        # JSON has no bytes: a text there could be base64 or anything else.
+        if isinstance(cell["bytes"], bytes):
             return _embedded_picture("picture in a message", cell["bytes"])
-        cell = cell["path"]
+        if cell["bytes"] is None:
+            cell = cell["path"]
     if not isinstance(cell, str):
         raise LayerfuseError(f"sample {sample}: an image is a {type(cell).__name__}, not a path")
     refuse_halves(sample, "the path of an image", cell)

@@ -91,7 +91,7 @@ def _table_of(folder: Path) -> Path | None:
     Raises:
         LayerfuseError: there is another table than those that are read, or more than one.
     """
-    tables = [file for file in sorted(folder.iterdir()) if _is_table(file)]
+    tables = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_table(file)]
     if not tables:
         return None
     names = " and ".join(table.name for table in tables)

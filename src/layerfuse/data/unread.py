@@ -54,7 +54,7 @@ _LEARNING_KEYS = {
     **dict.fromkeys(("weight", "lossweight", "sampleweight", "turnweight"), ("1", "1.0")),
     **dict.fromkeys(("loss", "train", "trainable", "learn"), ("1", "1.0", "true")),
     **dict.fromkeys(("lossmask", "trainonturn", "trainonanswer"), ("1", "1.0", "true")),
-    **dict.fromkeys(("masked", "ignore", "ignoreloss", "skip"), ("0", "0.0", "false")),
+    **dict.fromkeys(("mask", "masked", "ignore", "ignoreloss", "skip"), ("0", "0.0", "false")),
     **dict.fromkeys(("trainoninput", "trainoninputs", "trainonprompt"), ("0", "0.0", "false")),
 }
 # Of a whole record, these words may say anything: the weight of what is shown, a split.
