@@ -283,16 +283,17 @@ def vision_config(source: ModelSource) -> PreTrainedConfig:
     return load_vision_config(source.model, source.config)
 
 
-def text_config(source: ModelSource) -> PreTrainedConfig:
+def text_config(source: ModelSource, blocks: int | None = None) -> PreTrainedConfig:
     """The configuration of a language model, checked as it is for training.
 
     Args:
         source: the language model.
+        blocks: number of its first blocks that are kept; None: all.
 
     Returns:
         Its configuration.
 
     Raises:
-        LayerfuseError: it cannot be found, or is more than a language model.
+        LayerfuseError: it cannot be found, is more than a language model, or cannot be cut.
     """
-    return text_config_of(source.model, source.config)
+    return text_config_of(source.model, source.config, blocks)

@@ -70,7 +70,7 @@ def show(
         console = Console()
     _check_sources(recipe)
     vision = vision_config(recipe.encoder)
-    text = text_config(recipe.llm)
+    text = text_config(recipe.llm, recipe.llm.blocks)
     size = _image_size(recipe, vision)
     _check_size(recipe, vision, size)
     arms: list[Shown] = []
@@ -89,11 +89,14 @@ def show(
         except LayerfuseError as error:
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
         arms.append(measure(arm, config, size=size, stages=recipe.stages, known=known))
+    blocks = f"{text.num_hidden_layers} blocks"
+    if recipe.llm.blocks is not None:
+        blocks = f"the first {blocks} (llm.blocks, a screening device)"
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
     console.print(
         f"encoder {recipe.encoder.model}: {vision.num_hidden_layers} blocks of width "
         f"{vision.hidden_size}, {size} px\n"
-        f"LLM {recipe.llm.model}: {text.num_hidden_layers} blocks of width {text.hidden_size}\n"
+        f"LLM {recipe.llm.model}: {blocks} of width {text.hidden_size}\n"
     )
     _print_arms(recipe, arms, console)
     console.print()

@@ -118,6 +118,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         image_token: str | None = None,
         dtype: torch.dtype = torch.float32,
         attn_implementation: str | None = None,
+        llm_blocks: int | None = None,
     ) -> "FusionVLM":
         """A new model from a pretrained encoder and LLM; the fusion is random and in float32.
 
@@ -131,6 +132,8 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             image_token: its text; None takes `<image>`, and adds it to the LLM where it is missing.
             dtype: the dtype of the encoder and the LLM.
             attn_implementation: the LLM's attention kernel; None is transformers' choice.
+            llm_blocks: keep so many of the LLM's first blocks, with its final norm and head: a
+                screening device for cheap studies. None keeps all.
 
         Raises:
             LayerfuseError: for anything that does not fit, before weights load.
@@ -140,7 +143,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         if isinstance(llm, Path):
             llm = str(llm)
         vision = load_vision_config(encoder)
-        text = text_config_of(llm)
+        text = text_config_of(llm, blocks=llm_blocks)
         if image_token_id is None:
             if not isinstance(llm, str):
                 raise LayerfuseError("`llm` is a config, so `image_token_id` must be given")
@@ -159,7 +162,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             tower = Encoder(load_tower(encoder, vision, dtype), config.taps, token_grid)
         else:
             tower = Encoder.from_config(vision, config.taps, token_grid).to(dtype)
-        language_model = load_llm(llm, dtype, attn_implementation, image_token_id)
+        language_model = load_llm(llm, dtype, attn_implementation, image_token_id, llm_blocks)
         # the LLM may have grown by the image token
         config.text_config = language_model.config
         return cls(config, tower, language_model)

@@ -82,6 +82,15 @@ class ModelSource(Strict):
         return value
 
 
+class LanguageSource(ModelSource):
+    """The LLM. A plain string in a recipe means `model: <string>`."""
+
+    blocks: int | None = Field(default=None, gt=0)
+    """Keep so many of its first blocks, with its final norm and head: a screening device, since an
+    arm then trains in a minute on a CPU, and whether arms rank as with the whole LLM is to be
+    confirmed. Internal strategies place their layers within these. Default: the whole LLM."""
+
+
 class Scenes(Strict):
     """Generated pictures with questions (see the scenes page of the docs)."""
 
@@ -379,7 +388,7 @@ class Recipe(Strict):
     """One sentence for the report."""
     encoder: ModelSource
     """The vision encoder."""
-    llm: ModelSource
+    llm: LanguageSource
     """The language model."""
     chat_template: str | None = None
     """A Jinja chat template file (relative to the recipe) to use instead of the tokenizer's."""

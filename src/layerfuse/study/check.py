@@ -412,7 +412,7 @@ def check_arms(recipe: Recipe) -> list[FusionConfig]:
         LayerfuseError: naming the arm and what is valid.
     """
     vision = load_vision_config(recipe.encoder.model)
-    text = text_config_of(recipe.llm.model)
+    text = text_config_of(recipe.llm.model, blocks=recipe.llm.blocks)
     configs = []
     for arm in recipe.all_arms():
         try:

@@ -25,6 +25,7 @@ from layerfuse.study.findings import (
     signed,
     span,
     state_findings,
+    with_screening,
 )
 from layerfuse.study.summary import BOOTSTRAP, Summary, summarize
 
@@ -56,6 +57,7 @@ class ReportedRecipe:
         baseline: the arm that all others are compared with.
         arms: names of all arms, finished or not.
         bootstrap: how pictures are redrawn.
+        llm_blocks: number of the LLM's first blocks that were kept; None: all.
     """
 
     text: str
@@ -64,6 +66,7 @@ class ReportedRecipe:
     baseline: str
     arms: list[str]
     bootstrap: Bootstrap
+    llm_blocks: int | None
 
 
 @dataclass(frozen=True)
@@ -359,6 +362,10 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
         elif arm.get("name"):
             arms.append(arm["name"])
     statistics = content.get("statistics") or {}
+    # The LLM may be written as its bare name.
+    llm_blocks = None
+    if isinstance(content.get("llm"), dict):
+        llm_blocks = content["llm"].get("blocks")
     return ReportedRecipe(
         text=text,
         title=content.get("name") or study_dir.resolve().name,
@@ -366,6 +373,7 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
         baseline=content["baseline"],
         arms=arms,
         bootstrap=replace(BOOTSTRAP, **statistics),
+        llm_blocks=llm_blocks,
     )
 
 
@@ -434,6 +442,8 @@ def write_report(study_dir: Path) -> Path:
     runs = read_runs(study_dir)
     summary = summarize(runs, recipe.baseline, recipe.bootstrap)
     findings = state_findings(summary)
+    if recipe.llm_blocks is not None:
+        findings = with_screening(findings, recipe.llm_blocks)
 
     figures = {}
     for name in draw(summary, runs, study_dir / "figures"):

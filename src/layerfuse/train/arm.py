@@ -89,6 +89,7 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
         image_token=recipe.image_token,
         dtype=DTYPES[recipe.dtype],
         attn_implementation=recipe.attn_implementation,
+        llm_blocks=recipe.llm.blocks,
     )
     processor = processor_for(recipe, model.config)
     # Saved with the model: only the processor knows the chat template.
