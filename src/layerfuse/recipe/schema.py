@@ -159,6 +159,10 @@ class Data(Strict):
 class Resources(Strict):
     """What one arm runs on; results do not depend on it."""
 
+    arms_at_once: int | Literal["auto"] = Field(default="auto", gt=0)
+    """Runs that are done side by side with `--engine local`, each in a process of its own. `auto`
+    is one per GPU that this machine shows; without GPUs as many as it has cores, with one thread
+    each, if their estimated memory is free."""
     processes: int = Field(default=1, gt=0)
     """Processes that train an arm together, one per GPU, started by `accelerate launch`."""
     accelerate: str | None = None
@@ -172,6 +176,16 @@ class Resources(Strict):
     """GPUs of an arm, with `--engine ray`. Default: one per process where there are GPUs."""
     retries: int = Field(default=3, ge=0)
     """How often Ray starts an arm again, from its last checkpoint, when its worker died."""
+
+    @model_validator(mode="after")
+    def _arms_have_one_process(self) -> "Resources":
+        several_arms = self.arms_at_once not in ("auto", 1)
+        if several_arms and self.processes > 1:
+            raise ValueError(
+                f"arms_at_once {self.arms_at_once} and processes {self.processes}: arms that train "
+                "in several processes each run one after another; set one of the two to 1"
+            )
+        return self
 
 
 Part = Literal["fusion", "llm", "vision"]

@@ -56,6 +56,8 @@ class CheckedSamples:
     tokens: dict[str, list[int]]
     """of every usable sample, of the test of every question with its answer, by the label of the
     source; with the most image tokens that an arm makes, not cut to a stage's longest"""
+    configs: list[FusionConfig]
+    """of the arms"""
 
 
 def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
@@ -69,7 +71,8 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         progress: is told of the samples that are checked.
 
     Returns:
-        The samples without the bad ones, the bad ones, and the samples' lengths.
+        The samples without the bad ones, the bad ones, the samples' lengths, and the arms'
+        configurations.
 
     Raises:
         LayerfuseError: for what is wrong with the recipe, and with `on_bad_sample: stop` for the
@@ -131,7 +134,7 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         # None where there is none.
         validation=bad_answered.get(label_of_validation(train)),
     )
-    return CheckedSamples(leave_out(recipe, everything, bad_sets), bad_sets, tokens)
+    return CheckedSamples(leave_out(recipe, everything, bad_sets), bad_sets, tokens, configs)
 
 
 def _load_validation(recipe: Recipe) -> Samples | None:

@@ -33,6 +33,7 @@ class LiveTable(Progress):
         for name in [PREPARING, *names]:
             self.rows[name] = self.add_task(name, start=False, total=None, note="")
         self.phases: dict[str, str] = {}
+        self.running: set[str] = set()
         self.seconds: list[float] = []
         self.num_left = len(names)
 
@@ -55,6 +56,8 @@ class LiveTable(Progress):
             run: the run's name; none for the preparation.
         """
         row = self.rows[run or PREPARING]
+        if run:
+            self.running.add(run)
         if self.phases.get(run) != phase:
             self.phases[run] = phase
             # A phase has a bar and a remaining time of its own.
@@ -85,8 +88,24 @@ class LiveTable(Progress):
         event = f"{run}: {result}"
         if self.num_left and self.seconds:
             mean_seconds = sum(self.seconds) / len(self.seconds)
-            event += f", about {self.num_left * mean_seconds / 60:.0f} min left"
+            # Runs side by side end together.
+            seconds_left = self.num_left * mean_seconds / max(1, len(self.running))
+            event += f", about {seconds_left / 60:.0f} min left"
+        self.running.discard(run)
         self._say(event)
+
+    def fail(self, run: str, reason: str) -> None:
+        """Show that a run failed while others go on.
+
+        Args:
+            run: the run's name.
+            reason: why; its first line is shown.
+        """
+        self.num_left -= 1
+        self.running.discard(run)
+        event = f"failed: {reason.splitlines()[0]}"
+        self.update(self.rows[run], note=event)
+        self._say(f"{run}: {event}")
 
     def _say(self, text: str) -> None:
         """Print an event where nothing is redrawn."""
