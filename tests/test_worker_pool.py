@@ -142,7 +142,7 @@ def test_a_run_that_the_user_can_mend_is_named_and_stops_no_other(
 
 def workers_of(folder: Path) -> list[int]:
     """The processes that work on a study in a folder, by their numbers."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout
     numbers = []
     for line in listed.splitlines():
         if "layerfuse.study.worker" in line and str(folder) in line:

@@ -35,7 +35,7 @@ from layerfuse.look.similarity_report import (
     rounded,
 )
 from layerfuse.model.pretrained import load_image_processor
-from layerfuse.progress import Progress, progress_bar, shown_on, silent
+from layerfuse.progress import Progress, shown_progress, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
 from layerfuse.vision.picture import Picture
 
@@ -224,7 +224,7 @@ def similarity(
 
     make_folder(folder)
     unfinished = folder / "similarity.unfinished"
-    with progress_bar(console) as bar:
+    with shown_progress(console) as progress:
         statistics = measure(
             encoders,
             processors,
@@ -232,7 +232,7 @@ def similarity(
             batch_size=batch_size,
             seed=seed,
             unfinished=unfinished,
-            progress=shown_on(bar),
+            progress=progress,
         )
     settings = SimilaritySettings(
         encoder=encoder,
