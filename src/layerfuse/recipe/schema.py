@@ -159,7 +159,7 @@ class Data(Strict):
 class Resources(Strict):
     """What one arm runs on; results do not depend on it."""
 
-    arms_at_once: int | Literal["auto"] = Field(default="auto", gt=0)
+    arms_at_once: PositiveInt | Literal["auto"] = "auto"
     """Runs that are done side by side with `--engine local`, each in a process of its own. `auto`
     is one per GPU that this machine shows; without GPUs as many as it has cores, with one thread
     each, if their estimated memory is free."""
