@@ -140,6 +140,12 @@ def test_ask_and_reload_with_auto_classes(parts: SavedParts, tmp_path: Path) -> 
         ({"encoder": tiny.text_config("llama")}, "not an encoder with patch tokens"),
         ({"layers": "1-4", "fusion": {"name": "inject_add", "placement": [7] * 4}}, "6 blocks"),
         ({"image_token_id": None}, "`image_token_id` must be given"),
+        ({"llm_blocks": 7}, "llm.blocks 7 is not possible"),
+        # of six blocks there are 0..5
+        (
+            {"layers": [4], "fusion": {"name": "inject_add", "placement": [4]}, "llm_blocks": 3},
+            "the LLM has 3 blocks",
+        ),
     ],
 )
 def test_bad_compositions_fail_before_weights_load(
