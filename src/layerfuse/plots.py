@@ -175,6 +175,8 @@ class StageLosses:
 def plot_losses(data: StageLosses, ax: Axes) -> Axes:
     """Plot the training loss of one stage: raw faint, smoothed strong, one line a run.
 
+    Both axes are logarithmic: losses fall fastest in the first steps, and arms differ later.
+
     Args:
         data: of one stage.
         ax: where it is drawn.
@@ -199,7 +201,12 @@ def plot_losses(data: StageLosses, ax: Axes) -> Axes:
             lw=1.5,
             label=curve.arm,
         )
-    ax.set(xlabel=f"step of {data.stage}", ylabel="loss")
+    ax.set(xlabel=f"step of {data.stage}", ylabel="loss", xscale="log", yscale="log")
+    # Numbers as they are written elsewhere, not powers of ten; between them too, since losses
+    # seldom pass a whole decade.
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
     return ax
 
 
