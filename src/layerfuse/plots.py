@@ -17,6 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from layerfuse.errors import LayerfuseError
 
@@ -202,10 +203,11 @@ def plot_losses(data: StageLosses, ax: Axes) -> Axes:
             label=curve.arm,
         )
     ax.set(xlabel=f"step of {data.stage}", ylabel="loss", xscale="log", yscale="log")
-    # Numbers as they are written elsewhere, not powers of ten; between them too, since losses
+    # Numbers as they are written elsewhere, not powers of ten; some between them too, since losses
     # seldom pass a whole decade.
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))
     ax.yaxis.set_minor_formatter("{x:g}")
     return ax
 

@@ -2,22 +2,23 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
-from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
+from layerfuse.data.feature_store import FeatureStore, cached_features, digests_of
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES
 from layerfuse.look.figures import draw_probe
 from layerfuse.look.output import probe_table
-from layerfuse.look.pictures import batches, require_look
+from layerfuse.look.pictures import require_look
 from layerfuse.look.probe_report import (
     ProbedSelection,
     ProbedTask,
@@ -30,7 +31,6 @@ from layerfuse.look.tasks import Problem, Task, find_tasks, task_names
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, shown_progress, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
-from layerfuse.vision.features import Features
 from layerfuse.vision.picture import Picture
 from layerfuse.vision.selection import LayerSpec, select
 
@@ -47,7 +47,6 @@ LARGEST_HALF = 65504
 """The largest number of float16."""
 
 
-@torch.inference_mode()
 def pooled(
     encoder: Encoder,
     processor: Any,
@@ -59,13 +58,16 @@ def pooled(
 ) -> np.ndarray:
     """Encode pictures and pool the patch tokens of each layer.
 
+    Through the cache that studies share: what a study with this `token_grid` and dtype or an
+    earlier look has encoded is not encoded again, nor what was encoded before a stop.
+
     Args:
-        encoder: whose layers are pooled.
+        encoder: whose layers are pooled; with all its patch tokens.
         processor: its image processor (`Any`: transformers gives them no common type).
-        pictures: what to encode.
+        pictures: what to encode; at least one.
         grid: side of the grid of pooled tokens.
         batch_size: pictures encoded at once.
-        progress: told of every batch, in pictures.
+        progress: told of every batch.
 
     Returns:
         (L, pictures, 1 + grid², D) in float16: the mean patch token, then the patch tokens
@@ -73,46 +75,75 @@ def pooled(
 
     Raises:
         LayerfuseError: a picture cannot be used or gives infinite or undefined features; it is
-            named. Or the grid is finer than the patches.
+            named. Or the grid is finer than the patches, or the cache is full.
     """
-    device = next(encoder.parameters()).device
-    cells_of_batches = []
-    done = 0
-    for names, (pixels,) in batches(pictures, [processor], batch_size):
-        features = encoder(pixels.to(device))
-        cells = _pool(features, names, grid)
-        # Half the memory; a few layers of some encoders exceed its range with single numbers
-        in_range = cells.clamp(-LARGEST_HALF, LARGEST_HALF)
-        cells_of_batches.append(in_range.half().cpu().numpy())
-        done += len(names)
-        progress("encoding pictures", done, len(pictures))
-    return np.concatenate(cells_of_batches, axis=1)
-
-
-def _pool(features: Features, names: list[str], grid: int) -> Tensor:
-    """Pool the patch tokens of a batch of B pictures: (L, B, 1 + grid², D)."""
-    tokens = torch.stack(features.patches)
-    # (L, B, N, D) -> (L, B, D, rows, columns)
-    maps = tokens.transpose(2, 3).unflatten(3, features.grid)
+    rows, columns = _patch_grid(encoder, processor, pictures[0])
     # A finer grid would only repeat patches.
-    if grid > min(features.grid):
-        rows, columns = features.grid
+    if grid > min(rows, columns):
         raise LayerfuseError(
             f"a grid of {grid} x {grid} cells: the encoder has {rows} x {columns} patches"
         )
-    finite = maps.isfinite().flatten(2).all(dim=2)
-    if not finite.all():
-        layer, row = (~finite).nonzero()[0].tolist()
-        raise LayerfuseError(
-            f"layer {features.layers[layer]} of {names[row]} holds infinite or undefined features"
+    digests = digests_of(pictures, progress)
+
+    def cells_of(side: int) -> np.ndarray:
+        store = cached_features(
+            partial(_pooling_encoder, encoder, side),
+            processor,
+            pictures,
+            digests=digests,
+            batch_size=batch_size,
+            progress=progress,
         )
-    # The pooling takes one leading dimension: (L * B, D, rows, columns)
-    images = maps.flatten(0, 1).float()
-    mean = F.adaptive_avg_pool2d(images, 1).flatten(2)
-    cells = F.adaptive_avg_pool2d(images, grid).flatten(2)
-    # (L * B, D, 1 + grid²) -> (L, B, 1 + grid², D)
-    together = torch.cat([mean, cells], dim=2)
-    return together.unflatten(0, (len(features.layers), -1)).transpose(2, 3)
+        return _read(store, pictures, batch_size)
+
+    cells = cells_of(grid)
+    if rows % grid == 0 and columns % grid == 0:
+        # Cells of equally many patches: their mean is that of the patches.
+        mean = cells.mean(axis=2, keepdims=True, dtype=np.float32)
+    else:
+        # Cells overlap, and weigh some patches twice: one cell has them all once.
+        mean = cells_of(1)
+    return np.concatenate([mean.astype(np.float16), cells], axis=2)
+
+
+def _patch_grid(encoder: Encoder, processor: Any, picture: Picture) -> tuple[int, int]:
+    """Rows and columns of the patches that the encoder makes of a picture."""
+    pixels = processor([picture.open()], return_tensors="pt")["pixel_values"]
+    height, width = pixels.shape[-2:]
+    return encoder.grid(height, width)
+
+
+def _pooling_encoder(encoder: Encoder, side: int) -> Encoder:
+    """The same encoder on the CPU, with the patch tokens of every layer pooled to a grid."""
+    tower = deepcopy(encoder.tower).cpu()
+    return Encoder(tower, encoder.layers, (side, side)).eval()
+
+
+def _read(store: FeatureStore, pictures: Sequence[Picture], batch_size: int) -> np.ndarray:
+    """The cached patch tokens of pictures, (L, pictures, cells, D) in float16.
+
+    Raises:
+        LayerfuseError: a picture cannot be decoded, or its features are infinite or undefined.
+    """
+    for reason in store.bad.values():
+        raise LayerfuseError(reason)
+    parts = []
+    for start in range(0, len(pictures), batch_size):
+        batch = pictures[start : start + batch_size]
+        features = store.features(batch)
+        # (L, B, cells, D)
+        cells = torch.stack(features.patches).float()
+        finite = cells.isfinite().flatten(2).all(dim=2)
+        if not finite.all():
+            layer, row = (~finite).nonzero()[0].tolist()
+            raise LayerfuseError(
+                f"layer {features.layers[layer]} of {batch[row].name} holds infinite or undefined "
+                "features"
+            )
+        # Half the memory; a few layers of some encoders exceed its range with single numbers
+        in_range = cells.clamp(-LARGEST_HALF, LARGEST_HALF)
+        parts.append(in_range.half().numpy())
+    return np.concatenate(parts, axis=1)
 
 
 def probe(
