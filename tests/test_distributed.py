@@ -106,12 +106,20 @@ def assert_same(study_a: Path, study_b: Path) -> None:
 
 
 def test_two_processes_are_one(mixed: dict[str, Any], tmp_path: Path) -> None:
+    # Answered along training by the first process, while the other one waits.
+    mixed["evaluate"]["validation"] = {"path": "data.json"}
     path = write_recipe(tmp_path, mixed)
     study(path, output=tmp_path / "one")
 
     study(path, (TWO_PROCESSES,), output=tmp_path / "two")
 
     assert_same(tmp_path / "one", tmp_path / "two")
+    (one,) = read_results(tmp_path / "one")
+    (two,) = read_results(tmp_path / "two")
+    assert len(one["along"]) == 4
+    for point_of_one, point_of_two in zip(one["along"], two["along"], strict=True):
+        assert point_of_two["samples"] == point_of_one["samples"]
+        assert point_of_two["loss"] == pytest.approx(point_of_one["loss"], abs=TOLERANCE)
 
 
 def prepare_only_run(prepared: Path, study_folder: Path) -> PlannedRun:

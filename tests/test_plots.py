@@ -43,3 +43,15 @@ def test_plots_draw_what_they_are_given():
     assert any(np.allclose(pair, [45, 55]) for pair in pairs)
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["a (baseline)"]
+
+
+def test_validation_is_drawn_against_samples_seen():
+    accuracy_axes, loss_axes = Figure().subplots(1, 2)
+    curve = plots.ValidationCurve("a", 0, samples=[8, 16], accuracy=[0.25, 0.5], loss=[2.0, 1.0])
+
+    plots.plot_validation([curve], accuracy_axes, loss_axes)
+
+    (accuracy_line,) = accuracy_axes.lines
+    (loss_line,) = loss_axes.lines
+    assert accuracy_line.get_xydata().tolist() == [[8, 25], [16, 50]]
+    assert loss_line.get_xydata().tolist() == [[8, 2], [16, 1]]

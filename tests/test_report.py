@@ -18,6 +18,7 @@ from layerfuse.evaluate.records import (
     PREDICTIONS,
     AnswerRecord,
     ControlRecord,
+    CurvePoint,
     FinishedRun,
     RunRecord,
     read_records,
@@ -85,13 +86,27 @@ def run_of(arm: str, seed: int) -> RunRecord:
     layers = (12,)
     if "concat" in arm:
         layers = (4, 8)
-    return run_record(
+    record = run_record(
         arm,
         seed,
         layers=layers,
         fusion="concat",
         losses={"align": curve, "finetune": curve},
     )
+    along = []
+    for step in (10, 20):
+        along.append(
+            CurvePoint(
+                share=step / 20,
+                stage="finetune",
+                step=step,
+                samples=4 * step,
+                accuracy=0.02 * step,
+                families={},
+                loss=1 / step,
+            )
+        )
+    return replace(record, along=along)
 
 
 def write_recipe_of(folder: Path, arms: list[str]) -> None:
@@ -294,8 +309,8 @@ def test_page_needs_nothing_else(page: Path):
     assert not re.search(r'(?:src|href)="(?!data:image/png;base64,|#)', html)
     assert "url(http" not in html
     assert "@import" not in html
-    # Losses, scores and families; each card of an example has a picture.
-    assert html.count("<svg ") == 3
+    # Losses, validation, scores and families; each card of an example has a picture.
+    assert html.count("<svg ") == 4
     pictures = html.count("data:image/png;base64,")
     assert pictures == html.count("<article") >= 3
 
@@ -325,6 +340,8 @@ def test_two_calls_give_the_same_bytes(page: Path):
     folder = page.parent
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert figures == {
+        "along.png",
+        "along.svg",
         "losses.png",
         "losses.svg",
         "scores.png",

@@ -93,8 +93,10 @@ def test_every_colour_and_every_shape_is_held_out_once() -> None:
     assert len(shapes) == 8
 
 
-def test_held_out_pairs_never_occur_in_training() -> None:
-    scenes = sample(1000, "train", novel_share=0.9)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_only_tests_show_held_out_pairs(split: Split) -> None:
+    """What is chosen by validation pictures is chosen without them too."""
+    scenes = sample(1000, split, novel_share=0.9)
 
     shown_pairs = set()
     for scene in scenes:
@@ -190,7 +192,7 @@ def box_of_card(scene: Scene) -> Box:
     )
 
 
-@pytest.fixture(scope="module", params=["train", "test"])
+@pytest.fixture(scope="module", params=["train", "validation", "test"])
 def many_scenes(request: pytest.FixtureRequest) -> list[Scene]:
     """300 scenes of each split."""
     return sample(300, request.param, seed=1)
@@ -276,14 +278,16 @@ def test_scenes_depend_on_split_and_seed_alone() -> None:
     assert sample(30, "train", 4) == scenes
     assert sample(30, "train", 5) != scenes
     assert sample(30, "test", 4, novel_share=0) != scenes
+    assert sample(30, "validation", 4) != scenes
     # Each scene draws its own numbers.
     lights = {scene.light for scene in sample(50, "train")}
     assert len(lights) == 50
 
 
-def test_no_test_image_equals_a_train_image() -> None:
+def test_no_two_splits_share_a_picture() -> None:
     scenes = [
         *sample(60, "train"),
+        *sample(60, "validation"),
         *sample(60, "test"),
         *sample(60, "train", 1),
     ]

@@ -204,6 +204,51 @@ def plot_losses(data: StageLosses, ax: Axes) -> Axes:
 
 
 @dataclass(frozen=True)
+class ValidationCurve:
+    """What one run answered along its training.
+
+    Attributes:
+        arm: its name.
+        index: place of the arm in the study, which decides its look.
+        samples: seen by each point.
+        accuracy: at each point, 0..1.
+        loss: at each point, in nats a token.
+    """
+
+    arm: str
+    index: int
+    samples: list[int]
+    accuracy: list[float]
+    loss: list[float]
+
+
+def plot_validation(curves: Sequence[ValidationCurve], accuracy: Axes, loss: Axes) -> None:
+    """Plot accuracy and loss on validation questions against samples seen, one line a run.
+
+    Args:
+        curves: of all runs.
+        accuracy: where the accuracies are drawn.
+        loss: where the losses are drawn.
+    """
+    for curve in curves:
+        style = look(curve.index)
+        percentages = [100 * share for share in curve.accuracy]
+        for ax, values in ((accuracy, percentages), (loss, curve.loss)):
+            ax.plot(
+                curve.samples,
+                values,
+                color=style.color,
+                ls=style.line_style,
+                marker=style.marker,
+                ms=4,
+                lw=1.3,
+                label=curve.arm,
+            )
+    accuracy.set(xlabel="samples seen in training", ylabel="validation, % right")
+    loss.set(xlabel="samples seen in training", ylabel="validation loss, nats a token")
+
+
+@dataclass(frozen=True)
 class Share:
     """A share of right answers, and its 95 % interval [low, high]."""
 

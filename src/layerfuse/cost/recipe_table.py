@@ -192,6 +192,8 @@ def _check_sources(recipe: Recipe) -> None:
         read_text(Path(recipe.chat_template))
     sources = {f"stage {name!r}": stage.data for name, stage in recipe.stages.items()}
     sources["evaluate"] = recipe.evaluate.data
+    if recipe.evaluate.validation is not None:
+        sources["evaluate.validation"] = recipe.evaluate.validation
     for name, data in sources.items():
         if data.scenes is None:
             continue

@@ -17,10 +17,26 @@ def label_of_test(stages: Collection[str]) -> str:
     Returns:
         `evaluate`, or a longer text where a stage has that name.
     """
-    label = "evaluate"
+    return _free_label("evaluate", " (test)", stages)
+
+
+def label_of_validation(stages: Collection[str]) -> str:
+    """How files and messages call what is answered along training.
+
+    Args:
+        stages: the names of all stages.
+
+    Returns:
+        `validation`, or a longer text where a stage has that name.
+    """
+    return _free_label("validation", " (along training)", stages)
+
+
+def _free_label(label: str, suffix: str, stages: Collection[str]) -> str:
+    """A label that no stage has, with this suffix as often as it takes."""
     # A stage may be called anything, the longer text too.
     while label in stages:
-        label += " (test)"
+        label += suffix
     return label
 
 
@@ -31,6 +47,8 @@ class SampleSets:
     train: dict[str, Samples]
     """by stage, in the order of the stages"""
     test: Samples
+    validation: Samples | None = None
+    """what is answered along training; None where nothing is"""
 
     @property
     def test_label(self) -> str:
@@ -39,7 +57,11 @@ class SampleSets:
 
     def by_label(self) -> dict[str, Samples]:
         """Every source under the name that files and messages give it, the test last."""
-        return {**self.train, self.test_label: self.test}
+        sources = dict(self.train)
+        if self.validation is not None:
+            sources[label_of_validation(self.train)] = self.validation
+        sources[self.test_label] = self.test
+        return sources
 
     def digest(self, pictures: Mapping[str, str]) -> str:
         """A digest of all that the samples hold.
@@ -80,10 +102,16 @@ class BadSets:
     train: dict[str, BadSamples]
     """by stage; every stage is named"""
     test: BadSamples
+    validation: BadSamples | None = None
+    """None where nothing is answered along training"""
 
     def by_label(self) -> dict[str, BadSamples]:
         """The bad samples of every source under its label, the test last."""
-        return {**self.train, label_of_test(self.train): self.test}
+        sources = dict(self.train)
+        if self.validation is not None:
+            sources[label_of_validation(self.train)] = self.validation
+        sources[label_of_test(self.train)] = self.test
+        return sources
 
     def union(self, other: "BadSets") -> "BadSets":
         """What is bad here or there.
@@ -95,7 +123,10 @@ class BadSets:
         for stage, bad in self.train.items():
             train[stage] = {**bad, **other.train[stage]}
         test = {**self.test, **other.test}
-        return BadSets(train, test)
+        validation = None
+        if self.validation is not None and other.validation is not None:
+            validation = {**self.validation, **other.validation}
+        return BadSets(train, test, validation)
 
     def to_json(self) -> dict[str, Any]:
         """By label and index: [id, reason]."""
@@ -120,7 +151,10 @@ class BadSets:
         for stage in stages:
             train[stage] = _from_json(data[stage])
         test = _from_json(data[label_of_test(stages)])
-        return cls(train, test)
+        validation = None
+        if label_of_validation(stages) in data:
+            validation = _from_json(data[label_of_validation(stages)])
+        return cls(train, test, validation)
 
 
 def _from_json(data: Mapping[str, Any]) -> BadSamples:

@@ -3,7 +3,7 @@
 A scene is a 224 x 224 picture with a group of equal objects, a card with a letter beside it, a
 patterned background and a tiny mark. Eight families of questions, from local colour to small
 print, make different encoder depths useful. Answers are dealt out evenly over a split. Eight of the
-64 (colour, shape) pairs are held out: no train split shows or names them. Answers on presence,
+64 (colour, shape) pairs are held out: only test splits show or name them. Answers on presence,
 colour and shape tell something about each other: score exchanges one at a time.
 """
 
@@ -18,7 +18,7 @@ from layerfuse.data import drawing, scene_layout
 from layerfuse.data.drawing import SIZE, Card, Pattern, Pose
 from layerfuse.errors import LayerfuseError
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 Wording = Literal["question", "short"]
 """`short` names the family alone, such as `colour:`"""
 Pair = tuple[str, str]
@@ -106,7 +106,8 @@ def _pair(colour: int, step: int) -> Pair:
 # One step for all eight, so that every colour and every shape is held out once.
 HELD_OUT = frozenset(_pair(colour, _HELD_OUT_STEP) for colour in range(8))
 
-SPLITS = {"train": 0, "test": 1}
+# A number of its own for each, so that its pictures are drawn independently of the others'.
+SPLITS = {"train": 0, "test": 1, "validation": 2}
 PURPOSES = {"answers": 0, "geometry": 1, "questions": 2}
 
 
@@ -315,13 +316,13 @@ def sample(count: int, split: Split, seed: int = 0, novel_share: float = 0.25) -
         split: splits never share a picture.
         seed: the same seed gives the same scenes.
         novel_share: share of the scenes of a test split (to the nearest 8) that show held-out
-            pairs, 0..1; no matter in a train split.
+            pairs, 0..1; no matter in the other splits.
 
     Raises:
         LayerfuseError: a count below 1, an unknown split, a negative seed or a bad share.
     """
     if split not in SPLITS:
-        raise LayerfuseError(f"split must be 'train' or 'test', not {split!r}")
+        raise LayerfuseError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     if count < 1 or seed < 0 or not 0 <= novel_share <= 1:
         raise LayerfuseError(f"out of range: {count=}, {seed=} or {novel_share=}")
     share = 0.0

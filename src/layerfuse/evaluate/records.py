@@ -163,6 +163,45 @@ class RunScores:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """What a run answered at one moment of its training.
+
+    Attributes:
+        share: of all training that was done, in samples seen; 0..1.
+        stage: that was training.
+        step: of the stage, from 1.
+        samples: seen so far over all stages, repeated ones counted again.
+        accuracy: on the validation questions, the mean over families; 0..1.
+        families: accuracy by family of questions.
+        loss: of the right answers, in nats a labelled token.
+    """
+
+    share: float
+    stage: str
+    step: int
+    samples: int
+    accuracy: float
+    families: dict[str, float]
+    loss: float
+
+    @classmethod
+    def from_json(cls, point: dict[str, Any]) -> "CurvePoint":
+        """Read a point as `asdict` gives it.
+
+        Args:
+            point: plain values.
+
+        Returns:
+            The point.
+
+        Raises:
+            LayerfuseError: a field is missing or unknown.
+        """
+        _check_fields(cls, point)
+        return cls(**point)
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One training of one arm, with what it scored: a line of results.jsonl.
 
@@ -177,7 +216,8 @@ class RunRecord:
         scores: on the test set.
         losses: for each stage [step, loss] along training.
         parameters: numbers of parameters of each part, and those that the last stage trained.
-        seconds: of each stage and of the test.
+        seconds: of each stage, with what is measured along it, and of the test.
+        along: what it answered along training, in this order; empty without validation data.
     """
 
     arm: str
@@ -191,6 +231,7 @@ class RunRecord:
     losses: dict[str, list[tuple[int, float]]]
     parameters: dict[str, int]
     seconds: dict[str, float]
+    along: list[CurvePoint] = field(default_factory=list[CurvePoint])
 
     @property
     def name(self) -> str:
@@ -205,6 +246,9 @@ class RunRecord:
         """
         line = asdict(self)
         line["scores"] = self.scores.to_json()
+        # Only runs of studies with validation data have these.
+        if not self.along:
+            del line["along"]
         return line
 
     @classmethod
@@ -226,7 +270,8 @@ class RunRecord:
             # JSON has no tuples.
             losses[stage] = [(step, loss) for step, loss in curve]
         scores = RunScores.from_json(line["scores"])
-        values: dict[str, Any] = {**line, "scores": scores, "losses": losses}
+        along = [CurvePoint.from_json(point) for point in line.get("along", [])]
+        values: dict[str, Any] = {**line, "scores": scores, "losses": losses, "along": along}
         return cls(**values)
 
 

@@ -88,9 +88,9 @@ class Scenes(Strict):
     count: int = Field(gt=0)
     """Number of pictures."""
     seed: int = 0
-    """Seed of the generator; train and test splits never share a picture."""
-    split: Literal["train", "test"] = "train"
-    """`test` also holds colour and shape combinations that no `train` split shows."""
+    """Seed of the generator; splits never share a picture."""
+    split: Literal["train", "validation", "test"] = "train"
+    """`test` also holds colour and shape combinations that the other splits never show."""
     families: list[str] | None = None
     """Families of questions to ask about. Default: all eight."""
     questions: int = Field(default=6, ge=1, le=8)
@@ -167,6 +167,7 @@ class Resources(Strict):
 
 Part = Literal["fusion", "llm", "vision"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+TrainingShare = Annotated[float, Field(gt=0, le=1)]
 Layers = int | str | list[int] | list[list[int]]
 
 
@@ -333,6 +334,30 @@ class Evaluation(Strict):
     controls: tuple[Literal["shuffled", "mean"], ...] = ("shuffled", "mean")
     """Further tests of arms with a guided strategy, to see whether the guidance matters: guided by
     the question of another test item, or by the mean of the weights over the test."""
+    validation: Data | None = None
+    """Samples that every run answers while it trains, to see whether it still improves; neither
+    training nor the test may hold them. Training does not change by it. Needs processes that hold
+    the model whole."""
+    at: list[TrainingShare] | None = None
+    """When they are answered: shares of all training, in samples seen over all stages, growing.
+    Default: `[0.25, 0.5, 0.75, 1.0]` with `validation`, else never."""
+
+    @model_validator(mode="after")
+    def _at_needs_validation(self) -> "Evaluation":
+        if self.at and self.validation is None:
+            raise ValueError("at: there is nothing to answer along training; give `validation`")
+        if self.at is not None and self.at != sorted(set(self.at)):
+            raise ValueError(f"at: {self.at} does not grow; write each share once, in order")
+        return self
+
+    @property
+    def shares(self) -> list[float]:
+        """`at` with its default filled in."""
+        if self.validation is None:
+            return []
+        if self.at is None:
+            return [0.25, 0.5, 0.75, 1.0]
+        return self.at
 
 
 class Statistics(Strict):

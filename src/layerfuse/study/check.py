@@ -13,7 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.lengths import Lengths, Limits, positions_of
-from layerfuse.data.sample_sets import BadSample, BadSamples, BadSets, SampleSets
+from layerfuse.data.sample_sets import (
+    BadSample,
+    BadSamples,
+    BadSets,
+    SampleSets,
+    label_of_validation,
+)
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.questions import asked_alone, questions
@@ -30,6 +36,8 @@ from layerfuse.vision.encoder import load_vision_config
 
 LEFT_OUT = "left_out.json"
 SHIPPED = tuple(sorted(file.stem for file in (Path(__file__).parent / "accelerate").iterdir()))
+SHARDED = ("fsdp2", "zero3")
+"""Those that give each process a part of the weights alone."""
 PROMPT_SAMPLES = 1000
 """Samples of a stage among which those are looked for whose prompts are compared."""
 
@@ -95,21 +103,39 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         train[name] = samples
         bad_train[name] = {**bad, **unusable}
         tokens[name] = lengths.tokens
-    test = load(recipe.evaluate.data)
-    bad_test = _faulty(test)
-    everything = SampleSets(train, test)
-    lengths = Lengths(processor, limits, progress, phase=everything.test_label)
-    # Nothing is cut in the test: what is asked must leave room for the answer.
-    unusable = lengths.measure(
-        test.without(bad_test),
-        prompt="chat",
-        max_length=None,
-        room=recipe.evaluate.max_new_tokens,
-        split=asked_alone,
+    everything = SampleSets(train, load(recipe.evaluate.data), _load_validation(recipe))
+    bad_answered = {}
+    for label, samples in everything.by_label().items():
+        # Stages have been measured as they train.
+        if label in train:
+            continue
+        bad = _faulty(samples)
+        lengths = Lengths(processor, limits, progress, phase=label)
+        # Nothing is cut in the test: what is asked must leave room for the answer.
+        unusable = lengths.measure(
+            samples.without(bad),
+            prompt="chat",
+            max_length=None,
+            room=recipe.evaluate.max_new_tokens,
+            split=asked_alone,
+        )
+        tokens[label] = lengths.tokens
+        bad_answered[label] = {**bad, **unusable}
+    bad_sets = BadSets(
+        bad_train,
+        test=bad_answered[everything.test_label],
+        # None where there is none.
+        validation=bad_answered.get(label_of_validation(train)),
     )
-    tokens[everything.test_label] = lengths.tokens
-    bad_sets = BadSets(bad_train, {**bad_test, **unusable})
     return CheckedSamples(leave_out(recipe, everything, bad_sets), bad_sets, tokens)
+
+
+def _load_validation(recipe: Recipe) -> Samples | None:
+    """The samples that are answered along training; None if there are none, or never."""
+    data = recipe.evaluate.validation
+    if data is None or not recipe.evaluate.shares:
+        return None
+    return load(data)
 
 
 def _most_image_tokens(recipe: Recipe, configs: list[FusionConfig], processor: Processor) -> int:
@@ -134,6 +160,11 @@ def _check_resources(recipe: Recipe) -> None:
             raise LayerfuseError(
                 f"resources.accelerate {resources.accelerate!r} is no file; valid: "
                 f"{', '.join(SHIPPED)}, or an accelerate config file"
+            )
+        if recipe.evaluate.shares and resources.accelerate in SHARDED:
+            raise LayerfuseError(
+                f"evaluate.validation needs processes that hold the model whole, which "
+                f"resources.accelerate {resources.accelerate!r} does not: leave one of them out"
             )
     packages: list[str] = list(recipe.report_to)
     if recipe.liger:
@@ -280,7 +311,13 @@ def leave_out(recipe: Recipe, samples: SampleSets, bad: BadSets) -> SampleSets:
     # Known now rather than after all the training.
     if next(questions(test), None) is None:
         raise LayerfuseError("the evaluation data holds no question with an answer")
-    return SampleSets(train, test)
+    validation = samples.validation
+    if validation is not None and bad.validation is not None:
+        label = label_of_validation(samples.train)
+        validation = _usable(recipe, label, validation, bad.validation)
+        if next(questions(validation), None) is None:
+            raise LayerfuseError("evaluate.validation holds no question with an answer")
+    return SampleSets(train, test, validation)
 
 
 def _usable(recipe: Recipe, label: str, samples: Samples, bad: BadSamples) -> Samples:
@@ -312,7 +349,10 @@ def load_remembered(recipe: Recipe, study: Path) -> SampleSets:
     for name, stage in recipe.stages.items():
         train[name] = load(stage.data).without(bad.train[name])
     test = load(recipe.evaluate.data).without(bad.test)
-    return SampleSets(train, test)
+    validation = _load_validation(recipe)
+    if validation is not None and bad.validation is not None:
+        validation = validation.without(bad.validation)
+    return SampleSets(train, test, validation)
 
 
 def check_arms(recipe: Recipe) -> list[FusionConfig]:

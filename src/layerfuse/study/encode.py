@@ -59,7 +59,10 @@ def encode_pictures(
     bad_train = {}
     for name, part in samples.train.items():
         bad_train[name] = _showing(part, unreadable)
-    return store, BadSets(bad_train, _showing(samples.test, unreadable))
+    bad_validation = None
+    if samples.validation is not None:
+        bad_validation = _showing(samples.validation, unreadable)
+    return store, BadSets(bad_train, _showing(samples.test, unreadable), bad_validation)
 
 
 def _split_by_cache(recipe: Recipe, samples: SampleSets) -> tuple[list[Samples], list[Samples]]:
@@ -71,10 +74,14 @@ def _split_by_cache(recipe: Recipe, samples: SampleSets) -> tuple[list[Samples],
             cached.append(part)
         else:
             direct.append(part)
+    # Along training, the questions are answered as in the test.
+    answered = [samples.test]
+    if samples.validation is not None:
+        answered.append(samples.validation)
     if recipe.test_reads_cache():
-        cached.append(samples.test)
+        cached.extend(answered)
     else:
-        direct.append(samples.test)
+        direct.extend(answered)
     return cached, direct
 
 

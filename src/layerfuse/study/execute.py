@@ -23,12 +23,24 @@ import torch
 from accelerate import PartialState
 
 from layerfuse.data.feature_store import FeatureStore
-from layerfuse.data.sample_sets import SampleSets
+from layerfuse.data.sample_sets import SampleSets, label_of_validation
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.learning_curve import (
+    CURVE,
+    CurveRecorder,
+    ValidationQuestions,
+    read_curve,
+)
 from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.predict import predict
-from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, RunRecord, write_records
+from layerfuse.evaluate.records import (
+    PREDICTIONS,
+    AnswerRecord,
+    CurvePoint,
+    RunRecord,
+    write_records,
+)
 from layerfuse.files import write_text
 from layerfuse.paths import home
 from layerfuse.progress import Progress, silent
@@ -38,6 +50,7 @@ from layerfuse.study.check import load_remembered
 from layerfuse.study.encode import read_features
 from layerfuse.study.plan import RESULT, PlannedRun, runs
 from layerfuse.study.progress_table import LiveTable
+from layerfuse.train.along import AlongTraining, moments_of
 from layerfuse.train.arm import Trained, train_arm
 
 ENVIRONMENT = "environment.json"
@@ -122,6 +135,7 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     recipe = job.recipe
     folder = job.study / run.folder
     folder.mkdir(parents=True, exist_ok=True)
+    curve_file = folder / "stages" / CURVE
     # Every process trains; the model that comes back is whole in each of them.
     trained = train_arm(
         recipe,
@@ -131,6 +145,7 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
         store=job.store,
         folder=folder,
         progress=progress,
+        along=_along_training(job, curve_file, progress),
     )
     # Answers are few and short: one process is done with them before others could share them.
     if not PartialState().is_main_process:
@@ -153,7 +168,7 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     if recipe.keep_models != "none":
         trained.model.save_pretrained(folder / "model")
         trained.processor.save_pretrained(folder / "model")
-    record = _record(run, trained, answers, seconds)
+    record = _record(run, trained, answers, seconds, read_curve(curve_file))
     write_text(folder / RESULT, json.dumps(record.to_json()))
     # A finished run is never continued: its checkpoints are only in the way.
     shutil.rmtree(folder / "stages", ignore_errors=True)
@@ -164,6 +179,7 @@ def _record(
     trained: Trained,
     answers: list[AnswerRecord],
     seconds: dict[str, float],
+    along: list[CurvePoint],
 ) -> RunRecord:
     config = trained.model.config
     return RunRecord(
@@ -178,7 +194,30 @@ def _record(
         losses=trained.losses,
         parameters=trained.parameters,
         seconds=seconds,
+        along=along,
     )
+
+
+def _along_training(job: Job, curve_file: Path, progress: Progress) -> AlongTraining | None:
+    """What a run is asked while it trains; None without validation data."""
+    recipe = job.recipe
+    samples = job.samples.validation
+    if samples is None:
+        return None
+    label = label_of_validation(job.samples.train)
+
+    def answered(phase: str, done: int, total: int, note: str = "") -> None:
+        # Under a label of its own: a stage may have the name of the phase.
+        progress(label, done, total, note)
+
+    store = None
+    if recipe.test_reads_cache():
+        store = job.store
+    last_stage = list(recipe.stages.values())[-1]
+    validation = ValidationQuestions(samples, recipe.evaluate, last_stage.guided_by, store)
+    recorder = CurveRecorder(validation, curve_file, answered)
+    moments = moments_of(recipe, job.samples.train, recipe.evaluate.shares)
+    return AlongTraining(moments, recorder.measure)
 
 
 def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The report of a study: summary.json, three figures and one page that needs nothing else."""
+"""The report of a study: summary.json, figures and one page that needs nothing else."""
 
 import base64
 import io
@@ -151,8 +151,16 @@ def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
     with plots.figure(folder / "families", WIDTH, 4 + legend) as figure:
         axes = plots.plot_families(data, figure.subplots())
         add_legend(figure, [axes])
+    names = ["scores", "families"]
+    curves = validation_curves(runs, order)
+    if curves:
+        with plots.figure(folder / "along", WIDTH, 3.4 + legend) as figure:
+            accuracy_axes, loss_axes = figure.subplots(1, 2)
+            plots.plot_validation(curves, accuracy_axes, loss_axes)
+            add_legend(figure, [accuracy_axes])
+        names.append("along")
     if not stages:
-        return ["scores", "families"]
+        return names
 
     with plots.figure(folder / "losses", WIDTH, 3.4 + legend) as figure:
         stage_axes = figure.subplots(1, len(stages), squeeze=False)[0]
@@ -160,7 +168,30 @@ def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
             curves = loss_curves(runs, stage, order)
             plots.plot_losses(plots.StageLosses(stage, curves), axes)
         add_legend(figure, stage_axes)
-    return ["scores", "families", "losses"]
+    return [*names, "losses"]
+
+
+def validation_curves(
+    runs: list[FinishedRun], order: dict[str, int]
+) -> "list[plots.ValidationCurve]":
+    """Give what the runs answered along training; none of studies without validation data."""
+    from layerfuse.plots import ValidationCurve
+
+    curves = []
+    for run in runs:
+        points = run.record.along
+        if not points:
+            continue
+        curves.append(
+            ValidationCurve(
+                arm=run.record.arm,
+                index=order[run.record.arm],
+                samples=[point.samples for point in points],
+                accuracy=[point.accuracy for point in points],
+                loss=[point.loss for point in points],
+            )
+        )
+    return curves
 
 
 def loss_curves(

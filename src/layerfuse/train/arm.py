@@ -28,6 +28,7 @@ from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Arm, Recipe, Stage
 from layerfuse.train import stages
+from layerfuse.train.along import AlongTraining, MomentCallback
 from layerfuse.train.trainer import LossCurve, MakeCollator, checkpoints, fit
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.features import Features, concatenate
@@ -183,6 +184,7 @@ def train_arm(
     store: FeatureStore | None,
     folder: Path,
     progress: Progress = silent,
+    along: AlongTraining | None = None,
 ) -> Trained:
     """Run every stage of an arm, from its newest checkpoint on.
 
@@ -194,6 +196,7 @@ def train_arm(
         store: cached features, or None to encode pictures as they come.
         folder: of the run; checkpoints go to its `stages`.
         progress: is told of every step, under the stage's name.
+        along: what is measured meanwhile, without a trace in what is trained; None for nothing.
 
     Raises:
         LayerfuseError: the loss is not finite, or processes cannot share a batch.
@@ -220,6 +223,9 @@ def train_arm(
             stage_store = store
         make_collator = partial(_collator, processor, stage, stage_store)
         dataset = SampleDataset(samples[name], stage.random_crop, seed)
+        callback = None
+        if along is not None:
+            callback = along.of_stage(name, processor)
         try:
             model, parameters, losses[name] = _train_stage(
                 model,
@@ -229,6 +235,7 @@ def train_arm(
                 make_collator=make_collator,
                 folder=folder / "stages" / name,
                 progress=progress,
+                along=callback,
             )
         except torch.OutOfMemoryError as error:
             error.add_note(stages.memory_advice(name, stage, PartialState().num_processes))
@@ -277,6 +284,7 @@ def _train_stage(
     make_collator: MakeCollator,
     folder: Path,
     progress: Progress,
+    along: MomentCallback | None,
 ) -> tuple[FusionVLM, dict[str, int], LossCurve]:
     """Run one stage.
 
@@ -300,6 +308,7 @@ def _train_stage(
         make_collator=make_collator,
         folder=folder,
         progress=progress,
+        along=along,
     )
     if saved is None:
         stages.end_stage(model, adapted, dtype)

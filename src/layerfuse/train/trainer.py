@@ -17,6 +17,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Recipe, Stage
+from layerfuse.train.along import MomentCallback
 from layerfuse.train.stages import parameter_groups
 
 LossCurve = list[tuple[int, float]]
@@ -171,6 +172,7 @@ def fit(
     make_collator: MakeCollator,
     folder: Path,
     progress: Progress = silent,
+    along: MomentCallback | None = None,
 ) -> tuple[LossCurve, Path | None]:
     """Run a stage, from its newest checkpoint on.
 
@@ -182,12 +184,14 @@ def fit(
         make_collator: makes what makes its batches.
         folder: where its checkpoints are.
         progress: is told of every step, under the stage's name.
+        along: measures the model at some steps; None measures nothing.
 
     Returns:
         The loss curve, and where the model was saved if no process holds it whole.
 
     Raises:
-        LayerfuseError: the batch does not suit the number of processes, or the loss is not finite.
+        LayerfuseError: the batch does not suit the number of processes, the loss is not finite, or
+            a model is to be measured that no process holds whole.
     """
     stage = recipe.stages[name]
     trainer = FusionTrainer(
@@ -200,6 +204,13 @@ def fit(
     )
     # What it prints is in the progress.
     trainer.remove_callback(PrinterCallback)
+    if along is not None:
+        if trainer.fsdp is not None or trainer.zero3:
+            raise LayerfuseError(
+                "evaluate.validation needs processes that hold the model whole: leave it out, or "
+                "resources.accelerate"
+            )
+        trainer.add_callback(along)
     complete = checkpoints(folder)
     newest = None
     if complete:
