@@ -38,6 +38,7 @@ from layerfuse.study.execute import ENVIRONMENT, PROGRESS, Job, run_local, run_r
 from layerfuse.study.plan import PlannedRun, run_names, runs, slug
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
+from layerfuse.study.training_status import write_blind_losses
 
 Engine = Literal["local", "ray"]
 NAMED_SAMPLES = 5
@@ -221,6 +222,7 @@ def _do(
             raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
         with locked(folder / ".lock", _refuse):
             write_data_summary(folder, summaries)
+            write_blind_losses(folder, checked.blind_losses)
             return _do_locked(
                 recipe,
                 folder,
