@@ -106,6 +106,7 @@ def test_losses_are_averaged_over_tenths_of_the_steps() -> None:
         # Points that say nothing of the end leave it to the losses.
         ({0.25: 0.80, 0.75: 0.80}, "still improving"),
         ({0.25: 0.80, 1.0: 0.80}, "still improving"),
+        ({0.95: 0.80, 1.0: 0.80}, "still improving"),
     ],
 )
 def test_validation_decides_where_it_was_measured(

@@ -216,6 +216,7 @@ def _do(
             _refuse_one_picture(checked, picture_digests)
         summaries = summarize_data(checked.usable, picture_digests, checked.tokens)
         print_data_summary(summaries, table.console)
+        _say_shared(checked.usable.shared_with_validation(picture_digests), table.console)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -232,6 +233,16 @@ def _do(
                 modules=modules,
                 table=table,
             )
+
+
+def _say_shared(shared: Mapping[str, int], console: Console) -> None:
+    """Warn of validation pictures that are no new ones."""
+    for label, count in shared.items():
+        console.print(
+            f"evaluate.validation: {count} of its pictures are in {label} too; what is chosen by "
+            "them is not chosen by new pictures, or knows the test",
+            soft_wrap=True,
+        )
 
 
 def _refuse_one_picture(checked: CheckedSamples, digests: Mapping[str, str]) -> None:
