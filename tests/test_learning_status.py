@@ -67,8 +67,9 @@ def run_with(
         (0.95, 0.901, "blind"),
         # Has left the plateau, and is on its way.
         (0.95, 0.899, "still improving"),
-        (0.5, 0.449, "still improving"),
-        (0.5, 0.451, "flat"),
+        # Of what it knows in the end, it has learned 0.12 in the last three tenths.
+        (0.5, 0.431, "still improving"),
+        (0.5, 0.433, "flat"),
         (0.5, 0.5, "flat"),
         # It forgets: that is no learning.
         (0.4, 0.5, "flat"),
@@ -250,7 +251,7 @@ def test_free_text_has_no_h0(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["local-full", "local-selection", "local-strategies"])
 def test_what_committed_results_say_follows_from_their_runs(name: str) -> None:
-    """None of these studies reached its plateau: 61 of their 63 runs were on their way."""
+    """None of these 63 runs reached its plateau."""
     folder = RESULTS / name
     summary = json.loads((folder / "summary.json").read_text())
     blind_losses = json.loads((folder / "learning.json").read_text())["blind_loss"]
@@ -263,7 +264,5 @@ def test_what_committed_results_say_follows_from_their_runs(name: str) -> None:
     assert committed == arms
     assert not_trained_long_enough(arms, summary["baseline"])
     assert summary["findings"]["headline"].startswith("Not trained long enough to say")
-    flat = 0
     for arm in arms.values():
-        flat += sum(run.state == "flat" for run in arm.runs)
-    assert flat == {"local-full": 1, "local-selection": 0, "local-strategies": 1}[name]
+        assert all(run.state != "flat" for run in arm.runs)
