@@ -4,6 +4,9 @@ The separate ones do what separate trainings do: start Python, load the models, 
 picture at every step. Two of the eight are measured, as they differ only in their layers. The
 pictures have 224 pixels (256 patches), as the local DINOv2 processes them, and the 518 of its
 training (1,369 patches). Processor seconds of all processes; needs the local models.
+
+Then one run on all cores against one run on each core: seconds of training and test a run, start-up
+left out, as the runs themselves measure them.
 """
 
 import json
@@ -14,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -25,6 +29,9 @@ ARMS = [[12], [8], [6], [3, 8], [4, 12], [6, 10], [2, 6, 10], [4, 8, 12]]
 MEASURED = (3, 7)
 """of the arms, those that are also run by themselves"""
 PICTURES, BATCH = 24, 8
+CORES = len(os.sched_getaffinity(0))
+STEPS = 12
+"""of a run that is timed"""
 
 
 def recipe(encoder: Path, arms: list[list[int]], cached: bool) -> dict[str, object]:
@@ -44,7 +51,35 @@ def recipe(encoder: Path, arms: list[list[int]], cached: bool) -> dict[str, obje
         "stages": {"align": stage},
         "evaluate": {"data": test, "max_new_tokens": 4},
         "keep_models": "none",
+        "resources": {"arms_at_once": 1},
     }
+
+
+def seconds_a_run(work: Path, arms_at_once: int) -> float:
+    """Wall-clock seconds per run of a study with as many runs as cores, all cores busy.
+
+    Args:
+        work: where the study's folder is made.
+        arms_at_once: runs side by side; they share the cores.
+    """
+    settings: dict[str, Any] = recipe(folder("dinov2-small"), ARMS[:1], cached=True)
+    settings["stages"]["align"]["steps"] = STEPS
+    settings["seeds"] = list(range(CORES))
+    settings["resources"] = {"arms_at_once": arms_at_once}
+    name = f"at_once{arms_at_once}"
+    file = work / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    subprocess.run(
+        [sys.executable, "-m", "layerfuse.cli", "study", str(file), "--output", str(work / name)],
+        env={**os.environ, "OMP_NUM_THREADS": str(CORES), "LAYERFUSE_HOME": str(work / "home")},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    total = 0.0
+    for line in (work / name / "results.jsonl").read_text().splitlines():
+        total += sum(json.loads(line)["seconds"].values())
+    # Runs side by side pass their time together.
+    return total / CORES / arms_at_once
 
 
 def seconds(work: Path, name: str, settings: dict[str, object]) -> float:
@@ -91,3 +126,10 @@ if __name__ == "__main__":
         apart = len(ARMS) * sum(alone) / len(alone)
         table.add_row(str(pixels), f"{together / apart:.2f}", "0.35")
     Console().print(table)
+    with tempfile.TemporaryDirectory() as name:
+        alone = seconds_a_run(Path(name), 1)
+        at_once = seconds_a_run(Path(name), CORES)
+    Console().print(
+        f"a run on each of {CORES} cores / a run on all of them: {at_once / alone:.2f} "
+        f"({at_once:.1f} s / {alone:.1f} s a run)"
+    )

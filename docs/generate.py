@@ -36,7 +36,18 @@ TABLE_ENDS = "<!-- the end of the table -->"
 # From what every LLM does to what reaches into it.
 KINDS = ("baseline", "external direct", "external modular", "external guided")
 KINDS += ("internal direct", "internal modular")
-MODELS = ("Recipe", "ModelSource", "Data", "Scenes", "Arm", "Grid", "Stage", "Lora", "Evaluation")
+MODELS = (
+    "Recipe",
+    "ModelSource",
+    "LanguageSource",
+    "Data",
+    "Scenes",
+    "Arm",
+    "Grid",
+    "Stage",
+    "Lora",
+    "Evaluation",
+)
 MODELS += ("Statistics", "Resources")
 
 

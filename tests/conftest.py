@@ -156,4 +156,6 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "arms": [one_layer, two_layers],
         "stages": {"align": stage},
         "evaluate": {"data": data, "max_new_tokens": 2},
+        # One after another in this process: it has imported everything.
+        "resources": {"arms_at_once": 1},
     }

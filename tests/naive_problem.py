@@ -130,6 +130,9 @@ class Problem:
         if self.options.normalize == "standardize":
             # stored constants, not the statistics of these images
             return (x - weights["mean"]) / weights["std"]
+        if self.options.normalize == "whiten":
+            # stored constants too: `tests/naive_whitening.py` says what they should be
+            return (x - weights["mean"]) @ weights["matrix"]
         # as published
         return x
 

@@ -159,3 +159,12 @@ def test_an_image_that_cannot_be_read_is_named(answerer: Answerer, mode: str) ->
 
     with pytest.raises(LayerfuseError, match="the given image"):
         answerer.ask([image], "what?", max_new_tokens=1)
+
+
+@pytest.mark.parametrize("pictures", [0, 1])
+def test_more_markers_than_pictures_are_named(answerer: Answerer, pictures: int) -> None:
+    """Nobody could say which of them is a picture."""
+    images = [Image.new("RGB", (8, 8))] * pictures
+
+    with pytest.raises(LayerfuseError, match=f"2 <image> markers for {pictures} pictures"):
+        answerer.ask(images, "Is <image> like <image>?", max_new_tokens=1)

@@ -10,7 +10,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from layerfuse.data.sources import faults, image_files
+from layerfuse.data.picture_folder import image_files
+from layerfuse.data.sources import faults
 from layerfuse.errors import LayerfuseError
 from layerfuse.vision.picture import Picture
 from tests.sample_files import (
@@ -84,6 +85,15 @@ BAD_RECORDS = [
     # What else a record says
     (record(id="\ud83d"), r"sample \\ud83d: id holds half a surrogate pair"),
     (record(families=3), "sample q: families is a int, not a list of one for each answer"),
+    (record(families=[None]), "sample q: families holds None; valid: a text for each answer"),
+    (record(families=[float("nan")]), "sample q: families holds nan"),
+    (record(families=[{"a": 1}]), "sample q: families holds {'a': 1}"),
+    (record(categories=[" "]), "sample q: categories holds ' '"),
+    (record(id={"row": 1}), "sample 1: its id is {'row': 1}; valid: a text or a number"),
+    (record(id=[1]), r"sample 1: its id is \[1\]"),
+    (record(id=float("nan")), "sample 1: its id is nan"),
+    (record(image={"bytes": "iVBORw", "path": None}), "sample q: an image is a dict, not a path"),
+    (record(id=True), "sample 1: its id is True"),
     (record(families="c"), "sample q: families is a str, not a list of one for each answer"),
     (record(categories={"a": 1}), "sample q: categories is a dict, not a list"),
     (record(families=["\ud83d"]), "sample q: families holds half a surrogate pair"),
@@ -200,6 +210,49 @@ def test_hidden_files_and_those_of_macos_are_no_pictures(tmp_path: Path) -> None
     fault = only_fault(samples)
     assert fault.index == 2
     assert "no image file" in fault.reason
+
+
+def test_captions_without_a_picture_are_named(tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png")
+    # a.png has a caption, b is of a format that is not read, the picture of c is lost.
+    for name in ("a.txt", "b.heic", "b.txt", "c.txt", "README.txt", "notes.pdf"):
+        (tmp_path / name).write_text("red")
+
+    samples = load_path(tmp_path)
+
+    by_index = faults(samples)
+    assert ids_of(samples.without(by_index)) == ["a.png"]
+    reasons = dict(by_index.values())
+    assert list(reasons) == ["b.txt", "c.txt"]
+    assert "sample b.txt: a caption without a picture" in reasons["b.txt"]
+    assert "; b.heic is none" in reasons["b.txt"]
+    assert "sample c.txt: a caption without a picture" in reasons["c.txt"]
+
+
+@pytest.mark.parametrize(
+    "name", ["metadata.csv", "metadata.json", "metadata.parquet", "Metadata.JSONL", "metadata.tsv"]
+)
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_tables_that_nobody_reads_are_named(tmp_path: Path, name: str, folder: str) -> None:
+    for stem in ("a", "train/b"):
+        save_picture(tmp_path / f"{stem}.png")
+        (tmp_path / f"{stem}.txt").write_text("red")
+    # A folder is no table.
+    (tmp_path / "metadata.d").mkdir()
+    (tmp_path / folder / name).write_text("")
+
+    with pytest.raises(LayerfuseError, match=rf"{name}, (a table that|which) nobody"):
+        load_path(tmp_path)
+
+
+def test_two_tables_are_named(tmp_path: Path) -> None:
+    for name in ("metadata.jsonl", "metadata.csv"):
+        (tmp_path / name).write_text("")
+
+    with pytest.raises(
+        LayerfuseError, match=r"metadata\.csv and metadata\.jsonl, of which only one"
+    ):
+        load_path(tmp_path)
 
 
 def test_file_names_that_are_no_text_are_named(tmp_path: Path) -> None:

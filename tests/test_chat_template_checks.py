@@ -24,6 +24,19 @@ GREETS_SHORT_TALKS = "{% if messages|length < 3 %}Hello! {% endif %}" + START + 
 LAST_QUESTION = "m.role == 'user' and loop.index == messages|length - 1"
 HINT = "{% if " + LAST_QUESTION + " %} Think!{% endif %}"
 HINTS_AT_LAST_QUESTION = START + "{{ m.content }}" + HINT + "</s>\n{% endfor %}"
+# Words that count the turns: a question that is asked alone is always the first.
+COUNTS_QUESTIONS = START.replace("'Q: '", "'Q' ~ (loop.index + 1) // 2 ~ ': '") + END
+# Words inside of the first turn, which no later question in training has.
+FIRST_OF_ALL = START + "{% if loop.first %}Look: {% endif %}" + END
+# Words that stand before the conversation, wherever it begins.
+OPENS_TALKS = "<s>A chat between two.\n" + START + END
+# Llama 2's: the system's words are a part of the first question.
+SYSTEM_IN_QUESTION = (
+    "{% for m in messages %}{% if m.role == 'system' %}"
+    "{% elif m.role == 'user' %}<s>[INST] "
+    "{% if messages[0].role == 'system' and loop.index == 2 %}{{ messages[0].content }}\n\n"
+    "{% endif %}{{ m.content }} [/INST]{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
+)
 # Without `</s>` the model would never learn to stop.
 ENDS_NO_ANSWER = START + "{{ m.content }} {% endfor %}"
 
@@ -82,8 +95,18 @@ class Mismatch:
             in_training="</s>\nA: ",
             in_test=" Think!</s>\nA: ",
         ),
+        Mismatch(
+            COUNTS_QUESTIONS,
+            in_training="</s>\nQ2: ",
+            in_test="Q1: ",
+        ),
+        Mismatch(
+            FIRST_OF_ALL,
+            in_training="</s>\nQ: ",
+            in_test="Q: Look: ",
+        ),
     ],
-    ids=["think", "greeting", "hint"],
+    ids=["think", "greeting", "hint", "count", "first"],
 )
 def test_a_template_that_asks_otherwise_than_it_trains_is_named_before_training(
     recipe: dict[str, Any],
@@ -119,6 +142,8 @@ def test_a_template_that_ends_no_answer_is_named_before_training(
         (GREETS_SHORT_TALKS, 1),
         (THINKS_IN_EACH_ANSWER, 3),
         (START + END, 3),
+        (OPENS_TALKS, 3),
+        (SYSTEM_IN_QUESTION, 3),
     ],
 )
 def test_templates_that_ask_as_they_train_are_taken(
@@ -177,3 +202,73 @@ def test_a_conversation_that_others_begin_is_no_fault_of_the_template(
     samples = check(recipe, tmp_path)
 
     assert len(samples.test) == 8
+
+
+def test_a_systems_words_in_the_first_question_are_no_fault_of_the_template(
+    recipe: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """The test writes them before every question, as it asks each alone."""
+    changed = recipe_with_turns(recipe, tmp_path, SYSTEM_IN_QUESTION, turns=2)
+    samples = read_samples(tmp_path)
+    for sample in samples:
+        sample["conversations"].insert(0, {"from": "system", "value": "Be brief."})
+    write_samples(tmp_path, samples)
+
+    assert len(check(changed, tmp_path).test) == 8
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A template that does not write what it is given."""
+
+    content: str
+    """what it writes of each message"""
+    role: str
+    lost: str
+    """the words that are named"""
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Loss("{{ m.content | upper }}", "system", "Be brief."),
+        Loss("{{ m.content[:10] }}", "user", "<image>\\nWhat is it?"),
+        Loss("{% if m.role != 'system' %}{{ m.content }}{% endif %}", "system", "Be brief."),
+        Loss(
+            "{% if m.role != 'user' %}{{ m.content }}{% endif %}", "user", "<image>\\nWhat is it?"
+        ),
+        Loss("{{ m.content | replace('<image>', '') }}", "user", "<image>\\nWhat is it?"),
+        # One of two questions of the same words
+        Loss("{% if loop.index != 4 %}{{ m.content }}{% endif %}", "user", "Sure?"),
+    ],
+    ids=["upper", "cut", "no system", "no user", "no image", "not all"],
+)
+def test_a_template_that_changes_what_people_say_is_named(
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    loss: Loss,
+) -> None:
+    (tmp_path / "own.jinja").write_text(START + loss.content + "</s>\n{% endfor %}")
+    answer = {"from": "gpt", "value": "yes"}
+    again = {"from": "human", "value": "Sure?"}
+    samples = read_samples(tmp_path)
+    for sample in samples:
+        sample["conversations"] = [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "<image>\nWhat is it?"},
+            answer,
+            again,
+            answer,
+            again,
+            answer,
+        ]
+    write_samples(tmp_path, samples)
+
+    with pytest.raises(LayerfuseError) as raised:
+        check({**recipe, "chat_template": "own.jinja"}, tmp_path)
+
+    message = str(raised.value)
+    assert (
+        f"chat template changes or leaves out what the {loss.role} says: '{loss.lost}'" in message
+    )

@@ -54,6 +54,12 @@ def save_dataset(folder: Path, **columns: Any) -> str:
         ("system_prompt", "Be brief."),
         ("tools", [{"name": "search"}]),
         ("choices", ["red", "blue"]),
+        ("Options", {"A": "red", "B": "blue"}),
+        ("answer_choices", "['red', 'blue']"),
+        ("option_1", 3),
+        ("answerB", "blue"),
+        ("distractor2", "blue"),
+        ("loss_weight", 0.5),
     ],
 )
 def test_a_key_that_names_media_or_changes_what_is_asked_is_refused(key: str, value: Any) -> None:
@@ -77,12 +83,95 @@ def test_a_key_that_names_media_or_changes_what_is_asked_is_refused(key: str, va
         ("question_type", "colour"),
         ("coco_url", "https://example.org/a.jpg"),
         ("image_url", "https://example.org/a.jpg"),
+        # As the tables of VQA have them
+        ("multiple_choice_answer", "red"),
+        ("answers", [{"answer": "red", "answer_confidence": "yes", "answer_id": 1}]),
+        ("correct_choice_idx", 1),
+        ("num_choices", "4"),
+        ("answer_type", "other"),
+        ("meta", {"image": {"width": 640, "format": "png"}, "image_id": "42"}),
+        ("rationale", "It is red, as in a.png.\nSo it is."),
+        ("bbox", [1, 2, 3, 4]),
+        # Of what is shown, not of what is learned
+        ("weight", 3),
+        ("train", True),
+        ("A", "a column of one letter alone"),
+        ("图片描述", "a red square"),
     ],
 )
 def test_information_about_a_picture_that_is_read_is_no_mistake(key: str, value: Any) -> None:
     sample = read({key: value, "image": "a.png", "conversations": TURNS})
 
     assert [picture.name for picture in sample.pictures] == ["folder/a.png"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"path": "pictures/1", "bytes": None},
+        [{"bytes": b"GIF89a", "path": None}],
+        bytearray(b"GIF89a"),
+        {"first": {"image": {"path": "pictures/1"}}},
+        {"first": {"image": ["pictures/1"]}},
+        ["red", ["a.MP4"]],
+        '["a.png", "b.png"]',
+        " ![](a.png)\n",
+        "a.png\nb.png",
+        "data:application/octet-stream;base64,AAAA",
+        "A" * 1200,
+    ],
+)
+def test_media_are_told_by_their_value_whatever_their_key(value: Any) -> None:
+    with pytest.raises(LayerfuseError, match=r"nobody reads 'before' .*, which names media"):
+        read({"image": "a.png", "before": value, "conversations": TURNS})
+
+
+@pytest.mark.parametrize("key", ["图片路径", "картинка", "imágenes", "fotos", "이미지"])
+def test_media_are_told_by_keys_of_other_languages(key: str) -> None:
+    with pytest.raises(LayerfuseError, match=f"nobody reads '{key}' .*, which names media"):
+        read({"image": "a.png", key: "pictures/1", "conversations": TURNS})
+
+
+@pytest.mark.parametrize("letters", ["ABC", "ab", "1234"])
+def test_options_in_columns_of_their_own_are_refused(tmp_path: Path, letters: str) -> None:
+    options = {letter: f"option {letter}" for letter in letters}
+    row = {"image": "a.png", "question": "Which?", "answer": "option A", **options}
+    path = write_json(tmp_path, row)
+
+    ((_, reason),) = faults(load(Data(path=path))).values()
+    (sample,) = load(Data(path=path, ignore_columns=list(letters)))
+
+    # All at once, to be copied.
+    assert f"`ignore_columns: [{', '.join(letters)}]`" in reason
+    assert sample.messages[0]["content"] == "<image>\nWhich?"
+
+
+@pytest.mark.parametrize(
+    ("mark", "value"),
+    [
+        ("weight", 0),
+        ("weight", 0.5),
+        ("loss", False),
+        ("train", False),
+        ("train", "false"),
+        ("masked", True),
+        ("mask", 1),
+        ("options", ["red", "blue"]),
+    ],
+)
+def test_a_turn_that_is_learned_otherwise_is_refused(mark: str, value: Any) -> None:
+    with pytest.raises(LayerfuseError, match=f"nobody reads '{mark}' .*of a turn"):
+        read({"conversations": [TURNS[0], {**TURNS[1], mark: value}]})
+
+
+@pytest.mark.parametrize(
+    ("mark", "value"),
+    [("weight", 1), ("weight", 1.0), ("loss", True), ("train", "True"), ("masked", False)],
+)
+def test_a_turn_that_is_learned_as_any_other_is_read(mark: str, value: Any) -> None:
+    sample = read({"conversations": [TURNS[0], {**TURNS[1], mark: value}]})
+
+    assert sample.messages[1]["content"] == "red"
 
 
 def test_keys_of_a_turn_that_nobody_reads_are_refused() -> None:

@@ -11,6 +11,7 @@ from transformers import AutoProcessor, pipeline
 
 from layerfuse import Processor
 from layerfuse.errors import LayerfuseError
+from layerfuse.model.chat_template import literal
 from layerfuse.model.content_parts import from_parts
 from tests import tiny
 
@@ -274,7 +275,8 @@ def test_the_tokenizer_adds_nothing_to_what_the_template_writes() -> None:
     assert ids[0] == processor.tokenizer("<|system|>Be brief.<|assistant|>")["input_ids"][1:]
 
 
-def test_control_tokens_of_people_are_text_where_transformers_is_told_so() -> None:
+@pytest.mark.parametrize("options", [{}, {"sanitize_control_tokens": True}])
+def test_control_tokens_of_people_are_text(options: dict[str, bool]) -> None:
     processor = make()
     picture = Image.new("RGB", (8, 8), "red")
     chat = [
@@ -292,8 +294,8 @@ def test_control_tokens_of_people_are_text_where_transformers_is_told_so() -> No
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
-        sanitize_control_tokens=True,
         return_tensors="pt",
+        **options,
     )
 
     # the image token of the picture is none of the people's, although `<image>` is one as well
@@ -349,3 +351,80 @@ def test_the_pipeline_of_transformers_takes_parts(tmp_path: Path) -> None:
     answer = output[0, inputs["input_ids"].shape[1] :]
     expected = processor.tokenizer.decode(answer, skip_special_tokens=True)
     assert said["generated_text"] == expected
+
+
+# Its own generation prompt is none of what stands before an answer.
+THINKS_ALOUD = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
+)
+
+
+def test_a_generation_prompt_is_what_stands_before_an_answer_in_training() -> None:
+    processor = make(THINKS_ALOUD)
+    question = [{"role": "user", "content": "Why?"}]
+    answer = {"role": "assistant", "content": "So."}
+
+    text = processor.apply_chat_template(question, add_generation_prompt=True)
+    ids = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)
+
+    # the space before an answer belongs to it
+    assert text == "user: Why?</s>\nassistant:"
+    assert text == processor.chat.prompt(question)
+    trained = processor.encode([*question, answer], [])["input_ids"].tolist()
+    assert ids == [trained[: len(ids[0])]]
+    assert len(ids[0]) == len(processor.tokenizer(text)["input_ids"])
+
+
+def test_a_prompt_that_the_template_refuses_is_a_clear_error() -> None:
+    """As `inputs` says it, with the reason."""
+    processor = make("{{ raise_exception('no talking') }}")
+
+    with pytest.raises(LayerfuseError, match=r"refuses the roles \['user'\]: no talking"):
+        processor.apply_chat_template([{"role": "user", "content": "Why?"}])
+
+
+def test_an_image_may_have_a_file_address(tmp_path: Path) -> None:
+    processor = make()
+    place = save_picture(tmp_path, "a red one.png", "red")
+    parts = [{"type": "image", "url": Path(place).as_uri()}, text_part("What?")]
+
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": parts}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+    texts = [[{"role": "user", "content": "<image>What?"}]]
+    expected = processor.inputs(texts, [Image.open(place)])
+    assert inputs["input_ids"].tolist() == expected["input_ids"].tolist()
+    assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("place", ["file:///none/a.png", "none/a.png", "data:image/png;base64,AA"])
+def test_an_image_that_is_not_there_is_named(place: str) -> None:
+    chat = [{"role": "user", "content": [{"type": "image", "url": place}]}]
+
+    with pytest.raises(LayerfuseError, match=r"cannot read the image '.*Give a path, an address"):
+        make().apply_chat_template(chat, tokenize=True)
+
+
+def test_a_marker_in_a_text_beside_an_image_part_is_named() -> None:
+    """Nobody could say which of the two is the picture."""
+    picture = Image.new("RGB", (8, 8))
+    parts = [{"type": "image", "image": picture}, text_part("Is <image> a tag?")]
+
+    with pytest.raises(LayerfuseError, match=r"2 markers .*, 1 images.*write it by .*literal"):
+        make().apply_chat_template([{"role": "user", "content": parts}], tokenize=True)
+    parts[1] = text_part(literal("Is <image> a tag?"))
+    ids = make().apply_chat_template([{"role": "user", "content": parts}], tokenize=True)
+    assert ids[0].count(tiny.IMAGE_ID) == 16
+
+
+def test_options_that_names_of_special_tokens_leave_unread_are_named() -> None:
+    chat = [{"role": "user", "content": "Is </s> a tag?"}]
+
+    with pytest.raises(LayerfuseError, match=r"\['truncation'\] cannot be used .*valid: images"):
+        make().apply_chat_template(chat, tokenize=True, processor_kwargs={"truncation": True})

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import load_answerer
@@ -17,6 +19,10 @@ JSON_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
+
+
+# Both are read by transformers too, which says nothing of it.
+QUIET_FILES = ["chat_template.jinja", "generation_config.json"]
 
 
 @pytest.fixture
@@ -89,3 +95,32 @@ def test_a_weight_that_is_missing_is_not_made_up(saved: Path) -> None:
 
     with pytest.raises(LayerfuseError, match=f"1 weights are missing, such as {name}"):
         load_answerer(saved)
+
+
+@pytest.mark.parametrize("name", QUIET_FILES)
+def test_a_file_that_transformers_would_do_without_is_named(saved: Path, name: str) -> None:
+    cut_in_half(saved / name)
+
+    with pytest.raises(LayerfuseError, match=rf"cannot read .*{name}.* Copy the model's folder"):
+        load_answerer(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("name", QUIET_FILES)
+def test_such_a_file_of_another_content(saved: Path, name: str, content: bytes) -> None:
+    (saved / name).write_bytes(content)
+
+    with pytest.raises(LayerfuseError, match=f"cannot read .*{name}"):
+        load_answerer(saved)
+
+
+def test_they_are_named_to_those_who_load_with_transformers_alone(saved: Path) -> None:
+    model: Any = AutoModelForImageTextToText
+    processor: Any = AutoProcessor
+    for name in QUIET_FILES:
+        cut_in_half(saved / name)
+
+    with pytest.raises(LayerfuseError, match=r"cannot read .*generation_config\.json"):
+        model.from_pretrained(saved)
+    with pytest.raises(LayerfuseError, match=r"cannot read .*chat_template\.jinja"):
+        processor.from_pretrained(saved)

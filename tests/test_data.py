@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.questions import questions
@@ -146,6 +147,64 @@ def test_image_folders(tmp_path: Path) -> None:
     sample = load_path(table_folder)[0]
 
     assert texts_of(sample) == ["<image>\nWhat?", "red"]
+
+
+def load_row(folder: Path, row: dict[str, Any], **settings: Any) -> Samples:
+    """The samples of a folder with a table of one row."""
+    for name in ("a.png", "b.png"):
+        save_picture(folder / name)
+    save_lines(folder / "metadata.jsonl", row)
+    return load(Data(path=str(folder), **settings))
+
+
+@pytest.mark.parametrize("column", ["image", "images", "picture"])
+def test_a_row_that_names_two_pictures_is_a_bad_sample(tmp_path: Path, column: str) -> None:
+    row = {"file_name": "a.png", column: "b.png", "text": "red"}
+    columns = {}
+    if column == "picture":
+        columns = {"image": column}
+
+    fault = only_fault(load_row(tmp_path, row, columns=columns))
+    (by_file_name,) = load_row(tmp_path, row, ignore_columns=[column])
+    (by_column,) = load_row(tmp_path, row, ignore_columns=["file_name"], columns=columns)
+    (of_one_picture,) = load_row(tmp_path, {**row, column: "a.png"}, columns=columns)
+
+    assert fault.sample_id == "a.png"
+    assert f"has both file_name ('a.png') and {column} ('b.png')" in fault.reason
+    assert [Path(picture.name).name for picture in by_file_name.pictures] == ["a.png"]
+    assert [Path(picture.name).name for picture in by_column.pictures] == ["b.png"]
+    assert len(of_one_picture.pictures) == 1
+
+
+def test_an_empty_id_is_none(tmp_path: Path) -> None:
+    assert ids_of(load_records(tmp_path, {"id": "", "text": "red"})) == ["0"]
+
+
+def test_a_row_is_called_by_its_id_whatever_its_column(tmp_path: Path) -> None:
+    row = {"file_name": "a.png", "uid": "first", "text": "red"}
+
+    assert ids_of(load_row(tmp_path, row)) == ["a.png"]
+    assert ids_of(load_row(tmp_path, row, columns={"id": "uid"})) == ["first"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"text": "Chairs", "data": [{"id": "a"}]},
+        {"id": "v1", "annotations": [{"image": "a.png", "conversations": turns("a", "b")}]},
+    ],
+)
+def test_a_mapping_around_the_records_is_refused(tmp_path: Path, value: dict[str, Any]) -> None:
+    for name, content in (("d.json", value), ("e.json", [value])):
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(LayerfuseError, match="holds one mapping, of which"):
+            load_path(tmp_path / name)
+
+
+def test_one_record_with_a_list_of_mappings_is_a_record(tmp_path: Path) -> None:
+    record = {"text": "red", "boxes": [{"label": "chair", "at": [1, 2]}], "data": ["a"]}
+
+    assert last_texts(load_records(tmp_path, record)) == ["red"]
 
 
 def test_families_follow_their_answers(tmp_path: Path) -> None:

@@ -189,6 +189,16 @@ def end_no_answer(recipe: Content, folder: Path) -> None:
     recipe["chat_template"] = "own.jinja"
 
 
+def leave_out_the_system(recipe: Content, folder: Path) -> None:
+    template = START + "{% if m.role != 'system' %}{{ m.content }}{% endif %}</s>\n{% endfor %}"
+    (folder / "own.jinja").write_text(template)
+    recipe["chat_template"] = "own.jinja"
+    records = records_of_stage()
+    system = {"from": "system", "value": "Be brief."}
+    records[0]["conversations"] = [system, *TURNS]
+    write_samples(folder, records, "train.json")
+
+
 BAD_STUDIES: dict[str, Callable[[Content, Path], None]] = {
     "no image file kitchen.jpg (train.json, index 0); 1 of 8": lose_a_picture,
     "no usable sample of align": lose_all_pictures,
@@ -198,6 +208,7 @@ BAD_STUDIES: dict[str, Callable[[Content, Path], None]] = {
     "for the answer (max_new_tokens)": want_long_answers,
     "the test set has one picture": show_one_picture,
     "differ between training and the test": think_before_the_last_answer,
+    "changes or leaves out what the system says": leave_out_the_system,
     "writes nothing behind the last answer": end_no_answer,
 }
 

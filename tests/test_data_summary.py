@@ -209,18 +209,20 @@ def test_eval_names_a_question_that_leaves_no_positions(
     assert not (trained.model / "evaluation").exists()
 
 
+@pytest.mark.parametrize(("end", "answer"), [("\n", "a\nb"), ("###", "a### b")])
 def test_an_answer_that_holds_the_end_of_a_turn_is_named(
-    recipe: dict[str, Any], tmp_path: Path
+    recipe: dict[str, Any], tmp_path: Path, end: str, answer: str
 ) -> None:
     """Generation would stop there: no model could give this answer."""
     samples = read_samples(tmp_path)
-    samples[0]["conversations"][1]["value"] = "a\nb"
+    # A part of an end of several tokens is an answer like any other.
+    samples[0]["conversations"][1]["value"] = "# 1"
+    samples[1]["conversations"][1]["value"] = answer
     write_samples(tmp_path, samples)
-    turn = "{% for m in messages %}{{ m.role + ': ' + m.content }}\n{% endfor %}"
-    (tmp_path / "lines.jinja").write_text(turn)
-    recipe["chat_template"] = "lines.jinja"
+    turn = "{% for m in messages %}{{ m.role + ': ' + m.content }}" + end + "{% endfor %}"
+    (tmp_path / "own.jinja").write_text(turn)
+    recipe["chat_template"] = "own.jinja"
 
-    with pytest.raises(
-        LayerfuseError, match=r"sample .*: an answer holds '\\n', at which the chat"
-    ):
+    with pytest.raises(LayerfuseError, match=r"sample 1: an answer holds .*; 1 of 8") as raised:
         study(write_recipe(tmp_path, recipe), output=tmp_path / "study")
+    assert f"holds {end!r}, at which the chat template ends a turn" in str(raised.value)

@@ -31,13 +31,13 @@ class End:
         template: the chat template.
         labelled: what is labelled behind the answer.
         added: a token that the tokenizer must get for this template.
-        in_answer: what of the end stands before the stop token, and so belongs to the answer.
+        stop_text: the text at which generation stops, for an end of several tokens.
     """
 
     template: str
     labelled: str
     added: AddedToken | None = None
-    in_answer: str = ""
+    stop_text: str | None = None
 
 
 ENDS = [
@@ -59,10 +59,15 @@ ENDS = [
         added=AddedToken("<|end|>", special=False),
     ),
     End(template_with_end("\n"), labelled="\n"),
-    End(template_with_end("\n\n"), labelled="\n"),
-    # of ordinary text the first token: generation can stop at one token alone
-    End(template_with_end("###\n"), labelled="#"),
-    End(template_with_end(".</s>"), labelled=".</s>", in_answer="."),
+    # what the answer is not, before a token that ends it
+    End(template_with_end("#</s>"), labelled="#</s>"),
+    # several tokens of ordinary text
+    End(template_with_end("\n\n"), labelled="\n\n", stop_text="\n\n"),
+    End(template_with_end("###"), labelled="###", stop_text="###"),
+    End(template_with_end("\n###\n"), labelled="\n###\n", stop_text="\n###\n"),
+    End(template_with_end(" ### "), labelled=" ###", stop_text="###"),
+    # the end token of another LLM
+    End(template_with_end("<|im_end|>"), labelled="<|im_end|>", stop_text="<|im_end|>"),
 ]
 
 
@@ -85,15 +90,54 @@ def test_answers_stop_where_training_ends_them(end: End) -> None:
     # Any: transformers' GenerationConfig declares no types
     stops: Any = settings.eos_token_id
     assert stops[:2] == [2, 7]
-    assert last_label in stops
+    if end.stop_text is None:
+        assert last_label in stops
+        assert settings.stop_strings is None
+    else:
+        # no token of the end alone may stop an answer that holds it
+        assert stops == [2, 7]
+        assert settings.stop_strings == [end.stop_text]
     # decided once: asked again, nothing changes
     processor.turn_ends.set_stop_tokens(settings)
     assert settings.eos_token_id == stops
+    assert settings.stop_strings in (None, [end.stop_text])
 
     # rows of a batch go on until the longest has ended: what comes then is none of the answer
-    answer = f"red{end.in_answer}"
-    generated = [*tokenizer(answer)["input_ids"], last_label, *tokenizer("ddd")["input_ids"]]
-    assert processor.turn_ends.answer_texts(torch.tensor([generated])) == [answer]
+    generated = [*tokenizer(f"red{end.labelled}ddd")["input_ids"]]
+    assert processor.turn_ends.answer_texts(torch.tensor([generated])) == ["red"]
+
+
+@pytest.mark.parametrize("answer", ["# of 3", "C# and ##", "<"])
+def test_a_part_of_an_end_is_an_answer_like_any_other(answer: str) -> None:
+    processor = processor_of_template(template_with_end(" ###\n"))
+    ends = processor.turn_ends.end_tokens()
+
+    said = processor.tokenizer(f"{answer} ###\nQ: ")["input_ids"]
+
+    assert ends.early_stop(answer) == ""
+    assert processor.turn_ends.answer_texts(torch.tensor([said])) == [answer]
+
+
+@pytest.mark.parametrize(
+    ("answer", "early"),
+    [
+        ("a ### b", "###"),
+        # the answer's last character would be taken for the first of the end
+        ("C#", "#"),
+    ],
+)
+def test_answers_at_which_generation_would_stop_early_are_known(answer: str, early: str) -> None:
+    ends = processor_of_template(template_with_end("###")).turn_ends.end_tokens()
+
+    assert ends.early_stop(answer) == early
+
+
+def test_the_llms_own_stop_texts_stay() -> None:
+    settings = GenerationConfig(stop_strings="END")
+
+    processor_of_template(template_with_end("###")).turn_ends.set_stop_tokens(settings)
+
+    assert settings.stop_strings == ["END", "###"]
 
 
 def test_the_end_of_turn_is_labelled_when_it_is_an_added_token() -> None:

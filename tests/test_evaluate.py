@@ -41,6 +41,20 @@ C = Picture("c")
         ("5.", "5", True),
         ("'.5'", ".5", True),
         ("10", "-10", False),
+        # So does a comma, and a full stop of other writing, before any kind of number
+        ("5", ",5", False),
+        (".5", ",5", False),
+        (",5.", ",5", True),
+        ("5", "\uff0e5", False),
+        ("\u00bd", ".\u00bd", False),
+        ("\u4e94", "\u3002\u4e94", False),
+        # Signs and units are compared as they are written
+        ("5", "+5", False),
+        ("-5", "\u22125", False),
+        # Nobody sees a byte order mark, or a space without width
+        ("re\ufeffd", "red", True),
+        ("\u200b.5", ".5", True),
+        ("\ufeff", "\ufeff", False),
         # Composed and decomposed accents look the same
         ("cafe\u0301", "caf\u00e9", True),
         ("red\u3002", "red", True),
@@ -138,9 +152,20 @@ def test_a_question_sees_no_picture_of_a_later_turn() -> None:
     assert [question.messages[-1]["content"] for question in asked] == [
         "no picture?",
         "<image>one?",
-        "<image><image>\nand now ?",
+        # Its own picture stays where its words say
+        "<image>\nand now <image>?",
         "<image><image><image>\nall?",
     ]
+
+
+def test_the_pictures_of_a_question_stay_in_their_places() -> None:
+    turns = conversation("<image>\nwhat?", "1", "<image>\nIs it like <image> here?", "2")
+    sample = Sample("s", (A, B, C), turns)
+
+    _, second = questions([sample])
+
+    assert second.sample.pictures == (A, B, C)
+    assert second.messages[-1]["content"] == "<image><image>\nIs it like <image> here?"
 
 
 def test_a_picture_in_the_systems_words_stays_there() -> None:

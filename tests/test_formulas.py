@@ -48,7 +48,7 @@ def assert_solves(fused: Fused, answer: naive.Answer, rel: float) -> None:
 
 
 @each_case
-@pytest.mark.parametrize("normalize", ["none", "layernorm", "standardize"])
+@pytest.mark.parametrize("normalize", ["none", "layernorm", "standardize", "whiten"])
 @torch.no_grad()
 def test_formula(case: Case, normalize: str) -> None:
     """On square, narrow and wide grids, where rows and columns cannot be mixed up unseen."""

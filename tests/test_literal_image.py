@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -167,18 +168,27 @@ def test_the_prompt_is_what_people_wrote() -> None:
     assert make().chat.prompt(TALK[:1]) == "<|user|><image>\nIs <image> a tag?<|assistant|>"
 
 
-def test_transformers_would_take_it_for_a_picture() -> None:
+def test_it_is_text_beside_a_picture() -> None:
     processor = make()
+    picture = Image.new("RGB", (8, 8))
 
-    # of a text nobody could say which of the two is the picture
     text = processor.apply_chat_template(TALK[:1])
+    inputs = processor.apply_chat_template(
+        TALK[:1],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"images": [picture]},
+    )
 
     assert text == "<|user|><image>\nIs <image> a tag?"
-    with pytest.raises(LayerfuseError, match=r"take the literal `<image>` .*`Processor.inputs`"):
-        processor.apply_chat_template(TALK[:1], tokenize=True)
+    expected = processor.inputs([TALK[:1]], [picture])
+    assert inputs["input_ids"].tolist() == expected["input_ids"].tolist()
+    assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
 
 
-def test_transformers_reads_it_as_text_where_it_is_told_to() -> None:
+def test_transformers_may_be_told_that_it_is_text() -> None:
     processor = make()
     talk = [{"role": "user", "content": f"Is {LITERAL_IMAGE} a tag?"}]
 

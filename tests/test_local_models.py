@@ -235,6 +235,42 @@ def test_pull_after_a_killed_one() -> None:
     assert model_folders() == [".other.1", "fake"]
 
 
+def test_a_pull_that_fails_between_its_renames_puts_the_old_model_back(
+    fake: Callable[..., None],
+) -> None:
+    def lose_the_new_folder(_: Path, out: Path) -> None:
+        out.rmdir()
+
+    pull("fake")
+    fake(convert=lose_the_new_folder)
+
+    with pytest.raises(LayerfuseError, match="fake cannot be written"):
+        pull("fake", force=True)
+
+    assert config_text() == "wheel"
+    assert model_folders() == ["fake"]
+
+
+def test_a_pull_that_was_killed_between_its_renames_puts_the_old_model_back(
+    fake: Callable[..., None],
+) -> None:
+    # Where the old folder is at that moment
+    replaced = layerfuse_home() / "models" / ".fake.1" / registry.REPLACED
+    pull("fake")
+    replaced.parent.mkdir()
+    folder("fake").rename(replaced)
+    assert not is_pulled("fake")
+
+    def fail(_: Path, out: Path) -> None:
+        pytest.fail("converted again")
+
+    fake(convert=fail)
+    pull("fake")
+
+    assert config_text() == "wheel"
+    assert model_folders() == ["fake"]
+
+
 @pytest.mark.usefixtures("fake")
 def test_two_processes_at_once() -> None:
     first = slow_pull(0.5)

@@ -26,9 +26,8 @@ NOT_LABELLED = -100
 def test_saved_and_loaded_model_is_the_same(
     strategy: str, llm: str, encoder: str, tmp_path: Path
 ) -> None:
-    # Statistics of `standardize` and the token scale are buffers, no parameters: they must be
-    # saved too.
-    model = tiny.model(strategy, encoder, llm, normalize="standardize", token_scale=2.0)
+    # Statistics of `whiten` and the token scale are buffers, no parameters: they must be saved too.
+    model = tiny.model(strategy, encoder, llm, normalize="whiten", token_scale=2.0)
     batch = prompts(model, [1, 2])
     features = model.encode_images(batch["pixel_values"])
     model.fusion.calibrate(features, model.embedding_std)

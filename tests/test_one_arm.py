@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from rich.console import Console
-from transformers import GenerationConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsProcessor
 from typer.testing import CliRunner
 
 from layerfuse.cli import app
@@ -263,3 +264,58 @@ def test_a_saved_model_stops_where_its_template_ends_a_turn(
     assert saved.eos_token_id == end_tokens
     loaded = load_answerer(trained.model).model.generation_config
     assert loaded.eos_token_id == end_tokens
+
+
+class Dictation(LogitsProcessor):
+    """Lets a model say given tokens, whatever it was trained on."""
+
+    def __init__(self, prompt_length: int, tokens: list[int]) -> None:
+        self.prompt_length = prompt_length
+        self.tokens = tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        said = input_ids.shape[1] - self.prompt_length
+        forced[:, self.tokens[said]] = 0
+        return forced
+
+
+def test_a_saved_model_stops_at_an_end_of_several_tokens(
+    recipe: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """Also where nobody gives `generate` the tokenizer that compares texts, as in a pipeline."""
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}###{% endfor %}"
+    (tmp_path / "hashes.jinja").write_text(template)
+    recipe["chat_template"] = "hashes.jinja"
+    recipe["keep_models"] = "all"
+    trained = train(
+        write_recipe(tmp_path, recipe),
+        arm="one",
+        output=tmp_path / "alone",
+    )
+    auto_model: Any = AutoModelForImageTextToText
+
+    model = auto_model.from_pretrained(trained.model)
+
+    # One hash is a part of the answer.
+    tokenizer = tiny.tokenizer()
+    prompt = tokenizer("user: ?###assistant:", return_tensors="pt")
+    said = tokenizer(" C# is it### user: what?")["input_ids"]
+    prompt_length = prompt["input_ids"].shape[1]
+    generated = model.generate(
+        **prompt,
+        logits_processor=[Dictation(prompt_length, said)],
+        max_new_tokens=len(said),
+        do_sample=False,
+    )
+    assert tokenizer.decode(generated[0, prompt_length:]) == " C# is it###"
+
+
+def test_a_model_without_a_folder_says_that_its_ends_need_a_tokenizer() -> None:
+    model: Any = tiny.model("single")
+    model.generation_config.stop_strings = ["###"]
+    prompt = tiny.tokenizer()("?", return_tensors="pt")
+
+    with pytest.raises(LayerfuseError, match=r"'###'.*pass `tokenizer=processor.tokenizer`"):
+        model.generate(**prompt, max_new_tokens=1)

@@ -240,6 +240,14 @@ def test_other_samples_are_another_run(tmp_path: Path) -> None:
             align_stage(lora={}),
             "learning_rates does not name llm",
         ),
+        # Constants are measured on the encoder before it moves
+        (
+            {
+                "fusion_defaults": {"normalize": "whiten"},
+                **align_stage(learning_rates={"vision": 1e-5}),
+            },
+            "arm 'single 3' has normalize: whiten, .* stage 'align' trains vision",
+        ),
         # 256 samples a step cannot be made of 48 at once
         (
             align_stage(device_batch_size=48),

@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from layerfuse.cost.flops import BlockRepeats, Known, count, flops, text_config
+from layerfuse import FusionVLM
+from layerfuse.cost.flops import TEXT_TOKENS, BlockRepeats, Known, count, flops, text_config
 from layerfuse.cost.recipe_table import Shown, show, steps_of
+from layerfuse.data.collate import Collator
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import ModelSource, Stage
+from layerfuse.study.check import load_checked
+from layerfuse.train.arm import compose
 from tests import tiny
+from tests.studies import write_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 LLAVA = RECIPES / "llava-1.5-7b.yaml"
@@ -114,6 +120,16 @@ def test_what_arms_share_is_counted_once_and_only_that() -> None:
             assert with_others == by_itself, (name, layers)
     # Of 26 that were asked for
     assert len(known) < 12
+
+
+def test_constants_of_whitening_count_but_do_not_train() -> None:
+    """One product of width x width for each token of each layer."""
+    plain = show(LLAVA, console=quiet())[1][0]
+    whitened = show(LLAVA, ("arms.0.fusion.normalize=whiten",), quiet())[1][0]
+
+    assert whitened.parameters["fusion"] - plain.parameters["fusion"] == 1024 * 1024 + 1024
+    assert whitened.flops["fusion"] - plain.flops["fusion"] == 2 * 576 * 1024 * 1024
+    assert whitened.trained == plain.trained
 
 
 def test_lora_counts_what_peft_trains() -> None:
@@ -247,6 +263,99 @@ def test_blocks_of_one_kind_are_counted_as_if_each_ran(
         assert "forward" not in vars(block)
 
 
+def test_the_row_of_an_added_image_token_is_counted(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    """As many parameters as the model that training composes."""
+    without_image = tiny.tokenizer(image=False)
+    llm = tiny.text_config(vocab_size=len(without_image))
+    AutoModelForCausalLM.from_config(llm).save_pretrained(tmp_path / "llm")
+    without_image.save_pretrained(tmp_path / "llm")
+
+    _, arms = show(write_recipe(tmp_path, recipe), console=quiet())
+
+    for shown in arms:
+        model = FusionVLM.compose(
+            tmp_path / "encoder",
+            tmp_path / "llm",
+            shown.layers,
+            shown.arm.fusion,
+        )
+        in_training = sum(weight.numel() for weight in model.language_model.parameters())
+        assert shown.parameters["llm"] == in_training
+        assert model.language_model.get_input_embeddings().num_embeddings == llm.vocab_size + 1
+
+
+MIXTURE = {"num_attention_heads": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+OTHER_LLMS: dict[str, dict[str, Any]] = {
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "num_experts": 2,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+    },
+    "qwen3_next": {
+        **MIXTURE,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "gemma3n_text": {
+        "intermediate_size": [48] * 4,
+        "vocab_size_per_layer_input": 320,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "num_kv_shared_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "qwen3_moe": {**MIXTURE, "num_experts": 4},
+}
+"""Settings of LLMs of other builds: with experts, with state spaces, with other positions."""
+
+
+def llm_flops(family: str, **changes: Any) -> int:
+    """FLOPs of a tiny LLM of a family of `OTHER_LLMS`."""
+    settings = tiny.text_config().to_dict()
+    common = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    chosen = {key: settings[key] for key in common}
+    settings = {**chosen, "num_hidden_layers": 4, **OTHER_LLMS[family], **changes}
+    text = AutoConfig.for_model(family, **settings)
+    model, _ = count(configure(tiny.vision_config(), text, [4], {"name": "single"}))
+    return flops(model, tiny.SIZE)["llm"]
+
+
+@pytest.mark.parametrize("family", ["opt", "jamba", "qwen3_next"])
+def test_llms_of_other_builds_are_counted(family: str) -> None:
+    # At the least the head: two FLOPs per weight and token
+    assert llm_flops(family) > 2 * 32 * tiny.text_config().vocab_size * (16 + TEXT_TOKENS)
+
+
+def test_an_expert_counts_for_the_tokens_that_it_reads() -> None:
+    """Each token is read by two experts, however many there are to choose from."""
+    tokens = 16 + TEXT_TOKENS
+    # Of four blocks: the router's products for each of four more experts
+    routers = 4 * 2 * tokens * 32 * 4
+    # Three matrices of an expert
+    expert = 4 * 2 * tokens * 3 * 32 * 16
+
+    of_four = llm_flops("qwen3_moe")
+
+    assert llm_flops("qwen3_moe", num_experts=8) - of_four == routers
+    assert llm_flops("qwen3_moe", num_experts_per_tok=3) - of_four == expert
+
+
+def test_an_llm_that_cannot_be_counted_is_named() -> None:
+    with pytest.raises(LayerfuseError, match="FLOPs of an LLM of type 'gemma3n_text' cannot be"):
+        llm_flops("gemma3n_text")
+
+
 def test_an_encoder_is_no_llm() -> None:
     with pytest.raises(LayerfuseError, match="is no language model"):
         text_config_of(tiny.vision_config("dinov2"))
@@ -283,3 +392,26 @@ def test_nothing_is_cut_off(width: int) -> None:
         billions = arm.flops["llm"] / 1e9
         assert f"{billions:,.1f}" in words
     assert "fusion 2e-05, llm 2e-05" in words
+
+
+def test_the_tokens_are_those_of_training(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Image processors crop to sizes of their own, which the encoder's configuration lacks."""
+    processor = tiny.image_processor(height=24, width=24)
+    processor.save_pretrained(tmp_path / "encoder")
+    early_tokens = {
+        "name": "early",
+        "layers": [1, 2, 3, 4],
+        "fusion": {"name": "token_concat"},
+    }
+    recipe["arms"].append(early_tokens)
+
+    settings, arms = show(write_recipe(tmp_path, recipe), console=quiet())
+
+    samples = load_checked(settings).usable
+    for shown in arms:
+        _, processor = compose(settings, shown.arm, seed=0)
+        batch = Collator(processor, "chat", 2048, None)([samples.test[0]])
+        image_places = batch["input_ids"] == processor.image_token_id
+        assert shown.visual_tokens == int(image_places.sum()), shown.arm.label
+    # patches of 8 pixels; the encoder is configured for pictures of 32
+    assert arms[0].visual_tokens == 9

@@ -184,6 +184,29 @@ def test_questions_too(kind: str, template: str) -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("kind", KINDS)
+def test_questions_that_transformers_prepares_too(kind: str, template: str) -> None:
+    processor = make(kind, template)
+    rows = [
+        [{"role": "user", "content": "Nothing special?"}],
+        [{"role": "user", "content": "</s>"}],
+    ]
+
+    prepared = processor.apply_chat_template(
+        rows,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
+    )
+
+    asked = processor.text_inputs(rows, IMAGE_TOKENS)
+    assert prepared["input_ids"].tolist() == asked["input_ids"].tolist()
+    assert prepared["attention_mask"].tolist() == asked["attention_mask"].tolist()
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_end_token_is_learned_an_answer(kind: str, template: str) -> None:
     """A model that learned those of people would stop where they wrote the name."""
     processor = make(kind, template)

@@ -208,7 +208,7 @@ def test_learning_rates_per_part_and_no_decay_on_biases() -> None:
 @torch.no_grad()
 def test_after_a_stage_the_model_is_what_loading_it_gives(llm: str, tmp_path: Path) -> None:
     """Casting leaves alone what no checkpoint holds, such as rotary frequencies."""
-    model = tiny.model("concat", llm=llm, normalize="standardize")
+    model = tiny.model("concat", llm=llm, normalize="whiten")
     adapted = begin_stage(model, make_stage(), torch.bfloat16)
 
     end_stage(model, adapted, torch.bfloat16)

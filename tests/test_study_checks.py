@@ -89,6 +89,7 @@ def arm_of(layer: int, strategy: str) -> list[dict[str, Any]]:
 # Of an encoder of four blocks and the pictures 0.png to 7.png.
 BAD_INPUTS = [
     BadInput("layer 9 does not exist", {"arms": arm_of(9, "single")}),
+    BadInput("token_grid [4, 5] is larger than the 4 x 4 patches", {"token_grid": [4, 5]}),
     BadInput("unknown fusion strategy 'x'", {"arms": arm_of(1, "x")}),
     BadInput("encodr: unknown key; valid", {"encodr": 1}),
     BadInput("lacks the image token '<pic>'", {"image_token": "<pic>"}),

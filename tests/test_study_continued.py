@@ -54,11 +54,15 @@ def study_killed_in_the_second_arm(recipe: Path, folder: Path) -> None:
     study(recipe, output=folder)
 
 
+@pytest.mark.parametrize("keep_models", ["best", "none"])
 def test_killed_and_started_again_gives_the_same_results(
     recipe: dict[str, Any],
     tmp_path: Path,
+    keep_models: str,
 ) -> None:
-    """The first arm, which was done before the kill, is not run again."""
+    """The first arm, which was done before the kill, is not run again; the second one, which was
+    killed in its test, is not trained again."""
+    recipe["keep_models"] = keep_models
     path = write_recipe(tmp_path, recipe)
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
@@ -71,15 +75,22 @@ def test_killed_and_started_again_gives_the_same_results(
     assert first.parent.name.startswith("one")
     first_written = first.stat().st_mtime_ns
 
-    study(path, output=killed)
+    screen = io.StringIO()
+    study(path, output=killed, console=Console(file=screen, width=200))
 
     assert first.stat().st_mtime_ns == first_written
+    assert "two · seed 0: evaluate (8)" in screen.getvalue()
+    assert "two · seed 0: align" not in screen.getvalue()
     assert comparable_results(killed) == comparable_results(whole)
     for name in ("one", "two"):
         pattern = f"arms/{name}*/predictions.jsonl"
         continued_answers = next(killed.glob(pattern)).read_text()
         whole_answers = next(whole.glob(pattern)).read_text()
         assert continued_answers == whole_answers
+    # What only an interrupted run needs is gone.
+    assert not list(killed.glob("arms/*/stages"))
+    num_models = len(list(killed.glob("arms/*/model")))
+    assert num_models == (1 if keep_models == "best" else 0)
 
 
 def test_adding_an_arm_runs_only_that_arm(recipe: dict[str, Any], tmp_path: Path) -> None:

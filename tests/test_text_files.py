@@ -141,7 +141,17 @@ INVALID_FILES = [
     (
         "d.json",
         b"[\n1\n]\n\n [2]",
-        "line 5, column 2: Extra data",
+        "line 5, column 2: another list begins behind the first one",
+    ),
+    (
+        "d.json",
+        b'[{"a": 1}][{"a": 2}]',
+        "line 1, column 11: another list begins behind the first one",
+    ),
+    (
+        "d.jsonl",
+        b'[{"a": 1}]\n[{"a": 2}]',
+        "line 2, column 1: another list begins behind the first one",
     ),
     (
         "d.json",

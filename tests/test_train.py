@@ -189,6 +189,74 @@ def test_stopped_and_continued_is_bit_equal(
     assert_same_weights(continued, expected)
 
 
+def without_checkpoint_steps(recipe: Recipe) -> Recipe:
+    stages = {}
+    for name, stage in recipe.stages.items():
+        stages[name] = changed(stage, checkpoint_steps=None)
+    return with_stages(recipe, **stages)
+
+
+def saved_steps(run: Path, stage: str) -> list[int]:
+    """The steps of a stage whose checkpoints are on disk."""
+    checkpoints = run.glob(f"stages/{stage}/checkpoint-*/complete")
+    return [int(file.parent.name.split("-")[1]) for file in checkpoints]
+
+
+def test_by_default_short_stages_save_no_checkpoints(two_stages: Recipe, tmp_path: Path) -> None:
+    """Saving would take more than a fiftieth of their time."""
+    recipe = without_checkpoint_steps(two_stages)
+
+    train(recipe, tmp_path / "run")
+
+    assert saved_steps(tmp_path / "run", "align") == []
+    assert saved_steps(tmp_path / "run", "finetune") == []
+
+
+def test_by_default_checkpoints_are_saved_when_they_cost_little(
+    two_stages: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here any time is long enough. What the last step of all has trained is kept elsewhere."""
+    monkeypatch.setattr("layerfuse.train.trainer.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("layerfuse.train.trainer.LARGEST_SHARE", 1e9)
+    recipe = without_checkpoint_steps(two_stages)
+    expected = train(recipe, tmp_path / "whole")
+
+    train_until(
+        recipe,
+        tmp_path / "run",
+        stopped_in="finetune",
+        at=4,
+        monkeypatch=monkeypatch,
+    )
+
+    assert saved_steps(tmp_path / "whole", "finetune") == [4]
+    assert saved_steps(tmp_path / "run", "align") == [3]
+    assert saved_steps(tmp_path / "run", "finetune") == [3]
+    continued = train(recipe, tmp_path / "run")
+    assert continued.losses == expected.losses
+    assert_same_weights(continued, expected)
+
+
+def test_by_default_slow_disks_get_fewer_checkpoints(
+    two_stages: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first checkpoint shows what one costs."""
+    monkeypatch.setattr("layerfuse.train.trainer.LEAST_SECONDS", 0.0)
+    # Before any is saved, none seems to cost anything.
+    monkeypatch.setattr("layerfuse.train.trainer.BYTES_PER_SECOND", 1e18)
+    # Ten thousand times what a checkpoint takes: longer than these few steps.
+    monkeypatch.setattr("layerfuse.train.trainer.LARGEST_SHARE", 1e-4)
+    recipe = without_checkpoint_steps(two_stages)
+
+    train(recipe, tmp_path / "run")
+
+    assert saved_steps(tmp_path / "run", "finetune") == [1]
+
+
 def test_a_finished_stage_that_ends_within_an_epoch_is_not_trained_further(
     two_stages: Recipe,
     tmp_path: Path,

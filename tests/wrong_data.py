@@ -90,6 +90,13 @@ BAD_RECORDS = {
         good(conversations=[QUESTION, {"from": "gpt", "value": "Write <img>."}]),
     ),
     "families is a str": BadRecord(good(families="count")),
+    "families holds None": BadRecord(good(families=[None])),
+    "its id is": BadRecord(good(id={"row": 1})),
+    "an option that the model would not see": BadRecord(good(A="One.", B="Two.")),
+    "what is learned": BadRecord(
+        good(conversations=[QUESTION, {**ANSWER, "weight": 0}]),
+    ),
+    "nobody reads 'before'": BadRecord(good(before={"image": {"path": "photos/1"}})),
 }
 
 
@@ -153,6 +160,42 @@ def name_no_picture() -> str:
     return message_of_photos(table={"text": "Two chairs."})
 
 
+def bring_a_table_of_commas() -> str:
+    Path("photos").mkdir()
+    Path("photos/metadata.csv").write_text("file_name,text\nkitchen.jpg,Two chairs.\n")
+    return message_of(path="photos")
+
+
+def bring_two_tables() -> str:
+    Path("photos").mkdir()
+    Path("photos/metadata.jsonl.gz").touch()
+    return message_of_more_photos({"file_name": "kitchen.jpg", "text": "Two chairs."})
+
+
+def message_of_more_photos(row: dict[str, str]) -> str:
+    """What is said of the folder `photos` with a table of one row."""
+    Path("photos/metadata.jsonl").write_text(json.dumps(row))
+    return message_of(path="photos")
+
+
+def bring_a_table_in_a_subfolder() -> str:
+    Path("photos/train").mkdir(parents=True)
+    Path("photos/train/metadata.jsonl").touch()
+    return message_of(path="photos")
+
+
+def bring_a_picture_of_another_format() -> str:
+    Path("photos").mkdir()
+    Path("photos/garden.heic").touch()
+    Path("photos/garden.txt").write_text("Two trees.")
+    return message_of(path="photos")
+
+
+def name_two_pictures() -> str:
+    row = {"file_name": "kitchen.jpg", "image": "garden.jpg", "text": "Two chairs."}
+    return message_of_photos("kitchen.jpg", table=row)
+
+
 def message_of_bytes(content: bytes) -> str:
     """What is said of a file `train.json` with this content."""
     Path("train.json").write_bytes(content)
@@ -176,6 +219,14 @@ def wrap_the_list() -> str:
     return message_of_bytes(b'{"data": []}')
 
 
+def keep_more_beside_the_list() -> str:
+    return message_of_bytes(b'{"text": "Chairs", "data": [{"id": "kitchen-1"}]}')
+
+
+def put_two_files_together() -> str:
+    return message_of_bytes(b'[{"id": 1}][{"id": 2}]')
+
+
 def compute_the_date() -> str:
     with pytest.raises(LayerfuseError) as refused:
         with_fixed_date("Today: {{ strftime_now(day_format) }}")
@@ -190,10 +241,17 @@ BAD_SOURCES: dict[str, Callable[[], str]] = {
     "sample garden.jpg": forget_one_caption,
     "needs a column": call_a_caption_otherwise,
     "names no picture": name_no_picture,
-    "is not valid JSON": leave_out_a_quote,
+    "holds metadata.csv": bring_a_table_of_commas,
+    "metadata.jsonl and metadata.jsonl.gz, of": bring_two_tables,
+    "subfolder photos/train": bring_a_table_in_a_subfolder,
+    "a caption without a picture": bring_a_picture_of_another_format,
+    "has both file_name": name_two_pictures,
+    "Expecting property name": leave_out_a_quote,
+    "another list begins": put_two_files_together,
     "byte order mark ff fe": write_utf_16,
     "the byte 0xe9": write_latin_1,
     "must hold a list": wrap_the_list,
+    "holds one mapping": keep_more_beside_the_list,
     "writes today's date": compute_the_date,
 }
 

@@ -151,7 +151,7 @@ def study(
         Path | None, Option(help="Folder of the study.", show_default="runs/<name>")
     ] = None,
     engine: Annotated[
-        Literal["local", "ray"], Option(help="One arm after another, or many at once by Ray.")
+        Literal["local", "ray"], Option(help="On this machine, or on a cluster by Ray.")
     ] = "local",
     imports: Imports = None,
 ) -> None:

@@ -1,6 +1,12 @@
-"""The device of this process and the arithmetic that it has."""
+"""The device of this process, the arithmetic that it has, and the memory that is free."""
 
+from pathlib import Path
+
+import psutil
 import torch
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container finds the limits of its own."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -32,3 +38,27 @@ def native_dtype() -> str:
     if native:
         return "bfloat16"
     return "float32"
+
+
+def free_memory() -> int:
+    """Bytes of main memory that processes of this one's group may still take."""
+    free = psutil.virtual_memory().available
+    # In a container the machine's free memory is more than what may be used.
+    limit_text = _read_cgroup("memory.max")
+    if limit_text.isdecimal():
+        used = int(_read_cgroup("memory.current"))
+        for line in _read_cgroup("memory.stat").splitlines():
+            name, _, size = line.partition(" ")
+            # Pages of files that the kernel drops when it needs their room.
+            if name == "inactive_file":
+                used -= int(size)
+        free = min(free, int(limit_text) - used)
+    return max(free, 0)
+
+
+def _read_cgroup(name: str) -> str:
+    """A file of this process's control group (Linux, version 2), empty where there is none."""
+    file = CGROUP / name
+    if not file.is_file():
+        return ""
+    return file.read_text("utf-8").strip()

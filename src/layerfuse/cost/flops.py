@@ -1,5 +1,6 @@
 """Parameters and FLOPs, counted on the meta device."""
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Layout
 from layerfuse.fusion.visual import Fused, Placed
 from layerfuse.model.config import FusionConfig
@@ -42,6 +44,15 @@ def tokens_of(model: FusionVLM, size: int) -> int:
     return model.config.num_image_tokens(size, size)
 
 
+def parts_of(model: FusionVLM) -> dict[str, nn.Module]:
+    """The modules of a model by the names of `PARTS`."""
+    return {
+        "vision": model.vision_tower,
+        "fusion": model.fusion,
+        "llm": model.language_model,
+    }
+
+
 def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
     """Build a model without memory for its weights, and count them.
 
@@ -49,22 +60,32 @@ def count(config: FusionConfig) -> tuple[FusionVLM, dict[str, int]]:
         config: the configuration of the model.
 
     Returns:
-        The model on the meta device, and the number of parameters of each of `PARTS`.
+        The model on the meta device, and the number of parameters of each of `PARTS`. Those of the
+        fusion include the stored constants of `normalize`, which work and weigh as parameters do.
     """
+    # The steps below write into the configuration of the LLM.
+    config = copy.deepcopy(config)
     # Tensors on the meta device hold no numbers, so drawing random weights would only take time.
     with torch.device("meta"), no_init_weights():
         model = FusionVLM(config).eval()
         # Without initialisation transformers leaves a tied head a table of its own, which would
         # count the embeddings of the words twice.
         model.language_model.tie_weights()
-    parts = {
-        "vision": model.vision_tower,
-        "fusion": model.fusion,
-        "llm": model.language_model,
-    }
+        # As when a model is composed: a new token for images needs a row in the embeddings.
+        vocabulary = model.language_model.get_input_embeddings().weight.shape[0]
+        if config.image_token_id >= vocabulary:
+            model.language_model.resize_token_embeddings(
+                config.image_token_id + 1,
+                mean_resizing=False,
+            )
+    # Tokens are sent to experts by matrix products of their own. Other ways look at which expert
+    # was chosen, which the meta device does not know.
+    model.language_model.set_experts_implementation("batched_mm")
     parameters = {}
-    for name, part in parts.items():
+    for name, part in parts_of(model).items():
         parameters[name] = sum(weight.numel() for weight in part.parameters())
+    for constant in model.fusion.norms.buffers():
+        parameters["fusion"] += constant.numel()
     return model, parameters
 
 
@@ -117,16 +138,34 @@ def flops(
                 injected = f"{model.fusion.config} {model.config.vision_groups}"
             key = ("llm", injected, length)
             if key not in known:
-                plain_blocks = []
-                for index, block in enumerate(decoder_blocks(model.language_model)):
-                    if index not in fused.memory:
-                        plain_blocks.append(block)
-                # Where the image stands in the row does not change the number of products.
-                text_mask = torch.zeros(1, length, dtype=torch.bool)
-                placed = model.fusion.place(fused, Layout.of(text_mask, 1, image_tokens))
-                known[key] = _count_flops(partial(_read, model, placed, length), plain_blocks)
+                known[key] = _llm_flops(model, fused, length)
             counted["llm"] = known[key]
     return counted
+
+
+def _llm_flops(model: FusionVLM, fused: Fused, length: int) -> int:
+    """FLOPs of the LLM with what is injected into it, on one row of `length` tokens.
+
+    Raises:
+        LayerfuseError: the LLM cannot run on the meta device, or nothing can be injected into it.
+    """
+    plain_blocks = []
+    for index, block in enumerate(decoder_blocks(model.language_model)):
+        if index not in fused.memory:
+            plain_blocks.append(block)
+    # Where the image stands in the row does not change the number of products.
+    text_mask = torch.zeros(1, length, dtype=torch.bool)
+    placed = model.fusion.place(fused, Layout.of(text_mask, 1, fused.tokens.shape[1]))
+    try:
+        return _count_flops(partial(_read, model, placed, length), plain_blocks)
+    # What an LLM that looks at numbers, or takes no embeddings, says on the meta device.
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        model_type = model.config.text_config.model_type
+        raise LayerfuseError(
+            f"the FLOPs of an LLM of type {model_type!r} cannot be counted: it does not run on "
+            f"embeddings alone, without weights ({type(error).__name__}: {error}); valid are LLMs "
+            "of the usual build, such as llama, qwen3, mistral, gemma3_text, phi3 and mixtral"
+        ) from error
 
 
 def _fuse(model: FusionVLM, size: int) -> tuple[Fused, int]:
@@ -158,6 +197,8 @@ def _read(model: FusionVLM, placed: Placed, length: int) -> None:
         inputs_embeds=torch.empty(1, length, model.config.text_config.hidden_size),
         # A finished mask, so that transformers makes none, which the meta device cannot.
         attention_mask=torch.zeros(1, 1, length, length),
+        # Else opt would count the positions in the mask.
+        position_ids=torch.arange(length)[None],
         visual=placed,
         use_cache=False,
     )
@@ -242,16 +283,17 @@ def vision_config(source: ModelSource) -> PreTrainedConfig:
     return load_vision_config(source.model, source.config)
 
 
-def text_config(source: ModelSource) -> PreTrainedConfig:
+def text_config(source: ModelSource, blocks: int | None = None) -> PreTrainedConfig:
     """The configuration of a language model, checked as it is for training.
 
     Args:
         source: the language model.
+        blocks: number of its first blocks that are kept; None: all.
 
     Returns:
         Its configuration.
 
     Raises:
-        LayerfuseError: it cannot be found, or is more than a language model.
+        LayerfuseError: it cannot be found, is more than a language model, or cannot be cut.
     """
-    return text_config_of(source.model, source.config)
+    return text_config_of(source.model, source.config, blocks)

@@ -14,6 +14,7 @@ from layerfuse.cost.flops import (
     Known,
     count,
     flops,
+    parts_of,
     text_config,
     tokens_of,
     vision_config,
@@ -23,6 +24,7 @@ from layerfuse.data.sources import load
 from layerfuse.data.text_files import read_text
 from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
+from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.reader import load_recipe
@@ -68,11 +70,12 @@ def show(
         console = Console()
     _check_sources(recipe)
     vision = vision_config(recipe.encoder)
-    text = text_config(recipe.llm)
+    text = text_config(recipe.llm, recipe.llm.blocks)
     size = _image_size(recipe, vision)
-    _check_grid(recipe, vision, size)
+    _check_size(recipe, vision, size)
     arms: list[Shown] = []
     known: Known = {}
+    image_token_id = _image_token_id(recipe)
     for arm in recipe.all_arms():
         try:
             config = configure(
@@ -81,15 +84,19 @@ def show(
                 arm.layers,
                 arm.fusion,
                 token_grid=recipe.token_grid,
+                image_token_id=image_token_id,
             )
         except LayerfuseError as error:
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
         arms.append(measure(arm, config, size=size, stages=recipe.stages, known=known))
+    blocks = f"{text.num_hidden_layers} blocks"
+    if recipe.llm.blocks is not None:
+        blocks = f"the first {blocks} (llm.blocks, a screening device)"
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
     console.print(
         f"encoder {recipe.encoder.model}: {vision.num_hidden_layers} blocks of width "
         f"{vision.hidden_size}, {size} px\n"
-        f"LLM {recipe.llm.model}: {text.num_hidden_layers} blocks of width {text.hidden_size}\n"
+        f"LLM {recipe.llm.model}: {blocks} of width {text.hidden_size}\n"
     )
     _print_arms(recipe, arms, console)
     console.print()
@@ -125,7 +132,7 @@ def measure(
     model, parameters = count(config)
     trained = {}
     for name, stage in stages.items():
-        trained[name] = _trained(model, stage, parameters)
+        trained[name] = _trained(model, stage)
     return Shown(
         arm=arm,
         layers=config.vision_layers,
@@ -136,14 +143,15 @@ def measure(
     )
 
 
-def _trained(model: FusionVLM, stage: Stage, parameters: dict[str, int]) -> int:
+def _trained(model: FusionVLM, stage: Stage) -> int:
     """Number of parameters that train in a stage."""
     lora = stage.lora
+    parts = parts_of(model)
     total = 0
-    for part in stage.learning_rates:
+    for name in stage.learning_rates:
         # With LoRA the LLM itself is frozen; only its adapters train.
-        if part != "llm" or lora is None:
-            total += parameters[part]
+        if name != "llm" or lora is None:
+            total += sum(weight.numel() for weight in parts[name].parameters())
     if lora is None:
         return total
     for name, module in model.language_model.get_decoder().named_modules():
@@ -153,6 +161,18 @@ def _trained(model: FusionVLM, stage: Stage, parameters: dict[str, int]) -> int:
             # The two factors of a low-rank update: (r, in) and (out, r).
             total += lora.r * (module.in_features + module.out_features)
     return total
+
+
+def _image_token_id(recipe: Recipe) -> int:
+    """The id of the token that marks images, which may need a new row of embeddings; 0, which needs
+    none, where the tokenizer is not at hand."""
+    source = recipe.llm
+    if source.config is not None or not Path(resolve(source.model)).is_dir():
+        return 0
+    from layerfuse.model.pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(source.model, recipe.image_token)
+    return int(tokenizer.convert_tokens_to_ids(recipe.image_token or IMAGE_TOKEN))
 
 
 def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
@@ -203,20 +223,13 @@ def _check_sources(recipe: Recipe) -> None:
             raise LayerfuseError(f"{name}: {error}") from error
 
 
-def _check_grid(recipe: Recipe, vision: PreTrainedConfig, size: int) -> None:
-    """Raise LayerfuseError if the pictures hold no patch, or fewer than the token grid has."""
+def _check_size(recipe: Recipe, vision: PreTrainedConfig, size: int) -> None:
+    """Raise LayerfuseError if the pictures hold no patch."""
     patches = size // vision.patch_size
     if patches == 0:
         raise LayerfuseError(
             f"encoder {recipe.encoder.model}: pictures of {size} pixels are smaller than a patch "
             f"of {vision.patch_size}; give an image_size of at least that"
-        )
-    grid = recipe.token_grid
-    # Pooling to more tokens than patches would only repeat patches.
-    if grid is not None and max(grid) > patches:
-        raise LayerfuseError(
-            f"token_grid {list(grid)} is larger than the {patches} x {patches} patches of "
-            f"{recipe.encoder.model} at {size} pixels; valid: up to {patches} rows and columns"
         )
 
 

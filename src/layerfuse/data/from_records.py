@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,7 +91,7 @@ def from_llava(index: int, record: Any, reading: Reading) -> Sample:
             f"sample {name}: has a conversation and {' and '.join(columns)} too; leave one of them "
             "out with `ignore_columns`"
         )
-    refuse_halves(name, "id", str(record.get("id")))
+    _refuse_bad_id(name, record.get("id"))
     turns = read_turns(name, record, reading.literal_answers)
     image_cells = _image_cells(name, record, turns)
     refuse_unread(name, record, shows_pictures=bool(image_cells))
@@ -170,15 +171,33 @@ def sample_id(index: int, record: Any) -> str:
         record: of the source, of any shape.
 
     Returns:
-        The record's `id`, or its place where it has none. Half a surrogate pair, which no file
-        could hold, is written with a backslash.
+        The record's `id`, or its place where it has none that is a text or a number. Half a
+        surrogate pair, which no file could hold, is written with a backslash.
     """
-    identity = None
-    if isinstance(record, dict):
-        identity = record.get("id")
-    if identity is None:
-        identity = index
+    identity = index
+    # An empty text is what tables have for nothing.
+    if isinstance(record, dict) and _is_name(record.get("id")) and record["id"] != "":
+        identity = record["id"]
     return str(identity).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value can name something: a text or a number."""
+    if isinstance(value, float):
+        # Tables write whole numbers so, and NaN for nothing.
+        return math.isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _refuse_bad_id(name: str, identity: Any) -> None:
+    """Raise LayerfuseError for an id that names nothing, or that no file could hold."""
+    if identity is None:
+        return
+    if not _is_name(identity):
+        raise LayerfuseError(
+            f"sample {name}: its id is {short(identity)}; valid: a text or a number, or no id"
+        )
+    refuse_halves(name, "id", str(identity))
 
 
 def identify(reading: Reading, index: int, record: Any) -> str:
@@ -224,9 +243,11 @@ def picture_of(sample: str, cell: Any, base: Path) -> Picture:
         return cell
     # What the datasets library makes of an image in a message.
     if isinstance(cell, dict) and cell.keys() == {"bytes", "path"}:
-        if cell["bytes"] is not None:
+        # JSON has no bytes: a text there could be base64 or anything else.
+        if isinstance(cell["bytes"], bytes):
             return _embedded_picture("picture in a message", cell["bytes"])
-        cell = cell["path"]
+        if cell["bytes"] is None:
+            cell = cell["path"]
     if not isinstance(cell, str):
         raise LayerfuseError(f"sample {sample}: an image is a {type(cell).__name__}, not a path")
     refuse_halves(sample, "the path of an image", cell)
@@ -312,6 +333,11 @@ def _kinds(name: str, key: str, kinds: Any, turns: list[Message]) -> tuple[str, 
         raise LayerfuseError(f"sample {name}: {len(kinds)} {key} for {len(answers)} answers")
     remaining = []
     for kind, answer in zip(kinds, answers, strict=True):
+        # `None` and `nan` would be families of the report.
+        if not _is_name(kind) or not str(kind).strip():
+            raise LayerfuseError(
+                f"sample {name}: {key} holds {short(kind)}; valid: a text for each answer"
+            )
         refuse_halves(name, key, str(kind))
         # Empty answers are left out of the conversation, and so are their kinds.
         if answer.strip():

@@ -13,6 +13,7 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import BadSample, BadSamples
 from layerfuse.errors import LayerfuseError
+from layerfuse.model.chat_template import written
 from layerfuse.model.processor import IGNORED, Processor
 from layerfuse.progress import Progress
 
@@ -63,8 +64,8 @@ class Lengths:
         self.progress = progress
         self.phase = phase
         self.tokens: list[int] = []
-        ends = processor.turn_ends.end_tokens()
-        self.ends = torch.tensor([*ends.separate, *ends.merged])
+        self.ends = processor.turn_ends.end_tokens()
+        self.stop_tokens = torch.tensor([*self.ends.separate, *self.ends.merged])
 
     def measure(
         self,
@@ -103,20 +104,29 @@ class Lengths:
                 self.progress(self.phase, done, len(samples))
         return bad
 
-    def _refuse_early_end(self, encoded: dict[str, Tensor]) -> None:
+    def _refuse_early_end(self, sample: Sample, encoded: dict[str, Tensor]) -> None:
         """Raise LayerfuseError for an answer that holds what ends answers: generation would stop
         there."""
         labelled = encoded["labels"] != IGNORED
         # An answer's last token, which ends it, is followed by none that is learned.
         inside = encoded["input_ids"][:-1][labelled[:-1] & labelled[1:]]
-        early = inside[torch.isin(inside, self.ends)]
+        early = inside[torch.isin(inside, self.stop_tokens)]
         if len(early) > 0:
-            end = self.processor.tokenizer.decode(early[:1])
-            raise LayerfuseError(
-                f"an answer holds {end!r}, at which the chat template ends a turn: a model would "
-                "stop there. Give a `chat_template` that ends turns otherwise, such as with "
-                "`{{ eos_token }}`, or another answer"
-            )
+            self._refuse_end(self.processor.tokenizer.decode(early[:1]))
+        for message in sample.messages:
+            if message["role"] != "assistant":
+                continue
+            early_words = self.ends.early_stop(written(message["content"]).strip())
+            if early_words:
+                self._refuse_end(early_words)
+
+    def _refuse_end(self, end: str) -> None:
+        """Raise LayerfuseError for an answer that holds that end of a turn."""
+        raise LayerfuseError(
+            f"an answer holds {end!r}, at which the chat template ends a turn: a model would "
+            "stop there. Give a `chat_template` that ends turns otherwise, such as with "
+            "`{{ eos_token }}`, or another answer"
+        )
 
     def _length(
         self,
@@ -134,7 +144,7 @@ class Lengths:
         )
         encoded = encode()
         if prompt == "chat":
-            self._refuse_early_end(encoded)
+            self._refuse_early_end(sample, encoded)
         whole = len(encoded["input_ids"])
         remaining = whole
         if max_length is not None and whole > max_length:

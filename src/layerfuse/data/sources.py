@@ -1,27 +1,25 @@
 """Samples from LLaVA JSON (lines), image folders, Hugging Face datasets and generated scenes."""
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from layerfuse.data import scene_files
-from layerfuse.data.from_records import Reading, from_columns, from_llava, identify
+from layerfuse.data.from_records import Reading, from_llava, identify
 from layerfuse.data.hub_dataset import is_saved_dataset, open_dataset
 from layerfuse.data.lazy_records import Samples, refuse_missing_columns
-from layerfuse.data.sample import Sample
+from layerfuse.data.picture_folder import from_folder
 from layerfuse.data.scenes import VERSION
-from layerfuse.data.text_files import read_json, read_text
+from layerfuse.data.text_files import read_json
 from layerfuse.data.unread import READ_KEYS
 from layerfuse.errors import LayerfuseError
 from layerfuse.paths import home
 from layerfuse.recipe.schema import Data, Scenes
 
-IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".jp2", ".j2k", ".ppm", ".pgm"),
-}
-TABLES = ("metadata.jsonl", "metadata.jsonl.gz")
-"""tables beside the images of a folder; the first that is there is read"""
+# What people call the list of the records, where a mapping is around it.
+_RECORD_LISTS = {"data", "records", "samples", "examples", "rows", "items", "train", "test"}
+_TURN_LISTS = {"conversations", "messages"}
 
 
 def load(data: Data) -> Samples:
@@ -146,6 +144,8 @@ def _from_json(path: Path, data: Data) -> Samples:
     if isinstance(records, dict) and any(key in records for key in READ_KEYS):
         # JSON lines with one record look like this, whatever the file is called.
         records = [records]
+    if isinstance(records, list) and len(records) == 1:
+        _refuse_wrapped(path, records[0], data.ignore_columns)
     if not isinstance(records, list):
         raise LayerfuseError(
             f"{path} must hold a list of conversations, not {type(records).__name__}"
@@ -161,8 +161,32 @@ def _from_json(path: Path, data: Data) -> Samples:
     return Samples(records, convert, str(path), partial(identify, reading))
 
 
+def _refuse_wrapped(path: Path, record: Any, ignored: Collection[str]) -> None:
+    """Raise LayerfuseError for a mapping around the list of records, whose other keys make it look
+    like a record itself.
+
+    Args:
+        path: of the file.
+        record: the only one of the file.
+        ignored: keys that are left out on purpose.
+    """
+    if not isinstance(record, dict):
+        return
+    for key, value in record.items():
+        if key in READ_KEYS or key in ignored or not isinstance(value, list):
+            continue
+        mappings = [item for item in value if isinstance(item, dict)]
+        has_turns = any(_TURN_LISTS & mapping.keys() for mapping in mappings)
+        if has_turns or (mappings and key in _RECORD_LISTS):
+            raise LayerfuseError(
+                f"{path} holds one mapping, of which {key!r} is a list of {len(mappings)} "
+                "mappings. If these are the records, write them as a list without a mapping around "
+                f"them; if not, leave them out on purpose with `ignore_columns: [{key}]`"
+            )
+
+
 def _from_folder(folder: Path, data: Data) -> Samples:
-    """The samples of a saved dataset, of a table beside images, or of images with captions.
+    """The samples of a saved dataset, or of a folder of pictures.
 
     Args:
         folder: exists.
@@ -171,91 +195,4 @@ def _from_folder(folder: Path, data: Data) -> Samples:
     reading = _reading(folder, data)
     if is_saved_dataset(folder):
         return open_dataset(str(folder), data.split, reading)
-    for name in TABLES:
-        table = folder / name
-        if table.exists():
-            return _from_table(table, reading)
-    records = []
-    num_captioned = 0
-    for file in image_files(folder):
-        # A picture without one is a bad sample, which is named when it is read.
-        if file.with_suffix(".txt").exists():
-            num_captioned += 1
-        name = str(file.relative_to(folder))
-        records.append({"id": name, "image": name})
-    if not records:
-        raise LayerfuseError(f"{folder}: no images (and no metadata.jsonl)")
-    if data.columns or data.ignore_columns:
-        raise LayerfuseError(
-            f"{folder} is a folder of captions without a table, in which `columns` and "
-            "`ignore_columns` name nothing; leave them out"
-        )
-    # The folder is of another kind, or its captions are elsewhere.
-    if num_captioned == 0:
-        caption_file = (folder / records[0]["image"]).with_suffix(".txt")
-        raise LayerfuseError(f"{folder}: no caption file {caption_file} (and no metadata.jsonl)")
-    return Samples(records, partial(_captioned, reading), str(folder))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, in the order of their names.
-
-    Hidden files and folders are left out: macOS writes `._name.jpg` beside `name.jpg` on foreign
-    disks, which is no picture, and editors keep copies in hidden folders.
-
-    Args:
-        folder: may be hidden itself.
-    """
-    files = []
-    # Sorted, because the order of a folder's files differs between file systems.
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        # A folder can be named like an image. A link to nothing stays, to be named.
-        if not is_hidden and not file.is_dir():
-            files.append(file)
-    return files
-
-
-def _from_table(table: Path, reading: Reading) -> Samples:
-    """The rows of a `metadata.jsonl`, whose `file_name` names the image."""
-    rows = read_json(table)
-    if not isinstance(rows, list):
-        raise LayerfuseError(f"{table} must hold a mapping in each line, not {rows!r}")
-    refuse_missing_columns(str(table), rows, reading)
-    records = []
-    for row in rows:
-        record = row
-        # What is no mapping is named when it is read.
-        if isinstance(row, dict) and "file_name" in row:
-            # Columns called image or id come before the file's name.
-            record = {"image": row["file_name"], "id": row["file_name"], **row}
-            del record["file_name"]
-        records.append(record)
-    convert = partial(_from_row, reading)
-    return Samples(records, convert, str(table), partial(identify, reading))
-
-
-def _from_row(reading: Reading, index: int, row: Any) -> Sample:
-    """A row of a `metadata.jsonl`, with its `file_name` as image."""
-    sample = from_columns(index, row, reading)
-    # These tables describe pictures: a row that shows none is a mistake.
-    if not sample.pictures:
-        raise LayerfuseError(
-            f"sample {sample.id}: names no picture: a row needs file_name, or a column that "
-            f"`columns: {{image: ...}}` names; it has {sorted(map(str, row))}"
-        )
-    return sample
-
-
-def _captioned(reading: Reading, index: int, row: dict[str, Any]) -> Sample:
-    """An image with the caption beside it, which is read only now."""
-    caption_file = (reading.base / row["image"]).with_suffix(".txt")
-    if not caption_file.exists():
-        raise LayerfuseError(f"sample {row['id']}: no caption file {caption_file}")
-    try:
-        caption = read_text(caption_file)
-    except LayerfuseError as error:
-        raise LayerfuseError(f"sample {row['id']}: {error}") from error
-    return from_columns(index, {**row, "text": caption}, reading)
+    return from_folder(folder, reading)

@@ -109,11 +109,18 @@ def read_json(file: Path) -> Any:
     rest = text[end:].lstrip(" \t\r")
     if not rest.strip(_JSON_SPACE):
         return value
-    # In JSON lines the first value is a line of its own.
-    if rest.startswith("\n") and "\n" not in text[start:end]:
+    # In JSON lines the first value is a line of its own, and no list.
+    is_line = rest.startswith("\n") and "\n" not in text[start:end]
+    if is_line and not isinstance(value, list):
         return _read_lines(file, text)
     extra = len(text) - len(text[end:].lstrip(_JSON_SPACE))
-    error = json.JSONDecodeError("Extra data", text, extra)
+    reason = "Extra data"
+    if isinstance(value, list) and text[extra] == "[":
+        reason = (
+            "another list begins behind the first one. Were two files put behind each other? Make "
+            "one list of both"
+        )
+    error = json.JSONDecodeError(reason, text, extra)
     raise _invalid(file, error.lineno, error.colno, error.msg)
 
 

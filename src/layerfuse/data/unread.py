@@ -3,10 +3,11 @@
 import html
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from layerfuse.data.media import describes, names_media, words_of
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.recipe.schema import ReadColumn
@@ -16,22 +17,6 @@ READ_KEYS: tuple[str, ...] = get_args(ReadColumn)
 TURN_KEYS = ("from", "role", "value", "content")
 """what is read of a turn"""
 
-# A word of a key that names pictures, sounds or films: `imgs`, `fileName`, `video_path`.
-_MEDIA_WORD = re.compile(
-    r"(image|img|picture|pic|photo|screenshot|thumbnail|video|vid|audio|sound|speech|media|frame"
-    r"|file|pixel|jpe?g|png|gif|pdf|mp[34]|wav|webp|tiff|heic|svg|movie|clip|film|voice|recording"
-    r"|depth|mask|crop|attachment|base64|b64|bytes|bild|foto)(s|name|path|file|list|data|bytes|b64)*"
-)
-# Words that say that a key only describes media: `image_width`, `video_id`.
-_DESCRIBING_WORDS = {
-    *("id", "ids", "index", "num", "count", "size", "sizes", "width", "height", "w", "h"),
-    *("aspect", "ratio", "resolution", "shape", "mode", "format", "quality", "orientation"),
-    *("source", "origin", "license", "licence", "author", "date", "split", "dataset", "title"),
-    *("category", "categories", "class", "classes", "type", "types", "label", "labels", "tags"),
-    *("caption", "captions", "description", "descriptions", "hash", "md5", "sha", "digest"),
-}
-# Beside a picture that is read, an address says where it was found.
-_ADDRESS_WORDS = {"url", "urls", "uri", "link", "links"}
 # Texts that would change what is asked.
 _SYSTEM_KEYS = {
     *("systemprompt", "systemmessage", "systeminstruction", "systemtext", "sys", "sysprompt"),
@@ -39,8 +24,7 @@ _SYSTEM_KEYS = {
 }
 _ASKING_KEYS = {
     *("prompt", "instruction", "instructions", "input", "context", "hint"),
-    *("choices", "options", "candidates", "multiplechoices", "answerchoices", "answeroptions"),
-    *("optiona", "optionb", "choicea", "choiceb", "history", "query", "lecture", "passage"),
+    *("history", "query", "lecture", "passage", "premise", "hypothesis"),
     *("questionprefix", "questionsuffix", "prefix", "suffix", "postprompt"),
     *("tools", "functions", "toolcalls", "functioncall", "reasoningcontent"),
 }
@@ -50,15 +34,34 @@ _MISSPELLED = {name: name for name in READ_KEYS if name != "id"} | {
     "conversation": "conversations",
     "message": "messages",
 }
-_MEDIA_FILE = re.compile(
-    r"[^\n]{1,500}\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|ppm|pgm|heic|avif|svg|pdf"
-    r"|jp2|j2k|jxl|psd|exr|heif|dcm|nii(\.gz)?|dng|raw|tga|ico"
-    r"|mp4|m4v|avi|mov|mkv|webm|mpe?g|flv|wmv|3gp|mp3|wav|flac|ogg|opus|aac|m4a|npy)",
+# A key of its own for each thing that may be chosen: `option_a`, `choice2`, `answerB`.
+_OPTION_KEY = re.compile(
+    r"(option|opt|choice|candidate|distractor|alternative|ending)[\W_]*([a-j]|\d+)|answer[\W_]*[a-j]",
     re.IGNORECASE,
 )
-_MEDIA_DATA = re.compile(r"data:(image|video|audio)/", re.IGNORECASE)
-# How PNG, JPEG, GIF and WebP begin in base64.
-_MEDIA_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+# One key, without separators, for all of them: `answer_choices`, `option_texts`.
+_OPTIONS = re.compile(
+    r".*(options?|opts|choices?|candidates?|distractors|alternatives|endings)"
+    r"(lists?|texts?|values?|json|str|string)?"
+)
+# `correct_option` names one of them, and `multiple_choice_answer` says it.
+_CHOSEN_WORDS = {"correct", "right", "gold", "golden", "best", "chosen", "answer"}
+# Columns that are called by a letter or a number alone, where the first two of a row are there.
+_OPTION_ROWS = ("ABCDEFGHIJ", "abcdefghij", "0123456789", "123456789")
+
+# Marks of what is learned, and the values under which everything is learned, as without them.
+_LEARNING_KEYS = {
+    **dict.fromkeys(("weight", "lossweight", "sampleweight", "turnweight"), ("1", "1.0")),
+    **dict.fromkeys(("loss", "train", "trainable", "learn"), ("1", "1.0", "true")),
+    **dict.fromkeys(("lossmask", "trainonturn", "trainonanswer"), ("1", "1.0", "true")),
+    **dict.fromkeys(("mask", "masked", "ignore", "ignoreloss", "skip"), ("0", "0.0", "false")),
+    **dict.fromkeys(("trainoninput", "trainoninputs", "trainonprompt"), ("0", "0.0", "false")),
+}
+# Of a whole record, these words may say anything: the weight of what is shown, a split.
+_LEARNING_KEYS_OF_RECORDS = {
+    *("lossweight", "sampleweight", "trainonanswer", "trainoninput", "trainoninputs"),
+    *("trainonprompt",),
+}
 
 # `<img>`, `< image >`, `<image_1>`, `<image 1>`, `</image>`, `<ImageHere>`, `<image_pad>`; not HTML
 # with attributes, such as `<img src=..>`.
@@ -90,13 +93,17 @@ def refuse_unread(name: str, record: Mapping[str, Any], *, shows_pictures: bool)
     Raises:
         LayerfuseError: naming the key, what is read and how to map or ignore it.
     """
-    for key, unread in _unread(record, READ_KEYS, shows_pictures).items():
-        raise LayerfuseError(
-            f"sample {name}: nobody reads {key!r} ({short(record[key])}), {unread.reason}. Read "
-            f"are {', '.join(READ_KEYS)}; say which one it is, such as "
-            f"`columns: {{{unread.example}: {key}}}`, or leave it out on purpose with "
-            f"`ignore_columns: [{key}]`"
-        )
+    unread = _unread(record, READ_KEYS, shows_pictures=shows_pictures)
+    if not unread:
+        return
+    key, first = next(iter(unread.items()))
+    # Options stand in several columns, which are one mistake.
+    alike = [str(other) for other, reason in unread.items() if reason == first]
+    raise LayerfuseError(
+        f"sample {name}: nobody reads {key!r} ({short(record[key])}), {first.reason}. Read are "
+        f"{', '.join(READ_KEYS)}; {first.advice.replace('KEY', str(key))}, or leave it out on "
+        f"purpose with `ignore_columns: [{', '.join(alike)}]`"
+    )
 
 
 def refuse_unread_in_turn(name: str, turn: Mapping[str, Any]) -> None:
@@ -109,12 +116,14 @@ def refuse_unread_in_turn(name: str, turn: Mapping[str, Any]) -> None:
     Raises:
         LayerfuseError: naming the key and what is read.
     """
-    for key, unread in _unread(turn, TURN_KEYS, shows_pictures=False).items():
-        raise LayerfuseError(
-            f"sample {name}: nobody reads {key!r} ({short(turn[key])}) of a turn, {unread.reason}. "
-            f"Read are {', '.join(TURN_KEYS)}: name pictures in the record's image or images, or "
-            "in parts of the content"
-        )
+    unread = _unread(turn, TURN_KEYS, shows_pictures=False)
+    if not unread:
+        return
+    key, first = next(iter(unread.items()))
+    raise LayerfuseError(
+        f"sample {name}: nobody reads {key!r} ({short(turn[key])}) of a turn, {first.reason}. Read "
+        f"are {', '.join(TURN_KEYS)}: {first.advice_in_turn}"
+    )
 
 
 @dataclass(frozen=True)
@@ -122,86 +131,101 @@ class _Unread:
     """Why a key matters that nobody reads."""
 
     reason: str
-    example: str
-    """what it could be"""
+    advice: str
+    """for a record, with KEY for the key"""
+    advice_in_turn: str
+
+
+def _misnamed(reason: str, example: str) -> _Unread:
+    """A key that could be one of those that are read.
+
+    Args:
+        reason: why it matters.
+        example: what it could be.
+    """
+    return _Unread(
+        reason,
+        f"say which one it is, such as `columns: {{{example}: KEY}}`",
+        "name pictures in the record's image or images, or in parts of the content",
+    )
+
+
+_MEDIA = _misnamed("which names media", "image")
+_SYSTEM = _misnamed("which would change what is asked", "system")
+_ASKING = _misnamed("which would change what is asked", "question")
+_OPTION = _Unread(
+    "an option that the model would not see",
+    "write the options into the question",
+    "write the options into the content",
+)
+_LEARNING = _Unread(
+    "which would change what is learned",
+    "every answer is learned alike",
+    "every answer is learned alike; take out the key, or the turn",
+)
 
 
 def _unread(
-    record: Mapping[str, Any], read: Collection[str], shows_pictures: bool
+    record: Mapping[str, Any], read: Collection[str], *, shows_pictures: bool
 ) -> dict[str, _Unread]:
     """The keys that nobody reads and that matter."""
     unread: dict[str, _Unread] = {}
+    option_row = _option_row(record)
     for key, value in record.items():
         # Empty columns are what tables have for nothing.
-        is_empty = value is None or (isinstance(value, str | list | dict) and len(value) == 0)
+        is_empty = value is None or (isinstance(value, Sized) and len(value) == 0)
         if key in read or is_empty:
             continue
-        name = "".join(_words(str(key)))
+        name = "".join(words_of(str(key)))
         misspelled = _MISSPELLED.get(name)
-        if _names_media(str(key), value, shows_pictures):
-            unread[key] = _Unread("which names media", "image")
+        if names_media(str(key), value, shows_pictures=shows_pictures):
+            unread[key] = _MEDIA
         elif misspelled is not None and read is READ_KEYS:
-            unread[key] = _Unread(f"which is read as {misspelled!r} alone", misspelled)
+            unread[key] = _misnamed(f"which is read as {misspelled!r} alone", misspelled)
         elif name in _SYSTEM_KEYS:
-            unread[key] = _Unread("which would change what is asked", "system")
+            unread[key] = _SYSTEM
+        elif key in option_row or _holds_options(str(key), value):
+            unread[key] = _OPTION
         elif name in _ASKING_KEYS:
-            unread[key] = _Unread("which would change what is asked", "question")
+            unread[key] = _ASKING
+        elif _changes_learning(name, value, of_turn=read is TURN_KEYS):
+            unread[key] = _LEARNING
     return unread
 
 
-def _names_media(key: str, value: Any, shows_pictures: bool) -> bool:
-    """Whether a key or its value names pictures, sounds or films."""
-    # Beside a picture that is read, an address says where it was found.
-    if _holds_media(value, addresses=not shows_pictures):
+def _option_row(record: Mapping[str, Any]) -> set[str]:
+    """The keys `A`, `B`, ... of a record that has at least the first two."""
+    for letters in _OPTION_ROWS:
+        present = [letter for letter in letters if record.get(letter) not in (None, "")]
+        if letters[0] in present and letters[1] in present:
+            return set(present)
+    return set()
+
+
+def _holds_options(key: str, value: Any) -> bool:
+    """Whether a key holds what may be chosen as an answer."""
+    if _OPTION_KEY.fullmatch(key):
         return True
-    # Numbers and truths about media are no media.
-    if not isinstance(value, str | bytes | list | dict):
-        return False
-    words = _words(key)
-    describing = _DESCRIBING_WORDS
-    if shows_pictures:
-        describing = describing | _ADDRESS_WORDS
-    if describing.intersection(words):
-        return False
-    return any(_MEDIA_WORD.fullmatch(word) for word in words)
+    words = words_of(key)
+    if describes(key) or _CHOSEN_WORDS.intersection(words[-1:] + words[:1]):
+        # `answer_choices` begins with such a word, and holds them all the same.
+        return words[:1] == ["answer"] and bool(_OPTIONS.fullmatch("".join(words[1:])))
+    # Numbers count them.
+    return isinstance(value, str | list | dict) and bool(_OPTIONS.fullmatch("".join(words)))
 
 
-def _holds_media(value: Any, addresses: bool) -> bool:
-    """Whether a value is or holds a media file's name or content.
+def _changes_learning(name: str, value: Any, *, of_turn: bool) -> bool:
+    """Whether a mark says that something is learned less, more or not at all.
 
     Args:
-        value: of JSON, of any depth.
-        addresses: whether addresses of the web count, too.
+        name: of the key, without separators.
+        value: a number, a truth, or one of these as a text.
+        of_turn: whether it is a key of a turn.
     """
-    # Not by calling itself: JSON may be deeper than Python's stack.
-    waiting = [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, bytes):
-            return True
-        if isinstance(part, str) and _is_media(part, addresses):
-            return True
-        if isinstance(part, list):
-            waiting.extend(part)
-        if isinstance(part, dict):
-            waiting.extend(part.values())
-    return False
-
-
-def _is_media(text: str, addresses: bool) -> bool:
-    """Whether a text is a media file's name or its content."""
-    if _MEDIA_DATA.match(text) or text.startswith(_MEDIA_BASE64):
-        return True
-    if text.startswith(("http://", "https://")) and not addresses:
+    if not of_turn and name not in _LEARNING_KEYS_OF_RECORDS:
         return False
-    without_query = re.split("[?#]", text)[0]
-    return bool(_MEDIA_FILE.fullmatch(without_query))
-
-
-def _words(key: str) -> list[str]:
-    """The words of a key in small letters: `videoPath` and `video_path` have two."""
-    separated = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)
-    return re.findall(r"[a-z]+", separated.lower())
+    harmless = _LEARNING_KEYS.get(name)
+    return harmless is not None and str(value).lower() not in harmless
 
 
 def refuse_markers(name: str, role: str, text: str) -> None:

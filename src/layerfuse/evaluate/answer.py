@@ -21,7 +21,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.questions import Question, with_all_pictures
 from layerfuse.fusion import Guidance
 from layerfuse.hardware import device
-from layerfuse.model.chat_template import Message, question_of
+from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.model.processor import Processor
@@ -72,17 +72,24 @@ class Answerer:
 
         Args:
             images: files or images, in the order in which the question shows them; may be empty.
-            question: the question; with as many image markers as pictures it says where each
-                stands, else all stand in front of it.
+            question: the question; its image markers say where the last pictures stand, all others
+                stand in front of it.
             max_new_tokens: longest answer, in tokens.
 
         Returns:
             The answer.
 
         Raises:
-            LayerfuseError: if a picture cannot be read.
+            LayerfuseError: if a picture cannot be read, or the question has more image markers than
+                there are pictures.
         """
         pictures = tuple(_picture_of(image) for image in images)
+        markers = question.count(IMAGE_TOKEN)
+        if markers > len(pictures):
+            raise LayerfuseError(
+                f"the question has {markers} {IMAGE_TOKEN} markers for {len(pictures)} pictures: "
+                "give as many markers as pictures, or none to have all pictures in front"
+            )
         content = with_all_pictures(question, len(pictures))
         messages: tuple[Message, ...] = ({"role": "user", "content": content},)
         sample = Sample("asked", pictures, messages)
@@ -145,7 +152,12 @@ class Answerer:
         for name, value in {**visual, **text}.items():
             inputs[name] = value.to(self.model.device)
         output = self.model.generate(
-            **inputs, guidance=guidance, max_new_tokens=max_new_tokens, do_sample=False
+            **inputs,
+            guidance=guidance,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            # finds ends of answers that are several tokens
+            tokenizer=self.processor.tokenizer,
         )
         # Prompts are padded on the left: all answers begin at the same position.
         prompt_length = text["input_ids"].shape[1]

@@ -22,7 +22,7 @@ from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, cate
 from layerfuse.evaluate.significance import Scores, arm_score
 from layerfuse.files import write_text
 from layerfuse.model.pretrained import processed_size
-from layerfuse.progress import progress_bar, shown_on, silent
+from layerfuse.progress import shown_progress, silent
 from layerfuse.recipe.schema import Data, Evaluation, ReadColumn
 from layerfuse.tables import Heading, print_fitted
 
@@ -189,8 +189,8 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
-    with progress_bar(console) as bar:
-        answers = predict(answerer, samples, evaluation, shown_on(bar))
+    with shown_progress(console) as progress:
+        answers = predict(answerer, samples, evaluation, progress)
     if not answers:
         raise LayerfuseError("the data holds no question with an answer")
 

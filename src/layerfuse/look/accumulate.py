@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.look.similarity_report import LayerScores, LayerSimilarity
+from layerfuse.look.conditioning import conditioning
+from layerfuse.look.similarity_report import LayerConditioning, LayerScores, LayerSimilarity
 from layerfuse.vision.features import Features
 
 BLOCK_IMAGES = 64
@@ -275,13 +276,24 @@ class LayerStatistics:
         Returns:
             What `matrix_entropy` and `intrinsic_dimension` say of each layer.
         """
-        # Pictures do not matter here: all kept tokens of a layer are one sample
-        tokens = torch.cat(self.token_blocks, dim=1).float()
+        tokens = self._kept_tokens()
         return LayerScores(
             kept_tokens=tokens.shape[1],
             entropy=np.array([matrix_entropy(layer) for layer in tokens]),
             dimension=np.array([intrinsic_dimension(layer) for layer in tokens]),
         )
+
+    def conditioning(self) -> dict[str, LayerConditioning]:
+        """Compute how the variance of the first encoder's kept tokens is spread over directions.
+
+        Returns:
+            By the value of a strategy's option `normalize`.
+        """
+        return conditioning(self._kept_tokens())
+
+    def _kept_tokens(self) -> Tensor:
+        """(L, n, D): pictures do not matter, all kept tokens of a layer are one sample."""
+        return torch.cat(self.token_blocks, dim=1).float()
 
     def _cka(self, examples: str, suffix: str) -> np.ndarray:
         """CKA between all layers of all encoders; NaN without a block that was large enough."""

@@ -11,6 +11,9 @@ from layerfuse.look.probe_report import ProbeReport, Probes, TaskReading
 from layerfuse.look.recommendation import RankedSelection, Validation
 from layerfuse.look.similarity_report import SimilarityReport
 
+NORMALIZED = {"none": "raw", "standardize": "std.", "whiten": "wh."}
+"""What normalises a layer in a recipe, and how the table of conditioning calls it."""
+
 
 def _table(*headings: str) -> Table:
     """An empty table of numbers, without a frame."""
@@ -72,6 +75,42 @@ def similarity_table(report: SimilarityReport, console: Console) -> None:
         f"{_number(similarity.cosine_centred_error, 3)} at most",
         soft_wrap=True,
     )
+
+
+def conditioning_table(report: SimilarityReport, console: Console) -> None:
+    """Print how the variance of each layer is spread, raw and after each normalisation.
+
+    Args:
+        report: what was measured.
+        console: where it is printed.
+    """
+    headings = ["layer"]
+    for heading in NORMALIZED.values():
+        headings.extend([f"rank {heading}", "1st %", "cond."])
+    table = _table(*headings)
+    for layer in report.settings.layers:
+        cells = [str(layer)]
+        for name in NORMALIZED:
+            numbers = report.measured.conditioning[name]
+            cells.append(_number(numbers.effective_rank[layer], 1))
+            cells.append(_number(100 * numbers.first_share[layer], 1))
+            cells.append(_rough(numbers.condition[layer]))
+        table.add_row(*cells)
+    console.print(table)
+    console.print(
+        f"how the variance of {report.measured.scores.kept_tokens} tokens is spread over "
+        "directions, raw, standardised and whitened: effective rank, share of the first direction, "
+        "condition. A short training learns little of a layer of low rank; `normalize: whiten` in "
+        "a recipe raises it",
+        soft_wrap=True,
+    )
+
+
+def _rough(value: float) -> str:
+    """A number of any size with two digits; a dash where it is undefined."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.1e}"
 
 
 def probe_table(report: ProbeReport, probes: Probes, console: Console) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from layerfuse.data.from_records import cells, picture_of
 from layerfuse.data.hub_dataset import is_saved_dataset, open_dataset
 from layerfuse.data.lazy_records import Records
-from layerfuse.data.sources import IMAGE_SUFFIXES, image_files, load
+from layerfuse.data.picture_folder import IMAGE_SUFFIXES, image_files
+from layerfuse.data.sources import load
 from layerfuse.data.text_files import is_json
 from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.schema import Data, Scenes

@@ -28,7 +28,7 @@ from layerfuse.look.probe_report import (
 from layerfuse.look.similarity import FILE, look_folder, make_folder
 from layerfuse.look.tasks import Problem, Task, find_tasks, task_names
 from layerfuse.model.pretrained import load_image_processor
-from layerfuse.progress import Progress, progress_bar, shown_on, silent
+from layerfuse.progress import Progress, shown_progress, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
 from layerfuse.vision.features import Features
 from layerfuse.vision.picture import Picture
@@ -163,8 +163,7 @@ def probe(
     processor = load_image_processor(encoder)
     make_folder(folder)
 
-    with progress_bar(console) as bar:
-        progress = shown_on(bar)
+    with shown_progress(console) as progress:
         pictures = [*problem.train, *problem.test]
         features = pooled(
             tower,

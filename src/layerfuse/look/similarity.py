@@ -26,7 +26,7 @@ from layerfuse.hardware import DTYPES
 from layerfuse.look.accumulate import LayerStatistics
 from layerfuse.look.figures import TITLES, draw_similarity
 from layerfuse.look.grouping import all_groups, best_count
-from layerfuse.look.output import similarity_table
+from layerfuse.look.output import conditioning_table, similarity_table
 from layerfuse.look.pictures import batches, find_pictures, require_look
 from layerfuse.look.similarity_report import (
     LayerMeasurements,
@@ -35,7 +35,7 @@ from layerfuse.look.similarity_report import (
     rounded,
 )
 from layerfuse.model.pretrained import load_image_processor
-from layerfuse.progress import Progress, progress_bar, shown_on, silent
+from layerfuse.progress import Progress, shown_progress, silent
 from layerfuse.vision.encoder import Encoder, load_encoder
 from layerfuse.vision.picture import Picture
 
@@ -224,7 +224,7 @@ def similarity(
 
     make_folder(folder)
     unfinished = folder / "similarity.unfinished"
-    with progress_bar(console) as bar:
+    with shown_progress(console) as progress:
         statistics = measure(
             encoders,
             processors,
@@ -232,7 +232,7 @@ def similarity(
             batch_size=batch_size,
             seed=seed,
             unfinished=unfinished,
-            progress=shown_on(bar),
+            progress=progress,
         )
     settings = SimilaritySettings(
         encoder=encoder,
@@ -259,6 +259,7 @@ def _publish(report: SimilarityReport, folder: Path, unfinished: Path, console: 
     # Only a written report makes the saved sums superfluous
     unfinished.unlink(missing_ok=True)
     similarity_table(report, console)
+    conditioning_table(report, console)
     console.print(f"similarity: {file}", soft_wrap=True)
     return file
 
@@ -337,9 +338,13 @@ def describe(
     chosen = groups
     if groups == 0:
         chosen = best_count(groups_by_count)
+    conditioning = {}
+    for name, numbers in statistics.conditioning().items():
+        conditioning[name] = rounded(numbers)
     return LayerMeasurements(
         similarity=rounded(similarity),
         scores=rounded(statistics.scores()),
         groups=groups_by_count,
         chosen=chosen,
+        conditioning=conditioning,
     )

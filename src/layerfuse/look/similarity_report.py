@@ -79,7 +79,23 @@ class LayerScores:
     dimension: np.ndarray
 
 
-Numbers = TypeVar("Numbers", LayerSimilarity, LayerScores)
+@dataclass(frozen=True)
+class LayerConditioning:
+    """How the variance of the L layers of an encoder is spread over directions.
+
+    Attributes:
+        effective_rank: participation ratio of the variances (L,), 1 to the width; NaN where
+            undefined.
+        first_share: of all variance, along the first direction (L,), 0..1; NaN where undefined.
+        condition: largest over smallest variance (L,); NaN where a direction has none.
+    """
+
+    effective_rank: np.ndarray
+    first_share: np.ndarray
+    condition: np.ndarray
+
+
+Numbers = TypeVar("Numbers", LayerSimilarity, LayerScores, LayerConditioning)
 
 
 def rounded(numbers: Numbers) -> Numbers:
@@ -111,7 +127,7 @@ def _rounded_number(number: float) -> float:
     return round(float(number), DIGITS)
 
 
-def _plain_fields(numbers: LayerSimilarity | LayerScores) -> dict[str, Any]:
+def _plain_fields(numbers: LayerSimilarity | LayerScores | LayerConditioning) -> dict[str, Any]:
     """Every field as JSON holds it."""
     return {name: plain(value) for name, value in vars(numbers).items()}
 
@@ -140,12 +156,15 @@ class LayerMeasurements:
         scores: of each layer.
         groups: groups of layers 1..L by their count.
         chosen: the count that is shown.
+        conditioning: of each layer, by what normalises it before; empty in files of earlier
+            versions.
     """
 
     similarity: LayerSimilarity
     scores: LayerScores
     groups: dict[int, LayerGroups]
     chosen: int
+    conditioning: dict[str, LayerConditioning]
 
     @property
     def chosen_groups(self) -> LayerGroups:
@@ -159,12 +178,18 @@ class LayerMeasurements:
         Returns:
             Plain values.
         """
-        return {
+        content = {
             **_plain_fields(self.similarity),
             **_plain_fields(self.scores),
             "groups": groups_to_json(self.groups),
             "chosen": self.chosen,
         }
+        if self.conditioning:
+            by_normalization = {}
+            for name, numbers in self.conditioning.items():
+                by_normalization[name] = _plain_fields(numbers)
+            content["conditioning"] = by_normalization
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "LayerMeasurements":
@@ -176,11 +201,16 @@ class LayerMeasurements:
         Returns:
             The measurements.
         """
+        conditioning = {}
+        # Earlier versions did not measure it
+        for name, numbers in content.get("conditioning", {}).items():
+            conditioning[name] = _read_fields(LayerConditioning, numbers)
         return cls(
             similarity=_read_fields(LayerSimilarity, content),
             scores=_read_fields(LayerScores, content),
             groups=groups_from_json(content["groups"]),
             chosen=content["chosen"],
+            conditioning=conditioning,
         )
 
 

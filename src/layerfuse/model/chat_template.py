@@ -1,6 +1,7 @@
 """A chat template: conversations as text, and where their answers stand in it."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from layerfuse.errors import LayerfuseError
+from layerfuse.errors import LayerfuseError, short
 
 IMAGE_TOKEN = "<image>"
 """what marks a picture in messages, and by default in tokens too"""
@@ -25,6 +26,8 @@ _CLOSE = "\ue001"
 # not be told from those of the chat template. Between the two stands the name's index.
 _NAME_OPEN = "\ue003"
 _NAME_CLOSE = "\ue004"
+ANSWER_TO_COME: Message = {"role": "assistant", "content": f"{_OPEN}0{_CLOSE}"}
+"""what stands for the answer that a model is asked for"""
 _STAND_IN = re.compile(f"{LITERAL_IMAGE}|{_NAME_OPEN}(?P<index>[0-9]+){_NAME_CLOSE}")
 
 
@@ -57,6 +60,8 @@ class TemplateWords:
     """all of it, with `...` in place of what people say"""
     since_question: str
     """what follows the question, or whatever was said last"""
+    before_question: str
+    """what stands between the question and whatever was said before it"""
 
 
 def literal(text: str) -> str:
@@ -125,6 +130,28 @@ def with_fixed_date(template: str) -> str:
             "strftime_now with a format in quotes, or a date"
         )
     return fixed
+
+
+def up_to_answer(template: str) -> str:
+    """A chat template that writes what a model is asked: all that stands before an answer.
+
+    It is exactly what stands there in training. `add_generation_prompt` of some templates writes
+    something else, such as a space behind it or an empty thought.
+
+    Args:
+        template: a Jinja template of `messages`.
+
+    Returns:
+        A template of messages that end with `ANSWER_TO_COME`. Spaces before the answer belong to
+        it, as tokenizers merge them with its first word.
+    """
+    mark = repr(ANSWER_TO_COME["content"])
+    refusal = "raise_exception('it does not write an answer behind them')"
+    # `+` keeps the white space of the template as it is
+    capture = "{% set layerfuse_text +%}" + template + "{%+ endset %}"
+    check = f"{{% if {mark} not in layerfuse_text %}}{{{{ {refusal} }}}}{{% endif %}}"
+    cut = f"{{{{ layerfuse_text.partition({mark})[0].rstrip(' ') }}}}"
+    return capture + check + cut
 
 
 class _Revealed:
@@ -205,10 +232,25 @@ class ChatTemplate:
             The text, without answers.
 
         Raises:
-            LayerfuseError: if the chat template refuses the conversation.
+            LayerfuseError: if the chat template refuses the conversation or changes what people
+                say.
+        """
+        text = self._hidden_prompt(messages)
+        self._refuse_lost_words(self._hidden(messages), text)
+        return self.revealed(text, tokens_per_image)
+
+    def revealed(self, hidden: str, tokens_per_image: int = 1) -> Rendered:
+        """A text with what people wrote and with the image tokens of its pictures.
+
+        Args:
+            hidden: the text, in which stand-ins are the names that people wrote.
+            tokens_per_image: image tokens that replace each marker of a picture.
+
+        Returns:
+            The text, without answers.
         """
         # both `<image>` and the tokenizer's own image token mark a picture
-        text = self._hidden_prompt(messages).replace(IMAGE_TOKEN, self.image_token)
+        text = hidden.replace(IMAGE_TOKEN, self.image_token)
         # before names are revealed, among which `<image>` may be
         text = text.replace(self.image_token, self.image_token * tokens_per_image)
         revealed = _Revealed(self._names)
@@ -219,27 +261,42 @@ class ChatTemplate:
         """What the chat template writes before each answer of a conversation.
 
         Args:
-            messages: the conversation; of all but the system's only the roles matter.
+            messages: the conversation.
 
         Raises:
-            LayerfuseError: if the chat template refuses the conversation.
+            LayerfuseError: if the chat template refuses the conversation, or changes what people
+                say.
         """
         answers: list[str] = []
         marked_messages: list[Message] = []
         for place, message in enumerate(messages):
-            if message["role"] != "system":
-                mark = f"{_OPEN}{place}{_CLOSE}"
-                if message["role"] == "assistant":
-                    answers.append(mark)
+            mark = f"{_OPEN}{place}{_CLOSE}"
+            if message["role"] == "assistant":
+                answers.append(mark)
                 message = {**message, "content": mark}
+            elif message["role"] == "user":
+                # around the words, at which a template may look
+                words_of_user = self.hide(message["content"])
+                message = {**message, "content": f"{mark}{words_of_user}{mark}"}
+            else:
+                message = {**message, "content": self.hide(message["content"])}
             marked_messages.append(message)
+        text = self._render(marked_messages)
+        self._refuse_lost_words(marked_messages, text)
 
+        # what people say is one mark, as answers are
+        twice = f"({_OPEN}[0-9]+{_CLOSE}).*?\\1"
+        revealed = _Revealed(self._names)
+        revealed.add(re.sub(twice, r"\1", text, flags=re.DOTALL))
+        text = revealed.text
         words: list[TemplateWords] = []
-        text = written(self._render(marked_messages))
         for mark in answers:
-            before = re.sub(f"{_OPEN}.*?{_CLOSE}", "...", text.partition(mark)[0])
-            since_question = text.partition(mark)[0].rpartition(_CLOSE)[2]
-            words.append(TemplateWords(before, since_question))
+            before_mark = text.partition(mark)[0]
+            before = re.sub(f"{_OPEN}[0-9]+{_CLOSE}", "...", before_mark)
+            before_said, _, since_question = before_mark.rpartition(_CLOSE)
+            # a question stands between its mark and what was said before
+            before_question = before_said.rpartition(_OPEN)[0].rpartition(_CLOSE)[2]
+            words.append(TemplateWords(before, since_question, before_question))
         return words
 
     def conversation(self, messages: Sequence[Message]) -> Rendered:
@@ -249,7 +306,8 @@ class ChatTemplate:
             messages: the conversation.
 
         Raises:
-            LayerfuseError: if the chat template refuses the conversation or leaves out an answer.
+            LayerfuseError: if the chat template refuses the conversation, leaves out an answer or
+                changes what people say.
         """
         # rendered with a mark in place of each answer, whose text may also stand elsewhere
         answers: list[str] = []
@@ -262,12 +320,13 @@ class ChatTemplate:
                 answers.append(message["content"].strip())
                 message = {**message, "content": mark}
             else:
-                message = {**message, "content": self._hide(message["content"])}
+                message = {**message, "content": self.hide(message["content"])}
             marked_messages.append(message)
 
         revealed = _Revealed(self._names)
         spans: list[Span] = []
         rest = self._render(marked_messages)
+        self._refuse_lost_words(marked_messages, rest)
         for mark, answer in zip(marks, answers, strict=True):
             before, separator, rest = rest.partition(mark)
             if not separator:
@@ -275,7 +334,7 @@ class ChatTemplate:
             revealed.add(before)
             # spaces before an answer are merged with its first word by tokenizers
             start = len(revealed.text.rstrip(" "))
-            revealed.add(self._hide(answer))
+            revealed.add(self.hide(answer))
             spans.append(Span(start, len(revealed.text)))
         revealed.add(rest)
         return Rendered(revealed.text, spans, revealed.literals)
@@ -296,21 +355,53 @@ class ChatTemplate:
         for message in messages:
             if message["role"] == "assistant":
                 start = len(revealed.text)
-                revealed.add(self._hide(message["content"].strip()))
+                revealed.add(self.hide(message["content"].strip()))
                 spans.append(Span(start, len(revealed.text)))
                 revealed.add(end)
         return Rendered(revealed.text, spans, revealed.literals)
 
     def _hidden_prompt(self, messages: Sequence[Message]) -> str:
         """What stands before the next answer, with stand-ins for the names that people wrote."""
-        # the same mark as in conversations; what people write may hold one of its characters
-        mark = f"{_OPEN}0{_CLOSE}"
-        # not `add_generation_prompt`, which some templates write differently from an answer
+        return self._render(
+            [*self._hidden(messages), ANSWER_TO_COME],
+            up_to_answer(self.template),
+        )
+
+    def _hidden(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with stand-ins for the names that people wrote."""
         hidden: list[Message] = []
         for message in messages:
-            hidden.append({**message, "content": self._hide(message["content"])})
-        text = self._render([*hidden, {"role": "assistant", "content": mark}])
-        return text[: text.index(mark)].rstrip(" ")
+            hidden.append({**message, "content": self.hide(message["content"])})
+        return hidden
+
+    def _refuse_lost_words(self, messages: Sequence[Message], text: str) -> None:
+        """Raise LayerfuseError for a template that does not write what the user or the system says:
+        a model would learn, and be asked, something else.
+
+        Args:
+            messages: what the template was given. Answers may be left out of what is asked, as
+                templates of thinking models leave out thoughts.
+            text: what it made of them.
+        """
+        numbers: Counter[tuple[str, str]] = Counter()
+        for message in messages:
+            # many templates trim what people say
+            words = message["content"].strip()
+            if message["role"] != "assistant" and words:
+                numbers[message["role"], words] += 1
+        for (role, words), number in numbers.items():
+            if text.count(words) >= number:
+                continue
+            # a picture may be hundreds of tokens
+            words = re.sub(f"(?:{re.escape(self.image_token)})+", IMAGE_TOKEN, words)
+            words = re.sub(f"{_OPEN}[0-9]+{_CLOSE}", "", words)
+            revealed = _Revealed(self._names)
+            revealed.add(words)
+            raise LayerfuseError(
+                f"the chat template changes or leaves out what the {role} says: "
+                f"{short(revealed.text)} is not in what it writes. Give a `chat_template` that "
+                "writes the content of every message as it stands, image markers with it"
+            )
 
     def _special_names(self) -> list[str]:
         """The names of all special tokens but the image token."""
@@ -323,11 +414,14 @@ class ChatTemplate:
         names -= {IMAGE_TOKEN, self.image_token}
         return sorted(names)
 
-    def _hide(self, content: str) -> str:
+    def hide(self, content: str) -> str:
         """What people wrote, with a stand-in for each name of a special token.
 
         Contents without such names stay as they are, so that the chat template makes of them what
         it always does.
+
+        Args:
+            content: of a message.
         """
 
         def stand_in(name: re.Match[str]) -> str:
@@ -337,12 +431,12 @@ class ChatTemplate:
             return content
         return self._any_name.sub(stand_in, content)
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        """The text that the chat template makes of a conversation."""
+    def _render(self, messages: Sequence[Message], template: str | None = None) -> str:
+        """The text that the chat template makes of a conversation, or another one."""
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages),
-                chat_template=self.template,
+                chat_template=template or self.template,
                 tokenize=False,
             )
         except TemplateError as error:

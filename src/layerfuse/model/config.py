@@ -38,11 +38,23 @@ class ImageTokens:
         return self.strategy.num_tokens(grid, self.layers)
 
     def of_pixels(self, height: int, width: int) -> int:
-        """Tokens of a preprocessed image of that many pixels."""
-        if self.token_grid:
-            rows, columns = self.token_grid
-            return self.of_grid((rows, columns))
-        return self.of_grid(patch_grid(height, width, self.patch_size))
+        """Tokens of a preprocessed image of that many pixels.
+
+        Raises:
+            LayerfuseError: if the token grid has more rows or columns than the image has patches.
+        """
+        patch_rows, patch_columns = patch_grid(height, width, self.patch_size)
+        if not self.token_grid:
+            return self.of_grid((patch_rows, patch_columns))
+        rows, columns = self.token_grid
+        # Pooling to more tokens than patches would only repeat patches.
+        if rows > patch_rows or columns > patch_columns:
+            raise LayerfuseError(
+                f"token_grid {[rows, columns]} is larger than the {patch_rows} x {patch_columns} "
+                f"patches of pictures of {height} x {width} pixels; valid: up to {patch_rows} rows "
+                f"and {patch_columns} columns"
+            )
+        return self.of_grid((rows, columns))
 
 
 def image_tokens_of(

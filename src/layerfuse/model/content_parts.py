@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.model.chat_template import IMAGE_TOKEN, LITERAL_IMAGE, written
+from layerfuse.model.chat_template import IMAGE_TOKEN
 
 # The kinds of parts that people write, each in the words of transformers and TRL or of OpenAI.
 _TEXT_KINDS = ("text", "input_text", "output_text")
@@ -117,7 +117,7 @@ def _image_of(kind: str, fields: dict[str, Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class Chat:
+class TextConversation:
     """A conversation whose contents are texts."""
 
     messages: list[dict[str, Any]]
@@ -127,22 +127,19 @@ class Chat:
 
 
 # Any: people's own messages, of any shape
-def with_texts(messages: Any, picture_marks: dict[str, str], literal_is_text: bool) -> Chat:
+def with_texts(messages: Any) -> TextConversation:
     """A conversation for transformers, whose contents may be lists of parts.
 
     Args:
         messages: as people write them.
-        picture_marks: what to write for each text that marks a picture.
-        literal_is_text: whether `<image>` may be written where it marks no picture.
 
     Returns:
         The conversation; messages without a content stay as they are.
 
     Raises:
-        LayerfuseError: naming a part that cannot be read, or if a literal `<image>` would become a
-            picture.
+        LayerfuseError: naming a part that cannot be read.
     """
-    chat = Chat([], [])
+    chat = TextConversation([], [])
     for message in messages:
         with_text: dict[str, Any] = {**message}
         # answers that call tools may have none
@@ -151,14 +148,6 @@ def with_texts(messages: Any, picture_marks: dict[str, str], literal_is_text: bo
             for image in content.images:
                 if image is not None:
                     chat.images.append(image)
-            text = content.text
-            for mark, picture in picture_marks.items():
-                text = text.replace(mark, picture)
-            if LITERAL_IMAGE in text and not literal_is_text:
-                raise LayerfuseError(
-                    "transformers would take the literal `<image>` of a message for a picture: "
-                    "use `Processor.inputs`, or pass `sanitize_control_tokens=True`"
-                )
-            with_text["content"] = written(text)
+            with_text["content"] = content.text
         chat.messages.append(with_text)
     return chat

@@ -1,15 +1,38 @@
 """Generation with images: they are encoded and fused once, and carried from step to step."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, StoppingCriteriaList
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Placed
 from layerfuse.model.instruction import InstructionSource
 from layerfuse.vision.features import Features
+
+
+def read_generation_settings(file: Path) -> GenerationConfig:
+    """The settings of generation that are saved with a model.
+
+    Args:
+        file: its generation_config.json.
+
+    Raises:
+        LayerfuseError: naming the file, if it is damaged.
+    """
+    # Any: transformers' GenerationConfig declares no types
+    settings_class: Any = GenerationConfig
+    try:
+        return settings_class.from_dict(json.loads(file.read_text("utf-8")))
+    # files that are cut off, or hold something else
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise LayerfuseError(
+            f"cannot read {file}, which says where answers end: {error}. Copy the model's folder "
+            "again"
+        ) from error
 
 
 # transformers looks for "GenerationMixin" in the names of a model's bases to know that it generates
@@ -33,6 +56,46 @@ class VisualGenerationMixin(GenerationMixin):
     ) -> Tensor:
         """(rows, T) -> (rows, D), what guides strategies that read the prompt."""
         raise NotImplementedError
+
+    # Any: tokenizers of transformers share no type that says what they have
+    _stop_tokenizer: Any = None
+    """the model's own tokenizer, once an end of several tokens has needed it"""
+
+    # Any: as above; transformers types what generates as a protocol
+    def _get_stopping_criteria(
+        self,
+        generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteriaList | None,
+        tokenizer: Any = None,
+    ) -> StoppingCriteriaList:
+        """Ends of several tokens are compared as text, which takes a tokenizer: the model's own,
+        where nobody gives one, as in pipelines."""
+        # Any: transformers' GenerationConfig declares no types
+        settings: Any = generation_config
+        if settings.stop_strings and tokenizer is None:
+            if self._stop_tokenizer is None:
+                self._stop_tokenizer = self._tokenizer_of_folder(settings.stop_strings)
+            tokenizer = self._stop_tokenizer
+        parent: Any = super()
+        return parent._get_stopping_criteria(generation_config, stopping_criteria, tokenizer)
+
+    def _tokenizer_of_folder(self, ends: Any) -> Any:
+        """The tokenizer that is saved beside the model.
+
+        Raises:
+            LayerfuseError: there is none.
+        """
+        # Any: transformers declares it on models, not on what generates
+        model: Any = self
+        place: str = model.name_or_path
+        auto: Any = AutoTokenizer
+        advice = f"answers end at {ends}: pass `tokenizer=processor.tokenizer` to `generate`"
+        if not place:
+            raise LayerfuseError(advice)
+        try:
+            return auto.from_pretrained(place)
+        except (OSError, ValueError) as error:
+            raise LayerfuseError(f"{advice}, as {place} holds no tokenizer ({error})") from error
 
     # transformers passes what it prepares by name, so arguments that are not read stay in kwargs
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]

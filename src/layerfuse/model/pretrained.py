@@ -1,5 +1,7 @@
 """Loading pretrained parts by hub id, folder or local-model name."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -17,12 +19,14 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.image_processing_backends import PilBackend
+from transformers.utils import logging
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.configuration import check_build, check_sizes, read_config
 from layerfuse.local_models.registry import resolve
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig
+from layerfuse.model.first_blocks import cut_config
 from layerfuse.model.processor import Processor
 from layerfuse.vision.aspect_ratio import ImageAspectRatio
 
@@ -38,17 +42,31 @@ different ratios, so that nothing but one output size makes them alike"""
 def text_config_of(
     llm: NameOrConfig,
     settings: dict[str, Any] | None = None,
+    blocks: int | None = None,
 ) -> PreTrainedConfig:
     """The configuration of an LLM.
 
     Args:
         llm: hub id, folder, local-model name, or the configuration itself.
         settings: the configuration that a recipe spells out; None reads that of `llm`.
+        blocks: keep so many of its first blocks; None keeps all.
 
     Raises:
-        LayerfuseError: if it cannot be found, is more than a language model, or describes none
-            that can be built.
+        LayerfuseError: if it cannot be found, is more than a language model, describes none that
+            can be built, or cannot be cut to so many blocks.
     """
+    config = _whole_text_config(llm, settings)
+    if blocks is None:
+        return config
+    name = llm if isinstance(llm, str) else llm.model_type
+    return cut_config(name, config, blocks)
+
+
+def _whole_text_config(
+    llm: NameOrConfig,
+    settings: dict[str, Any] | None = None,
+) -> PreTrainedConfig:
+    """As `text_config_of`, with all blocks."""
     if isinstance(llm, str):
         name = llm
         config = read_config(llm, "LLM", settings)
@@ -106,6 +124,7 @@ def load_llm(
     dtype: torch.dtype,
     attn_implementation: str | None,
     image_token_id: int,
+    blocks: int | None = None,
 ) -> PreTrainedModel:
     """A causal LM that knows the image token and never answers with it.
 
@@ -115,22 +134,30 @@ def load_llm(
         attn_implementation: the attention kernel by transformers' name; None is its own choice.
         image_token_id: the image token. If it is new, its row in the tables of embeddings is the
             mean of the others, so that it is never the likeliest next one.
+        blocks: load so many of its first blocks, with its final norm and head; None loads all.
 
     Raises:
-        LayerfuseError: if the LLM cannot be found, or lacks weights.
+        LayerfuseError: if the LLM cannot be found, lacks weights, or cannot be cut.
     """
     options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    # the weights of other blocks are never read
+    shorter = None
+    if blocks is not None:
+        shorter = text_config_of(llm, blocks=blocks)
     # Any: transformers does not annotate what its automatic classes make
     auto_model: Any = AutoModelForCausalLM
     if isinstance(llm, str):
+        if shorter is not None:
+            options["config"] = shorter
         try:
-            model, report = auto_model.from_pretrained(
-                resolve(llm),
-                output_loading_info=True,
-                **options,
-            )
+            with _unused_weights_unsaid(shorter is not None):
+                model, report = auto_model.from_pretrained(
+                    resolve(llm),
+                    output_loading_info=True,
+                    **options,
+                )
         except (OSError, SafetensorError) as error:
             raise LayerfuseError(f"cannot read the LLM {llm}: {error}") from error
         # transformers makes up what a checkpoint lacks, and only says so
@@ -144,7 +171,7 @@ def load_llm(
             # saving refuses what only sampling would read
             model.generation_config.update(temperature=None, top_p=None, top_k=None)
     else:
-        model = auto_model.from_config(llm, **options)
+        model = auto_model.from_config(shorter or llm, **options)
     model.generation_config.suppress_tokens = [image_token_id]
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -157,6 +184,22 @@ def load_llm(
             mean = rows[:vocabulary].float().mean(dim=0)
             rows[vocabulary:] = mean.to(rows.dtype)
     return model
+
+
+@contextmanager
+def _unused_weights_unsaid(unsaid: bool) -> Generator[None]:
+    """Keep transformers from listing what it does not load of a checkpoint.
+
+    Args:
+        unsaid: whether that is known and wanted.
+    """
+    before = logging.get_verbosity()
+    if unsaid:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def compose_processor(

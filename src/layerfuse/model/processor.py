@@ -1,37 +1,37 @@
 """Text and pictures in, model inputs out: chat template, image tokens, answer labels."""
 
 import inspect
-import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
+from jinja2 import TemplateError
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils.chat_template_utils import Chat
+from transformers.utils.hub import CHAT_TEMPLATE_FILE
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.chat_template import (
+    ANSWER_TO_COME,
     IMAGE_TOKEN,
     ChatTemplate,
     Message,
     question_of,
+    up_to_answer,
     with_fixed_date,
 )
 from layerfuse.model.config import image_tokens_of
-from layerfuse.model.content_parts import from_parts, with_texts
+from layerfuse.model.content_parts import TextConversation, from_parts, with_texts
+from layerfuse.model.given_pictures import flat, read_images
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.tokens import TextTokenizer
 from layerfuse.model.turn_ends import TurnEnds
-from layerfuse.vision.picture import Picture, as_read
 
 IGNORED = -100
 """the label of a token that is not learned, as in PyTorch's cross-entropy"""
-
-# a private-use character that stands for a picture until the chat template is rendered
-_PICTURE = "\ue005"
 
 
 class NoLabelError(LayerfuseError):
@@ -136,6 +136,35 @@ class Processor(ProcessorMixin):
         parent: Any = ProcessorMixin
         return parent.validate_init_kwargs(processor_config, [*valid_kwargs, *parameters])
 
+    # Any: all that transformers takes and gives
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """As in transformers, with a chat template that can be used.
+
+        Args:
+            pretrained_model_name_or_path: the folder of a saved model, or a hub id.
+            args: more of transformers' own arguments.
+            options: more of transformers' own arguments.
+
+        Raises:
+            LayerfuseError: naming a chat template that is damaged.
+        """
+        file = Path(str(pretrained_model_name_or_path)) / CHAT_TEMPLATE_FILE
+        if file.is_file():
+            try:
+                file.read_text("utf-8")
+            except UnicodeDecodeError as error:
+                raise _damaged_template(file, error) from error
+        # Any: transformers does not annotate what it gives
+        parent: Any = super()
+        processor = parent.from_pretrained(pretrained_model_name_or_path, *args, **options)
+        # transformers takes any text; half a template would be noticed at the first question
+        try:
+            processor.chat.expanded_prompt([{"role": "user", "content": "Is it whole?"}], 0)
+        except LayerfuseError as error:
+            raise _damaged_template(file, error) from error
+        return processor
+
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens that one preprocessed image of that many pixels becomes."""
         return self.image_tokens.of_pixels(height, width)
@@ -182,87 +211,167 @@ class Processor(ProcessorMixin):
         """
         # Any: transformers annotates neither what it takes nor what it gives
         parent: Any = super()
-        return parent.__call__(_as_read(images), *args, **options)
+        return parent.__call__(read_images(images), *args, **options)
 
-    # Any: people's own messages, and all that transformers takes and gives
-    def apply_chat_template(
+    # Any: people's own messages, and all that transformers takes and gives. Its many arguments are
+    # given by name, which it does not ask for.
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         conversation: Any,
         chat_template: str | None = None,
-        *args: Any,
+        tools: Any = None,
+        documents: Any = None,
+        add_generation_prompt: bool = False,
+        *,
         tokenize: bool = False,
-        sanitize_control_tokens: bool = False,
+        return_tensors: Any = "auto",
+        return_dict: bool = False,
+        sanitize_control_tokens: bool = True,
         processor_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> Any:
         """As in transformers, for contents that are texts or lists of parts.
 
         Args:
-            conversation: one or several; images inside of parts are loaded by transformers.
+            conversation: one or several; images inside of parts are loaded.
             chat_template: a Jinja template instead of the processor's own.
-            args: more of transformers' own arguments.
+            tools: as in transformers.
+            documents: as in transformers.
+            add_generation_prompt: whether the text ends where an answer begins, as in training,
+                whatever the template itself writes for a generation prompt.
             tokenize: whether to make model inputs; else a text, with an image token a picture.
-            sanitize_control_tokens: whether names of special tokens that people write are text.
+            return_tensors: as in transformers.
+            return_dict: as in transformers.
+            sanitize_control_tokens: not read: names of special tokens that people write are always
+                text, as in training.
             processor_kwargs: for the processor's call. The tokenizer adds no tokens of its own
                 unless these say so, as in training: chat templates write them.
             options: more of transformers' own arguments.
 
         Raises:
-            LayerfuseError: naming a part that cannot be read, or if a literal `<image>` would
-                become a picture.
+            LayerfuseError: naming a part or an image that cannot be read, if the images do not fit
+                the markers, or if the chat template refuses a conversation.
         """
-        picture = self.image_token
-        # Any: as for `chat`
-        template: Any = chat_template or self.chat_template
-        if sanitize_control_tokens:
-            # Image tokens are control tokens too. Those of pictures are written by the template,
-            # so that transformers does not take them for the user's.
-            picture = _PICTURE
-            filtered = f"{{% filter replace({_PICTURE!r}, {self.image_token!r}) %}}"
-            template = filtered + template + "{% endfilter %}"
+        del sanitize_control_tokens
         # pipelines of transformers wrap each of several conversations in an object
         is_batch = isinstance(conversation[0], list | tuple | Chat)
         conversations: list[Any] = [conversation]
         if is_batch:
             conversations = list(conversation)
-        # Any: of several conversations a list each, of one the lists of the first
-        chats: Any = []
-        images: Any = []
+        chats: list[list[dict[str, Any]]] = []
+        # of each conversation
+        images: list[list[Any]] = []
         for messages in conversations:
-            if isinstance(messages, Chat):
-                # Any: what transformers wraps is typed as a mapping, but is a list of them
-                wrapped: Any = messages
-                messages = wrapped.messages
-            chat = with_texts(
-                messages,
-                # both `<image>` and the tokenizer's own image token mark a picture
-                picture_marks={IMAGE_TOKEN: picture, self.image_token: picture},
-                literal_is_text=not tokenize or sanitize_control_tokens,
-            )
+            chat = self._hidden_chat(messages)
+            if add_generation_prompt:
+                chat.messages.append({**ANSWER_TO_COME})
             chats.append(chat.messages)
             images.append(chat.images)
-        has_images = any(images)
-        if not is_batch:
-            chats = chats[0]
-            images = images[0]
 
-        call_options: dict[str, Any] = dict(processor_kwargs or {})
-        if tokenize:
-            if "text_kwargs" not in call_options:
-                call_options.setdefault("add_special_tokens", False)
-            if has_images:
-                call_options.setdefault("images", images)
+        # Any: as for `chat`
+        template: Any = chat_template or self.chat_template
+        if add_generation_prompt:
+            template = up_to_answer(template)
         # Any: transformers annotates conversations of texts alone
         parent: Any = super()
-        return parent.apply_chat_template(
-            chats,
+        render = partial(parent.apply_chat_template, tools=tools, documents=documents, **options)
+        hidden: list[str] = self._rendered(render, chats, template)
+        rendered = [self.chat.revealed(text) for text in hidden]
+        if not tokenize:
+            texts = [text.text for text in rendered]
+            return texts if is_batch else texts[0]
+
+        call_options: dict[str, Any] = dict(processor_kwargs or {})
+        if any(images):
+            read = read_images(images)
+            call_options.setdefault("images", read if is_batch else read[0])
+        given = flat(call_options.get("images"))
+        self._refuse_other_number(hidden, len(given))
+        if any(text.literals for text in rendered):
+            if return_tensors == "auto":
+                return_tensors = call_options.pop("return_tensors", None)
+            inputs = self._inputs_as_text(hidden, given, call_options, return_tensors)
+            return inputs if return_dict else inputs["input_ids"]
+        if "text_kwargs" not in call_options:
+            call_options.setdefault("add_special_tokens", False)
+        return render(
+            chats if is_batch else chats[0],
             template,
-            *args,
-            tokenize=tokenize,
-            sanitize_control_tokens=sanitize_control_tokens,
+            tokenize=True,
+            return_tensors=return_tensors,
+            return_dict=return_dict,
             processor_kwargs=call_options,
-            **options,
         )
+
+    # Any: people's own messages
+    def _hidden_chat(self, messages: Any) -> TextConversation:
+        """A conversation of texts, with stand-ins for the names of special tokens in them."""
+        if isinstance(messages, Chat):
+            # Any: what transformers wraps is typed as a mapping, but is a list of them
+            wrapped: Any = messages
+            messages = wrapped.messages
+        chat = with_texts(messages)
+        for message in chat.messages:
+            # answers that call tools may have none
+            if message.get("content") is not None:
+                # both `<image>` and the tokenizer's own image token mark a picture
+                text = message["content"].replace(IMAGE_TOKEN, self.image_token)
+                message["content"] = self.chat.hide(text)
+        return chat
+
+    # Any: transformers' own method
+    def _rendered(self, render: Any, chats: list[list[dict[str, Any]]], template: str) -> list[str]:
+        """The texts that a chat template makes of conversations."""
+        try:
+            return render(chats, template, tokenize=False)
+        except TemplateError as error:
+            roles = [message["role"] for message in chats[0]]
+            raise LayerfuseError(f"the chat template refuses the roles {roles}: {error}") from error
+
+    def _refuse_other_number(self, hidden: list[str], images: int) -> None:
+        """Raise LayerfuseError if there are not as many markers of pictures as images."""
+        markers = sum(text.count(self.image_token) for text in hidden)
+        if markers != images:
+            raise LayerfuseError(
+                f"{markers} markers of pictures in the messages, {images} images. Each part that "
+                f"is an image is a marker, and so is each `{IMAGE_TOKEN}` in a text; where that is "
+                "text, write it by `layerfuse.model.chat_template.literal`"
+            )
+
+    # Any: images of any kind, and transformers' options
+    def _inputs_as_text(
+        self, hidden: list[str], images: list[Any], options: dict[str, Any], return_tensors: Any
+    ) -> BatchFeature:
+        """Model inputs of rendered conversations in which people wrote names of special tokens.
+
+        Raises:
+            LayerfuseError: for options that are not read here.
+        """
+        unread = sorted({*options} - {"images", "padding", "max_length", "add_special_tokens"})
+        if unread:
+            raise LayerfuseError(
+                f"`processor_kwargs` {unread} cannot be used where people write the names of "
+                "special tokens; valid: images, padding, max_length"
+            )
+        inputs: dict[str, Any] = {}
+        tokens_per_image = 0
+        if images:
+            pixels = self.image_processor(read_images(images), return_tensors=return_tensors)
+            inputs.update(pixels)
+            height, width = inputs["pixel_values"][0].shape[-2:]
+            tokens_per_image = self.num_image_tokens(height, width)
+        rows: list[list[int]] = []
+        for text in hidden:
+            rendered = self.chat.revealed(text, tokens_per_image)
+            rows.append(self.text_tokenizer.tokens(rendered).ids)
+        padded = self.tokenizer.pad(
+            {"input_ids": rows},
+            padding=options.get("padding", False),
+            max_length=options.get("max_length"),
+            return_tensors=return_tensors,
+        )
+        inputs.update(padded)
+        return BatchFeature(inputs)
 
     def inputs(
         self, conversations: list[list[Message]], images: list[Any] | None = None
@@ -285,7 +394,9 @@ class Processor(ProcessorMixin):
         conversations = [_marked(messages) for messages in conversations]
         if not images:
             return BatchFeature(self.text_inputs(conversations, 0))
-        inputs: dict[str, Any] = dict(self.image_processor(_as_read(images), return_tensors="pt"))
+        inputs: dict[str, Any] = dict(
+            self.image_processor(read_images(images), return_tensors="pt")
+        )
         height, width = inputs["pixel_values"].shape[-2:]
         tokens_per_image = self.num_image_tokens(height, width)
         inputs.update(self.text_inputs(conversations, tokens_per_image))
@@ -401,6 +512,13 @@ class Processor(ProcessorMixin):
         return expanded
 
 
+def _damaged_template(file: Path, error: Exception) -> LayerfuseError:
+    """The message for a saved chat template that cannot be used."""
+    return LayerfuseError(
+        f"cannot read {file}, or it is damaged: {error}. Copy the model's folder again"
+    )
+
+
 def _marked(messages: list[Message]) -> list[Message]:
     """A conversation whose contents are texts, with a marker for each part that is an image."""
     marked: list[Message] = []
@@ -413,17 +531,3 @@ def _marked(messages: list[Message]) -> list[Message]:
             )
         marked.append({**message, "content": content.text})
     return marked
-
-
-# Any: all that transformers takes for images
-def _as_read(images: Any) -> Any:
-    """Images in which PIL images and files are read as training reads them."""
-    if isinstance(images, list | tuple):
-        several: list[Any] = [*images]
-        return [_as_read(image) for image in several]
-    if isinstance(images, Image.Image):
-        return as_read(images)
-    if isinstance(images, str | Path) and os.path.isfile(images):
-        return Picture(str(images)).open()
-    # arrays and tensors hold pixels alone; transformers fetches addresses
-    return images

@@ -16,12 +16,42 @@ _CLOSINGS = ("a", "1", ".", ",", "!", "?", ":", ";", ")", "]", "}", '"', "'", "%
 
 @dataclass(frozen=True)
 class EndTokens:
-    """The tokens that training labels behind an answer."""
+    """What training labels behind an answer, and so where generation stops."""
 
     separate: list[int]
-    """hold nothing of the answer, such as `</s>` or a newline"""
+    """tokens that hold nothing of the answer, such as `</s>` or a newline"""
     merged: list[int]
-    """hold the answer's last characters too, such as a full stop with a newline"""
+    """tokens that hold the answer's last characters too, such as a full stop with a newline"""
+    text: str
+    """an end of several tokens, such as `###`, as text with the spaces before it; empty where one
+    token ends answers"""
+    before_token: str
+    """what the template writes between an answer and the special token that ends it, such as the
+    `#` of `#</s>`; mostly nothing"""
+
+    @property
+    def stop_text(self) -> str:
+        """The text at which generation stops: models may leave out the spaces before it."""
+        return self.text.strip(" ")
+
+    def early_stop(self, answer: str) -> str:
+        """The words of an answer at which generation would stop before all of it is said.
+
+        Args:
+            answer: what is learned.
+
+        Returns:
+            Its own part of the text that ends answers; empty where that comes behind it alone.
+        """
+        stop = self.stop_text
+        if not stop:
+            return ""
+        whole = answer + self.text
+        # an answer may also end with what the end itself begins with, such as `C#` before `###`
+        start = whole.index(stop)
+        if start >= len(answer):
+            return ""
+        return answer[start : start + len(stop)]
 
 
 class TurnEnds:
@@ -36,27 +66,39 @@ class TurnEnds:
         self.chat = chat
         self.tokenizer = chat.tokenizer
         self.text_tokenizer = text_tokenizer
-        self._words_after_answers = self._common_words_after_answers()
+        self.words_after_answers = self._common_words_after_answers()
+        """what the chat template writes after every answer, the last one too; often nothing but an
+        end-of-turn token and a newline"""
 
     def end_tokens(self) -> EndTokens:
-        """The tokens that end an answer, as `encode` labels them: whatever the chat template writes
-        there, and the end of sequence of the plain prompt."""
+        """What ends an answer, as `encode` labels it: whatever the chat template writes there, and
+        the end of sequence of the plain prompt."""
         separate: set[int] = set()
         merged: set[int] = set()
+        text = ""
+        before_token = ""
+        named_ends = self._named_ends()
         for closing in _CLOSINGS:
             for probe in self._probes(closing):
                 tokens = self.text_tokenizer.tokens(probe)
                 for answer in probe.answers:
                     for span in self.token_spans(probe.text, tokens, [answer]):
-                        first, last = tokens.offsets[span.end - 1]
-                        token = tokens.ids[span.end - 1]
-                        if first >= answer.end:
-                            separate.add(token)
-                        elif probe.text[answer.end : last].strip(" "):
-                            merged.add(token)
+                        last_token = tokens.ids[span.end - 1]
+                        first, _ = tokens.offsets[span.end - 1]
+                        if last_token in named_ends and first >= answer.end:
+                            separate.add(last_token)
+                            before_token = probe.text[answer.end : first].strip()
+                            continue
+                        behind = _tokens_behind(answer, probe.text, tokens, span)
+                        if len(behind) > 1:
+                            text = self.words_after_answers.rstrip(" ")
+                        elif behind and first >= answer.end:
+                            separate.add(last_token)
+                        elif behind:
+                            merged.add(last_token)
         if self.tokenizer.eos_token_id is not None:
             separate.add(self.tokenizer.eos_token_id)
-        return EndTokens(sorted(separate), sorted(merged - separate))
+        return EndTokens(sorted(separate), sorted(merged - separate), text, before_token)
 
     def ends_answers(self) -> bool:
         """Whether training labels anything behind the last answer of a conversation; if not, a
@@ -77,7 +119,8 @@ class TurnEnds:
         The one place that decides where answers stop. It is saved with the model.
 
         Args:
-            generation_config: of the model; its `eos_token_id` is changed.
+            generation_config: of the model; its `eos_token_id` is changed, and its `stop_strings`
+                where an end is of several tokens.
         """
         stops: list[int] = []
         # transformers has a number for one token and a list for several
@@ -95,6 +138,18 @@ class TurnEnds:
         elif stops:
             generation_config.eos_token_id = stops
 
+        texts: list[str] = []
+        texts_of_llm = generation_config.stop_strings
+        if isinstance(texts_of_llm, str):
+            texts.append(texts_of_llm)
+        elif texts_of_llm is not None:
+            texts.extend(texts_of_llm)
+        if ends.stop_text and ends.stop_text not in texts:
+            texts.append(ends.stop_text)
+        # without an end of several tokens, `generate` needs no tokenizer
+        if texts:
+            generation_config.stop_strings = texts
+
     def answer_texts(self, rows: torch.Tensor) -> list[str]:
         """What the model said, without the end of its turn.
 
@@ -105,21 +160,28 @@ class TurnEnds:
             One answer per row, without spaces around it.
         """
         ends = self.end_tokens()
-        answers: list[list[int]] = []
         # Any: torch does not type lists of a tensor's values
         generated: Any = rows
-        for tokens in generated.tolist():
-            answer: list[int] = []
-            for token in tokens:
-                # an end that is no special token would else be decoded
-                if token in ends.separate:
-                    break
-                answer.append(token)
-                if token in ends.merged:
-                    break
-            answers.append(answer)
-        texts: list[str] = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [self._answer_text(tokens, ends) for tokens in generated.tolist()]
+
+    def _answer_text(self, tokens: list[int], ends: EndTokens) -> str:
+        """What the model said in the generated tokens of one row."""
+        answer: list[int] = []
+        has_end_token = False
+        for token in tokens:
+            # an end that is no special token would else be decoded
+            if token in ends.separate:
+                has_end_token = True
+                break
+            answer.append(token)
+            if token in ends.merged:
+                break
+        text: str = self.tokenizer.decode(answer, skip_special_tokens=True)
+        if ends.stop_text:
+            text = text.partition(ends.stop_text)[0]
+        if has_end_token:
+            text = text.rstrip().removesuffix(ends.before_token)
+        return text.strip()
 
     def token_spans(self, text: str, tokens: Tokens, answers: list[Span]) -> Iterator[Span]:
         """The tokens of each answer, with those that end its turn, if any.
@@ -164,30 +226,27 @@ class TurnEnds:
             end: the last token of the answer + 1.
 
         Returns:
-            The last token that is labelled + 1. It is the first special token of the end of the
-            turn, where that begins with other characters, else the first token of that end, at
-            which generation can stop; `end` where the template ends no turn.
+            The last token that is labelled + 1. It is the first special or added token of the end
+            of the turn, where that begins with other characters, else the last token of that end;
+            `end` where the template ends no turn.
         """
-        turn_end = self._words_after_answers
+        # tokenizers merge spaces behind the end with the first word of the next turn
+        turn_end = self.words_after_answers.rstrip(" ")
         if not turn_end.strip(" ") or not text.startswith(turn_end, answer.end):
             return end
-        end_tokens = self._special_ends()
-        # spaces may be tokens of their own, but end nothing
-        begin = answer.end + len(turn_end) - len(turn_end.lstrip(" "))
-        ordinary = end
+        named_ends = self._named_ends()
+        after = end
         for index in range(end, len(tokens.ids)):
             first, last = tokens.offsets[index]
-            if first >= answer.end + len(turn_end):
+            if first < last and first >= answer.end + len(turn_end):
                 break
-            if tokens.ids[index] in end_tokens:
-                return index + 1
-            if ordinary == end and first <= begin < last:
-                ordinary = index + 1
-        return ordinary
+            after = index + 1
+            if tokens.ids[index] in named_ends:
+                break
+        return after
 
     def _common_words_after_answers(self) -> str:
-        """What the chat template writes after every answer, the last one too; often nothing but an
-        end-of-turn token and a newline."""
+        """What follows every answer of the probes."""
         words_after_answers: list[str] = []
         for probe in self._probes(_CLOSINGS[0]):
             next_starts = [answer.start for answer in probe.answers[1:]] + [len(probe.text)]
@@ -219,3 +278,23 @@ class TurnEnds:
     def _special_ends(self) -> set[int]:
         """The special tokens that may end a turn: all but that of a picture."""
         return special_ids(self.tokenizer) - {self.text_tokenizer.image_token_id}
+
+    def _named_ends(self) -> set[int]:
+        """The tokens that end a turn alone, wherever they stand in its end: the special ones, and
+        others with a name that the tokenizer's makers forgot to call special."""
+        named = self._special_ends()
+        for token_id, token in self.tokenizer.added_tokens_decoder.items():
+            # runs of spaces and newlines are added tokens of some tokenizers
+            if token.content.strip():
+                named.add(token_id)
+        return named - {self.text_tokenizer.image_token_id}
+
+
+def _tokens_behind(answer: Span, text: str, tokens: Tokens, labelled: Span) -> list[int]:
+    """The places of the labelled tokens that hold more than spaces of what follows an answer."""
+    behind: list[int] = []
+    for place in range(labelled.start, labelled.end):
+        first, last = tokens.offsets[place]
+        if text[max(first, answer.end) : last].strip(" "):
+            behind.append(place)
+    return behind

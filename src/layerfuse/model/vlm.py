@@ -15,12 +15,13 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Fused, Guidance, Layout, Placed, attach
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig, configure, shapes
-from layerfuse.model.generation import VisualGenerationMixin
+from layerfuse.model.generation import VisualGenerationMixin, read_generation_settings
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.loss import next_tokens, token_loss
 from layerfuse.model.pretrained import (
@@ -117,6 +118,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         image_token: str | None = None,
         dtype: torch.dtype = torch.float32,
         attn_implementation: str | None = None,
+        llm_blocks: int | None = None,
     ) -> "FusionVLM":
         """A new model from a pretrained encoder and LLM; the fusion is random and in float32.
 
@@ -130,6 +132,8 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             image_token: its text; None takes `<image>`, and adds it to the LLM where it is missing.
             dtype: the dtype of the encoder and the LLM.
             attn_implementation: the LLM's attention kernel; None is transformers' choice.
+            llm_blocks: keep so many of the LLM's first blocks, with its final norm and head: a
+                screening device for cheap studies. None keeps all.
 
         Raises:
             LayerfuseError: for anything that does not fit, before weights load.
@@ -139,7 +143,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         if isinstance(llm, Path):
             llm = str(llm)
         vision = load_vision_config(encoder)
-        text = text_config_of(llm)
+        text = text_config_of(llm, blocks=llm_blocks)
         if image_token_id is None:
             if not isinstance(llm, str):
                 raise LayerfuseError("`llm` is a config, so `image_token_id` must be given")
@@ -158,10 +162,31 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             tower = Encoder(load_tower(encoder, vision, dtype), config.taps, token_grid)
         else:
             tower = Encoder.from_config(vision, config.taps, token_grid).to(dtype)
-        language_model = load_llm(llm, dtype, attn_implementation, image_token_id)
+        language_model = load_llm(llm, dtype, attn_implementation, image_token_id, llm_blocks)
         # the LLM may have grown by the image token
         config.text_config = language_model.config
         return cls(config, tower, language_model)
+
+    # Any: all that transformers takes and gives
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """As in transformers, with the settings of generation that were saved.
+
+        Args:
+            pretrained_model_name_or_path: the folder of a saved model, or a hub id.
+            args: more of transformers' own arguments.
+            options: more of transformers' own arguments.
+
+        Raises:
+            LayerfuseError: naming settings of generation that are damaged.
+        """
+        file = Path(str(pretrained_model_name_or_path)) / GENERATION_CONFIG_NAME
+        # transformers would take others in their place: answers would not end where they end
+        if file.is_file():
+            read_generation_settings(file)
+        # Any: transformers types what it loads for its own classes only
+        parent: Any = super()
+        return parent.from_pretrained(pretrained_model_name_or_path, *args, **options)
 
     def train(self, mode: bool = True) -> "FusionVLM":
         """Training mode for the parts that train; a part that is frozen stays in evaluation mode.

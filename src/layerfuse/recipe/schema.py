@@ -82,6 +82,15 @@ class ModelSource(Strict):
         return value
 
 
+class LanguageSource(ModelSource):
+    """The LLM. A plain string in a recipe means `model: <string>`."""
+
+    blocks: int | None = Field(default=None, gt=0)
+    """Keep so many of its first blocks, with its final norm and head: a screening device, since an
+    arm then trains in a minute on a CPU, and whether arms rank as with the whole LLM is to be
+    confirmed. Internal strategies place their layers within these. Default: the whole LLM."""
+
+
 class Scenes(Strict):
     """Generated pictures with questions (see the scenes page of the docs)."""
 
@@ -150,6 +159,10 @@ class Data(Strict):
 class Resources(Strict):
     """What one arm runs on; results do not depend on it."""
 
+    arms_at_once: int | Literal["auto"] = Field(default="auto", gt=0)
+    """Runs that are done side by side with `--engine local`, each in a process of its own. `auto`
+    is one per GPU that this machine shows; without GPUs as many as it has cores, with one thread
+    each, if their estimated memory is free."""
     processes: int = Field(default=1, gt=0)
     """Processes that train an arm together, one per GPU, started by `accelerate launch`."""
     accelerate: str | None = None
@@ -163,6 +176,16 @@ class Resources(Strict):
     """GPUs of an arm, with `--engine ray`. Default: one per process where there are GPUs."""
     retries: int = Field(default=3, ge=0)
     """How often Ray starts an arm again, from its last checkpoint, when its worker died."""
+
+    @model_validator(mode="after")
+    def _arms_have_one_process(self) -> "Resources":
+        several_arms = self.arms_at_once not in ("auto", 1)
+        if several_arms and self.processes > 1:
+            raise ValueError(
+                f"arms_at_once {self.arms_at_once} and processes {self.processes}: arms that train "
+                "in several processes each run one after another; set one of the two to 1"
+            )
+        return self
 
 
 Part = Literal["fusion", "llm", "vision"]
@@ -243,7 +266,8 @@ class Stage(Strict):
     """Recompute the LLM's activations in the backward pass: less memory, more time."""
     checkpoint_steps: int | None = Field(default=None, gt=0)
     """Save a checkpoint each so many steps and at the end; a stopped arm continues from it.
-    Default: none, a stopped arm starts again."""
+    Default: when saving takes less than 2 % of the time since the last one, at most once a minute;
+    a stopped arm then repeats a few minutes of a stage, or a stage of less than a minute."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Stage":
@@ -378,7 +402,7 @@ class Recipe(Strict):
     """One sentence for the report."""
     encoder: ModelSource
     """The vision encoder."""
-    llm: ModelSource
+    llm: LanguageSource
     """The language model."""
     chat_template: str | None = None
     """A Jinja chat template file (relative to the recipe) to use instead of the tokenizer's."""
@@ -455,6 +479,22 @@ class Recipe(Strict):
             raise ValueError(f"arms with the same name: {twice}; set `name`")
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is no arm; valid: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _whitened_encoders_are_frozen(self) -> "Recipe":
+        trained = [name for name, stage in self.stages.items() if "vision" in stage.learning_rates]
+        if not trained:
+            return self
+        # Constants are measured once: small directions, which whitening amplifies, would move away
+        # from them.
+        for arm in self.all_arms():
+            if arm.fusion.get("normalize") == "whiten":
+                raise ValueError(
+                    f"arm {arm.label!r} has normalize: whiten, whose constants are measured on the "
+                    f"encoder as it is, but stage {trained[0]!r} trains vision; leave vision out "
+                    "of its learning_rates, or use normalize: layernorm"
+                )
         return self
 
     def all_arms(self) -> list[Arm]:

@@ -1,6 +1,7 @@
 """Before any training: load the data, check everything, leave out bad samples."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.lengths import Lengths, Limits, positions_of
+from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import (
     BadSample,
     BadSamples,
@@ -25,7 +27,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.learning_status import blind_loss
 from layerfuse.evaluate.questions import asked_alone, questions
 from layerfuse.hardware import device
-from layerfuse.model.chat_template import Message
+from layerfuse.model.chat_template import Message, TemplateWords
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.pretrained import decoder_blocks, processed_size, text_config_of
@@ -41,6 +43,8 @@ SHARDED = ("fsdp2", "zero3")
 """Those that give each process a part of the weights alone."""
 PROMPT_SAMPLES = 1000
 """Samples of a stage among which those are looked for whose prompts are compared."""
+PROMPTS_OF_A_KIND = 10
+"""Samples with the same order of roles whose prompts are compared."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class CheckedSamples:
     source; with the most image tokens that an arm makes, not cut to a stage's longest"""
     blind_losses: dict[str, float | None]
     """of each stage the loss of one who does not look; None for free text"""
+    configs: list[FusionConfig]
+    """of the arms"""
 
 
 def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
@@ -68,7 +74,8 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         progress: is told of the samples that are checked.
 
     Returns:
-        The samples without the bad ones, the bad ones, and the samples' lengths.
+        The samples without the bad ones, the bad ones, the samples' lengths, and the arms'
+        configurations.
 
     Raises:
         LayerfuseError: for what is wrong with the recipe, and with `on_bad_sample: stop` for the
@@ -134,7 +141,7 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
     blind_losses = {}
     for name, samples in usable.train.items():
         blind_losses[name] = blind_loss(samples, processor, recipe.stages[name].prompt)
-    return CheckedSamples(usable, bad_sets, tokens, blind_losses)
+    return CheckedSamples(usable, bad_sets, tokens, blind_losses, configs)
 
 
 def _load_validation(recipe: Recipe) -> Samples | None:
@@ -230,74 +237,117 @@ def _check_prompts(
             f"stage {name!r}: the chat template writes nothing behind the last answer at which a "
             "model could learn to stop; let it end each answer with `{{ eos_token }}`"
         )
-    # Chat templates look at roles and at places, not at words: one sample of each kind is enough.
-    compared: set[tuple[str, ...]] = set()
+    # Chat templates look at roles and at places, seldom at words: a few samples of each kind are
+    # enough.
+    compared: Counter[tuple[str, ...]] = Counter()
     for sample in islice(samples, PROMPT_SAMPLES):
         roles = tuple(message["role"] for message in sample.messages)
-        if roles in compared:
+        if compared[roles] == PROMPTS_OF_A_KIND:
             continue
-        compared.add(roles)
+        compared[roles] += 1
         for arm, config in zip(recipe.all_arms(), configs, strict=True):
             guided = instruction_source(config.strategy).guided
             difference = _prompt_difference(
                 processor,
-                sample.messages,
+                sample,
                 by_turn=guided and stage.guided_by == "instruction",
             )
             if difference is None:
                 continue
             raise LayerfuseError(
                 f"arm {arm.label!r}, stage {name!r}, sample {sample.id}: the chat template makes "
-                "the words before an answer differ between training and the test.\n"
+                f"{difference.place} differ between training and the test.\n"
                 f"  in training: {difference.in_training!r}\n"
                 f"  in the test: {difference.in_test!r}\n"
-                "Give a `chat_template` that writes the same before every answer, or data of one "
+                "Give a `chat_template` that writes the same in every turn, or data of one "
                 "question per conversation"
             )
 
 
 @dataclass(frozen=True)
 class _Difference:
-    """The words before one answer, where they are not the same."""
+    """What the chat template writes at one place of a turn, where that is not the same."""
 
+    place: str
+    """which words, in the message"""
     in_training: str
     in_test: str
 
 
-def _prompt_difference(
-    processor: Processor, messages: Sequence[Message], by_turn: bool
-) -> _Difference | None:
-    """Compare what stands before the answers of a conversation in training and in the test.
+def _prompt_difference(processor: Processor, sample: Sample, by_turn: bool) -> _Difference | None:
+    """Compare what stands around the questions of a conversation in training and in the test.
 
     Args:
         processor: holds the chat template.
-        messages: the conversation.
+        sample: the conversation.
         by_turn: whether training makes a row of each turn, as for guided arms.
 
     Returns:
         The first difference; None where there is none.
     """
+    messages = sample.messages
     in_conversation = processor.chat.words_before_answers(messages)
+    # As the test asks: each question alone, with the pictures that were shown up to it.
+    asked_turns = asked_alone(sample)
     num_answers = 0
+    question_place: int | None = None
     for place, message in enumerate(messages):
+        if message["role"] == "user":
+            question_place = place
         if message["role"] != "assistant":
             continue
         trained = in_conversation[num_answers]
         num_answers += 1
         # The test asks for no answer without a question.
-        if place == 0 or messages[place - 1]["role"] != "user":
+        if question_place is None:
             continue
+        asked = next(asked_turns).messages
         if by_turn:
             trained = processor.chat.words_before_answers(messages[: place + 1])[-1]
-        system = [earlier for earlier in messages[:place] if earlier["role"] == "system"]
-        asked = [*system, messages[place - 1], message]
         tested = processor.chat.words_before_answers(asked)[0]
         if trained.since_question != tested.since_question:
-            return _Difference(trained.since_question, tested.since_question)
-        # A later answer follows others in training, which the test leaves out on purpose.
-        if len(asked) == place + 1 and trained.before != tested.before:
-            return _Difference(trained.before, tested.before)
+            return _Difference(
+                "the words before an answer",
+                trained.since_question,
+                tested.since_question,
+            )
+        if len(asked) == place + 1:
+            if trained.before != tested.before:
+                return _Difference("the words before an answer", trained.before, tested.before)
+        elif messages[question_place - 1]["role"] == "assistant":
+            # A later question follows an answer in training, which the test leaves out on purpose.
+            difference = _opening_difference(processor, trained, asked)
+            if difference is not None:
+                return difference
+        question_place = None
     return None
+
+
+def _opening_difference(
+    processor: Processor, trained: TemplateWords, asked: Sequence[Message]
+) -> _Difference | None:
+    """Compare what opens a later question in training with what opens it in the test.
+
+    In training it follows an answer and its end, in the test the beginning of the conversation,
+    such as a system's words.
+
+    Args:
+        processor: holds the chat template.
+        trained: what the template writes around the question in training.
+        asked: the question as the test asks it.
+    """
+    after_answer = processor.turn_ends.words_after_answers
+    opening = trained.before_question.removeprefix(after_answer).strip()
+    tested = processor.chat.words_before_answers(asked)[0].before_question
+    if tested.rstrip().endswith(opening):
+        return None
+    # Some templates write the system's words into the first question, behind what opens it.
+    without_system = [message for message in asked if message["role"] != "system"]
+    if len(without_system) < len(asked):
+        alone = processor.chat.words_before_answers(without_system)[0].before_question
+        if alone.rstrip().endswith(opening):
+            return None
+    return _Difference("the words before a question", trained.before_question, tested)
 
 
 def leave_out(recipe: Recipe, samples: SampleSets, bad: BadSets) -> SampleSets:
@@ -372,7 +422,7 @@ def check_arms(recipe: Recipe) -> list[FusionConfig]:
         LayerfuseError: naming the arm and what is valid.
     """
     vision = load_vision_config(recipe.encoder.model)
-    text = text_config_of(recipe.llm.model)
+    text = text_config_of(recipe.llm.model, blocks=recipe.llm.blocks)
     configs = []
     for arm in recipe.all_arms():
         try:

@@ -34,11 +34,14 @@ from layerfuse.study.data_summary import (
     write_data_summary,
 )
 from layerfuse.study.encode import encode_pictures, pictures_of, write_features
-from layerfuse.study.execute import ENVIRONMENT, PROGRESS, Job, run_local, run_ray
+from layerfuse.study.execute import ENVIRONMENT, LOG, PROGRESS, Job, run_local, run_ray
 from layerfuse.study.plan import PlannedRun, run_names, runs, slug
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
+from layerfuse.study.side_by_side import Share, shares
+from layerfuse.study.trained_files import MODEL
 from layerfuse.study.training_status import write_blind_losses
+from layerfuse.study.worker_pool import run_side_by_side
 
 Engine = Literal["local", "ray"]
 NAMED_SAMPLES = 5
@@ -72,7 +75,8 @@ def study(
         recipe_path: the recipe's file.
         overrides: `key.sub=value`.
         output: the study's folder. Default: `runs/<name>`.
-        engine: one run after another, or many at once by Ray.
+        engine: on this machine, as many runs at once as the recipe's `resources.arms_at_once`
+            says, or by Ray.
         modules: what processes of their own must import for user strategies.
         console: where progress is shown.
 
@@ -148,7 +152,7 @@ def train(
         console=console,
         needs_intervals=False,
     )
-    model = folder / record.folder / "model"
+    model = folder / record.folder / MODEL
     if not model.is_dir():
         raise LayerfuseError(
             f"the run is finished, but its model is gone: delete {folder / record.folder} to train "
@@ -194,7 +198,7 @@ def _do(
     Args:
         recipe: what to run.
         folder: where; made if it is missing.
-        engine: one run after another, or many at once.
+        engine: what does the runs.
         modules: what processes of their own must import.
         console: where progress is shown; the terminal by default.
         needs_intervals: whether a test set with a single picture is refused.
@@ -290,7 +294,7 @@ def _do_locked(
         folder: the study's, locked by this process.
         checked: the samples that passed the checks so far, and those that did not.
         picture_digests: of the pictures' bytes, by the picture's name.
-        engine: one run after another, or many at once.
+        engine: what does the runs.
         modules: what processes of their own must import.
         table: shows the progress.
 
@@ -300,9 +304,6 @@ def _do_locked(
     samples = checked.usable
     samples_digest = samples.digest(picture_digests)
     write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
-    # Written before the runs: processes of their own read both files.
-    surroundings = environment(recipe, samples_digest)
-    write_text(folder / ENVIRONMENT, json.dumps(surroundings, indent=1))
     all_runs = runs(recipe, samples_digest)
     todo = []
     for run in all_runs:
@@ -311,6 +312,20 @@ def _do_locked(
         else:
             table.finish(run.name, _score(folder, run), None)
 
+    # With one run to do it is done in this process, by all its cores.
+    divided = shares(
+        recipe,
+        checked.configs,
+        checked.tokens,
+        num_runs=len(todo),
+        modules=modules,
+    )
+    surroundings = environment(recipe, samples_digest)
+    if engine == "local":
+        surroundings["arms at once"] = str(len(divided))
+        surroundings["cpu threads"] = str(divided[0].threads)
+    # Written before the runs: processes of their own read it and the recipe.
+    write_text(folder / ENVIRONMENT, json.dumps(surroundings, indent=1))
     if todo:
         # Decoding a whole picture finds faults that its header does not show.
         store, unreadable = encode_pictures(recipe, samples, picture_digests, table.step)
@@ -323,6 +338,9 @@ def _do_locked(
         job = Job(recipe, folder, modules, usable, store)
         if engine == "ray":
             finished_runs = run_ray(job, todo, table)
+        elif len(divided) > 1:
+            _say_at_once(divided, table.console)
+            finished_runs = run_side_by_side(job, todo, table, divided)
         else:
             finished_runs = run_local(job, todo, table)
         for finished in finished_runs:
@@ -400,6 +418,20 @@ def _say_uncached(recipe: Recipe, test_label: str, console: Console) -> None:
         )
 
 
+def _say_at_once(divided: Sequence[Share], console: Console) -> None:
+    """Say how many runs are done at once, and on what."""
+    each = f"{divided[0].threads} threads"
+    if divided[0].threads == 1:
+        each = "1 thread"
+    if divided[0].gpu is not None:
+        each += " and a GPU"
+    console.print(
+        f"{len(divided)} runs at once with {each} each (`resources.arms_at_once`); what they print "
+        f"is in {LOG} of their folders",
+        soft_wrap=True,
+    )
+
+
 def _collect(folder: Path, all_runs: list[PlannedRun]) -> list[RunRecord]:
     """Write the results of the finished runs to results.jsonl, and return them."""
     results = [run.result(folder) for run in all_runs]
@@ -410,12 +442,15 @@ def _collect(folder: Path, all_runs: list[PlannedRun]) -> list[RunRecord]:
 
 def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> None:
     """With `keep_models: best`, only the run with the highest mean accuracy keeps its model."""
-    if recipe.keep_models != "best":
+    if recipe.keep_models == "all":
         return
-    best = max(all_runs, key=lambda run: _score(folder, run))
+    best = None
+    if recipe.keep_models == "best":
+        best = max(all_runs, key=lambda run: _score(folder, run))
     for run in all_runs:
         if run is not best:
-            shutil.rmtree(folder / run.folder / "model", ignore_errors=True)
+            # With `none` a run leaves its model behind only if it was killed at its very end.
+            shutil.rmtree(folder / run.folder / MODEL, ignore_errors=True)
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:

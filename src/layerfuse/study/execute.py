@@ -50,6 +50,7 @@ from layerfuse.study.check import load_remembered
 from layerfuse.study.encode import read_features
 from layerfuse.study.plan import RESULT, PlannedRun, runs
 from layerfuse.study.progress_table import LiveTable
+from layerfuse.study.trained_files import MODEL, STAGES, is_trained, read_trained, save_trained
 from layerfuse.train.along import AlongTraining, moments_of
 from layerfuse.train.arm import Trained, train_arm
 
@@ -61,6 +62,7 @@ USER_ERROR = "error.txt"
 POLL_SECONDS = 2.0
 PROGRESS_SECONDS = 1.0
 """A process of its own writes its progress at most this often."""
+OTHER_FILES = "this process has other data files or another layerfuse"
 LOG_LINES = 12
 """Lines of a failed process's log that the error shows."""
 PR_SET_PDEATHSIG = 1
@@ -74,6 +76,44 @@ class TimedRun:
     run: PlannedRun
     seconds: float
     """that it took"""
+
+
+class RunFailures:
+    """The failures of runs that are done at once: the other runs go on, and then they are raised.
+
+    Args:
+        num_runs: that are to be done.
+    """
+
+    def __init__(self, num_runs: int) -> None:
+        self.num_runs = num_runs
+        self.messages: list[str] = []
+        self.bugs: list[BaseException] = []
+
+    def add(self, run: PlannedRun, error: BaseException) -> None:
+        """Keep the failure of a run.
+
+        Args:
+            run: it failed.
+            error: a LayerfuseError if the user can mend it.
+        """
+        self.messages.append(f"{run.name}: {error}")
+        if not isinstance(error, LayerfuseError):
+            self.bugs.append(error)
+
+    def raise_any(self) -> None:
+        """Raise the failures, if there are any.
+
+        Raises:
+            LayerfuseError: with the first failure, if the user can mend all of them.
+            RuntimeError: with the first failure that the user cannot mend as its cause.
+        """
+        if not self.messages:
+            return
+        count = f"{len(self.messages)} of {self.num_runs} runs failed"
+        if self.bugs:
+            raise RuntimeError(f"{count}. {self.messages[0]}") from self.bugs[0]
+        raise LayerfuseError(f"{count}. {self.messages[0]}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +165,8 @@ class ProcessArguments:
 def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     """Train and test one arm; the result is the last file that its folder gets.
 
-    Of several processes that train together, the first tests.
+    What is trained is on disk before the test: a run that was stopped in its test goes straight
+    to it. Of several processes that train together, the first tests.
 
     Args:
         job: the study.
@@ -135,18 +176,22 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     recipe = job.recipe
     folder = job.study / run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    curve_file = folder / "stages" / CURVE
-    # Every process trains; the model that comes back is whole in each of them.
-    trained = train_arm(
-        recipe,
-        run.arm,
-        run.seed,
-        samples=job.samples.train,
-        store=job.store,
-        folder=folder,
-        progress=progress,
-        along=_along_training(job, curve_file, progress),
-    )
+    curve_file = folder / STAGES / CURVE
+    trained = _trained_before(recipe, folder)
+    if trained is None:
+        # Every process trains; the model that comes back is whole in each of them.
+        trained = train_arm(
+            recipe,
+            run.arm,
+            run.seed,
+            samples=job.samples.train,
+            store=job.store,
+            folder=folder,
+            progress=progress,
+            along=_along_training(job, curve_file, progress),
+        )
+        if PartialState().is_main_process:
+            save_trained(trained, folder)
     # Answers are few and short: one process is done with them before others could share them.
     if not PartialState().is_main_process:
         return
@@ -164,14 +209,23 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
     answers = predict(answerer, job.samples.test, recipe.evaluate, tested)
     seconds = {**trained.seconds, test_label: round(time.perf_counter() - started, 2)}
     write_records(folder / PREDICTIONS, answers)
-    # With `best` the models of all runs are kept until the last run is done.
-    if recipe.keep_models != "none":
-        trained.model.save_pretrained(folder / "model")
-        trained.processor.save_pretrained(folder / "model")
     record = _record(run, trained, answers, seconds, read_curve(curve_file))
     write_text(folder / RESULT, json.dumps(record.to_json()))
     # A finished run is never continued: its checkpoints are only in the way.
-    shutil.rmtree(folder / "stages", ignore_errors=True)
+    shutil.rmtree(folder / STAGES, ignore_errors=True)
+    # With `best` the models of all runs are kept until the last run is done.
+    if recipe.keep_models == "none":
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+
+
+def _trained_before(recipe: Recipe, folder: Path) -> Trained | None:
+    """What an interrupted run has trained, None if it still has to train."""
+    was_trained = is_trained(folder)
+    # All processes look before any trains, tests and removes what they look for.
+    PartialState().wait_for_everyone()
+    if not was_trained:
+        return None
+    return read_trained(recipe, folder)
 
 
 def _record(
@@ -220,12 +274,30 @@ def _along_training(job: Job, curve_file: Path, progress: Progress) -> AlongTrai
     return AlongTraining(moments, recorder.measure)
 
 
-def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
-    """Do one run of a study that another process has prepared.
+@dataclass(frozen=True)
+class OpenedStudy:
+    """A study that another process has prepared, as this one sees it."""
+
+    job: Job
+    runs: dict[str, PlannedRun]
+    """by their folders, relative to the study's"""
+
+    def run_of(self, folder: str) -> PlannedRun:
+        """The run that has this folder.
+
+        Raises:
+            LayerfuseError: there is none, since this process reads other files.
+        """
+        if folder not in self.runs:
+            raise LayerfuseError(f"{folder}: {OTHER_FILES}")
+        return self.runs[folder]
+
+
+def open_study(study: Path, modules: Sequence[str]) -> OpenedStudy:
+    """Read what another process has prepared.
 
     Args:
         study: the study's folder.
-        folder: the run's, relative to it.
         modules: what to import for user strategies.
 
     Raises:
@@ -241,9 +313,23 @@ def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
     samples = load_remembered(recipe, study)
     samples_of_study, store = read_features(study, recipe, samples)
     # A run's name holds all that decides it, but for the files as this process reads them.
-    if folder not in runs_by_folder or samples.digest({}) != samples_of_study:
-        raise LayerfuseError(f"{folder}: this process has other data files or another layerfuse")
-    job = Job(recipe, study, modules, samples, store)
+    if samples.digest({}) != samples_of_study:
+        raise LayerfuseError(f"{study}: {OTHER_FILES}")
+    return OpenedStudy(Job(recipe, study, modules, samples, store), runs_by_folder)
+
+
+def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
+    """Do one run of a study that another process has prepared.
+
+    Args:
+        study: the study's folder.
+        folder: the run's, relative to it.
+        modules: what to import for user strategies.
+
+    Raises:
+        LayerfuseError: this process's recipe, data or layerfuse differ from those of the study.
+    """
+    opened = open_study(study, modules)
     last_written = 0.0
 
     def write_progress(phase: str, done: int, total: int, note: str = "") -> None:
@@ -254,7 +340,7 @@ def run_one(study: Path, folder: str, modules: Sequence[str]) -> None:
             last_written = time.monotonic()
             write_text(study / folder / PROGRESS, f"{phase} {done}/{total} {note}")
 
-    run_arm(job, runs_by_folder[folder], write_progress)
+    run_arm(opened.job, opened.run_of(folder), write_progress)
 
 
 def launch(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> None:
@@ -291,7 +377,7 @@ def launch(recipe: Recipe, study: Path, folder: str, modules: Sequence[str]) -> 
     if done.returncode:
         if user_error.exists():
             raise LayerfuseError(user_error.read_text("utf-8"))
-        tail = "\n".join(_last_words(log))
+        tail = "\n".join(last_words(log))
         raise RuntimeError(f"the processes of {folder} failed; the end of {log}:\n{tail}")
 
 
@@ -320,7 +406,7 @@ def _launcher(recipe: Recipe) -> list[str]:
     ]
 
 
-def _last_words(log: Path) -> list[str]:
+def last_words(log: Path) -> list[str]:
     """The last lines of a failed run's log, without those of the launcher if there are others."""
     lines = log.read_text("utf-8", errors="replace").splitlines()
     of_processes = [line for line in lines if line.startswith("[rank")]
@@ -386,8 +472,7 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable) -> Iterator[Time
         num_gpus=gpus,
         max_retries=resources.retries,
     )(_in_worker)
-    failures: list[str] = []
-    bugs: list[BaseException] = []
+    failures = RunFailures(len(todo))
     try:
         study = str(job.study.resolve())
         waiting = {}
@@ -404,19 +489,18 @@ def run_ray(job: Job, todo: list[PlannedRun], table: LiveTable) -> Iterator[Time
                 try:
                     seconds = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    # The other runs go on: they are not lost with this one.
-                    failures.append(f"{run.name}: {error}")
-                    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-                    if not isinstance(cause, LayerfuseError):
-                        bugs.append(error)
+                    cause = error
+                    if isinstance(error, ray.exceptions.RayTaskError):
+                        cause = error.cause
+                    if isinstance(cause, LayerfuseError):
+                        failures.add(run, cause)
+                    else:
+                        failures.add(run, error)
                     continue
                 yield TimedRun(run, seconds)
     finally:
         ray.shutdown()
-    if bugs:
-        raise RuntimeError(f"{len(failures)} of {len(todo)} runs failed") from bugs[0]
-    if failures:
-        raise LayerfuseError(f"{len(failures)} of {len(todo)} runs failed. {failures[0]}")
+    failures.raise_any()
 
 
 def _environment_of_workers() -> dict[str, str]:

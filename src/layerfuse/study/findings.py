@@ -1,6 +1,6 @@
 """The sentences of a report, made from the verdicts alone: no text claims more than they do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from layerfuse.evaluate.learning_status import not_trained_long_enough, unsettled_arms
 from layerfuse.evaluate.significance import JudgedContrast
@@ -394,3 +394,18 @@ def state_findings(summary: Summary) -> Findings:
         guidance=guidance_sentence(summary.guidance),
         training=training_sentence(summary.learning, summary.probes),
     )
+
+
+def with_screening(findings: Findings, blocks: int) -> Findings:
+    """Say in the headline that the LLM was cut.
+
+    Args:
+        findings: of a study.
+        blocks: the number of the LLM's first blocks that it kept.
+    """
+    kept = "block" if blocks == 1 else f"{blocks} blocks"
+    note = (
+        f"This is a screening: the LLM was cut to its first {kept} (llm.blocks), and the whole LLM "
+        "may rank the arms otherwise."
+    )
+    return replace(findings, headline=f"{findings.headline} {note}")

@@ -1,10 +1,11 @@
 """The progress of a running study."""
 
-import time
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from layerfuse.progress import ProgressLines, duration
 
 PREPARING = "preparing"
 
@@ -12,7 +13,8 @@ PREPARING = "preparing"
 class LiveTable(Progress):
     """One row per run with what it is doing, and one for the preparation.
 
-    Redrawn in place on a terminal; elsewhere, such as in a log file, a line per event.
+    Redrawn in place on a terminal; elsewhere, such as in a log file, a line per event, and every
+    half minute for each run.
 
     Args:
         names: of the runs.
@@ -32,7 +34,9 @@ class LiveTable(Progress):
         self.rows = {}
         for name in [PREPARING, *names]:
             self.rows[name] = self.add_task(name, start=False, total=None, note="")
+        self.lines = ProgressLines(console)
         self.phases: dict[str, str] = {}
+        self.running: set[str] = set()
         self.seconds: list[float] = []
         self.num_left = len(names)
 
@@ -55,14 +59,14 @@ class LiveTable(Progress):
             run: the run's name; none for the preparation.
         """
         row = self.rows[run or PREPARING]
+        if run:
+            self.running.add(run)
         if self.phases.get(run) != phase:
             self.phases[run] = phase
             # A phase has a bar and a remaining time of its own.
             self.reset(row, total=total)
-            event = f"{phase} ({total})"
-            if run:
-                event = f"{run}: {event}"
-            self._say(event)
+        if self.disable:
+            self.lines.report(phase, done, total, note, job=run)
         self.update(row, completed=done, total=total, note=f"{phase} {note}")
 
     def note(self, run: str, text: str) -> None:
@@ -85,10 +89,26 @@ class LiveTable(Progress):
         event = f"{run}: {result}"
         if self.num_left and self.seconds:
             mean_seconds = sum(self.seconds) / len(self.seconds)
-            event += f", about {self.num_left * mean_seconds / 60:.0f} min left"
+            # Runs side by side end together.
+            seconds_left = self.num_left * mean_seconds / max(1, len(self.running))
+            event += f", {duration(seconds_left)} left"
+        self.running.discard(run)
         self._say(event)
+
+    def fail(self, run: str, reason: str) -> None:
+        """Show that a run failed while others go on.
+
+        Args:
+            run: the run's name.
+            reason: why; its first line is shown.
+        """
+        self.num_left -= 1
+        self.running.discard(run)
+        event = f"failed: {reason.splitlines()[0]}"
+        self.update(self.rows[run], note=event)
+        self._say(f"{run}: {event}")
 
     def _say(self, text: str) -> None:
         """Print an event where nothing is redrawn."""
         if self.disable:
-            self.console.print(f"{time.strftime('%H:%M:%S')}  {text}", soft_wrap=True)
+            self.lines.say(text)

@@ -25,6 +25,7 @@ from layerfuse.study.findings import (
     signed,
     span,
     state_findings,
+    with_screening,
 )
 from layerfuse.study.summary import BOOTSTRAP, Summary, summarize
 from layerfuse.study.training_status import read_blind_losses, read_probes
@@ -57,6 +58,7 @@ class ReportedRecipe:
         baseline: the arm that all others are compared with.
         arms: names of all arms, finished or not.
         bootstrap: how pictures are redrawn.
+        llm_blocks: number of the LLM's first blocks that were kept; None: all.
     """
 
     text: str
@@ -65,6 +67,7 @@ class ReportedRecipe:
     baseline: str
     arms: list[str]
     bootstrap: Bootstrap
+    llm_blocks: int | None
 
 
 @dataclass(frozen=True)
@@ -360,6 +363,10 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
         elif arm.get("name"):
             arms.append(arm["name"])
     statistics = content.get("statistics") or {}
+    # The LLM may be written as its bare name.
+    llm_blocks = None
+    if isinstance(content.get("llm"), dict):
+        llm_blocks = content["llm"].get("blocks")
     return ReportedRecipe(
         text=text,
         title=content.get("name") or study_dir.resolve().name,
@@ -367,6 +374,7 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
         baseline=content["baseline"],
         arms=arms,
         bootstrap=replace(BOOTSTRAP, **statistics),
+        llm_blocks=llm_blocks,
     )
 
 
@@ -441,6 +449,8 @@ def write_report(study_dir: Path) -> Path:
         probes=read_probes(study_dir),
     )
     findings = state_findings(summary)
+    if recipe.llm_blocks is not None:
+        findings = with_screening(findings, recipe.llm_blocks)
 
     figures = {}
     for name in draw(summary, runs, study_dir / "figures"):

@@ -89,6 +89,7 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
         image_token=recipe.image_token,
         dtype=DTYPES[recipe.dtype],
         attn_implementation=recipe.attn_implementation,
+        llm_blocks=recipe.llm.blocks,
     )
     processor = processor_for(recipe, model.config)
     # Saved with the model: only the processor knows the chat template.
@@ -128,8 +129,7 @@ def calibrate(
         samples: of the first stage.
         store: cached features of their pictures, or None to encode them.
     """
-    config = model.fusion.config
-    if config.normalize != "standardize" and config.token_scale is None:
+    if not model.fusion.config.calibrated:
         return
     # A generator: large data sets are read no further than needed.
     with_pictures = (sample for sample in samples if sample.pictures)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import GenerationConfig
 
+from layerfuse.fusion.whitening import Whiten
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.schema import Lora, Part, Stage
@@ -118,8 +119,11 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast what a checkpoint holds: parameters and persistent buffers, in place.
 
     `Module.to` would also round the rotary frequencies, which loading a checkpoint never does.
+    Whitening keeps its float32 constants, as it does when it is loaded.
     """
     for part in module.modules():
+        if isinstance(part, Whiten):
+            continue
         for parameter in part.parameters(recurse=False):
             parameter.data = parameter.data.to(dtype)
         for name, buffer in part.named_buffers(recurse=False):

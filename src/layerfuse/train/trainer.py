@@ -3,12 +3,14 @@
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -28,6 +30,14 @@ MakeCollator = Callable[[bool], Collator]
 
 COMPLETE = "complete"
 """The last file of a checkpoint."""
+LARGEST_SHARE = 0.02
+"""Of the time of training: what saving checkpoints may take, if the recipe does not say when."""
+LEAST_SECONDS = 60.0
+"""Between two such checkpoints."""
+BYTES_PER_SECOND = 500e6
+"""What a disk is taken to write until a checkpoint has shown it."""
+ADAM_BYTES = 8
+"""AdamW's two moments of a weight that trains, in float32."""
 
 
 class FusionTrainer(Trainer):
@@ -163,6 +173,53 @@ class _Report(TrainerCallback):
         self.progress(self.name, state.global_step, state.max_steps, note)
 
 
+class _TimedCheckpoints(TrainerCallback):
+    """Saves a checkpoint whenever its cost is small beside the time since the last one.
+
+    Args:
+        is_last: whether no stage follows: what the last one has trained is kept by itself.
+    """
+
+    # transformers calls with its own types of arguments, state and control
+
+    def __init__(self, is_last: bool) -> None:
+        self.is_last = is_last
+        self.cost = 0.0
+        self.since = 0.0
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        size = 0
+        for parameter in model.parameters():
+            size += parameter.nbytes
+            if parameter.requires_grad:
+                size += ADAM_BYTES * parameter.numel()
+        self.cost = size / BYTES_PER_SECOND
+        self.since = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.is_last and state.global_step >= state.max_steps:
+            return
+        needed = max(LEAST_SECONDS, self.cost / LARGEST_SHARE)
+        if _as_first_process(time.monotonic() - self.since >= needed):
+            self.since = time.monotonic()
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # `since` is when saving began: from now on the disk is known.
+        self.cost = time.monotonic() - self.since
+
+
+def _as_first_process(decision: bool) -> bool:
+    """What the first of several processes decides: clocks differ, and all must save together."""
+    process = PartialState()
+    if process.num_processes == 1:
+        return decision
+    shared: Any = broadcast(torch.tensor([int(decision)], device=process.device))
+    return bool(shared.item())
+
+
 def fit(
     model: FusionVLM,
     recipe: Recipe,
@@ -194,13 +251,17 @@ def fit(
             a model is to be measured that no process holds whole.
     """
     stage = recipe.stages[name]
+    callbacks: list[TrainerCallback] = [_Report(name, dataset, progress)]
+    if stage.checkpoint_steps is None:
+        is_last = name == list(recipe.stages)[-1]
+        callbacks.append(_TimedCheckpoints(is_last))
     trainer = FusionTrainer(
         stage,
         make_collator=make_collator,
         model=model,
         args=_arguments(recipe, stage, folder, dataset.seed),
         train_dataset=dataset,
-        callbacks=[_Report(name, dataset, progress)],
+        callbacks=callbacks,
     )
     # What it prints is in the progress.
     trainer.remove_callback(PrinterCallback)
