@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from docs import house
+from layerfuse.evaluate.learning_status import ArmLearning
 from layerfuse.fusion import FUSIONS, StrategyConfig
 from layerfuse.recipe import schema
 from layerfuse.vision.selection import SYNTAX
@@ -24,6 +25,11 @@ PREDICTION = (
     "Spearman's rank correlation of each criterion, read off the frozen encoder, with the mean "
     "accuracy after training, over the families that were trained and probed, with the 95 % "
     "interval of Bonett and Wright. Criteria of single layers are averaged over a selection."
+)
+UNFINISHED = "Not trained long enough to say"
+SPEED_ONLY = (
+    "The arms had not learned what they could: this is about which of them learns faster in so "
+    "many steps, not about what their layers hold."
 )
 TABLE_BEGINS = "<!-- the table of strategies, made by `make docs` -->"
 TABLE_ENDS = "<!-- the end of the table -->"
@@ -153,10 +159,11 @@ def results_page(name: str) -> str:
     summary = json.loads((DOCS.parent / "results" / name / "summary.json").read_text("utf-8"))
     families = summary["families"]
     lines = [f"# Results: {name}", "", summary["findings"]["headline"], ""]
-    lines += [summary["findings"][key] + "\n" for key in ("learning", "layers", "seeds")]
-    head = ["arm", "mean (95 % interval)", "difference", "verdict", *families]
+    sentences = ("training", "learning", "layers", "seeds")
+    lines += [summary["findings"][key] + "\n" for key in sentences]
+    head = ["arm", "mean (95 % interval)", "difference", "verdict", "training", *families]
     lines += ["| " + " | ".join(head) + " |"]
-    lines += ["|---" * (4 + len(families)) + "|"]
+    lines += ["|---" * (5 + len(families)) + "|"]
     for arm in summary["arms"]:
         low, high = arm["mean"]["interval"]
         cells = [
@@ -170,18 +177,24 @@ def results_page(name: str) -> str:
             cells += [f"{versus['difference']:+.3f} ({low:+.3f} to {high:+.3f})", verdict]
         else:
             cells += ["", "baseline"]
+        cells.append(ArmLearning.from_json(summary["learning"][arm["arm"]]).text)
         cells += [f"{arm['families'][family]['score']:.2f}" for family in families]
         lines.append("| " + " | ".join(cells) + " |")
     chance = [f"{summary['chance']['families'][family]:.2f}" for family in families]
     mean = f"{summary['chance']['mean']:.3f}"
-    lines.append("| " + " | ".join(["chance", mean, "", "", *chance]) + " |")
+    lines.append("| " + " | ".join(["chance", mean, "", "", "", *chance]) + " |")
     lines += [
         "",
         f"{summary['runs']} runs, {summary['items']} questions about {summary['images']} pictures. "
         "Differences are to the baseline; their intervals hold both the noise of the questions and "
-        "of the seeds, and verdicts are corrected for several comparisons (Holm).",
+        "of the seeds, and verdicts are corrected for several comparisons (Holm). Training says "
+        "whether the arm had learned what it could when it stopped: "
+        "[how far training went](training-length.md).",
         *guidance_table(summary.get("guidance", [])),
-        *prediction_table(DOCS.parent / "results" / name / "recommend.json"),
+        *prediction_table(
+            DOCS.parent / "results" / name / "recommend.json",
+            summary["findings"]["headline"].startswith(UNFINISHED),
+        ),
         "",
         f"Raw numbers: [results/{name}](../results/{name}). Recipe: "
         f"[recipes/{name}.yaml](../recipes/{name}.yaml).",
@@ -215,8 +228,13 @@ def guidance_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def prediction_table(file: Path) -> list[str]:
-    """How well the cheap criteria ranked the arms, if the study was made to ask that."""
+def prediction_table(file: Path, unfinished: bool) -> list[str]:
+    """How well the cheap criteria ranked the arms, if the study was made to ask that.
+
+    Args:
+        file: the recommendation with its validation; may be missing.
+        unfinished: whether the arms had not learned what they could.
+    """
     if not file.exists():
         return []
     validation = json.loads(file.read_text("utf-8"))["validation"]
@@ -228,7 +246,10 @@ def prediction_table(file: Path) -> list[str]:
     verdict = f"**Predict beyond chance: {', '.join(sure) or 'none'}.** "
     verdict += f"Not measurably: {', '.join(rest) or 'none'}."
     verdict += f" The wrong way round: {', '.join(wrong)}." if wrong else ""
-    lines = ["", "## Do cheap criteria predict?", "", verdict, "", PREDICTION, ""]
+    lines = ["", "## Do cheap criteria predict?", "", verdict, ""]
+    if unfinished:
+        lines += [SPEED_ONLY, ""]
+    lines += [PREDICTION, ""]
     scopes = {s: cells for s, cells in validation["correlations"].items() if cells[names[0]]}
     counts = [f"{scope} ({cells[names[0]]['n']})" for scope, cells in scopes.items()]
     lines += ["| criterion | " + " | ".join(counts) + " |", "|---" * (1 + len(counts)) + "|"]

@@ -1,5 +1,6 @@
 """Accuracy and loss along training: measured where asked, kept, and without a trace in training."""
 
+import io
 import json
 import random
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -24,7 +26,7 @@ from layerfuse.study.coordinate import study
 from layerfuse.train.along import AlongTraining, Moment, moments_of, undisturbed
 from layerfuse.train.arm import Trained, compose, train_arm
 from layerfuse.train.trainer import FusionTrainer
-from tests.studies import read_results, write_recipe, write_samples
+from tests.studies import read_results, read_samples, write_recipe, write_samples
 
 
 def write_validation(folder: Path) -> None:
@@ -116,6 +118,24 @@ def test_measuring_changes_nothing_of_training(
     ]
     assert set(record.along[0].families) == {"a", "b"}
     assert len({point.loss for point in record.along}) == 4
+
+
+def test_pictures_that_are_not_new_are_named(watched: dict[str, Any], tmp_path: Path) -> None:
+    """The three validation pictures are among the eight of training and test."""
+    watched["stages"]["finetune"]["data"] = {"path": "other.json"}
+    write_samples(tmp_path, read_samples(tmp_path)[3:], "other.json")
+    screen = io.StringIO()
+
+    study(
+        write_recipe(tmp_path, watched),
+        output=tmp_path / "study",
+        console=Console(file=screen, width=300),
+    )
+
+    said = screen.getvalue()
+    assert "evaluate.validation: 3 of its pictures are in align too" in said
+    assert "evaluate.validation: 3 of its pictures are in evaluate too" in said
+    assert "are in finetune too" not in said
 
 
 def train(recipe: Recipe, folder: Path, along: AlongTraining | None = None) -> Trained:

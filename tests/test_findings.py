@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from layerfuse.evaluate.learning_status import ArmLearning, RunLearning, judge_arm
 from layerfuse.evaluate.significance import ArmScore, JudgedContrast, SeedNoise
 from layerfuse.study.findings import state_findings
 from layerfuse.study.guidance_effect import GuidanceRow
 from layerfuse.study.summary import ArmSummary, ChanceScores, LayerLeader, Summary
+from layerfuse.study.training_status import ProbeComparison
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def summary_of(
     single_layer: tuple[str, ...] = (),
     leaders: tuple[LayerLeader, ...] = (),
     guidance: tuple[GuidanceRow, ...] = (),
+    learning: dict[str, ArmLearning] | None = None,
+    probes: dict[str, ProbeComparison] | None = None,
 ) -> Summary:
     """A summary of arms with these outcomes, in the order of their scores.
 
@@ -103,6 +107,8 @@ def summary_of(
         single_layer: names of the arms that use one layer.
         leaders: the best single-layer arm of each family.
         guidance: of guided arms and their controls.
+        learning: what the arms had learned.
+        probes: of arms whose layers were probed.
     """
     arms = []
     for arm, outcome in outcomes.items():
@@ -123,6 +129,8 @@ def summary_of(
         leaders=list(leaders),
         arms=arms,
         guidance=list(guidance),
+        learning=learning or {},
+        probes=probes or {},
     )
 
 
@@ -273,3 +281,82 @@ def test_a_guided_arm_is_told_beside_each_of_its_controls():
 
 def test_nothing_is_said_of_guidance_without_a_guided_arm():
     assert state_findings(summary_of({"a": TIE, "base": BASELINE})).guidance == ""
+
+
+FLAT = judge_arm([RunLearning("flat", 0.8, 0.01, None)])
+IMPROVING = judge_arm([RunLearning("still improving", 0.5, 0.2, None)] * 2)
+UNSTABLE = judge_arm(
+    [RunLearning("blind", 0.05, 0.0, None), RunLearning("flat", 0.5, 0.0, None)],
+)
+UNJUDGED = judge_arm([RunLearning("not judged", None, None, None)])
+
+
+def test_an_unsettled_baseline_gives_no_ranking():
+    """Whatever the verdicts are: neither arms nor layers are ranked."""
+    summary = summary_of(
+        {"a": BETTER, "base": BASELINE},
+        single_layer=("a", "base"),
+        leaders=(LayerLeader("colour", "a", "base", 0.2, beyond_noise=True),),
+        learning={"a": FLAT, "base": UNSTABLE},
+    )
+
+    findings = state_findings(summary)
+
+    assert findings.headline == (
+        "Not trained long enough to say: 1 of 2 arms, the baseline base (unstable, 1 of 2 runs "
+        "left the plateau) among them, had not learned what they could when training stopped."
+    )
+    assert findings.layers == (
+        "Layers are not compared: their order would say which of them learned faster."
+    )
+    assert findings.training == (
+        "When training stopped, arms had not learned what they could: unstable, 1 of 2 runs left "
+        "the plateau (base)."
+    )
+
+
+def test_arms_that_might_score_otherwise_are_named_beside_the_ranking():
+    learning = {"a": FLAT, "b": FLAT, "base": FLAT, "c": IMPROVING}
+    summary = summary_of(
+        {"a": BETTER, "b": TIE, "base": BASELINE, "c": WORSE},
+        learning=learning,
+    )
+
+    assert state_findings(summary).headline == (
+        "a beats the baseline base by 5.0 points (95 % interval 3.0 to 7.0); c is worse; not "
+        "trained long enough: c (still improving)."
+    )
+
+
+def test_training_is_said_to_be_enough_only_where_it_was_judged():
+    settled = summary_of({"a": BETTER, "base": BASELINE}, learning={"a": FLAT, "base": FLAT})
+    unjudged = summary_of(
+        {"a": BETTER, "base": BASELINE},
+        learning={"a": UNJUDGED, "base": UNJUDGED},
+    )
+
+    assert state_findings(settled).training == (
+        "When training stopped, no arm was still improving measurably."
+    )
+    assert state_findings(unjudged).training == (
+        "Whether the arms had learned what they could is not judged: it needs short answers that "
+        "repeat, or validation data."
+    )
+    assert state_findings(unjudged).headline == state_findings(settled).headline
+
+
+def test_arms_below_the_probe_of_their_layers_are_named():
+    probes = {
+        "a": ProbeComparison(trained=0.5, probe=0.529, families=["colour"]),
+        "base": ProbeComparison(trained=0.5, probe=0.84, families=["colour"]),
+    }
+    summary = summary_of(
+        {"a": BETTER, "base": BASELINE},
+        learning={"a": FLAT, "base": FLAT},
+        probes=probes,
+    )
+
+    assert state_findings(summary).training == (
+        "When training stopped, no arm was still improving measurably. More than 3 points below "
+        "the linear probe of the same layers: base (50.0 % against 84.0 %)."
+    )

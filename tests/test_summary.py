@@ -93,6 +93,8 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
         "leaders",
         "arms",
         "guidance",
+        "learning",
+        "probes",
     ]
     assert list(content["chance"]) == ["mean", "families"]
     assert list(content["noise"]) == ["sd", "df", "spread", "spread_arm"]

@@ -63,6 +63,28 @@ class SampleSets:
         sources[self.test_label] = self.test
         return sources
 
+    def shared_with_validation(self, pictures: Mapping[str, str]) -> dict[str, int]:
+        """Count the validation pictures that training or the test show too.
+
+        Args:
+            pictures: the digests of the pictures' bytes by their names.
+
+        Returns:
+            The number of different pictures by the label of the other source; only of those that
+            share some.
+        """
+        if self.validation is None:
+            return {}
+        shown = _shown_in(self.validation, pictures)
+        shared = {}
+        for label, samples in self.by_label().items():
+            if samples is self.validation:
+                continue
+            common = shown & _shown_in(samples, pictures)
+            if common:
+                shared[label] = len(common)
+        return shared
+
     def digest(self, pictures: Mapping[str, str]) -> str:
         """A digest of all that the samples hold.
 
@@ -81,6 +103,14 @@ class SampleSets:
                 content = (label, shown, replace(sample, pictures=()))
                 digest.update(repr(content).encode())
         return digest.hexdigest()
+
+
+def _shown_in(samples: Samples, pictures: Mapping[str, str]) -> set[str]:
+    """The digests of all pictures of a source."""
+    shown = set()
+    for sample in samples:
+        shown.update(pictures[picture.name] for picture in sample.pictures)
+    return shown
 
 
 @dataclass(frozen=True)

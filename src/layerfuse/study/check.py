@@ -24,6 +24,7 @@ from layerfuse.data.sample_sets import (
 )
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.learning_status import blind_loss
 from layerfuse.evaluate.questions import asked_alone, questions
 from layerfuse.hardware import device
 from layerfuse.model.chat_template import Message, TemplateWords
@@ -56,6 +57,8 @@ class CheckedSamples:
     tokens: dict[str, list[int]]
     """of every usable sample, of the test of every question with its answer, by the label of the
     source; with the most image tokens that an arm makes, not cut to a stage's longest"""
+    blind_losses: dict[str, float | None]
+    """of each stage the loss of one who does not look; None for free text"""
     configs: list[FusionConfig]
     """of the arms"""
 
@@ -134,7 +137,11 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         # None where there is none.
         validation=bad_answered.get(label_of_validation(train)),
     )
-    return CheckedSamples(leave_out(recipe, everything, bad_sets), bad_sets, tokens, configs)
+    usable = leave_out(recipe, everything, bad_sets)
+    blind_losses = {}
+    for name, samples in usable.train.items():
+        blind_losses[name] = blind_loss(samples, processor, recipe.stages[name].prompt)
+    return CheckedSamples(usable, bad_sets, tokens, blind_losses, configs)
 
 
 def _load_validation(recipe: Recipe) -> Samples | None:

@@ -40,6 +40,7 @@ from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
 from layerfuse.study.side_by_side import Share, shares
 from layerfuse.study.trained_files import MODEL
+from layerfuse.study.training_status import write_blind_losses
 from layerfuse.study.worker_pool import run_side_by_side
 
 Engine = Literal["local", "ray"]
@@ -219,12 +220,14 @@ def _do(
             _refuse_one_picture(checked, picture_digests)
         summaries = summarize_data(checked.usable, picture_digests, checked.tokens)
         print_data_summary(summaries, table.console)
+        _say_shared(checked.usable.shared_with_validation(picture_digests), table.console)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
         with locked(folder / ".lock", _refuse):
             write_data_summary(folder, summaries)
+            write_blind_losses(folder, checked.blind_losses)
             return _do_locked(
                 recipe,
                 folder,
@@ -234,6 +237,16 @@ def _do(
                 modules=modules,
                 table=table,
             )
+
+
+def _say_shared(shared: Mapping[str, int], console: Console) -> None:
+    """Warn of validation pictures that are no new ones."""
+    for label, count in shared.items():
+        console.print(
+            f"evaluate.validation: {count} of its pictures are in {label} too; what is chosen by "
+            "them is not chosen by new pictures, or knows the test",
+            soft_wrap=True,
+        )
 
 
 def _refuse_one_picture(checked: CheckedSamples, digests: Mapping[str, str]) -> None:

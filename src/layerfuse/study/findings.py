@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+from layerfuse.evaluate.learning_status import not_trained_long_enough, unsettled_arms
 from layerfuse.evaluate.significance import JudgedContrast
 from layerfuse.study.guidance_effect import GuidanceRow
 from layerfuse.study.summary import Summary
+from layerfuse.study.training_status import training_sentence
 
 UNMEASURED = "items only; seed noise not measured"
 
@@ -27,6 +29,7 @@ class Findings:
         layers: which single-layer arm leads where.
         seeds: how large the noise between seeds is.
         guidance: which guided arms lose without their guidance; empty where no arm is guided.
+        training: which arms had not learned what they could when their training stopped.
     """
 
     headline: str
@@ -34,6 +37,7 @@ class Findings:
     layers: str
     seeds: str
     guidance: str
+    training: str
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,11 @@ def headline(summary: Summary) -> str:
         summary: the numbers of the study.
 
     Returns:
-        The sentence; it says so where the noise between seeds is not known.
+        The sentence; it says so where the noise between seeds is not known, and where arms had not
+        learned what they could.
     """
+    if not_trained_long_enough(summary.learning, summary.baseline):
+        return headline_unsettled(summary)
     arms = sort_by_verdict(summary)
     learned = any(arm.versus_chance.verdict == "better" for arm in summary.arms)
     # Differences between arms that only guess say nothing about what was studied.
@@ -186,10 +193,24 @@ def headline(summary: Summary) -> str:
         text = headline_unresolved(arms)
     else:
         text = headline_tied(arms)
+    # Arms that are named, but might score otherwise after more training.
+    unsettled = unsettled_arms(summary.learning)
+    if unsettled:
+        text += f"; not trained long enough: {listed(unsettled)}"
     # Where nothing is compared, no claim needs the remark.
     if arms.compared and summary.noise is None:
         return f"{text} ({UNMEASURED})."
     return text + "."
+
+
+def headline_unsettled(summary: Summary) -> str:
+    """Say that the order of the arms is that of who learned faster."""
+    unsettled = [arm for arm in summary.learning.values() if not arm.settled]
+    baseline = summary.learning[summary.baseline]
+    text = f"Not trained long enough to say: {len(unsettled)} of {len(summary.learning)} arms"
+    if not baseline.settled:
+        text += f", the baseline {summary.baseline} ({baseline.text}) among them,"
+    return f"{text} had not learned what they could when training stopped."
 
 
 def headline_beaten(arms: ArmsByVerdict) -> str:
@@ -271,6 +292,8 @@ def layer_sentence(summary: Summary) -> str:
     count = len(summary.single_layer)
     if count < 2:
         return "Fewer than two arms use one layer alone, so layers are not compared by themselves."
+    if not_trained_long_enough(summary.learning, summary.baseline):
+        return "Layers are not compared: their order would say which of them learned faster."
     remark = ""
     if summary.noise is None:
         remark = f" ({UNMEASURED})"
@@ -369,6 +392,7 @@ def state_findings(summary: Summary) -> Findings:
         layers=layer_sentence(summary),
         seeds=seed_sentence(summary),
         guidance=guidance_sentence(summary.guidance),
+        training=training_sentence(summary.learning, summary.probes),
     )
 
 

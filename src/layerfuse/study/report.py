@@ -28,6 +28,7 @@ from layerfuse.study.findings import (
     with_screening,
 )
 from layerfuse.study.summary import BOOTSTRAP, Summary, summarize
+from layerfuse.study.training_status import read_blind_losses, read_probes
 
 # A study imports this module before it trains; matplotlib is loaded when figures are drawn.
 if TYPE_CHECKING:
@@ -440,7 +441,13 @@ def write_report(study_dir: Path) -> Path:
     study_dir = Path(study_dir)
     recipe = read_recipe(study_dir)
     runs = read_runs(study_dir)
-    summary = summarize(runs, recipe.baseline, recipe.bootstrap)
+    summary = summarize(
+        runs,
+        recipe.baseline,
+        recipe.bootstrap,
+        blind_losses=read_blind_losses(study_dir),
+        probes=read_probes(study_dir),
+    )
     findings = state_findings(summary)
     if recipe.llm_blocks is not None:
         findings = with_screening(findings, recipe.llm_blocks)

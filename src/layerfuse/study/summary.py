@@ -1,11 +1,13 @@
 """What a study says in numbers, made from its finished runs: summary.json without its sentences."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.learning_status import ArmLearning, judge_learning
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import (
@@ -18,8 +20,10 @@ from layerfuse.evaluate.significance import (
     contrast,
     judge,
 )
+from layerfuse.look.probe_report import Probes
 from layerfuse.recipe.schema import Statistics
 from layerfuse.study.guidance_effect import GuidanceRow, guidance_rows
+from layerfuse.study.training_status import ProbeComparison, compare_with_probe
 
 # As a recipe that says nothing of its statistics.
 BOOTSTRAP = Bootstrap(resamples=Statistics().resamples, seed=Statistics().seed)
@@ -124,6 +128,8 @@ class Summary:
         leaders: the leading one of these for each family; none of fewer than two.
         arms: all that have a finished run, the highest score first.
         guidance: one row per guided arm and control.
+        learning: what each arm had learned when its training stopped; empty where nothing is known.
+        probes: of the arms whose layers were probed, what they score beside the probe.
     """
 
     # The order of the fields is that of summary.json.
@@ -139,6 +145,8 @@ class Summary:
     leaders: list[LayerLeader]
     arms: list[ArmSummary]
     guidance: list[GuidanceRow]
+    learning: dict[str, ArmLearning] = field(default_factory=dict[str, ArmLearning])
+    probes: dict[str, ProbeComparison] = field(default_factory=dict[str, ProbeComparison])
 
     def to_json(self) -> dict[str, Any]:
         """Give the summary as summary.json holds it, without its sentences.
@@ -360,13 +368,35 @@ def summarize_arms(runs: list[FinishedRun], tables: StudyTables, baseline: int) 
     return summaries
 
 
-def summarize(runs: list[FinishedRun], baseline: str, bootstrap: Bootstrap = BOOTSTRAP) -> Summary:
+def compare_with_probes(
+    arms: list[ArmSummary], probes: Sequence[Probes]
+) -> dict[str, ProbeComparison]:
+    """Set the arms whose layers were probed beside their probes, by name."""
+    comparisons = {}
+    for arm in arms:
+        families = {family: score.score for family, score in arm.families.items()}
+        comparison = compare_with_probe(arm.layers, families, probes)
+        if comparison is not None:
+            comparisons[arm.arm] = comparison
+    return comparisons
+
+
+def summarize(
+    runs: list[FinishedRun],
+    baseline: str,
+    bootstrap: Bootstrap = BOOTSTRAP,
+    *,
+    blind_losses: Mapping[str, float | None] | None = None,
+    probes: Sequence[Probes] = (),
+) -> Summary:
     """State every number that a report says; unfinished studies work.
 
     Args:
         runs: all finished runs; they answer the same questions.
         baseline: the arm that all others are compared with.
         bootstrap: how pictures are redrawn.
+        blind_losses: of each stage the loss of one who does not look; None where it is not known.
+        probes: of the study's encoder, if there are any.
 
     Returns:
         The numbers of the finished runs.
@@ -392,6 +422,7 @@ def summarize(runs: list[FinishedRun], baseline: str, bootstrap: Bootstrap = BOO
     chance_by_family = {}
     for family, scores in zip(table.groups, table.each, strict=True):
         chance_by_family[family] = scores.chance.score
+    arms = summarize_arms(runs, tables, table.arms.index(baseline))
     return Summary(
         baseline=baseline,
         resamples=bootstrap.resamples,
@@ -403,6 +434,8 @@ def summarize(runs: list[FinishedRun], baseline: str, bootstrap: Bootstrap = BOO
         noise=table.mean.noise,
         single_layer=[table.arms[arm] for arm in single],
         leaders=layer_leaders(table, single),
-        arms=summarize_arms(runs, tables, table.arms.index(baseline)),
+        arms=arms,
         guidance=guidance_rows(runs, bootstrap),
+        learning=judge_learning([run.record for run in runs], blind_losses or {}),
+        probes=compare_with_probes(arms, probes),
     )
