@@ -330,7 +330,10 @@ def test_the_limits_of_good_specifications(good: Good) -> None:
     [
         ({"name": "conct"}, "unknown fusion strategy 'conct'; valid: concat, "),
         ({}, "a fusion needs a name"),
-        ({"name": "concat", "bse": 3}, "bse.*valid options: normalize, shrinkage, token_scale, proj"),
+        (
+            {"name": "concat", "bse": 3},
+            "bse.*valid options: normalize, shrinkage, token_scale",
+        ),
         ({"name": "concat", "projector": "conv"}, "projector: Input should be 'mlp' or 'linear'"),
         ({"name": "concat", "token_scale": 0}, "token_scale: Input should be greater than 0"),
         ({"name": "concat", "normalize": "batch"}, "normalize: Input should be 'none'"),
