@@ -38,7 +38,7 @@ from layerfuse.study.execute import ENVIRONMENT, LOG, PROGRESS, Job, run_local, 
 from layerfuse.study.plan import PlannedRun, run_names, runs, slug
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
-from layerfuse.study.side_by_side import Share, shares
+from layerfuse.study.side_by_side import MachineShare, shares
 from layerfuse.study.trained_files import MODEL
 from layerfuse.study.training_status import write_blind_losses
 from layerfuse.study.worker_pool import run_side_by_side
@@ -418,7 +418,7 @@ def _say_uncached(recipe: Recipe, test_label: str, console: Console) -> None:
         )
 
 
-def _say_at_once(divided: Sequence[Share], console: Console) -> None:
+def _say_at_once(divided: Sequence[MachineShare], console: Console) -> None:
     """Say how many runs are done at once, and on what."""
     each = f"{divided[0].threads} threads"
     if divided[0].threads == 1:

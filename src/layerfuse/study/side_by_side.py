@@ -23,7 +23,7 @@ MARGIN = 1.2
 
 
 @dataclass(frozen=True)
-class Share:
+class MachineShare:
     """What one of several processes gets of the machine."""
 
     threads: int
@@ -46,7 +46,7 @@ def shares(
     *,
     num_runs: int,
     modules: Sequence[str] = (),
-) -> list[Share]:
+) -> list[MachineShare]:
     """Divide the machine among runs that are done at once.
 
     Args:
@@ -80,7 +80,7 @@ def shares(
         gpu = None
         if gpus:
             gpu = gpus[number % len(gpus)]
-        divided.append(Share(threads, gpu))
+        divided.append(MachineShare(threads, gpu))
     return divided
 
 

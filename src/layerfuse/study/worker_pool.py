@@ -28,7 +28,7 @@ from layerfuse.study.execute import (
 )
 from layerfuse.study.plan import PlannedRun
 from layerfuse.study.progress_table import LiveTable
-from layerfuse.study.side_by_side import Share
+from layerfuse.study.side_by_side import MachineShare
 from layerfuse.study.worker import Reply
 
 
@@ -54,7 +54,7 @@ class Worker:
     def __init__(
         self,
         job: Job,
-        share: Share,
+        share: MachineShare,
         run: PlannedRun,
         heard: SimpleQueue[Heard],
     ) -> None:
@@ -150,7 +150,7 @@ class WorkerPool:
         self.failures = RunFailures(len(todo))
         self.workers: set[Worker] = set()
 
-    def start(self, share: Share) -> None:
+    def start(self, share: MachineShare) -> None:
         """Start a worker with the next run."""
         worker = Worker(self.job, share, self.waiting.popleft(), self.heard)
         self.workers.add(worker)
@@ -219,7 +219,7 @@ def run_side_by_side(
     job: Job,
     todo: list[PlannedRun],
     table: LiveTable,
-    divided: Sequence[Share],
+    divided: Sequence[MachineShare],
 ) -> Iterator[TimedRun]:
     """As many runs at once as there are shares of this machine, each in a process of its own.
 
