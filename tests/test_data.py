@@ -121,6 +121,16 @@ def test_images_in_another_folder_and_limit(tmp_path: Path) -> None:
     # A record without an id is called by its index.
     assert ids_of(samples) == ["0", "1", "2"]
 
+    # The first samples and the others, so that one file holds validation data too.
+    first = load(data.model_copy(update={"limit": 2}))
+    others = load(data.model_copy(update={"skip": 2, "limit": None}))
+    assert ids_of(first) == ["0", "1"]
+    assert ids_of(others) == ["2", "3", "4"]
+    behind_them = load(data.model_copy(update={"skip": 2, "limit": 1}))
+    assert ids_of(behind_them) == ["2"]
+    with pytest.raises(LayerfuseError, match="skip: 5 leaves none of the 5 samples"):
+        load(data.model_copy(update={"skip": 5}))
+
 
 def test_image_folders(tmp_path: Path) -> None:
     captioned = tmp_path / "captioned"

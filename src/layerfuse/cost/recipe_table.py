@@ -242,11 +242,18 @@ def samples_in(data: Data) -> int | None:
     Returns:
         The number, counted if the data is at hand; None if nothing tells it.
     """
-    if data.scenes is not None:
-        return data.scenes.count
     if data.path is not None and Path(data.path).exists():
         return len(load(data))
-    return min(filter(None, (data.expected_samples, data.limit)), default=None)
+    total = data.expected_samples
+    if data.scenes is not None:
+        total = data.scenes.count
+    if total is None:
+        # At most: of a data set that is not at hand no more is known.
+        return data.limit
+    remaining = max(0, total - data.skip)
+    if data.limit is None:
+        return remaining
+    return min(remaining, data.limit)
 
 
 def _print_arms(recipe: Recipe, arms: list[Shown], console: Console) -> None:

@@ -41,6 +41,13 @@ def load(data: Data) -> Samples:
             data.split,
             _reading(Path(str(data.dataset)), data),
         )
+    if data.skip >= len(samples) > 0:
+        place = data.path or data.dataset or "the scenes"
+        raise LayerfuseError(
+            f"skip: {data.skip} leaves none of the {len(samples)} samples of {place}; give a "
+            "smaller number"
+        )
+    samples.order = samples.order[data.skip :]
     # The first in the file's order, so that a smaller limit gives a part of the same samples.
     if data.limit is not None:
         samples.order = samples.order[: data.limit]

@@ -134,8 +134,10 @@ class Data(Strict):
     `<image>` shows a picture wherever it stands."""
     split: str = "train"
     """Split of `dataset`."""
+    skip: int = Field(default=0, ge=0)
+    """Leave out so many of the first samples, which can be the validation data of the others."""
     limit: int | None = Field(default=None, gt=0)
-    """Use only the first samples."""
+    """Use only the first samples, behind those that `skip` leaves out."""
     expected_samples: int | None = None
     """Number of samples, for `layerfuse show` where the data is not at hand."""
 
