@@ -178,6 +178,18 @@ PUBLISHED = {
     "igva": {"IGVA": 25.17e6 + 27.05e6, "static mix": 25.17e6},
     "tgif": {"TGIF": MLP + 2.1e6},
     "light-fusion": {"3, 18, 23": 3072 * 2048 + 2048},
+    "single-layers": {"layer 1": 1024 * 2048 + 2048, "layer 24": 1024 * 2048 + 2048},
+    # An MLP of the first layers' widths, the deformable block, or an MLP for each inner layer.
+    "layer-sets": {
+        "E_D single": 8.39e6,
+        "E_D former": 8.39e6,
+        "E_D all": 10.49e6,
+        "E_M single": 6.30e6 + 4.60e6,
+        "E_M former": 6.30e6 + 6.76e6,
+        "E_M all": 6.30e6 + 9.13e6,
+        "I_D all": 25 * 6.30e6,
+        "I_M all": 25 * 6.30e6 + 24 * 51.4e6,
+    },
     "internal-fusion": {
         "I_D": 3 * 6.30e6,
         # With the attention of two blocks
