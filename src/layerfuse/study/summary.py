@@ -9,14 +9,18 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import (
+    LEVEL,
     ArmScore,
+    Contrast,
     JudgedContrast,
+    Scores,
     SeedNoise,
     arm_score,
     compare_all,
     compare_with_chance,
     contrast,
-    judge,
+    holm,
+    inseparable_from_first,
 )
 from layerfuse.recipe.schema import Statistics
 from layerfuse.study.guidance_effect import GuidanceRow, guidance_rows
@@ -59,7 +63,7 @@ class ArmSummary:
         novel: on held-out combinations, by the same families; None where no family has both kinds.
         versus_chance: the arm minus guessing.
         versus_baseline: the arm minus the baseline; None for the baseline itself.
-        first: whether no arm is measurably better.
+        first: whether it is the highest-scoring arm, or not separable from that.
     """
 
     # The order of the fields is that of summary.json.
@@ -152,6 +156,34 @@ class Summary:
         return content
 
 
+@dataclass(frozen=True)
+class RankedFamily:
+    """The single-layer arms of one family by score, and the leader against each other one."""
+
+    family: str
+    ranked: list[int]
+    contrasts: list[Contrast]
+
+    def p(self) -> float:
+        """Give the p value of the leader being best.
+
+        Returns:
+            The largest of its comparisons: to lead it must beat every other arm. That it was
+            chosen by its score costs nothing (Gutmann & Maymin 1987). 1 where an arm has one seed.
+        """
+        if not all(test.measured for test in self.contrasts):
+            return 1.0
+        return max(test.p for test in self.contrasts)
+
+
+def rank_family(family: str, scores: Scores, single: list[int]) -> RankedFamily:
+    """Rank the single-layer arms of one family and compare the leader with the others."""
+    # Stable: of equal scores the arm that comes first in the study leads.
+    ranked = sorted(single, key=scores.value.__getitem__, reverse=True)
+    contrasts = [contrast(scores, ranked[0], other) for other in ranked[1:]]
+    return RankedFamily(family, ranked, contrasts)
+
+
 def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
     """Find the leading single-layer arm of each family.
 
@@ -164,29 +196,20 @@ def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
     """
     if len(single) < 2:
         return []
-    ranked_arms = []
-    contrasts = []
-    for scores in table.each:
-        # Stable: of equal scores the arm that comes first in the study leads.
-        ranked = sorted(single, key=scores.value.__getitem__, reverse=True)
-        ranked_arms.append(ranked)
-        for other in ranked[1:]:
-            contrasts.append(contrast(scores, ranked[0], other))
-    # All families together are one set of comparisons.
-    judged = judge(contrasts)
-    # The contrasts of a family follow each other.
-    others = len(single) - 1
+    families = []
+    for family, scores in zip(table.groups, table.each, strict=True):
+        families.append(rank_family(family, scores, single))
+    # One statement a family: they are corrected for the number of families.
+    corrected = holm([family.p() for family in families])
     leaders = []
-    for index, family in enumerate(table.groups):
-        tests_of_family = judged[index * others : (index + 1) * others]
-        ranked = ranked_arms[index]
+    for family, p_holm in zip(families, corrected, strict=True):
         leaders.append(
             LayerLeader(
-                family=family,
-                leader=table.arms[ranked[0]],
-                second=table.arms[ranked[1]],
-                difference=tests_of_family[0].difference,
-                beyond_noise=all(test.verdict == "better" for test in tests_of_family),
+                family=family.family,
+                leader=table.arms[family.ranked[0]],
+                second=table.arms[family.ranked[1]],
+                difference=family.contrasts[0].difference,
+                beyond_noise=p_holm < 1 - LEVEL,
             )
         )
     return leaders
@@ -272,15 +295,15 @@ def judge_arms(tables: StudyTables, baseline: int) -> list[ArmVerdicts]:
         The verdicts of each arm, in the order of the tables.
     """
     mean = tables.families.mean
-    # Of equal scores the first; the others tie with it, and are first as well.
+    # Of equal scores the first.
     leader = int(np.argmax(mean.value))
     versus_chance = compare_with_chance(mean)
     versus_baseline = compare_all(mean, baseline)
-    versus_leader = compare_all(mean, leader)
+    inseparable = inseparable_from_first(mean)
     leader_beats_baseline = leader != baseline and versus_baseline[leader].verdict == "better"
     verdicts = []
     for arm in range(len(tables.families.arms)):
-        first = arm == leader or versus_leader[arm].verdict == "tie"
+        first = inseparable[arm]
         # The two sets of comparisons are corrected apart; a beaten baseline is never first.
         if arm == baseline and leader_beats_baseline:
             first = False
