@@ -89,6 +89,7 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
         "families",
         "chance",
         "noise",
+        "resolvable",
         "single_layer",
         "leaders",
         "arms",
@@ -116,7 +117,7 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
         "first",
     ]
     assert list(high["families"]) == content["families"]
-    assert list(high["mean"]) == ["score", "interval"]
+    assert list(high["mean"]) == ["score", "interval", "covers"]
     assert high["versus_baseline"]["verdict"] == "better"
     assert base["versus_baseline"] is None
 

@@ -49,6 +49,7 @@ class RunVariance:
         own: variance of a run of each arm, beside what its seed does to all arms, already guarded
             (..., A); NaN for arms with one run.
         df: degrees of freedom of `own` (...).
+        typical: variance of a run, pooled over the arms and not guarded (...).
         shared: variance of what a seed does to all arms alike (...).
         shared_df: degrees of freedom of `shared`.
         trained: which arm was trained with which seed (A, S).
@@ -56,6 +57,7 @@ class RunVariance:
 
     own: Numbers
     df: Numbers
+    typical: Numbers
     shared: Numbers
     shared_df: int
     trained: Flags
@@ -104,8 +106,8 @@ class RunVariance:
 def guard_factor(arms: int, runs: Numbers) -> Numbers:
     """Give the factor on the standard error that makes up for own variances of few runs.
 
-    1 + (0.3 + 1 / arms) / (runs - 1)^1.5: the smallest of its form with which differences between
-    arms of unequal noise are covered, in the committed simulation.
+    1 + (0.35 + 0.9 / arms) / (runs - 1)^1.5: about the smallest of its form with which differences
+    between arms of unequal noise are covered, in the committed simulation.
 
     Args:
         arms: number of arms with two runs.
@@ -114,7 +116,7 @@ def guard_factor(arms: int, runs: Numbers) -> Numbers:
     Returns:
         The factors, of the shape of `runs`.
     """
-    return 1 + (0.3 + 1 / arms) / (runs - 1) ** 1.5
+    return 1 + (0.35 + 0.9 / arms) / (runs - 1) ** 1.5
 
 
 def combine(parts: list[VariancePart]) -> StandardError:
@@ -165,6 +167,7 @@ def estimate_variance(scores: Numbers) -> RunVariance | None:
     result = RunVariance(
         own=guarded,
         df=np.full_like(unpaired, unpaired_df),
+        typical=unpaired,
         shared=np.zeros_like(unpaired),
         shared_df=1,
         trained=trained,
@@ -207,6 +210,7 @@ def _with_blocks(
     return RunVariance(
         own=chosen,
         df=np.where(helps, residual_df, unpaired.df),
+        typical=np.where(helps, residual_line, unpaired.typical),
         shared=np.where(helps, (seed_line - residual_line) / arms, 0.0),
         shared_df=seeds - 1,
         trained=unpaired.trained,

@@ -6,7 +6,7 @@ from layerfuse.evaluate.significance import JudgedContrast
 from layerfuse.study.guidance_effect import GuidanceRow
 from layerfuse.study.summary import Summary
 
-UNMEASURED = "items only; seed noise not measured"
+ONE_SEED = "one seed an arm: scores only, no verdict"
 
 # Longer lists of names are cut to this many entries.
 LISTED = 6
@@ -54,8 +54,9 @@ class ArmsByVerdict:
         better: those that beat it.
         worse: those that it beats.
         tie: those that tie with it.
+        unjudged: those that get no verdict, since they or the baseline have one seed.
         unresolved: the ties that come from the noise between seeds alone.
-        first: names of the arms that no other arm beats, in order of score.
+        first: names of the arms that are not separable from the first, in order of score.
     """
 
     baseline: str
@@ -63,6 +64,7 @@ class ArmsByVerdict:
     better: list[ComparedArm]
     worse: list[ComparedArm]
     tie: list[ComparedArm]
+    unjudged: list[ComparedArm]
     unresolved: list[ComparedArm]
     first: list[str]
 
@@ -135,6 +137,7 @@ def sort_by_verdict(summary: Summary) -> ArmsByVerdict:
     better = []
     worse = []
     tie = []
+    unjudged = []
     unresolved = []
     for summarized in summary.arms:
         # The baseline is not compared with itself.
@@ -146,6 +149,8 @@ def sort_by_verdict(summary: Summary) -> ArmsByVerdict:
             better.append(arm)
         elif arm.versus.verdict == "worse":
             worse.append(arm)
+        elif arm.versus.verdict == "unjudged":
+            unjudged.append(arm)
         else:
             tie.append(arm)
         if arm.versus.unresolved:
@@ -156,6 +161,7 @@ def sort_by_verdict(summary: Summary) -> ArmsByVerdict:
         better=better,
         worse=worse,
         tie=tie,
+        unjudged=unjudged,
         unresolved=unresolved,
         first=[arm.arm for arm in summary.arms if arm.first],
     )
@@ -168,7 +174,7 @@ def headline(summary: Summary) -> str:
         summary: the numbers of the study.
 
     Returns:
-        The sentence; it says so where the noise between seeds is not known.
+        The sentence; it names what gets no verdict.
     """
     arms = sort_by_verdict(summary)
     learned = any(arm.versus_chance.verdict == "better" for arm in summary.arms)
@@ -178,7 +184,16 @@ def headline(summary: Summary) -> str:
     elif not arms.compared:
         baseline = arms.baseline
         text = f"Only the baseline {baseline} has finished: there is nothing to compare yet"
-    elif arms.better:
+    elif len(arms.unjudged) == len(arms.compared):
+        text = headline_unjudged(arms)
+    else:
+        text = headline_judged(arms)
+    return text + "."
+
+
+def headline_judged(arms: ArmsByVerdict) -> str:
+    """State the finding where at least one arm has a verdict."""
+    if arms.better:
         text = headline_beaten(arms)
     elif arms.worse:
         text = headline_unbeaten(arms)
@@ -186,10 +201,21 @@ def headline(summary: Summary) -> str:
         text = headline_unresolved(arms)
     else:
         text = headline_tied(arms)
-    # Where nothing is compared, no claim needs the remark.
-    if arms.compared and summary.noise is None:
-        return f"{text} ({UNMEASURED})."
-    return text + "."
+    if arms.unjudged:
+        text += f"; {clause(arms.unjudged, 'has', 'have')} one seed and no verdict"
+    return text
+
+
+def headline_unjudged(arms: ArmsByVerdict) -> str:
+    """Say that no arm gets a verdict, and which scores highest."""
+    if len(arms.unjudged) == 1:
+        names = f"{arms.unjudged[0].arm} and {arms.baseline}"
+    else:
+        names = f"the {len(arms.unjudged) + 1} arms"
+    return (
+        f"No verdict on {names}: where an arm has one seed, the noise between seeds is not known "
+        "and may be larger than every difference"
+    )
 
 
 def headline_beaten(arms: ArmsByVerdict) -> str:
@@ -200,7 +226,7 @@ def headline_beaten(arms: ArmsByVerdict) -> str:
     if len(better) == 1:
         text += f" by {distance(better[0], 1)}"
     if len(arms.first) > 1:
-        text += f"; {listed(arms.first)} are tied for first"
+        text += inseparable(arms.first)
     elif len(arms.first) == 1 and len(better) > 1:
         leader = arms.first[0]
         for arm in arms.compared:
@@ -209,6 +235,12 @@ def headline_beaten(arms: ArmsByVerdict) -> str:
     if arms.worse:
         text += f"; {clause(arms.worse, 'is', 'are')} worse"
     return text
+
+
+def inseparable(first: list[str]) -> str:
+    """Say which arms are not separable from the one with the highest score."""
+    verb = "is" if len(first) == 2 else "are"
+    return f"; {first[0]} scores highest, and {listed(first[1:])} {verb} not separable from it"
 
 
 def headline_unbeaten(arms: ArmsByVerdict) -> str:
@@ -240,13 +272,13 @@ def headline_unresolved(arms: ArmsByVerdict) -> str:
 
 def headline_tied(arms: ArmsByVerdict) -> str:
     """Say that all arms tie with the baseline, and how large the largest difference is."""
-    largest = arms.compared[0]
-    for arm in arms.compared:
+    largest = arms.tie[0]
+    for arm in arms.tie:
         if abs(arm.versus.difference) > abs(largest.versus.difference):
             largest = arm
-    if len(arms.compared) > 1:
+    if len(arms.tie) > 1:
         text = (
-            f"All {len(arms.compared) + 1} arms tie: no difference to the baseline "
+            f"All {len(arms.tie) + 1} arms tie: no difference to the baseline "
             f"{arms.baseline} is beyond noise, not even the largest, {largest.arm} with "
         )
     else:
@@ -273,7 +305,7 @@ def layer_sentence(summary: Summary) -> str:
         return "Fewer than two arms use one layer alone, so layers are not compared by themselves."
     remark = ""
     if summary.noise is None:
-        remark = f" ({UNMEASURED})"
+        remark = f" ({ONE_SEED})"
 
     # By arm, so that one that leads in several families is named once.
     clear_families: dict[str, list[str]] = {}
@@ -322,8 +354,8 @@ def learning_sentence(summary: Summary) -> str:
     best = summary.arms[0]
     text = (
         f"The highest-scoring arm, {best.arm}, answers {percent(best.mean.score)} "
-        f"right (95 % interval {span(best.mean.interval)}); the commonest answer of "
-        f"each family alone gives {percent(summary.chance.mean)}."
+        f"right (95 % interval {span(best.mean.interval)} over {best.mean.covers}); the commonest "
+        f"answer of each family alone gives {percent(summary.chance.mean)}."
     )
     guessing = []
     for arm in summary.arms:
@@ -344,7 +376,12 @@ def seed_sentence(summary: Summary) -> str:
             f"within an arm is {100 * noise.spread:.1f} points ({noise.spread_arm})."
         )
     else:
-        text = f"No arm has two seeds ({UNMEASURED})."
+        text = f"No arm has two seeds ({ONE_SEED})."
+    if summary.resolvable is not None:
+        text += (
+            f" A study with this noise shows a difference of {100 * summary.resolvable:.1f} points "
+            "to the baseline with a probability of 80 %."
+        )
     unresolved = arm_names(sort_by_verdict(summary).unresolved)
     if unresolved:
         text += (

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.planning import resolved_by
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import (
@@ -124,6 +125,8 @@ class Summary:
         families: names of the families of questions, sorted.
         chance: what guessing scores.
         noise: between seeds; None where no arm has two.
+        resolvable: the difference to the baseline that a study with this noise shows with a
+            probability of 80 %; None where nothing is judged.
         single_layer: names of the arms that use one layer alone.
         leaders: the leading one of these for each family; none of fewer than two.
         arms: all that have a finished run, the highest score first.
@@ -139,6 +142,7 @@ class Summary:
     families: list[str]
     chance: ChanceScores
     noise: SeedNoise | None
+    resolvable: float | None
     single_layer: list[str]
     leaders: list[LayerLeader]
     arms: list[ArmSummary]
@@ -424,6 +428,7 @@ def summarize(runs: list[FinishedRun], baseline: str, bootstrap: Bootstrap = BOO
         families=table.groups,
         chance=ChanceScores(mean=table.mean.chance.score, families=chance_by_family),
         noise=table.mean.noise,
+        resolvable=resolved_by(table.mean, table.arms.index(baseline)),
         single_layer=[table.arms[arm] for arm in single],
         leaders=layer_leaders(table, single),
         arms=summarize_arms(runs, tables, table.arms.index(baseline)),
