@@ -1,6 +1,6 @@
 """Do the statements of a study hold? Simulated studies whose truth is known.
 
-    python -m benchmarks.statistics_simulation [--studies 4000]
+    python benchmarks/statistics_simulation.py [--studies 4000]
 
 Draws studies of equal arms, lets the package judge them, and counts: how often the 95 % interval of
 a difference to the baseline, and of an arm's mean, holds the truth; how often any verdict is given;

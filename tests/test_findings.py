@@ -142,7 +142,8 @@ def summary_of(
         ),
         (
             {"a": BETTER, "b": BETTER, "base": BASELINE, "c": WORSE},
-            "a and b beat the baseline base; a scores highest, and b is not separable from it; c is worse.",
+            "a and b beat the baseline base; a scores highest, and b is not separable from it; "
+            "c is worse.",
         ),
         (
             {"a": BETTER, "b": LESS_BETTER, "base": BASELINE},
