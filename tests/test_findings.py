@@ -253,10 +253,9 @@ def test_noise_between_seeds_is_told_with_what_it_leaves_unresolved():
     assert state_findings(summary).seeds == (
         "Training again with another seed moves an arm's mean by a standard deviation of 2.0 "
         "points (3 degrees of freedom); the widest spread within an arm is 3.0 points (base). "
-        "A study with this noise shows a difference of 4.2 points to the baseline with a "
-        "probability of 80 %. "
         "It leaves a unresolved: on these questions alone the difference to the baseline would "
-        "count."
+        "count. A study with this noise shows a difference of 4.2 points to the baseline with a "
+        "probability of 80 %."
     )
 
 

@@ -377,16 +377,16 @@ def seed_sentence(summary: Summary) -> str:
         )
     else:
         text = f"No arm has two seeds ({ONE_SEED})."
-    if summary.resolvable is not None:
-        text += (
-            f" A study with this noise shows a difference of {100 * summary.resolvable:.1f} points "
-            "to the baseline with a probability of 80 %."
-        )
     unresolved = arm_names(sort_by_verdict(summary).unresolved)
     if unresolved:
         text += (
             f" It leaves {listed(unresolved)} unresolved: on these questions alone the "
             "difference to the baseline would count."
+        )
+    if summary.resolvable is not None:
+        text += (
+            f" A study with this noise shows a difference of {100 * summary.resolvable:.1f} points "
+            "to the baseline with a probability of 80 %."
         )
     return text
 
