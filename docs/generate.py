@@ -31,6 +31,9 @@ SPEED_ONLY = (
     "The arms had not learned what they could: this is about which of them learns faster in so "
     "many steps, not about what their layers hold."
 )
+SIMULATION = "statistics-simulation.json"
+# What a verdict is called in a table, where that differs.
+VERDICTS = {"unjudged": "none: one seed"}
 TABLE_BEGINS = "<!-- the table of strategies, made by `make docs` -->"
 TABLE_ENDS = "<!-- the end of the table -->"
 # From what every LLM does to what reaches into it.
@@ -173,7 +176,7 @@ def results_page(name: str) -> str:
         versus = arm["versus_baseline"]
         if versus:
             low, high = versus["interval"]
-            verdict = versus["verdict"]
+            verdict = VERDICTS.get(versus["verdict"], versus["verdict"])
             cells += [f"{versus['difference']:+.3f} ({low:+.3f} to {high:+.3f})", verdict]
         else:
             cells += ["", "baseline"]
@@ -186,10 +189,12 @@ def results_page(name: str) -> str:
     lines += [
         "",
         f"{summary['runs']} runs, {summary['items']} questions about {summary['images']} pictures. "
-        "Differences are to the baseline; their intervals hold both the noise of the questions and "
-        "of the seeds, and verdicts are corrected for several comparisons (Holm). Training says "
-        "whether the arm had learned what it could when it stopped: "
-        "[how far training went](training-length.md).",
+        "Differences are to the baseline. Intervals hold the noise of the pictures and of the "
+        "seeds (of the pictures alone where an arm has one seed); verdicts are corrected for "
+        "several comparisons, as [the statistics page](statistics.md) says. Training says whether "
+        "the arm "
+        "had learned what it could when it stopped: [how far training went](training-length.md).",
+        *picture_noise_note(summary),
         *guidance_table(summary.get("guidance", [])),
         *prediction_table(
             DOCS.parent / "results" / name / "recommend.json",
@@ -201,6 +206,40 @@ def results_page(name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def picture_noise_note(summary: dict[str, Any]) -> list[str]:
+    """Say where the noise of the pictures comes from, if not from the answers themselves."""
+    if not summary.get("pictures_read_off_intervals"):
+        return []
+    return [
+        "",
+        "The answers of this study are no longer at hand: its statements are made of the scores of "
+        "all runs and of the intervals over pictures that its first report had.",
+    ]
+
+
+def statistics_page() -> str:
+    """The method of all statements, and how it did in simulated studies."""
+    results = json.loads((DOCS.parent / "results" / SIMULATION).read_text("utf-8"))
+    text = (DOCS / "templates" / "statistics.md").read_text("utf-8")
+    lines = [
+        f"Each row: {results['studies']:,} studies of equal arms on {results['pictures']}",
+        "pictures, of which the first arm is the baseline. Covered: the share of 95 % intervals",
+        "that hold the truth. Any verdict: studies with a false one. Left out: studies in which an",
+        "equal arm is called separable from the first. Found: an arm raised by",
+        f"{results['gain']:.0f} points is judged better. All in per cent.",
+        "",
+        "| scenario | arms | seeds | differences covered | means covered | any verdict | left out "
+        "| found |",
+        "|---" * 8 + "|",
+    ]
+    shares = ("difference_covered", "mean_covered", "any_verdict", "left_out", "power")
+    for cell in results["cells"]:
+        cells = [cell["scenario"], str(cell["arms"]), str(cell["seeds"])]
+        cells += [f"{100 * cell[share]:.1f}" for share in shares]
+        lines.append("| " + " | ".join(cells) + " |")
+    return text.rstrip() + "\n\n" + "\n".join(lines) + "\n"
 
 
 def guidance_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -286,6 +325,7 @@ def pages() -> dict[Path, str]:
     text_by_path[DOCS / "strategies" / "README.md"] = strategy_index()
     for name in FUSIONS:
         text_by_path[DOCS / "strategies" / f"{name}.md"] = strategy_page(name)
+    text_by_path[DOCS / "statistics.md"] = statistics_page()
     for file in sorted((DOCS.parent / "results").glob("*/summary.json")):
         name = file.parent.name
         text_by_path[DOCS / f"results-{name}.md"] = results_page(name)

@@ -31,6 +31,8 @@ TIE = ArmOutcome(0.01, "tie")
 # A difference on these pictures, which other seeds might not show.
 UNRESOLVED = ArmOutcome(0.03, "tie", unresolved=True)
 WORSE = ArmOutcome(-0.05, "worse")
+# It or the baseline has one seed.
+UNJUDGED = ArmOutcome(0.05, "unjudged")
 # The baseline is not compared with itself.
 BASELINE = None
 
@@ -44,9 +46,12 @@ def contrast_of(difference: float, verdict: str, unresolved: bool = False) -> Ju
         difference=difference,
         interval=interval,
         item_interval=interval,
+        error=0.01,
         df=9.0,
         p=1.0,
         item_p=1.0,
+        covers="pictures and seeds",
+        measured=verdict != "unjudged",
         p_holm=1.0,
         verdict=verdict,
         unresolved=unresolved,
@@ -125,6 +130,7 @@ def summary_of(
         families=[],
         chance=ChanceScores(mean=0.4, families={}),
         noise=noise,
+        resolvable=0.042,
         single_layer=list(single_layer),
         leaders=list(leaders),
         arms=arms,
@@ -144,7 +150,8 @@ def summary_of(
         ),
         (
             {"a": BETTER, "b": BETTER, "base": BASELINE, "c": WORSE},
-            "a and b beat the baseline base; a and b are tied for first; c is worse.",
+            "a and b beat the baseline base; a scores highest, and b is not separable from it; "
+            "c is worse.",
         ),
         (
             {"a": BETTER, "b": LESS_BETTER, "base": BASELINE},
@@ -173,6 +180,17 @@ def summary_of(
         (
             {"b": TIE, "base": BASELINE, "a": WORSE},
             "No arm beats the baseline base: a is worse, b ties with it.",
+        ),
+        # One arm without a second seed stands beside one that has a verdict.
+        (
+            {"a": BETTER, "base": BASELINE, "b": UNJUDGED},
+            "a beats the baseline base by 5.0 points (95 % interval 3.0 to 7.0); "
+            "b has one seed and no verdict.",
+        ),
+        (
+            {"a": UNJUDGED, "base": BASELINE},
+            "No verdict on a and base: where an arm has one seed, the noise between seeds is not "
+            "known and may be larger than every difference.",
         ),
         (
             {"base": BASELINE},
@@ -233,7 +251,7 @@ def test_no_layer_is_named_where_the_order_is_noise():
 
     assert state_findings(summary).layers == (
         "Among 2 single-layer arms none leads in a family beyond noise "
-        "(items only; seed noise not measured)."
+        "(one seed an arm: scores only, no verdict)."
     )
 
 
@@ -244,7 +262,8 @@ def test_noise_between_seeds_is_told_with_what_it_leaves_unresolved():
         "Training again with another seed moves an arm's mean by a standard deviation of 2.0 "
         "points (3 degrees of freedom); the widest spread within an arm is 3.0 points (base). "
         "It leaves a unresolved: on these questions alone the difference to the baseline would "
-        "count."
+        "count. A study with this noise shows a difference of 4.2 points to the baseline with a "
+        "probability of 80 %."
     )
 
 
@@ -288,7 +307,7 @@ IMPROVING = judge_arm([RunLearning("still improving", 0.5, 0.2, None)] * 2)
 UNSTABLE = judge_arm(
     [RunLearning("blind", 0.05, 0.0, None), RunLearning("flat", 0.5, 0.0, None)],
 )
-UNJUDGED = judge_arm([RunLearning("not judged", None, None, None)])
+NOT_JUDGED = judge_arm([RunLearning("not judged", None, None, None)])
 
 
 def test_an_unsettled_baseline_gives_no_ranking():
@@ -332,7 +351,7 @@ def test_training_is_said_to_be_enough_only_where_it_was_judged():
     settled = summary_of({"a": BETTER, "base": BASELINE}, learning={"a": FLAT, "base": FLAT})
     unjudged = summary_of(
         {"a": BETTER, "base": BASELINE},
-        learning={"a": UNJUDGED, "base": UNJUDGED},
+        learning={"a": NOT_JUDGED, "base": NOT_JUDGED},
     )
 
     assert state_findings(settled).training == (

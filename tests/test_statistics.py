@@ -1,7 +1,6 @@
 """What a study may claim: against naive loops, textbook values and small simulations."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -168,28 +167,24 @@ def test_seed_noise_is_pooled():
     assert st.seed_noise({"a": [0.5], "b": [0.7]}) is None
 
 
-def noise_of(sd: float, df: int) -> st.SeedNoise:
-    """Noise between seeds of which only these two numbers matter."""
-    return st.SeedNoise(sd=sd, df=df, spread=0.0, spread_arm="a")
-
-
-GUESS = st.Competitor(score=0.0, samples=np.zeros(1), runs=math.inf)
+GUESS = st.Competitor(score=0.0, samples=np.zeros(1))
 """guessing, where only arms are compared"""
+ONE_SEED = ((0.0,), (0.0,))
+"""how far the runs of two arms lie from their means: each arm has one"""
+CALM = ((0.0, 0.0), (0.0, 0.0))
+"""two runs each that score the same"""
+NOISY = ((0.1, -0.1), (-0.1, 0.1))
+
+Deviations = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def two_arms(
-    difference: float,
-    item_sd: float,
-    noise: st.SeedNoise | None = None,
-    runs: tuple[int, int] = (2, 2),
-) -> st.Scores:
+def two_arms(difference: float, item_sd: float, runs: Deviations) -> st.Scores:
     """Two arms whose paired difference has exactly this item standard deviation.
 
     Args:
         difference: of the first arm to the second.
         item_sd: standard deviation of the difference over the resamples.
-        noise: between seeds.
-        runs: number of seeds of each arm.
+        runs: how far the runs of each arm lie from its mean.
 
     Returns:
         Scores on 101 pictures, 100 degrees of freedom.
@@ -198,24 +193,20 @@ def two_arms(
     deviations *= item_sd / deviations.std(ddof=1)
     first = 0.5 + difference + deviations
     second = np.full(2001, 0.5)
+    value: st.Numbers = np.array([0.5 + difference, 0.5])
     return st.Scores(
-        value=np.array([0.5 + difference, 0.5]),
+        value=value,
         samples=np.stack([first, second], axis=1),
-        runs=np.array(runs),
+        runs=value[:, None] + np.array(runs),
         chance=GUESS,
-        noise=noise,
+        noise=None,
         images=101,
     )
 
 
-def contrast_of(
-    difference: float,
-    item_sd: float,
-    noise: st.SeedNoise | None = None,
-    runs: tuple[int, int] = (2, 2),
-) -> st.Contrast:
+def contrast_of(difference: float, item_sd: float, runs: Deviations = CALM) -> st.Contrast:
     """The first arm of `two_arms` minus the second."""
-    return st.contrast(two_arms(difference, item_sd, noise, runs), 0, 1)
+    return st.contrast(two_arms(difference, item_sd, runs), 0, 1)
 
 
 def test_items_alone_give_a_plain_t_interval():
@@ -228,34 +219,39 @@ def test_items_alone_give_a_plain_t_interval():
 
 
 def test_seed_noise_widens_by_welch_satterthwaite():
-    contrast = contrast_of(0.05, item_sd=0.02, noise=noise_of(0.03, 4), runs=(2, 3))
+    """Two unpaired arms of two runs: variances 0.0002 and 0.0002, guarded by 1.8 squared."""
+    contrast = contrast_of(0.05, item_sd=0.02, runs=((0.01, -0.01), (-0.01, 0.01)))
 
     item_variance = 0.02**2
-    seed_variance = 0.03**2 * (1 / 2 + 1 / 3)
-    variance = item_variance + seed_variance
-    df = variance**2 / (item_variance**2 / 100 + seed_variance**2 / 4)
+    run_variance = 0.0002 * 1.8**2
+    of_one_mean = run_variance / 2
+    variance = item_variance + 2 * of_one_mean
+    # The pooled variance has two degrees of freedom.
+    df = variance**2 / (item_variance**2 / 100 + 2 * of_one_mean**2 / 2)
     assert contrast.df == pytest.approx(df)
     half = stats.t.ppf(0.975, df) * math.sqrt(variance)
     assert contrast.interval == pytest.approx([0.05 - half, 0.05 + half])
+    assert contrast.covers == "pictures and seeds"
     assert contrast.item_p < 0.05 < contrast.p
 
 
 @pytest.mark.parametrize(
-    ("difference", "noise", "verdict", "unresolved"),
+    ("difference", "runs", "verdict", "unresolved"),
     [
-        (0.10, None, "better", False),
-        (-0.10, None, "worse", False),
-        (0.01, None, "tie", False),
+        (0.10, CALM, "better", False),
+        (-0.10, CALM, "worse", False),
+        (0.01, CALM, "tie", False),
         # t = 2.1 and t = 1.85; with 100 degrees of freedom 1.98 decides.
-        (0.042, None, "better", False),
-        (0.037, None, "tie", False),
+        (0.042, CALM, "better", False),
+        (0.037, CALM, "tie", False),
         # Clear on these pictures, but not for other seeds.
-        (0.10, noise_of(0.2, 5), "tie", True),
-        (0.01, noise_of(0.2, 5), "tie", False),
+        (0.10, NOISY, "tie", True),
+        (0.01, NOISY, "tie", False),
+        (0.10, ONE_SEED, "unjudged", False),
     ],
 )
-def test_verdicts(difference: float, noise: st.SeedNoise | None, verdict: str, unresolved: bool):
-    (judged,) = st.judge([contrast_of(difference, item_sd=0.02, noise=noise)])
+def test_verdicts(difference: float, runs: Deviations, verdict: str, unresolved: bool):
+    (judged,) = st.judge([contrast_of(difference, item_sd=0.02, runs=runs)])
 
     assert judged.verdict == verdict
     assert judged.unresolved == unresolved
@@ -272,62 +268,56 @@ def test_holm_makes_a_tie_of_one_lucky_arm_in_many():
     assert judged_among_ten[0].verdict == "tie"
 
 
+def test_arms_without_a_verdict_make_no_other_verdict_harder():
+    lucky = contrast_of(0.045, item_sd=0.02)
+    unjudged = contrast_of(0.045, item_sd=0.02, runs=ONE_SEED)
+
+    judged = st.judge([lucky] + [unjudged] * 9)
+
+    assert judged[0].verdict == "better"
+    assert judged[0].p_holm == lucky.p
+
+
 def test_equal_answers_tie_and_constant_difference_counts():
     """Where nothing varies, t would be a division by zero."""
     assert contrast_of(0.0, item_sd=0.0).p == 1.0
     assert contrast_of(0.1, item_sd=0.0).p == 0.0
 
 
-def simulate_equal_arms(rng: np.random.Generator, seed_sd: float) -> st.Numbers:
-    """Scores of 40 pictures, 4 arms, 2 seeds, of arms that are equal on average.
+def test_trained_models_are_compared_by_pictures_alone():
+    """With or without its guidance it is the same model: its seeds say nothing."""
+    noisy = two_arms(0.05, item_sd=0.02, runs=NOISY)
 
-    A picture is hard for all arms alike, a little more so for some, and an answer varies besides;
-    a seed moves all pictures of its run together.
-    """
-    picture = rng.normal(0.6, 0.2, (40, 1, 1))
-    picture_and_arm = rng.normal(0, 0.15, (40, 4, 1))
-    run = rng.normal(0, seed_sd, (1, 4, 2))
-    answer = rng.normal(0, 0.1, (40, 4, 2))
-    return picture + picture_and_arm + run + answer
+    assert st.contrast_of_models(noisy, 0, 1).p == st.contrast(noisy, 0, 1).item_p
 
 
-@dataclass
-class Coverage:
-    """In how many simulations an interval holds the true difference, which is 0."""
+def test_the_interval_of_a_mean_holds_seeds_where_there_are_two():
+    scores = two_arms(0.1, item_sd=0.02, runs=((0.01, -0.01), (-0.01, 0.01)))
+    once = two_arms(0.1, item_sd=0.02, runs=ONE_SEED)
 
-    pictures_and_seeds: int = 0
-    pictures_alone: int = 0
+    with_seeds = st.arm_score(scores, 0)
+    pictures_alone = st.arm_score(once, 0)
 
-    def count(self, contrast: st.Contrast) -> None:
-        low, high = contrast.interval
-        self.pictures_and_seeds += low <= 0 <= high
-        low, high = contrast.item_interval
-        self.pictures_alone += low <= 0 <= high
+    run_variance = 0.0002 * 1.8**2 / 2
+    variance = 0.02**2 + run_variance
+    df = variance**2 / (0.02**4 / 100 + run_variance**2 / 2)
+    half = stats.t.ppf(0.975, df) * math.sqrt(variance)
+    assert with_seeds.interval == pytest.approx([0.6 - half, 0.6 + half])
+    assert with_seeds.covers == "pictures and seeds"
+    assert pictures_alone.interval == st.percentiles(once.samples[:, 0])
+    assert pictures_alone.covers == "pictures"
 
 
-@pytest.mark.parametrize("seed_sd", [0.0, 0.05])
-def test_coverage_of_the_difference(seed_sd: float):
-    """Two equal arms, 40 pictures, 2 seeds of 4 arms: 0 lies in at least 95 of 100 intervals."""
-    rng = np.random.default_rng(5)
-    coverage = Coverage()
+def test_two_arms_are_separable_as_their_difference_is_significant():
+    """With two arms there is one pair: the studentized range is √2 t."""
+    contrast = contrast_of(0.045, item_sd=0.02)
 
-    for _ in range(200):
-        answers = simulate_equal_arms(rng, seed_sd)
-        weights = tables.picture_weights(40, tables.Bootstrap(resamples=200, seed=0))
-        # (200, 40) @ (40, 4): the mean score of each arm in each resample
-        samples = weights @ answers.mean(axis=2) / 40
-        run_scores = answers.mean(axis=0).tolist()
-        noise = st.seed_noise(dict(zip("abcd", run_scores, strict=True)))
-        scores = st.Scores(
-            value=answers.mean(axis=(0, 2)),
-            samples=samples,
-            runs=np.full(4, 2),
-            chance=GUESS,
-            noise=noise,
-            images=40,
-        )
-        coverage.count(st.contrast(scores, 0, 1))
+    assert st.range_p(contrast, arms=2) == pytest.approx(contrast.p, rel=1e-4)
+    assert st.range_p(contrast, arms=5) > 3 * contrast.p
 
-    assert 186 <= coverage.pictures_and_seeds <= 200
-    # Pictures alone miss what the seeds do.
-    assert (coverage.pictures_alone < 170) == (seed_sd > 0)
+
+@pytest.mark.parametrize(("difference", "inseparable"), [(0.1, False), (0.03, True)])
+def test_arms_that_may_be_as_good_as_the_first(difference: float, inseparable: bool):
+    scores = two_arms(difference, item_sd=0.02, runs=CALM)
+
+    assert st.inseparable_from_first(scores) == [True, inseparable]

@@ -60,6 +60,38 @@ def test_summary_of_a_clear_study(tmp_path: Path):
         assert row.beyond_noise
 
 
+def test_one_seed_an_arm_gives_scores_but_no_verdict(tmp_path: Path):
+    """However clear these models differ: another seed may differ more."""
+    right = random_answers(0.95, seed=1)
+    wrong = random_answers(0.3, seed=2)
+    runs = [finished_run("high", 0, right), finished_run("base", 0, wrong)]
+
+    summary = summarize(read_runs(save_study(tmp_path, runs)), "base")
+
+    high, base = summary.arms
+    assert high.versus_baseline is not None
+    assert high.versus_baseline.verdict == "unjudged"
+    assert high.mean.covers == "pictures"
+    assert [high.first, base.first] == [True, True]
+    assert summary.resolvable is None
+    assert not any(row.beyond_noise for row in summary.leaders)
+    # What these models themselves do is known.
+    assert high.versus_chance.verdict == "better"
+
+
+def test_an_arm_of_one_seed_takes_no_verdict_from_the_others(tmp_path: Path):
+    folder = random_study(tmp_path, {"base": 0.6, "high": 0.95})
+    runs = [*read_runs(folder), finished_run("once", 0, random_answers(0.3, seed=9, pictures=150))]
+
+    summary = summarize(read_runs(save_study(tmp_path, runs)), "base")
+
+    verdicts = {}
+    for arm in summary.arms:
+        if arm.versus_baseline is not None:
+            verdicts[arm.arm] = arm.versus_baseline.verdict
+    assert verdicts == {"high": "better", "once": "unjudged"}
+
+
 def test_a_summary_is_json_and_the_same_each_time(tmp_path: Path):
     folder = random_study(tmp_path, {"low": 0.3, "base": 0.6, "high": 0.95})
 
@@ -89,6 +121,7 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
         "families",
         "chance",
         "noise",
+        "resolvable",
         "single_layer",
         "leaders",
         "arms",
@@ -118,7 +151,7 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
         "first",
     ]
     assert list(high["families"]) == content["families"]
-    assert list(high["mean"]) == ["score", "interval"]
+    assert list(high["mean"]) == ["score", "interval", "covers"]
     assert high["versus_baseline"]["verdict"] == "better"
     assert base["versus_baseline"] is None
 
@@ -136,16 +169,16 @@ def test_json_has_seen_and_held_out_scores_where_a_study_has_them(tmp_path: Path
     assert arm["novel"]["score"] == 0.0
 
 
-def run_with(arm: str, right: list[bool]) -> FinishedRun:
-    """A run with one question a picture, answered so."""
+def runs_with(arm: str, right: list[bool]) -> list[FinishedRun]:
+    """Two runs with one question a picture, answered so: no noise between seeds."""
     answers = []
     for picture, is_right in enumerate(right):
         answers.append(answer_to(picture, 0, right=is_right, answer="xyz"[picture % 3]))
-    return finished_run(arm, 0, answers)
+    return [finished_run(arm, 0, answers), finished_run(arm, 1, answers)]
 
 
 def test_a_baseline_that_the_leader_beats_is_not_tied_for_first(tmp_path: Path):
-    """Against the baseline p = 0.02 is the largest of three, against the leader the smallest."""
+    """Against the baseline p = 0.02 is the largest of three; all pairs together are six."""
     # Arms c and d answer what the baseline does, and 8 or 9 pictures more: they differ little from
     # it, but surely. The leader loses 15 of the baseline's pictures and gains 30 others.
     base = [picture < 50 for picture in range(100)]
@@ -155,7 +188,8 @@ def test_a_baseline_that_the_leader_beats_is_not_tied_for_first(tmp_path: Path):
     for picture in range(100):
         changes = picture % 50 < 15 or picture >= 85
         lead.append(base[picture] != changes)
-    runs = [run_with("base", base), run_with("c", c), run_with("d", d), run_with("lead", lead)]
+    runs = runs_with("base", base) + runs_with("c", c) + runs_with("d", d)
+    runs += runs_with("lead", lead)
 
     summary = summarize(read_runs(save_study(tmp_path, runs)), "base")
 

@@ -258,9 +258,11 @@ def show(recipe: RecipeFile, overrides: Overrides = None, imports: Imports = Non
     """Resolve a recipe and print its parameters, tokens, steps and FLOPs, without any weights."""
     with _no_garbage_collection():
         from layerfuse.cost.recipe_table import show
+        from layerfuse.evaluate.planning import planned
 
         _import_strategies(imports)
-        show(recipe, tuple(overrides or ()))
+        resolved, _ = show(recipe, tuple(overrides or ()))
+        typer.echo(planned(resolved))
 
 
 @app.command()

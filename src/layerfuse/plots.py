@@ -302,7 +302,7 @@ class StudyResult:
 
 
 def plot_scores(data: StudyResult, ax: Axes) -> Axes:
-    """Plot the mean score per arm with its item interval, a dot per seed, blind guessing dashed.
+    """Plot the mean score per arm with its interval, a dot per seed, blind guessing dashed.
 
     Args:
         data: of a study.

@@ -18,7 +18,14 @@ from layerfuse.evaluate.answer import Answerer, load_answerer
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import asked_alone
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
-from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
+from layerfuse.evaluate.score_table import (
+    Bootstrap,
+    GroupKey,
+    ScoreTable,
+    TestedModel,
+    category_of,
+    family_of,
+)
 from layerfuse.evaluate.significance import Scores, arm_score
 from layerfuse.files import write_text
 from layerfuse.model.pretrained import processed_size
@@ -256,7 +263,7 @@ def _scores(
     answers: list[AnswerRecord], bootstrap: Bootstrap, key: GroupKey
 ) -> tuple[ModelScore, dict[str, ModelScore]]:
     """The mean over groups of answers, and the score of each group."""
-    table = ScoreTable.from_answers(["model"], [answers], bootstrap, key)
+    table = ScoreTable.from_models([TestedModel("model", 0, answers)], bootstrap, key)
     # In the order of the table, whose groups are sorted
     questions = dict.fromkeys(table.groups, 0)
     for answer in answers:

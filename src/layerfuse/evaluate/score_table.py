@@ -3,7 +3,6 @@
 Shapes: B resamples, I pictures, Q questions, G groups of questions, K runs, A arms.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,44 @@ class Bootstrap:
 
     resamples: int
     seed: int
+
+
+@dataclass(frozen=True)
+class TestedModel:
+    """One run's answers, with its arm and seed."""
+
+    arm: str
+    seed: int
+    answers: list[AnswerRecord]
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The arm and the seed of each run.
+
+    Attributes:
+        columns: for each arm the positions of its runs, 0..K-1.
+        seeds: of each run (K).
+    """
+
+    columns: dict[str, list[int]]
+    seeds: list[int]
+
+    def by_seed(self, scores: Numbers) -> Numbers:
+        """Arrange the scores of the runs by arm and seed.
+
+        Args:
+            scores: of the runs (K).
+
+        Returns:
+            Scores (A, S), the seeds in order; NaN where an arm was not trained with a seed.
+        """
+        names = sorted(set(self.seeds))
+        arranged = np.full((len(self.columns), len(names)), np.nan)
+        for arm, columns_of_arm in enumerate(self.columns.values()):
+            for column in columns_of_arm:
+                arranged[arm, names.index(self.seeds[column])] = scores[column]
+        return arranged
 
 
 @dataclass(frozen=True)
@@ -65,29 +102,26 @@ class ScoreTable:
         Returns:
             The table.
         """
-        arms = [run.record.arm for run in runs]
-        answers = [run.answers for run in runs]
-        return cls.from_answers(arms, answers, bootstrap, key)
+        models: list[TestedModel] = []
+        for run in runs:
+            models.append(TestedModel(run.record.arm, run.record.seed, run.answers))
+        return cls.from_models(models, bootstrap, key)
 
     @classmethod
-    def from_answers(
-        cls,
-        arms: list[str],
-        answers: list[list[AnswerRecord]],
-        bootstrap: Bootstrap,
-        key: GroupKey,
+    def from_models(
+        cls, models: list[TestedModel], bootstrap: Bootstrap, key: GroupKey
     ) -> "ScoreTable":
         """Resample the answers of some models to the same questions.
 
         Args:
-            arms: the arm of each model (K).
-            answers: of each model (K), in the same order of questions.
+            models: answers of each (K), in the same order of questions.
             bootstrap: how pictures are redrawn.
             key: the group of an answer; those of group None are left out.
 
         Returns:
             The table.
         """
+        answers = [model.answers for model in models]
         positions: list[int] = []
         labels: list[str] = []
         asked: list[AnswerRecord] = []
@@ -104,8 +138,10 @@ class ScoreTable:
 
         # Runs of one arm need not follow each other
         columns: dict[str, list[int]] = {}
-        for column, arm in enumerate(arms):
-            columns.setdefault(arm, []).append(column)
+        for column, model in enumerate(models):
+            columns.setdefault(model.arm, []).append(column)
+        seeds = [model.seed for model in models]
+        layout = RunLayout(columns, seeds)
 
         drawn = picture_weights(images, bootstrap)
         # The first row draws each picture once: the test set itself.
@@ -123,7 +159,7 @@ class ScoreTable:
             group_images = len(np.unique(cluster[group == index]))
             group_shares = run_shares[:, index]
             group_chance = chance_shares[:, index]
-            each.append(arm_scores(group_shares, group_chance, columns, group_images))
+            each.append(arm_scores(group_shares, group_chance, layout, group_images))
         mean_shares = np.nanmean(run_shares, axis=1)
         mean_chance = np.nanmean(chance_shares, axis=1)
         return cls(
@@ -133,7 +169,7 @@ class ScoreTable:
             images=images,
             rates=run_shares,
             each=each,
-            mean=arm_scores(mean_shares, mean_chance, columns, images),
+            mean=arm_scores(mean_shares, mean_chance, layout, images),
         )
 
 
@@ -168,37 +204,29 @@ def chance_scores(answers: list[AnswerRecord], positions: list[int]) -> Numbers:
     return np.array([float(asked.answer == blind[asked.family]) for asked in questions])
 
 
-def arm_scores(
-    shares: Numbers,
-    chance: Numbers,
-    columns: dict[str, list[int]],
-    images: int,
-) -> Scores:
+def arm_scores(shares: Numbers, chance: Numbers, layout: RunLayout, images: int) -> Scores:
     """Average the runs of each arm.
 
     Args:
         shares: mean scores of the runs (1 + B, K), the test set first.
         chance: mean scores of guessing (1 + B), the test set first.
-        columns: the columns of each arm's runs.
+        layout: the arm and the seed of each run.
         images: the number of pictures.
 
     Returns:
         The scores of the arms and of guessing.
     """
     means: list[Numbers] = []
-    counts: list[float] = []
     seeds: dict[str, list[float]] = {}
-    for arm, columns_of_arm in columns.items():
+    for arm, columns_of_arm in layout.columns.items():
         means.append(shares[:, columns_of_arm].mean(axis=1))
-        counts.append(float(len(columns_of_arm)))
         seeds[arm] = shares[0, columns_of_arm].tolist()
     stacked = np.stack(means, axis=1)
     return Scores(
         value=stacked[0],
         samples=stacked[1:],
-        runs=np.array(counts),
-        # Infinitely many runs: a guess that never changes has no seed noise.
-        chance=Competitor(score=float(chance[0]), samples=chance[1:], runs=math.inf),
+        runs=layout.by_seed(shares[0]),
+        chance=Competitor(score=float(chance[0]), samples=chance[1:]),
         noise=seed_noise(seeds),
         images=images,
     )

@@ -1,27 +1,37 @@
 """What a study may claim: scores with intervals, differences to the baseline, noise, verdicts.
 
 * Score: the macro mean over question families; an arm's score is the mean over its seeds.
-* Item noise: percentile bootstrap over pictures, not questions, since the questions of a picture
-  share it (cluster bootstrap: Davison & Hinkley 1997, 3.8). Arms share the resamples: paired.
-* Seed noise: standard deviation over the seeds of an arm, pooled over the arms; never paired.
-* Both: variance = item bootstrap variance + sd² (1/n_a + 1/n_b), with a t quantile of
-  Welch-Satterthwaite degrees of freedom; the sum covers 94 to 99 % in simulation.
-* Above chance: whether the trained runs beat guessing is judged by the items alone.
+* Pictures: bootstrap over pictures, not questions, since the questions of a picture share it
+  (cluster bootstrap: Davison & Hinkley 1997, 3.8). Arms share the resamples: paired.
+* Seeds: the variances of `seed_model`, paired by seed where that helps.
+* Both: the sum of their variances, with a t quantile of Satterthwaite's degrees of freedom.
+* An arm of one seed has scores but no verdict: nothing is known of its noise.
+* Above chance, and with or without guidance: about these trained models, by the pictures alone.
 * Several arms: verdicts use Holm's correction (Holm 1979); the intervals are per comparison.
+* The first: all pairs are compared (Tukey-Kramer), since the leader is chosen by the same scores.
 
-Shapes: B resamples, I pictures, Q questions, G groups of questions, K runs, A arms.
+Shapes: B resamples, I pictures, Q questions, G groups of questions, K runs, A arms, S seeds.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
 
-LEVEL = 0.95
+from layerfuse.evaluate.seed_model import (
+    Numbers,
+    RunVariance,
+    VariancePart,
+    combine,
+    estimate_variance,
+)
 
-Numbers = np.ndarray[Any, np.dtype[np.float64]]
+LEVEL = 0.95
+PICTURES = "pictures"
+PICTURES_AND_SEEDS = "pictures and seeds"
+
 # scipy brings no types
 stats: Any = scipy.stats
 
@@ -45,10 +55,17 @@ class SeedNoise:
 
 @dataclass(frozen=True)
 class ArmScore:
-    """A score as a share of 1, and its 95 % interval [low, high] over pictures."""
+    """A score with its 95 % interval.
+
+    Attributes:
+        score: as a share of 1.
+        interval: [low, high].
+        covers: what would vary: `pictures and seeds`, or `pictures` alone for an arm of one seed.
+    """
 
     score: float
     interval: list[float]
+    covers: str = PICTURES
 
 
 @dataclass(frozen=True)
@@ -57,19 +74,25 @@ class Contrast:
 
     Attributes:
         difference: of the scores, as a share of 1.
-        interval: 95 % interval [low, high] over pictures and seeds.
+        interval: 95 % interval [low, high] over what `covers` says.
         item_interval: 95 % interval [low, high] over pictures alone.
-        df: degrees of freedom of `interval`.
-        p: two-sided p value over pictures and seeds.
+        error: standard error of the difference, over what `covers` says.
+        df: degrees of freedom of `error`.
+        p: two-sided p value over what `covers` says.
         item_p: two-sided p value over pictures alone.
+        covers: `pictures and seeds`, or `pictures`.
+        measured: whether all is known that a verdict needs; False where an arm has one seed.
     """
 
     difference: float
     interval: list[float]
     item_interval: list[float]
+    error: float
     df: float
     p: float
     item_p: float
+    covers: str
+    measured: bool
 
 
 @dataclass(frozen=True)
@@ -77,8 +100,8 @@ class JudgedContrast(Contrast):
     """A contrast with its verdict among several comparisons.
 
     Attributes:
-        p_holm: `p` after Holm's correction.
-        verdict: `better`, `worse` or `tie`.
+        p_holm: `p` after Holm's correction; 1 where nothing is judged.
+        verdict: `better`, `worse`, `tie`, or `unjudged` where an arm has one seed.
         unresolved: a tie that the noise between seeds alone prevents from being a difference.
     """
 
@@ -94,12 +117,10 @@ class Competitor:
     Attributes:
         score: on the test set, as a share of 1.
         samples: scores in each resample (B); NaN where nothing was asked.
-        runs: the number of trained models whose mean this is; infinite without seed noise.
     """
 
     score: float
     samples: Numbers
-    runs: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +130,7 @@ class Scores:
     Attributes:
         value: scores of the arms on the test set (A).
         samples: scores in each resample (B, A); NaN where nothing was asked.
-        runs: the number of runs of each arm (A).
+        runs: scores of the runs by seed (A, S); NaN where an arm was not trained with a seed.
         chance: the commonest answer of each family, given to every question.
         noise: between seeds, or None where no arm has two.
         images: the number of pictures.
@@ -129,12 +150,11 @@ class Scores:
             position: of the arm, 0..A-1.
 
         Returns:
-            Its score, resamples and number of runs.
+            Its score and resamples.
         """
         return Competitor(
             score=float(self.value[position]),
             samples=self.samples[:, position],
-            runs=float(self.runs[position]),
         )
 
 
@@ -233,8 +253,52 @@ def two_sided_p(difference: float, error: float, df: float) -> float:
     return 2 * float(stats.t.sf(abs(difference) / error, df))
 
 
+def item_part(samples: Numbers, images: int) -> VariancePart:
+    """Give the variance of a score, or of a difference of scores, over pictures.
+
+    Args:
+        samples: its values in each resample (B).
+        images: the number of pictures.
+
+    Returns:
+        The variance; of one picture the largest that a share can have, since one says nothing of
+        others.
+    """
+    variance = 1.0
+    if images > 1:
+        variance = float(np.nanvar(samples, ddof=1))
+    return VariancePart(np.array(variance), np.array(float(max(images - 1, 1))))
+
+
 def contrast(scores: Scores, a: int, b: int) -> Contrast:
-    """Compare two arms on the same resamples.
+    """Compare two arms over pictures and seeds.
+
+    Args:
+        scores: of all arms.
+        a: position of the arm in question.
+        b: position of the arm that is subtracted.
+
+    Returns:
+        Arm a minus arm b; over pictures alone and not measured where one of them has one seed.
+    """
+    variance = estimate_variance(scores.runs)
+    first = scores.arm(a)
+    second = scores.arm(b)
+    if not _both_repeated(variance, a, b):
+        return _difference(scores, first, second, [], measured=False)
+    assert variance is not None
+    return _difference(scores, first, second, variance.of_difference(a, b), measured=True)
+
+
+def _both_repeated(variance: RunVariance | None, a: int, b: int) -> bool:
+    """Whether both arms have two seeds."""
+    if variance is None:
+        return False
+    return variance.repeated(a) and variance.repeated(b)
+
+
+def contrast_of_models(scores: Scores, a: int, b: int) -> Contrast:
+    """Compare the trained models of two arms as they are, over pictures alone.
 
     Args:
         scores: of all arms.
@@ -244,41 +308,39 @@ def contrast(scores: Scores, a: int, b: int) -> Contrast:
     Returns:
         Arm a minus arm b.
     """
-    return _difference(scores, scores.arm(a), scores.arm(b))
+    return _difference(scores, scores.arm(a), scores.arm(b), [], measured=True)
 
 
-def _difference(scores: Scores, first: Competitor, second: Competitor) -> Contrast:
-    """The first competitor minus the second, with the noise of these scores."""
+def _difference(
+    scores: Scores,
+    first: Competitor,
+    second: Competitor,
+    seed_parts: list[VariancePart],
+    *,
+    measured: bool,
+) -> Contrast:
+    """The first competitor minus the second, with what seeds add to the noise of pictures."""
     difference = first.score - second.score
     # Both answer the same pictures in a resample: what is easy for both cancels.
     samples = first.samples - second.samples
-    # One picture says nothing of others: the largest variance that a share can have.
-    item_variance = 1.0
-    if scores.images > 1:
-        item_variance = float(np.nanvar(samples, ddof=1))
-    item_df = max(scores.images - 1, 1)
-
-    seed_variance = 0.0
-    # Without seed noise its variance is zero, so that this number does not matter.
-    seed_df = 1
-    if scores.noise is not None:
-        # The mean of n runs varies by a share of 1/n, guessing not at all.
-        seed_variance = scores.noise.sd**2 * (1 / first.runs + 1 / second.runs)
-        seed_df = scores.noise.df
-
-    error = math.sqrt(item_variance + seed_variance)
-    df = float(item_df)
-    if error > 0:
-        # Welch and Satterthwaite: the degrees of freedom of a sum of two variances.
-        df = error**4 / (item_variance**2 / item_df + seed_variance**2 / seed_df)
+    items = item_part(samples, scores.images)
+    total = combine([items, *seed_parts])
+    error = float(total.error)
+    df = float(total.df)
     half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * error
+    covers = PICTURES
+    if seed_parts:
+        covers = PICTURES_AND_SEEDS
     return Contrast(
         difference=difference,
         interval=[difference - half, difference + half],
         item_interval=percentiles(samples),
+        error=error,
         df=df,
         p=two_sided_p(difference, error, df),
-        item_p=two_sided_p(difference, math.sqrt(item_variance), item_df),
+        item_p=two_sided_p(difference, math.sqrt(items.variance), float(items.df)),
+        covers=covers,
+        measured=measured,
     )
 
 
@@ -291,47 +353,74 @@ def judge(contrasts: list[Contrast]) -> list[JudgedContrast]:
     Returns:
         The contrasts in the same order.
     """
-    corrected = holm([test.p for test in contrasts])
-    item_corrected = holm([test.item_p for test in contrasts])
+    # What is not judged is no comparison that the others must be corrected for.
+    measured = [test for test in contrasts if test.measured]
+    corrected = iter(holm([test.p for test in measured]))
+    item_corrected = iter(holm([test.item_p for test in measured]))
     judged: list[JudgedContrast] = []
-    # The second correction asks what the items alone would say: it tells ties that more seeds
-    # could resolve from ties that they could not.
-    for test, p_holm, item_p_holm in zip(contrasts, corrected, item_corrected, strict=True):
-        if p_holm >= 1 - LEVEL:
-            verdict = "tie"
-        elif test.difference > 0:
-            verdict = "better"
-        else:
-            verdict = "worse"
-        judged.append(
-            JudgedContrast(
-                difference=test.difference,
-                interval=test.interval,
-                item_interval=test.item_interval,
-                df=test.df,
-                p=test.p,
-                item_p=test.item_p,
-                p_holm=p_holm,
-                verdict=verdict,
-                unresolved=verdict == "tie" and item_p_holm < 1 - LEVEL,
-            )
-        )
+    for test in contrasts:
+        if not test.measured:
+            judged.append(_with_verdict(test, 1.0, "unjudged", unresolved=False))
+            continue
+        p_holm = next(corrected)
+        verdict = verdict_of(test.difference, p_holm)
+        # What the items alone would say tells ties that more seeds could resolve from others.
+        would_count = next(item_corrected) < 1 - LEVEL
+        unresolved = verdict == "tie" and would_count
+        judged.append(_with_verdict(test, p_holm, verdict, unresolved=unresolved))
     return judged
 
 
+def verdict_of(difference: float, p: float) -> str:
+    """Give the verdict on a difference.
+
+    Args:
+        difference: of two scores.
+        p: its p value, corrected.
+
+    Returns:
+        `better`, `worse` or `tie`.
+    """
+    if p >= 1 - LEVEL:
+        return "tie"
+    if difference > 0:
+        return "better"
+    return "worse"
+
+
+def _with_verdict(
+    test: Contrast, p_holm: float, verdict: str, *, unresolved: bool
+) -> JudgedContrast:
+    """The contrast with its verdict."""
+    return JudgedContrast(**vars(test), p_holm=p_holm, verdict=verdict, unresolved=unresolved)
+
+
 def arm_score(scores: Scores, arm: int) -> ArmScore:
-    """Give one arm's score with its interval over pictures.
+    """Give one arm's score with the interval that holds its long-run score.
 
     Args:
         scores: of the arms.
         arm: its position.
 
     Returns:
-        The score as a share of 1, and its interval.
+        The score as a share of 1, and its interval over pictures and seeds; over pictures alone
+        for an arm of one seed.
     """
     competitor = scores.arm(arm)
-    limits = interval(competitor.score, competitor.samples, scores.images)
-    return ArmScore(competitor.score, limits)
+    over_pictures = interval(competitor.score, competitor.samples, scores.images)
+    variance = estimate_variance(scores.runs)
+    if variance is None or not variance.repeated(arm):
+        return ArmScore(competitor.score, over_pictures, PICTURES)
+    items = item_part(competitor.samples, scores.images)
+    total = combine([items, *variance.of_mean(arm)])
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, total.df) * total.error)
+    low = max(competitor.score - half, 0.0)
+    high = min(competitor.score + half, 1.0)
+    # At 0 or 1 neither runs nor resamples may vary at all.
+    if competitor.score in (0, 1):
+        low = min(low, over_pictures[0])
+        high = max(high, over_pictures[1])
+    return ArmScore(competitor.score, [low, high], PICTURES_AND_SEEDS)
 
 
 def compare_all(scores: Scores, reference: int) -> dict[int, JudgedContrast]:
@@ -349,6 +438,48 @@ def compare_all(scores: Scores, reference: int) -> dict[int, JudgedContrast]:
     return dict(zip(others, judge(contrasts), strict=True))
 
 
+def inseparable_from_first(scores: Scores) -> list[bool]:
+    """Find the arms that may be as good as the one with the highest score.
+
+    The leader is chosen by the scores that it is judged by, so that the correction is for all
+    pairs (Tukey-Kramer: the studentized range), not for the comparisons with it alone.
+
+    Args:
+        scores: of the arms.
+
+    Returns:
+        For each arm whether it is the leader or not separable from it (A).
+    """
+    leader = int(np.argmax(scores.value))
+    inseparable = [True] * len(scores.value)
+    contrasts: dict[int, Contrast] = {}
+    for arm in range(len(scores.value)):
+        if arm != leader:
+            contrasts[arm] = contrast(scores, leader, arm)
+    # The leader and those that are judged beside it.
+    judged = 1 + sum(test.measured for test in contrasts.values())
+    for arm, test in contrasts.items():
+        if test.measured:
+            inseparable[arm] = range_p(test, judged) >= 1 - LEVEL
+    return inseparable
+
+
+def range_p(test: Contrast, arms: int) -> float:
+    """Give the p value of a difference among all pairs of arms (Tukey-Kramer).
+
+    Args:
+        test: the difference.
+        arms: the number of arms.
+
+    Returns:
+        The two-sided p value, corrected for all pairs.
+    """
+    if test.error == 0:
+        return float(test.difference == 0)
+    ratio = abs(test.difference) / test.error
+    return float(stats.studentized_range.sf(math.sqrt(2) * ratio, arms, test.df))
+
+
 def compare_with_chance(scores: Scores) -> list[JudgedContrast]:
     """Compare every arm with guessing, corrected for all comparisons.
 
@@ -361,9 +492,8 @@ def compare_with_chance(scores: Scores) -> list[JudgedContrast]:
     Returns:
         The contrast of each arm, in their order.
     """
-    items_alone = replace(scores, noise=None)
     contrasts: list[Contrast] = []
     for position in range(len(scores.value)):
-        arm = items_alone.arm(position)
-        contrasts.append(_difference(items_alone, arm, items_alone.chance))
+        arm = scores.arm(position)
+        contrasts.append(_difference(scores, arm, scores.chance, [], measured=True))
     return judge(contrasts)

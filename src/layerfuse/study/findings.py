@@ -8,7 +8,7 @@ from layerfuse.study.guidance_effect import GuidanceRow
 from layerfuse.study.summary import Summary
 from layerfuse.study.training_status import training_sentence
 
-UNMEASURED = "items only; seed noise not measured"
+ONE_SEED = "one seed an arm: scores only, no verdict"
 
 # Longer lists of names are cut to this many entries.
 LISTED = 6
@@ -58,8 +58,9 @@ class ArmsByVerdict:
         better: those that beat it.
         worse: those that it beats.
         tie: those that tie with it.
+        unjudged: those that get no verdict, since they or the baseline have one seed.
         unresolved: the ties that come from the noise between seeds alone.
-        first: names of the arms that no other arm beats, in order of score.
+        first: names of the arms that are not separable from the first, in order of score.
     """
 
     baseline: str
@@ -67,6 +68,7 @@ class ArmsByVerdict:
     better: list[ComparedArm]
     worse: list[ComparedArm]
     tie: list[ComparedArm]
+    unjudged: list[ComparedArm]
     unresolved: list[ComparedArm]
     first: list[str]
 
@@ -139,6 +141,7 @@ def sort_by_verdict(summary: Summary) -> ArmsByVerdict:
     better = []
     worse = []
     tie = []
+    unjudged = []
     unresolved = []
     for summarized in summary.arms:
         # The baseline is not compared with itself.
@@ -150,6 +153,8 @@ def sort_by_verdict(summary: Summary) -> ArmsByVerdict:
             better.append(arm)
         elif arm.versus.verdict == "worse":
             worse.append(arm)
+        elif arm.versus.verdict == "unjudged":
+            unjudged.append(arm)
         else:
             tie.append(arm)
         if arm.versus.unresolved:
@@ -160,6 +165,7 @@ def sort_by_verdict(summary: Summary) -> ArmsByVerdict:
         better=better,
         worse=worse,
         tie=tie,
+        unjudged=unjudged,
         unresolved=unresolved,
         first=[arm.arm for arm in summary.arms if arm.first],
     )
@@ -172,8 +178,8 @@ def headline(summary: Summary) -> str:
         summary: the numbers of the study.
 
     Returns:
-        The sentence; it says so where the noise between seeds is not known, and where arms had not
-        learned what they could.
+        The sentence; it names what gets no verdict, and says so where arms had not learned what
+        they could.
     """
     if not_trained_long_enough(summary.learning, summary.baseline):
         return headline_unsettled(summary)
@@ -185,7 +191,20 @@ def headline(summary: Summary) -> str:
     elif not arms.compared:
         baseline = arms.baseline
         text = f"Only the baseline {baseline} has finished: there is nothing to compare yet"
-    elif arms.better:
+    elif len(arms.unjudged) == len(arms.compared):
+        text = headline_unjudged(arms)
+    else:
+        text = headline_judged(arms)
+        # Arms that are named, but might score otherwise after more training.
+        unsettled = unsettled_arms(summary.learning)
+        if unsettled:
+            text += f"; not trained long enough: {listed(unsettled)}"
+    return text + "."
+
+
+def headline_judged(arms: ArmsByVerdict) -> str:
+    """State the finding where at least one arm has a verdict."""
+    if arms.better:
         text = headline_beaten(arms)
     elif arms.worse:
         text = headline_unbeaten(arms)
@@ -193,14 +212,21 @@ def headline(summary: Summary) -> str:
         text = headline_unresolved(arms)
     else:
         text = headline_tied(arms)
-    # Arms that are named, but might score otherwise after more training.
-    unsettled = unsettled_arms(summary.learning)
-    if unsettled:
-        text += f"; not trained long enough: {listed(unsettled)}"
-    # Where nothing is compared, no claim needs the remark.
-    if arms.compared and summary.noise is None:
-        return f"{text} ({UNMEASURED})."
-    return text + "."
+    if arms.unjudged:
+        text += f"; {clause(arms.unjudged, 'has', 'have')} one seed and no verdict"
+    return text
+
+
+def headline_unjudged(arms: ArmsByVerdict) -> str:
+    """Say that no arm gets a verdict, and which scores highest."""
+    if len(arms.unjudged) == 1:
+        names = f"{arms.unjudged[0].arm} and {arms.baseline}"
+    else:
+        names = f"the {len(arms.unjudged) + 1} arms"
+    return (
+        f"No verdict on {names}: where an arm has one seed, the noise between seeds is not known "
+        "and may be larger than every difference"
+    )
 
 
 def headline_unsettled(summary: Summary) -> str:
@@ -221,7 +247,7 @@ def headline_beaten(arms: ArmsByVerdict) -> str:
     if len(better) == 1:
         text += f" by {distance(better[0], 1)}"
     if len(arms.first) > 1:
-        text += f"; {listed(arms.first)} are tied for first"
+        text += inseparable(arms.first)
     elif len(arms.first) == 1 and len(better) > 1:
         leader = arms.first[0]
         for arm in arms.compared:
@@ -230,6 +256,12 @@ def headline_beaten(arms: ArmsByVerdict) -> str:
     if arms.worse:
         text += f"; {clause(arms.worse, 'is', 'are')} worse"
     return text
+
+
+def inseparable(first: list[str]) -> str:
+    """Say which arms are not separable from the one with the highest score."""
+    verb = "is" if len(first) == 2 else "are"
+    return f"; {first[0]} scores highest, and {listed(first[1:])} {verb} not separable from it"
 
 
 def headline_unbeaten(arms: ArmsByVerdict) -> str:
@@ -261,13 +293,13 @@ def headline_unresolved(arms: ArmsByVerdict) -> str:
 
 def headline_tied(arms: ArmsByVerdict) -> str:
     """Say that all arms tie with the baseline, and how large the largest difference is."""
-    largest = arms.compared[0]
-    for arm in arms.compared:
+    largest = arms.tie[0]
+    for arm in arms.tie:
         if abs(arm.versus.difference) > abs(largest.versus.difference):
             largest = arm
-    if len(arms.compared) > 1:
+    if len(arms.tie) > 1:
         text = (
-            f"All {len(arms.compared) + 1} arms tie: no difference to the baseline "
+            f"All {len(arms.tie) + 1} arms tie: no difference to the baseline "
             f"{arms.baseline} is beyond noise, not even the largest, {largest.arm} with "
         )
     else:
@@ -296,7 +328,7 @@ def layer_sentence(summary: Summary) -> str:
         return "Layers are not compared: their order would say which of them learned faster."
     remark = ""
     if summary.noise is None:
-        remark = f" ({UNMEASURED})"
+        remark = f" ({ONE_SEED})"
 
     # By arm, so that one that leads in several families is named once.
     clear_families: dict[str, list[str]] = {}
@@ -345,8 +377,8 @@ def learning_sentence(summary: Summary) -> str:
     best = summary.arms[0]
     text = (
         f"The highest-scoring arm, {best.arm}, answers {percent(best.mean.score)} "
-        f"right (95 % interval {span(best.mean.interval)}); the commonest answer of "
-        f"each family alone gives {percent(summary.chance.mean)}."
+        f"right (95 % interval {span(best.mean.interval)} over {best.mean.covers}); the commonest "
+        f"answer of each family alone gives {percent(summary.chance.mean)}."
     )
     guessing = []
     for arm in summary.arms:
@@ -367,12 +399,17 @@ def seed_sentence(summary: Summary) -> str:
             f"within an arm is {100 * noise.spread:.1f} points ({noise.spread_arm})."
         )
     else:
-        text = f"No arm has two seeds ({UNMEASURED})."
+        text = f"No arm has two seeds ({ONE_SEED})."
     unresolved = arm_names(sort_by_verdict(summary).unresolved)
     if unresolved:
         text += (
             f" It leaves {listed(unresolved)} unresolved: on these questions alone the "
             "difference to the baseline would count."
+        )
+    if summary.resolvable is not None:
+        text += (
+            f" A study with this noise shows a difference of {100 * summary.resolvable:.1f} points "
+            "to the baseline with a probability of 80 %."
         )
     return text
 

@@ -11,7 +11,7 @@ from layerfuse.evaluate.significance import (
     JudgedContrast,
     Scores,
     arm_score,
-    contrast,
+    contrast_of_models,
     judge,
 )
 
@@ -74,7 +74,8 @@ def guidance_rows(runs: list[FinishedRun], bootstrap: Bootstrap) -> list[Guidanc
     comparisons = []
     for arm in guided_arms:
         comparisons.extend(control_comparisons(arm, runs_by_arm[arm], bootstrap))
-    contrasts = [contrast(each.scores, 0, each.column) for each in comparisons]
+    # One model gives both answers: training it again would move them together.
+    contrasts = [contrast_of_models(each.scores, 0, each.column) for each in comparisons]
 
     rows = []
     for comparison, difference in zip(comparisons, judge(contrasts), strict=True):
@@ -111,12 +112,10 @@ def control_comparisons(
         for run in runs:
             all_runs.append(run_under_control(run, control))
     table = ScoreTable.from_runs(all_runs, bootstrap, family_of)
-    # One model gives both answers: training it again would move them together.
-    scores = replace(table.mean, noise=None)
     comparisons = []
     # Arms have the order of their first runs: the guided one is 0, its controls follow.
     for column, control in enumerate(controls, start=1):
-        comparisons.append(ControlComparison(arm, control, runs, scores, column))
+        comparisons.append(ControlComparison(arm, control, runs, table.mean, column))
     return comparisons
 
 

@@ -19,7 +19,7 @@ from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
 from layerfuse.study.data_summary import read_data_summary
 from layerfuse.study.findings import (
-    UNMEASURED,
+    ONE_SEED,
     Findings,
     percent,
     signed,
@@ -470,7 +470,7 @@ def write_report(study_dir: Path) -> Path:
         data=read_data_summary(study_dir),
         recipe=recipe,
         waiting=waiting_arms(recipe, summary),
-        unmeasured=UNMEASURED,
+        one_seed=ONE_SEED,
         environment=environment,
         figures=figures,
         cards=cards,

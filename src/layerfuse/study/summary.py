@@ -8,17 +8,22 @@ import numpy as np
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.learning_status import ArmLearning, judge_learning
+from layerfuse.evaluate.planning import resolved_by
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import (
+    LEVEL,
     ArmScore,
+    Contrast,
     JudgedContrast,
+    Scores,
     SeedNoise,
     arm_score,
     compare_all,
     compare_with_chance,
     contrast,
-    judge,
+    holm,
+    inseparable_from_first,
 )
 from layerfuse.look.probe_report import Probes
 from layerfuse.recipe.schema import Statistics
@@ -63,7 +68,7 @@ class ArmSummary:
         novel: on held-out combinations, by the same families; None where no family has both kinds.
         versus_chance: the arm minus guessing.
         versus_baseline: the arm minus the baseline; None for the baseline itself.
-        first: whether no arm is measurably better.
+        first: whether it is the highest-scoring arm, or not separable from that.
     """
 
     # The order of the fields is that of summary.json.
@@ -124,6 +129,8 @@ class Summary:
         families: names of the families of questions, sorted.
         chance: what guessing scores.
         noise: between seeds; None where no arm has two.
+        resolvable: the difference to the baseline that a study with this noise shows with a
+            probability of 80 %; None where nothing is judged.
         single_layer: names of the arms that use one layer alone.
         leaders: the leading one of these for each family; none of fewer than two.
         arms: all that have a finished run, the highest score first.
@@ -141,6 +148,7 @@ class Summary:
     families: list[str]
     chance: ChanceScores
     noise: SeedNoise | None
+    resolvable: float | None
     single_layer: list[str]
     leaders: list[LayerLeader]
     arms: list[ArmSummary]
@@ -160,6 +168,34 @@ class Summary:
         return content
 
 
+@dataclass(frozen=True)
+class RankedFamily:
+    """The single-layer arms of one family by score, and the leader against each other one."""
+
+    family: str
+    ranked: list[int]
+    contrasts: list[Contrast]
+
+    def p(self) -> float:
+        """Give the p value of the leader being best.
+
+        Returns:
+            The largest of its comparisons: to lead it must beat every other arm. That it was
+            chosen by its score costs nothing (Gutmann & Maymin 1987). 1 where an arm has one seed.
+        """
+        if not all(test.measured for test in self.contrasts):
+            return 1.0
+        return max(test.p for test in self.contrasts)
+
+
+def rank_family(family: str, scores: Scores, single: list[int]) -> RankedFamily:
+    """Rank the single-layer arms of one family and compare the leader with the others."""
+    # Stable: of equal scores the arm that comes first in the study leads.
+    ranked = sorted(single, key=scores.value.__getitem__, reverse=True)
+    contrasts = [contrast(scores, ranked[0], other) for other in ranked[1:]]
+    return RankedFamily(family, ranked, contrasts)
+
+
 def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
     """Find the leading single-layer arm of each family.
 
@@ -172,29 +208,20 @@ def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
     """
     if len(single) < 2:
         return []
-    ranked_arms = []
-    contrasts = []
-    for scores in table.each:
-        # Stable: of equal scores the arm that comes first in the study leads.
-        ranked = sorted(single, key=scores.value.__getitem__, reverse=True)
-        ranked_arms.append(ranked)
-        for other in ranked[1:]:
-            contrasts.append(contrast(scores, ranked[0], other))
-    # All families together are one set of comparisons.
-    judged = judge(contrasts)
-    # The contrasts of a family follow each other.
-    others = len(single) - 1
+    families = []
+    for family, scores in zip(table.groups, table.each, strict=True):
+        families.append(rank_family(family, scores, single))
+    # One statement a family: they are corrected for the number of families.
+    corrected = holm([family.p() for family in families])
     leaders = []
-    for index, family in enumerate(table.groups):
-        tests_of_family = judged[index * others : (index + 1) * others]
-        ranked = ranked_arms[index]
+    for family, p_holm in zip(families, corrected, strict=True):
         leaders.append(
             LayerLeader(
-                family=family,
-                leader=table.arms[ranked[0]],
-                second=table.arms[ranked[1]],
-                difference=tests_of_family[0].difference,
-                beyond_noise=all(test.verdict == "better" for test in tests_of_family),
+                family=family.family,
+                leader=table.arms[family.ranked[0]],
+                second=table.arms[family.ranked[1]],
+                difference=family.contrasts[0].difference,
+                beyond_noise=p_holm < 1 - LEVEL,
             )
         )
     return leaders
@@ -280,15 +307,15 @@ def judge_arms(tables: StudyTables, baseline: int) -> list[ArmVerdicts]:
         The verdicts of each arm, in the order of the tables.
     """
     mean = tables.families.mean
-    # Of equal scores the first; the others tie with it, and are first as well.
+    # Of equal scores the first.
     leader = int(np.argmax(mean.value))
     versus_chance = compare_with_chance(mean)
     versus_baseline = compare_all(mean, baseline)
-    versus_leader = compare_all(mean, leader)
+    inseparable = inseparable_from_first(mean)
     leader_beats_baseline = leader != baseline and versus_baseline[leader].verdict == "better"
     verdicts = []
     for arm in range(len(tables.families.arms)):
-        first = arm == leader or versus_leader[arm].verdict == "tie"
+        first = inseparable[arm]
         # The two sets of comparisons are corrected apart; a beaten baseline is never first.
         if arm == baseline and leader_beats_baseline:
             first = False
@@ -432,6 +459,7 @@ def summarize(
         families=table.groups,
         chance=ChanceScores(mean=table.mean.chance.score, families=chance_by_family),
         noise=table.mean.noise,
+        resolvable=resolved_by(table.mean, table.arms.index(baseline)),
         single_layer=[table.arms[arm] for arm in single],
         leaders=layer_leaders(table, single),
         arms=arms,
