@@ -181,7 +181,7 @@ def results_page(name: str) -> str:
     lines += [
         "",
         f"{summary['runs']} runs, {summary['items']} questions about {summary['images']} pictures. "
-        "Differences are to the baseline. Intervals hold the noise of the pictures and of the seeds "
+        "Differences are to the baseline. Intervals hold the noise of the pictures and the seeds "
         "(of the pictures alone where an arm has one seed); verdicts are corrected for several "
         "comparisons, as [the statistics page](statistics.md) says.",
         *picture_noise_note(summary),
@@ -211,8 +211,8 @@ def statistics_page() -> str:
     results = json.loads((DOCS.parent / "results" / SIMULATION).read_text("utf-8"))
     text = (DOCS / "templates" / "statistics.md").read_text("utf-8")
     lines = [
-        f"Each row: {results['studies']:,} studies of equal arms on {results['pictures']} pictures,",
-        "of which the first arm is the baseline. Covered: the share of 95 % intervals that hold the",
+        f"Each row: {results['studies']:,} studies of equal arms on {results['pictures']} pictures.",
+        "The first arm is the baseline. Covered: the share of 95 % intervals that hold the",
         "truth. Any verdict: studies with a false one. Left out: studies in which an equal arm is",
         f"called separable from the first. Found: an arm raised by {results['gain']:.0f} points is",
         "judged better. All in per cent.",
@@ -225,6 +225,19 @@ def statistics_page() -> str:
     for cell in results["cells"]:
         cells = [cell["scenario"], str(cell["arms"]), str(cell["seeds"])]
         cells += [f"{100 * cell[share]:.1f}" for share in shares]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "The same studies by other methods: the worst cell of each scenario, and the share of raised",
+        "arms that were found, over all numbers of arms and seeds.",
+        "",
+        "| scenario | method | differences covered | any verdict | found |",
+        "|---" * 5 + "|",
+    ]
+    for row in results["methods"]:
+        cells = [row["scenario"], row["method"]]
+        for share in ("least_covered", "most_verdicts", "power"):
+            cells.append(f"{100 * row[share]:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
     return text.rstrip() + "\n\n" + "\n".join(lines) + "\n"
 
