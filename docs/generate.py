@@ -211,7 +211,7 @@ def statistics_page() -> str:
     results = json.loads((DOCS.parent / "results" / SIMULATION).read_text("utf-8"))
     text = (DOCS / "templates" / "statistics.md").read_text("utf-8")
     lines = [
-        f"Each row: {results['studies']:,} studies of equal arms on {results['pictures']} pictures.",
+        f"Each row: {results['studies']:,} studies of equal arms, {results['pictures']} pictures.",
         "The first arm is the baseline. Covered: the share of 95 % intervals that hold the",
         "truth. Any verdict: studies with a false one. Left out: studies in which an equal arm is",
         f"called separable from the first. Found: an arm raised by {results['gain']:.0f} points is",
@@ -228,8 +228,8 @@ def statistics_page() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "The same studies by other methods: the worst cell of each scenario, and the share of raised",
-        "arms that were found, over all numbers of arms and seeds.",
+        "The same studies by other methods: the worst cell of each scenario, and the share of",
+        "raised arms that were found, over all numbers of arms and seeds.",
         "",
         "| scenario | method | differences covered | any verdict | found |",
         "|---" * 5 + "|",
