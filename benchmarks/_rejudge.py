@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from layerfuse.evaluate.learning_status import ArmLearning
 from layerfuse.evaluate.planning import resolved_by
 from layerfuse.evaluate.score_table import ScoreTable
 from layerfuse.evaluate.seed_model import Numbers
@@ -31,6 +32,7 @@ from layerfuse.evaluate.significance import (
 from layerfuse.study.findings import state_findings
 from layerfuse.study.guidance_effect import GuidanceRow
 from layerfuse.study.summary import ArmSummary, ChanceScores, Summary, layer_leaders
+from layerfuse.study.training_status import ProbeComparison
 
 RESULTS = Path(__file__).parents[1] / "results"
 DRAWS = 4000
@@ -157,8 +159,16 @@ def rejudged(old: Plain, records: list[Plain]) -> Summary:
             "difference": over_pictures(row["difference"]),
         }
         guidance.append(GuidanceRow(**{**row, **changes}))
+    learning: dict[str, ArmLearning] = {}
+    for name, state in old["learning"].items():
+        learning[name] = ArmLearning.from_json(state)
+    probes: dict[str, ProbeComparison] = {}
+    for name, comparison in old["probes"].items():
+        probes[name] = ProbeComparison(**comparison)
     single = [names.index(name) for name in old["single_layer"]]
     changes = {
+        "learning": learning,
+        "probes": probes,
         "chance": ChanceScores(**old["chance"]),
         "noise": table.mean.noise,
         "resolvable": resolved_by(table.mean, base),

@@ -192,8 +192,8 @@ def results_page(name: str) -> str:
         "Differences are to the baseline. Intervals hold the noise of the pictures and of the "
         "seeds (of the pictures alone where an arm has one seed); verdicts are corrected for "
         "several comparisons, as [the statistics page](statistics.md) says. Training says whether "
-        "the arm "
-        "had learned what it could when it stopped: [how far training went](training-length.md).",
+        "the arm had learned what it could when it stopped: [how far training "
+        "went](training-length.md).",
         *picture_noise_note(summary),
         *guidance_table(summary.get("guidance", [])),
         *prediction_table(

@@ -1,17 +1,23 @@
 """How small a difference a study can show."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.planning import (
     ExpectedNoise,
     StudyDesign,
     noise_of_scores,
+    planned,
     resolvable_difference,
     resolved_by,
 )
 from layerfuse.evaluate.significance import Competitor, Scores, contrast, judge
+from layerfuse.recipe.reader import load_recipe
 
+QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 NOISE = ExpectedNoise(run=0.03, shared=0.0, item=0.45)
 
 
@@ -73,3 +79,25 @@ def test_a_finished_study_gives_its_own_noise():
 @pytest.mark.parametrize("seeds", [[[0], [0, 1]], [[0, 1], [0]], [[0], [0]]])
 def test_nothing_is_resolved_where_nothing_is_judged(seeds: list[list[int]]):
     assert resolvable_difference(StudyDesign(seeds, pictures=200), NOISE) is None
+
+
+def planned_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said of the quickstart, with two seeds, in this folder."""
+    monkeypatch.chdir(folder)
+    return planned(load_recipe(QUICKSTART, ("seeds=[0,1]",)))
+
+
+def test_a_recipe_is_planned_with_the_noise_of_its_last_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    by_default = planned_sentence(tmp_path, monkeypatch)
+    summary = tmp_path / "runs" / load_recipe(QUICKSTART).name / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text('{"noise": {"sd": 0.111}}')
+    measured = planned_sentence(tmp_path, monkeypatch)
+
+    assert "runs of an arm differ by 3.0 points: a default" in by_default
+    assert "runs of an arm differ by 11.1 points: runs" in measured
+    summary.write_text("{}")
+    with pytest.raises(LayerfuseError, match="not what a report writes"):
+        planned_sentence(tmp_path, monkeypatch)
