@@ -204,6 +204,8 @@ def test_keys_of_a_turn_that_nobody_reads_are_refused() -> None:
         "</image>",
         "<im_patch>",
         "<vid>",
+        "<imgpad>",
+        "<|imagepad|>",
     ],
 )
 def test_a_marker_that_nobody_reads_is_refused(marker: str) -> None:

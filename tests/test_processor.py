@@ -220,6 +220,17 @@ def test_a_template_that_refuses_a_role_is_a_clear_error() -> None:
         processor.encode(talk, [16])
 
 
+@pytest.mark.parametrize("mistake", ["{{ 1 / 0 }}", "{{ 'a' + 1 }}"])
+def test_a_template_that_computes_nonsense_is_a_clear_error(mistake: str) -> None:
+    """Such errors are Python's own, not the template library's."""
+    processor = processor_of_template(tiny.CHAT_TEMPLATE + mistake)
+
+    with pytest.raises(LayerfuseError, match="the chat template refuses the roles"):
+        processor.encode(TALK, [16])
+    with pytest.raises(LayerfuseError, match="the chat template refuses the roles"):
+        processor.apply_chat_template([{"role": "user", "content": "Why?"}])
+
+
 @pytest.mark.parametrize("call", ["strftime_now ('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
 def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path: Path, call: str) -> None:
     """Llama 3's template writes the day on which it is rendered."""

@@ -180,6 +180,30 @@ def test_a_turn_that_says_two_things_is_refused() -> None:
         read({"conversations": [TURNS[0], turn]})
 
 
+def test_a_turn_of_two_speakers_is_refused() -> None:
+    turn = {"from": "gpt", "role": "user", "value": "Colour?"}
+
+    with pytest.raises(LayerfuseError, match="names one speaker as from and another as role"):
+        read({"conversations": [turn, TURNS[1]]})
+
+
+@pytest.mark.parametrize("literal_answers", [False, True])
+def test_a_character_that_stands_for_a_marker_is_refused(literal_answers: bool) -> None:
+    """An icon of U+E002 would be learned as `<image>`."""
+    turn = {"from": "gpt", "value": "red \ue002"}
+
+    with pytest.raises(LayerfuseError, match=r"holds the private-use character U\+E002"):
+        read({"conversations": [TURNS[0], turn]}, literal_answers=literal_answers)
+
+
+def test_a_speaker_may_be_named_in_both_ways() -> None:
+    turn = {"from": "human", "role": "user", "value": "Colour?"}
+
+    sample = read({"conversations": [turn, TURNS[1]]})
+
+    assert sample.messages[0] == {"role": "user", "content": "Colour?"}
+
+
 @pytest.mark.parametrize(
     "part",
     [

@@ -5,7 +5,7 @@ from typing import Any
 
 from layerfuse.data.unread import refuse_markers, refuse_unread_in_turn
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.model.chat_template import IMAGE_TOKEN, Message, literal
+from layerfuse.model.chat_template import IMAGE_TOKEN, STAND_INS, Message, literal
 from layerfuse.model.content_parts import from_parts
 
 # LLaVA's files say `human` and `gpt`, chat templates `user` and `assistant`; ShareGPT's files name
@@ -97,11 +97,7 @@ def _turn(name: str, turn: Any, literal_answers: bool) -> Turn:
     role = None
     content = None
     if isinstance(turn, dict):
-        # Tables have both spellings where rows differ, one of them without a value.
-        speaker = turn.get("from")
-        if speaker is None:
-            speaker = turn.get("role")
-        role = ROLES.get(str(speaker))
+        role = _role_of(name, turn)
         content = turn.get("value")
         if content is None:
             content = turn.get("content")
@@ -129,12 +125,39 @@ def _turn(name: str, turn: Any, literal_answers: bool) -> Turn:
         ) from error
     text = joined.text
     refuse_halves(name, f"a turn of the {role}", text)
+    _refuse_stand_ins(name, role, text)
     refuse_unread_in_turn(name, turn)
     if role == "assistant" and literal_answers:
         text = literal(text)
     else:
         refuse_markers(name, role, text)
     return Turn({"role": role, "content": text}, joined.images)
+
+
+def _refuse_stand_ins(name: str, role: str, text: str) -> None:
+    """Refuse the characters that stand for something else while a conversation is written: a U+E002
+    of an icon font would be learned as `<image>`."""
+    stand_in = STAND_INS.search(text)
+    if stand_in is not None:
+        raise LayerfuseError(
+            f"sample {name}: a turn of the {role} holds the private-use character "
+            f"U+{ord(stand_in[0]):04X}; valid: texts without U+E000 to U+E004, which stand for "
+            "markers while a conversation is written"
+        )
+
+
+def _role_of(name: str, turn: dict[Any, Any]) -> str | None:
+    """Who speaks in a turn; None for a speaker that nobody knows."""
+    # Tables have both spellings where rows differ, one of them without a value.
+    speakers = [turn[key] for key in ("from", "role") if not is_empty(turn.get(key))]
+    roles = [ROLES.get(str(speaker)) for speaker in speakers]
+    if not roles:
+        return None
+    if roles[0] != roles[-1]:
+        raise LayerfuseError(
+            f"sample {name}: the turn {short(turn)} names one speaker as from and another as role"
+        )
+    return roles[0]
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ _LEARNING_KEYS_OF_RECORDS = {
 _TAG = re.compile(r"<\s*[|/]?\s*(?P<name>[^\W\d]\w*)[\s:-]*\d*\s*/?\|?\s*>")
 _MARKER_WORD = re.compile(
     r"(image|img|picture|pic|photo|video|vid|clip|audio|wav|sound|speech|vision|visual|media|frame"
-    r"|pdf|bild|imagen|图片|图像|画像)(s|here|token)*\d*"
+    r"|pdf|bild|imagen|图片|图像|画像)(s|here|token|pad|patch|placeholder)*\d*"
 )
 # LLaVA's own marks; behind `<|` these are ends of turns, which people may write about.
 _LLAVA_TAG = re.compile(r"<im_(patch|start|end)>")

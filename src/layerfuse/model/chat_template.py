@@ -26,8 +26,13 @@ _CLOSE = "\ue001"
 # not be told from those of the chat template. Between the two stands the name's index.
 _NAME_OPEN = "\ue003"
 _NAME_CLOSE = "\ue004"
+# A template is a program: `{{ 1 / 0 }}` and `{{ 'a' + 1 }}` raise Python's own errors.
+TEMPLATE_FAULTS = (TemplateError, ArithmeticError, TypeError)
+"""what rendering a wrong chat template raises"""
 ANSWER_TO_COME: Message = {"role": "assistant", "content": f"{_OPEN}0{_CLOSE}"}
 """what stands for the answer that a model is asked for"""
+STAND_INS = re.compile("[\ue000-\ue004]")
+"""the characters of this module that stand for something else, which no text of people may hold"""
 _STAND_IN = re.compile(f"{LITERAL_IMAGE}|{_NAME_OPEN}(?P<index>[0-9]+){_NAME_CLOSE}")
 
 
@@ -439,6 +444,6 @@ class ChatTemplate:
                 chat_template=template or self.template,
                 tokenize=False,
             )
-        except TemplateError as error:
+        except TEMPLATE_FAULTS as error:
             roles = [message["role"] for message in messages]
             raise LayerfuseError(f"the chat template refuses the roles {roles}: {error}") from error

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils.chat_template_utils import Chat
 from transformers.utils.hub import CHAT_TEMPLATE_FILE
@@ -17,6 +16,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.model.chat_template import (
     ANSWER_TO_COME,
     IMAGE_TOKEN,
+    TEMPLATE_FAULTS,
     ChatTemplate,
     Message,
     question_of,
@@ -324,7 +324,7 @@ class Processor(ProcessorMixin):
         """The texts that a chat template makes of conversations."""
         try:
             return render(chats, template, tokenize=False)
-        except TemplateError as error:
+        except TEMPLATE_FAULTS as error:
             roles = [message["role"] for message in chats[0]]
             raise LayerfuseError(f"the chat template refuses the roles {roles}: {error}") from error
 
