@@ -43,13 +43,11 @@ SHRUNK = (
     " {name: inject, layers: [4], fusion: {name: inject_add, base: 8}}]",
     "baseline=last",
     "seeds=[0]",
-    "stages.align.data.scenes.count=16",
-    "stages.align.steps=1",
-    "stages.align.batch_size=4",
     "stages.finetune.data.scenes.count=16",
     "stages.finetune.steps=3",
     "stages.finetune.batch_size=4",
     "evaluate.data.scenes.count=8",
+    "evaluate.validation.scenes.count=2",
 )
 # Each scene has a question of each of its five families.
 QUESTIONS = 8 * 5

@@ -324,8 +324,10 @@ def _do_locked(
     if engine == "local":
         surroundings["arms at once"] = str(len(divided))
         surroundings["cpu threads"] = str(divided[0].threads)
-    # Written before the runs: processes of their own read it and the recipe.
-    write_text(folder / ENVIRONMENT, json.dumps(surroundings, indent=1))
+    # It tells on what the runs were done: where none is left to do, it stays as it is.
+    if todo or not (folder / ENVIRONMENT).exists():
+        # Before the runs: processes of their own read it and the recipe.
+        write_text(folder / ENVIRONMENT, json.dumps(surroundings, indent=1))
     if todo:
         # Decoding a whole picture finds faults that its header does not show.
         store, unreadable = encode_pictures(recipe, samples, picture_digests, table.step)

@@ -163,7 +163,7 @@ def print_data_summary(summaries: Sequence[SourceSummary], console: Console) -> 
         Heading("without", is_number=True),
         Heading("questions", is_number=True),
         Heading("a picture", is_number=True),
-        Heading("min/med/max tokens", is_number=True),
+        Heading("tokens", is_number=True),
     ]
     rows = []
     for summary in summaries:
