@@ -72,6 +72,8 @@ def test_a_key_that_names_media_or_changes_what_is_asked_is_refused(key: str, va
     [
         ("image_id", "000042"),
         ("image_width", 640),
+        ("audio_language", "en"),
+        ("clip_model", "ViT-B/32"),
         ("image_caption", "a red square"),
         ("num_images", 3),
         ("video", None),

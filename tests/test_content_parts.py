@@ -176,6 +176,11 @@ def test_the_chat_of_its_owner_is_not_changed() -> None:
     assert chat == in_parts({"url": "a.png"}, {})
 
 
+def test_a_conversation_without_messages_is_named() -> None:
+    with pytest.raises(LayerfuseError, match="a conversation without messages"):
+        make().apply_chat_template([])
+
+
 def test_a_template_that_is_given_is_used() -> None:
     template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
 

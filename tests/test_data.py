@@ -159,6 +159,19 @@ def test_image_folders(tmp_path: Path) -> None:
     assert texts_of(sample) == ["<image>\nWhat?", "red"]
 
 
+def test_a_marker_within_a_caption_is_named(tmp_path: Path) -> None:
+    """The words before it would be learned as if they could be known without the picture."""
+    save_picture(tmp_path / "a.png")
+    caption_file = tmp_path / "a.txt"
+
+    caption_file.write_text("<image> a cat")
+    assert texts_of(load_path(tmp_path)[0]) == ["<image>\n", "a cat"]
+    caption_file.write_text("a cat <image>")
+
+    ((_, reason),) = faults(load_path(tmp_path)).values()
+    assert "its caption holds <image> behind other words" in reason
+
+
 def load_row(folder: Path, row: dict[str, Any], **settings: Any) -> Samples:
     """The samples of a folder with a table of one row."""
     for name in ("a.png", "b.png"):

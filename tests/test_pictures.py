@@ -1,5 +1,6 @@
 """Pictures of every kind open as upright RGB, and those that cannot be opened are named."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,3 +270,15 @@ def test_extreme_pictures_reach_an_encoder(tmp_path: Path, encoder: str, process
     for patches in features.patches:
         assert patches.isfinite().all()
         assert patches.shape == (6, 16, 24)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_pipes_and_folders_are_named_and_not_waited_for(tmp_path: Path, whole: bool) -> None:
+    """Whoever opens a pipe waits for another process to write into it."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+
+    for name in ("pipe.png", "folder.png"):
+        reason = Picture(str(tmp_path / name)).fault(whole)
+
+        assert reason == f"cannot read the image {tmp_path / name}: it is no ordinary file"

@@ -65,6 +65,12 @@ BAD_RECORDS = {
     "no answer to learn from": BadRecord(good(conversations=[QUESTION])),
     "has both image and images": BadRecord(good(images=["garden.jpg"])),
     "'from': 'tool'": BadRecord(good(conversations=[QUESTION, {"from": "tool", "value": "2"}])),
+    "names one speaker as from": BadRecord(
+        good(conversations=[QUESTION, {**ANSWER, "role": "user"}]),
+    ),
+    "holds the private-use character": BadRecord(
+        good(conversations=[QUESTION, {"from": "gpt", "value": "\ue002"}]),
+    ),
     # Of a list that holds anything but records, the place is the only name.
     "not a mapping with keys": BadRecord("text"),
     "is elsewhere": BadRecord(good(image="https://example.org/kitchen.jpg")),
@@ -191,6 +197,11 @@ def bring_a_picture_of_another_format() -> str:
     return message_of(path="photos")
 
 
+def mark_the_picture_behind_words() -> str:
+    row = {"file_name": "kitchen.jpg", "text": "Two chairs. <image>"}
+    return message_of_photos("kitchen.jpg", table=row)
+
+
 def name_two_pictures() -> str:
     row = {"file_name": "kitchen.jpg", "image": "garden.jpg", "text": "Two chairs."}
     return message_of_photos("kitchen.jpg", table=row)
@@ -245,6 +256,7 @@ BAD_SOURCES: dict[str, Callable[[], str]] = {
     "metadata.jsonl and metadata.jsonl.gz, of": bring_two_tables,
     "subfolder photos/train": bring_a_table_in_a_subfolder,
     "a caption without a picture": bring_a_picture_of_another_format,
+    "behind other words": mark_the_picture_behind_words,
     "has both file_name": name_two_pictures,
     "Expecting property name": leave_out_a_quote,
     "another list begins": put_two_files_together,

@@ -21,7 +21,7 @@ from layerfuse.data.turns import (
 )
 from layerfuse.data.unread import refuse_unread
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.model.chat_template import Message
+from layerfuse.model.chat_template import IMAGE_TOKEN, Message
 from layerfuse.vision.picture import Picture
 
 COLUMNS = ("question", "answer", "text")
@@ -144,11 +144,13 @@ def from_columns(index: int, row: Any, reading: Reading) -> Sample:
         raise LayerfuseError(
             f"sample {name}: has both answer and text; leave one of them out with `ignore_columns`"
         )
-    # A caption is the answer to no words at all.
     question = row.get("question")
+    answer = row[answers[0]]
+    # A caption is the answer to no words at all.
     if question is None:
         question = ""
-    answer = row[answers[0]]
+        if isinstance(answer, str) and not reading.literal_answers:
+            answer = _caption(name, answer)
     for column, value in (("question", question), (answers[0], answer)):
         if not isinstance(value, str):
             raise LayerfuseError(
@@ -161,6 +163,23 @@ def from_columns(index: int, row: Any, reading: Reading) -> Sample:
         {"role": "assistant", "content": answer},
     ]
     return from_llava(index, record, reading.without_names())
+
+
+def _caption(name: str, text: str) -> str:
+    """A caption without the marker of its picture, which stands before it anyway.
+
+    Raises:
+        LayerfuseError: the marker stands behind words, which would be learned without the picture.
+    """
+    if IMAGE_TOKEN not in text:
+        return text
+    caption = text.strip().removeprefix(IMAGE_TOKEN).lstrip()
+    if IMAGE_TOKEN in caption:
+        raise LayerfuseError(
+            f"sample {name}: its caption holds {IMAGE_TOKEN} behind other words, but a picture "
+            "stands before its caption; take it out, or let it be text by `literal_answers: true`"
+        )
+    return caption
 
 
 def sample_id(index: int, record: Any) -> str:

@@ -25,6 +25,7 @@ _DESCRIBING_WORDS = {
     *("aspect", "ratio", "resolution", "shape", "mode", "format", "quality", "orientation"),
     *("source", "origin", "license", "licence", "author", "date", "split", "dataset", "title"),
     *("category", "categories", "class", "classes", "type", "types", "label", "labels", "tags"),
+    *("language", "languages", "lang", "model", "encoder", "processor"),
     *("caption", "captions", "description", "descriptions", "hash", "md5", "sha", "digest"),
 }
 _DESCRIBING_SIGNS = re.compile("描述|说明|标题|宽|高|编号|数量|类|ID")

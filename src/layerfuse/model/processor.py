@@ -253,6 +253,8 @@ class Processor(ProcessorMixin):
                 the markers, or if the chat template refuses a conversation.
         """
         del sanitize_control_tokens
+        if len(conversation) == 0:
+            raise LayerfuseError("apply_chat_template got a conversation without messages")
         # pipelines of transformers wrap each of several conversations in an object
         is_batch = isinstance(conversation[0], list | tuple | Chat)
         conversations: list[Any] = [conversation]

@@ -101,10 +101,23 @@ class Picture:
         try:
             if self.reader is not None:
                 return self.reader()
-            return Path(self.name).read_bytes()
+            return self._file().read_bytes()
+        except LayerfuseError:
+            raise
         # A path that is none is a ValueError; readers raise whatever their libraries raise.
         except Exception as error:
             raise self._unreadable(error) from error
+
+    def _file(self) -> Path:
+        """The path of the file, which may not exist.
+
+        Raises:
+            LayerfuseError: it is a folder, or a pipe or device, which might be read for ever.
+        """
+        path = Path(self.name)
+        if path.exists() and not path.is_file():
+            raise LayerfuseError(f"cannot read the image {self.name}: it is no ordinary file")
+        return path
 
     def digest(self) -> str:
         """The SHA-256 of the encoded bytes, in hexadecimal."""
@@ -127,7 +140,7 @@ class Picture:
             return None
         try:
             # Pillow reads no more than the header until pixels are asked for.
-            with Path(self.name).open("rb") as file, open_image(file) as image:
+            with self._file().open("rb") as file, open_image(file) as image:
                 self._refuse_thin(image)
                 declared_range(image)
         except FileNotFoundError:
