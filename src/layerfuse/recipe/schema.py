@@ -256,9 +256,11 @@ class Stage(Strict):
     max_length: int = Field(default=2048, gt=0)
     """Longer samples are cut at the end; a sample that would lose an image token or all its labels
     is bad (`on_bad_sample`)."""
-    group_by_length: bool = True
-    """Put samples of similar length into one batch, so that less of it is padding; the order of the
-    batches stays random."""
+    group_by: Literal["length", "modality_length", "none"] = "length"
+    """Which samples make up a batch, whose order stays random: `length`, samples of similar length,
+    so that less of it is padding; `modality_length` (LLaVA-1.5's), the same with samples that have
+    pictures and samples of text alone in batches of their own, but for one batch an epoch of what
+    is left over of both; `none`, any samples."""
     random_crop: float | None = Field(default=None, gt=0, le=1)
     """Augmentation: cut a random part out of every picture, at least this share of each side. The
     stage then encodes its pictures as they come, whatever `cache_features` says."""
