@@ -112,6 +112,7 @@ def test_a_default_that_is_written_down_is_the_same_run() -> None:
     [
         {"group_by": "modality_length"},
         {"group_by": "none"},
+        {"learning_rates": {"fusion": 1.0, "projector": 2.0}},
     ],
     ids=str,
 )

@@ -189,6 +189,7 @@ class Resources(Strict):
 
 
 Part = Literal["fusion", "llm", "vision"]
+RatedPart = Literal[Part, "projector"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 TrainingShare = Annotated[float, Field(gt=0, le=1)]
 Layers = int | str | list[int] | list[list[int]]
@@ -224,9 +225,11 @@ class Stage(Strict):
 
     data: Data
     """The training samples."""
-    learning_rates: dict[Part, PositiveFloat] = Field(min_length=1)
+    learning_rates: dict[RatedPart, PositiveFloat] = Field(min_length=1)
     """Peak learning rate of each part that trains: `fusion`, `llm` (its adapters, with `lora`),
-    `vision`. Parts that are not named stay frozen."""
+    `vision`. Parts that are not named stay frozen. `projector`, beside `fusion`, gives what the
+    fusion writes its tokens with a rate of its own (MMFuser-13B's alignment); by default it trains
+    with the fusion's."""
     lora: Lora | None = None
     """Train adapters on the LLM instead of its weights."""
     prompt: Literal["chat", "plain"] = "chat"
@@ -275,6 +278,11 @@ class Stage(Strict):
     def _consistent(self) -> "Stage":
         if self.lora is not None and "llm" not in self.learning_rates:
             raise ValueError("lora is set, but learning_rates does not name llm")
+        if "projector" in self.learning_rates and "fusion" not in self.learning_rates:
+            raise ValueError(
+                "learning_rates names projector, a part of the fusion, without fusion; name "
+                "fusion, alone or beside projector"
+            )
         # Left out, `guidance` follows the prompt; only asking for it is a contradiction.
         if self.prompt == "plain" and self.guidance == "instruction":
             raise ValueError("guidance: instruction needs prompt: chat; plain has no question")
@@ -307,6 +315,11 @@ class Stage(Strict):
                 f"device_batch_size {self.device_batch_size}: their product must divide it"
             )
         return on_device, per_process // on_device
+
+    @property
+    def trained_parts(self) -> list[Part]:
+        """The parts of the model that train, each once: the projector is in the fusion."""
+        return [part for part in self.learning_rates if part != "projector"]
 
     @property
     def guided_by(self) -> Literal["instruction", "uniform"]:
