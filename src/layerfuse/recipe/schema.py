@@ -339,8 +339,10 @@ class Arm(Strict):
     """How the report calls it. Default: strategy and layers."""
     layers: Layers
     """Layer selection: `"3,18,-2"`, `[3, 18, 23]`, `former`, `latter`, `all`, `every:4`,
-    `proportion:1/3:first`, `similarity:3`, groups as `"1-6|7-12"` or `similarity:3:groups`. Index 0
-    is the embedding output, k the output of block k, -1 the last block."""
+    `proportion:1/3:first`, `last:12:-2` (twelve that end with -2), `relative:24:3,18,23` (at the
+    depth that these have in an encoder of 24 blocks), `similarity:3`, groups as `"1-6|7-12"` or
+    `similarity:3:groups`. Index 0 is the embedding output, k the output of block k, -1 the last
+    block."""
     fusion: dict[str, Any]
     """Strategy `name` and its options (see the strategies' pages)."""
     seeds: Seeds | None = None
