@@ -185,7 +185,7 @@ class Collator:
 
     With `guidance: instruction`, for strategies that one guides, a conversation of several answers
     becomes one row per answer, so that each is guided by its own question and by nothing after it;
-    the labelled tokens stay the same.
+    the labelled tokens stay the same. Where the strategy averages questions, it stays one row.
     """
 
     processor: Processor
@@ -204,6 +204,11 @@ class Collator:
         """Whether an instruction guides these batches."""
         return self.guidance == "instruction" and self.processor.instruction.guided
 
+    @property
+    def by_turn(self) -> bool:
+        """Whether each answer becomes a row of its own."""
+        return self.guided and self.processor.instruction.by_turn
+
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Make a batch.
 
@@ -218,7 +223,7 @@ class Collator:
         Raises:
             LayerfuseError: naming the sample that cannot be used (no label left, image tokens cut).
         """
-        if self.guided:
+        if self.by_turn:
             samples = _turns_of(samples)
         visual = visual_inputs(self.processor, samples, self.store)
         # Every picture of a batch has the same number of tokens.
@@ -240,17 +245,30 @@ class Collator:
         batch["guidance"] = self.guidance
         batch.update(visual)
         if self.guided:
-            questions = [question_of(sample.messages) for sample in usable]
-            instruction = self.processor.instruction.embed(questions)
+            instruction = self._instruction(usable)
             if instruction is not None:
                 batch["instruction"] = instruction
         return batch
 
+    def _instruction(self, samples: Sequence[Sample]) -> Tensor | None:
+        """What guides the rows, (rows, E): the embedding of the question, or the mean of those of
+        all questions; None where the model makes it."""
+        source = self.processor.instruction
+        if self.by_turn:
+            return source.embed([question_of(sample.messages) for sample in samples])
+        means = []
+        for sample in samples:
+            embedded = source.embed([question_of(turn.messages) for turn in by_turn(sample)])
+            if embedded is None:
+                return None
+            means.append(embedded.mean(dim=0))
+        return torch.stack(means)
+
     def _encode(self, sample: Sample, tokens_per_image: int) -> EncodedRow | None:
         """The sample's row; None for one turn of many whose answer `max_length` cuts away."""
-        # A guided row is one turn: the answers before it are labelled in rows of their own.
+        # Such a row is one turn: the answers before it are labelled in rows of their own.
         answers: Literal["all", "last"] = "all"
-        if self.guided:
+        if self.by_turn:
             answers = "last"
         try:
             encoded = self.processor.encode(
@@ -261,7 +279,7 @@ class Collator:
                 answers=answers,
             )
         except LayerfuseError as error:
-            if isinstance(error, NoLabelError) and self.guided and _num_answers(sample) > 1:
+            if isinstance(error, NoLabelError) and self.by_turn and _num_answers(sample) > 1:
                 return None
             raise LayerfuseError(f"sample {sample.id}: {error}") from error
         return EncodedRow(

@@ -236,8 +236,8 @@ class Stage(Strict):
     """`chat` uses the LLM's chat template; `plain` is image, then answer (LLaVA's alignment)."""
     guidance: Literal["instruction", "uniform"] | None = None
     """What weighs the layers of guided strategies: the instruction (each answer then trains in a
-    row of its own), or nothing, all alike. Default: `uniform` with `prompt: plain`, which has no
-    instruction, else `instruction`."""
+    row of its own, but where the strategy averages questions), or nothing, all alike. Default:
+    `uniform` with `prompt: plain`, which has no instruction, else `instruction`."""
     batch_size: int = Field(default=128, gt=0)
     """Global number of samples per optimizer step, over all processes and accumulation."""
     device_batch_size: int | None = Field(default=None, gt=0)
