@@ -261,6 +261,12 @@ def test_recipes_of_the_papers_have_their_published_tokens(at_published_scale: s
         assert arm.visual_tokens == expected, arm.arm.label
 
 
+def test_the_page_lists_every_recipe_of_the_papers(at_published_scale: str) -> None:
+    page = (RECIPES.parent / "docs" / "published-scale.md").read_text("utf-8")
+
+    assert f"](../recipes/{at_published_scale}.yaml)" in page
+
+
 def shown_layers(recipe: str) -> dict[str, list[int]]:
     """The layers that each arm reads, by its label."""
     _, arms = shown(recipe)
