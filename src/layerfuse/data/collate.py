@@ -205,7 +205,7 @@ class Collator:
         return self.guidance == "instruction" and self.processor.instruction.guided
 
     @property
-    def by_turn(self) -> bool:
+    def rows_by_turn(self) -> bool:
         """Whether each answer becomes a row of its own."""
         return self.guided and self.processor.instruction.by_turn
 
@@ -223,7 +223,7 @@ class Collator:
         Raises:
             LayerfuseError: naming the sample that cannot be used (no label left, image tokens cut).
         """
-        if self.by_turn:
+        if self.rows_by_turn:
             samples = _turns_of(samples)
         visual = visual_inputs(self.processor, samples, self.store)
         # Every picture of a batch has the same number of tokens.
@@ -254,7 +254,7 @@ class Collator:
         """What guides the rows, (rows, E): the embedding of the question, or the mean of those of
         all questions; None where the model makes it."""
         source = self.processor.instruction
-        if self.by_turn:
+        if self.rows_by_turn:
             return source.embed([question_of(sample.messages) for sample in samples])
         means = []
         for sample in samples:
@@ -268,7 +268,7 @@ class Collator:
         """The sample's row; None for one turn of many whose answer `max_length` cuts away."""
         # Such a row is one turn: the answers before it are labelled in rows of their own.
         answers: Literal["all", "last"] = "all"
-        if self.by_turn:
+        if self.rows_by_turn:
             answers = "last"
         try:
             encoded = self.processor.encode(
@@ -279,7 +279,7 @@ class Collator:
                 answers=answers,
             )
         except LayerfuseError as error:
-            if isinstance(error, NoLabelError) and self.by_turn and _num_answers(sample) > 1:
+            if isinstance(error, NoLabelError) and self.rows_by_turn and _num_answers(sample) > 1:
                 return None
             raise LayerfuseError(f"sample {sample.id}: {error}") from error
         return EncodedRow(
