@@ -8,9 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import BertConfig, BertModel
 from typer.testing import CliRunner, Result
 
 from layerfuse.cli import app
+from tests import tiny
+
+
+def save_sentence_encoder(folder: Path) -> None:
+    """Save a random sentence encoder whose embeddings have 16 numbers."""
+    config = BertConfig(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    BertModel(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
 
 
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:

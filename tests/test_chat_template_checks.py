@@ -10,7 +10,12 @@ from layerfuse.data.sample_sets import SampleSets
 from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study.check import load_checked
-from tests.studies import read_samples, write_recipe, write_samples
+from tests.studies import (
+    read_samples,
+    save_sentence_encoder,
+    write_recipe,
+    write_samples,
+)
 
 THINK = "<think>\n\n</think>\n\n"
 START = "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}"
@@ -171,6 +176,23 @@ def test_a_guided_arm_may_mark_the_last_answer(recipe: dict[str, Any], tmp_path:
     # The same template is wrong for an arm that learns all answers of a conversation in one row.
     changed["arms"] = [guided, *recipe["arms"]]
     with pytest.raises(LayerfuseError, match="arm 'one', stage 'align'"):
+        check(changed, tmp_path)
+
+
+def test_an_arm_guided_by_all_questions_may_not(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """A conversation is one row of it, in which most answers are not the last."""
+    changed = recipe_with_turns(recipe, tmp_path, THINKS_IN_LAST_ANSWER, turns=2)
+    save_sentence_encoder(tmp_path / "sentences")
+    averaging = {
+        "name": "instruction_weighted",
+        "sentence_encoder": str(tmp_path / "sentences"),
+        "sentence_width": 16,
+        "questions": "average",
+    }
+    changed["arms"] = [{"name": "averaging", "layers": "1|3", "fusion": averaging}]
+    changed["baseline"] = "averaging"
+
+    with pytest.raises(LayerfuseError, match=r"arm 'averaging', stage 'align'.*template makes"):
         check(changed, tmp_path)
 
 

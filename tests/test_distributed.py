@@ -55,7 +55,7 @@ def mixed(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "data": {"path": "data.json"},
         "batch_size": 2,
         # Samples of a similar length would put all texts into batches of their own.
-        "group_by_length": False,
+        "group_by": "none",
         "learning_rates": rates,
         "steps": 8,
         "activation_checkpointing": True,
@@ -64,7 +64,7 @@ def mixed(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     finetune = {
         "data": {"path": "data.json"},
         "batch_size": 2,
-        "group_by_length": False,
+        "group_by": "none",
         "learning_rates": rates,
         "steps": 6,
         "lora": {"r": 2},

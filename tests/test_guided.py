@@ -18,6 +18,7 @@ from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.predict import predict, shuffled
 from layerfuse.evaluate.questions import questions
 from layerfuse.fusion import FUSIONS, Fused
+from layerfuse.model.instruction import SentenceEncoder
 from layerfuse.recipe.schema import Data, Evaluation, Stage
 from layerfuse.vision.picture import Picture
 from tests import tiny
@@ -208,6 +209,53 @@ def test_rows_by_turn_label_the_same_tokens(guided: Guided, picture: Picture) ->
     in_one_row = labels["uniform"][labels["uniform"] >= 0]
     in_three_rows = labels["instruction"][labels["instruction"] >= 0]
     assert in_one_row.tolist() == in_three_rows.tolist()
+
+
+@pytest.fixture
+def averaging(sentence_encoder: str) -> Guided:
+    """A model whose training is guided by the mean of a conversation's questions."""
+    model = tiny.model(
+        "instruction_weighted",
+        sentence_encoder=sentence_encoder,
+        sentence_width=SENTENCE_WIDTH,
+        questions="average",
+    )
+    return Guided(model, tiny.processor(model))
+
+
+def test_averaged_questions_guide_a_conversation_in_one_row(
+    averaging: Guided, sentence_encoder: str, picture: Picture
+) -> None:
+    """As IGVA's release trains, whose conversations have one embedding each."""
+    three = conversation(picture, "What colour?", "red", "How many?", "two", "Where?", "left")
+    one = conversation(picture, "Which shape?", "round")
+
+    batch = training_batch(averaging.processor, three, one)
+
+    sentences = SentenceEncoder(sentence_encoder, SENTENCE_WIDTH)
+    colour, number, place = sentences(["What colour?", "How many?", "Where?"])
+    mean = (colour + number + place) / 3
+    (shape,) = sentences(["Which shape?"])
+    torch.testing.assert_close(batch["instruction"], torch.stack([mean, shape]))
+    # The same answers are learned as without guidance, each once.
+    unguided = Collator(averaging.processor, "chat", MAX_LENGTH, None, "uniform")([three, one])
+    assert torch.equal(batch["labels"], unguided["labels"])
+    weights = averaging.model(**batch).visual.notes["weights"]
+    assert len(weights) == 2
+
+
+def test_averaging_asks_each_question_alone(
+    averaging: Guided, sentence_encoder: str, picture: Picture
+) -> None:
+    """The release does so too: its training and its test differ."""
+    sample = conversation(picture, "What colour?", "red", "How many?", "two")
+    asked = list(questions([sample]))
+
+    instructions = Answerer(averaging.model, averaging.processor).instructions(asked)
+
+    sentences = SentenceEncoder(sentence_encoder, SENTENCE_WIDTH)
+    expected = sentences(["What colour?", "How many?"])
+    torch.testing.assert_close(instructions, expected)
 
 
 def test_without_instruction_there_is_one_clear_error(guided: Guided, picture: Picture) -> None:

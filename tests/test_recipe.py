@@ -233,7 +233,12 @@ def test_other_samples_are_another_run(tmp_path: Path) -> None:
         ),
         (
             align_stage(learning_rates={"lm": 1}),
-            "'fusion', 'llm' or 'vis",
+            "'fusion', 'llm', 'vis",
+        ),
+        # It is a part of the fusion
+        (
+            align_stage(learning_rates={"projector": 1}),
+            "learning_rates names projector, a part of the fusion, without fusion",
         ),
         # LoRA is a way to train the LLM
         (

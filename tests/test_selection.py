@@ -47,6 +47,14 @@ def one_group_each(*layers: int) -> Groups:
         # counted back from the last block, which always is one of them
         ("every:4", 12, one_group_each(4, 8, 12)),
         ("every:4", 26, one_group_each(2, 6, 10, 14, 18, 22, 26)),
+        # the released sets of SigLIP-SO400M, whose last of 27 blocks is not used
+        ("relative:24:3,18,23", 27, one_group_each(3, 20, 25)),
+        ("last:12:-2", 27, (span(15, 26),)),
+        # of CLIP-L the layers themselves
+        ("relative:24:3,18,23", 24, one_group_each(3, 18, 23)),
+        ("last:12", 24, (span(13, 24),)),
+        ("last:3:7", 12, (span(5, 7),)),
+        ("last:12", 12, (span(1, 12),)),
         # groups
         ("0-11|12-23", 24, (span(0, 11), span(12, 23))),
         ([[1, 2], [3, -1]], 4, ((1, 2), (3, 4))),
@@ -102,6 +110,13 @@ def test_llava_names_of_clip_layers(name: int, layer: int) -> None:
         ("proportion:0/3:last", "the proportion 0/3 is not in 0..1"),
         ("proportion:1/25:first", "no layer is selected"),
         ("proportion:1/0:last", "cannot read"),
+        ("last:0", "cannot read"),
+        ("last:12:11", "up to layer 11 there are 11 layers of 1..24, not 12"),
+        ("last:2:25", "layers are 0..24"),
+        ("relative:24:25", "layer 25 does not exist in an encoder of 24 blocks"),
+        ("relative:24:-2", "cannot read"),
+        # at the same depth in a shallower encoder
+        ("relative:48:6,7", r"\[3\] are selected more than once"),
     ],
 )
 def test_bad_specifications(spec: Any, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import ModelSource, Stage
+from layerfuse.recipe.schema import ModelSource, Recipe, Stage
 from layerfuse.study.check import load_checked
 from layerfuse.train.arm import compose
 from tests import tiny
@@ -77,7 +78,7 @@ def test_flops_of_llava_1_5() -> None:
 
 def test_fusion_study_has_its_published_parameters() -> None:
     """6.30 M for the MLP, 10.49 M for three layers, 6.30 M for each injected layer."""
-    _, arms = show(RECIPES / "fusion-study-triple.yaml", console=quiet())
+    _, arms = shown("fusion-study-triple")
 
     fusion = fusion_parameters(arms)
     assert fusion["layer 23"] == pytest.approx(6.30e6, rel=2e-3)
@@ -172,24 +173,46 @@ def test_a_model_without_configuration_is_a_clear_error(tmp_path: Path) -> None:
 
 # Parameters of the MLP that the papers' projectors share, for an LLM of width 4096.
 MLP = 20.98e6
+# The same for MobileLLaMA-1.4B, and what each injected layer adds to it.
+SMALL_MLP = 6.30e6
+CROSS_ATTENTION_AND_MLP = 51.4e6
 PUBLISHED = {
+    "llava-1.5-7b": {"llava-1.5": MLP},
     "dense-connector": {"SCI": 29.37e6, "DCI": 29.37e6, "STI": MLP},
     "mmfuser": {"MMFuser": MLP + 5_190_592},
-    "igva": {"IGVA": 25.17e6 + 27.05e6, "static mix": 25.17e6},
+    "mmfuser-13b": {"MMFuser": 1024 * 5120 + 5120 + 5120 * 5120 + 5120 + 5_190_592},
+    "igva": {
+        "IGVA": 25.17e6 + 27.05e6,
+        "IGVA averaged": 25.17e6 + 27.05e6,
+        "static mix": 25.17e6,
+    },
     "tgif": {"TGIF": MLP + 2.1e6},
+    "tgif-siglip": {"TGIF": MLP + 2.1e6},
     "light-fusion": {"3, 18, 23": 3072 * 2048 + 2048},
-    "single-layers": {"layer 1": 1024 * 2048 + 2048, "layer 24": 1024 * 2048 + 2048},
-    # An MLP of the first layers' widths, the deformable block, or an MLP for each inner layer.
-    "layer-sets": {
+    "layer-probing": {"single 1": 1024 * 2048 + 2048, "single 24": 1024 * 2048 + 2048},
+    "fusion-study-triple": {"E_D triple": 10.49e6, "I_D triple": 4 * SMALL_MLP},
+    "fusion-study-grid": {
         "E_D single": 8.39e6,
+        "E_D double": 10.49e6,
         "E_D former": 8.39e6,
         "E_D all": 10.49e6,
-        "E_M single": 6.30e6 + 4.60e6,
-        "E_M former": 6.30e6 + 6.76e6,
-        "E_M all": 6.30e6 + 9.13e6,
-        "I_D all": 25 * 6.30e6,
-        "I_M all": 25 * 6.30e6 + 24 * 51.4e6,
+        "E_M single": SMALL_MLP + 4.60e6,
+        "E_M double": SMALL_MLP + 4.80e6,
+        "E_M latter": SMALL_MLP + 6.76e6,
+        "E_M all": SMALL_MLP + 9.13e6,
+        "I_D former": 13 * SMALL_MLP,
+        "I_D all": 25 * SMALL_MLP,
+        "I_M former": 13 * SMALL_MLP + 12 * CROSS_ATTENTION_AND_MLP,
+        "I_M all": 25 * SMALL_MLP + 24 * CROSS_ATTENTION_AND_MLP,
     },
+    "internal-growth": {
+        # Without the MLP
+        "pre all": 25 * SMALL_MLP + 24 * 16.8e6,
+        "post all": 25 * SMALL_MLP + 24 * 16.8e6,
+        "parallel all": 25 * SMALL_MLP + 24 * 16.8e6,
+    },
+    "fusion-study-siglip": {"E_D triple": 3 * 1152 * 2048 + 2048 + 2048 * 2048 + 2048},
+    "fusion-study-siglip-2.7b": {"E_D triple": 3 * 1152 * 2560 + 2560 + 2560 * 2560 + 2560},
     "internal-fusion": {
         "I_D": 3 * 6.30e6,
         # With the attention of two blocks
@@ -199,36 +222,129 @@ PUBLISHED = {
 }
 """Parameters of the fusion, by recipe and arm."""
 
+AT_PUBLISHED_SCALE = [
+    path.stem for path in sorted(RECIPES.glob("*.yaml")) if load_recipe(path).encoder.config
+]
+"""Recipes that hold the configuration of their encoder, to be shown without weights or network."""
 
-@pytest.mark.parametrize("recipe", PUBLISHED)
-def test_recipes_of_the_papers_have_their_published_parameters(recipe: str) -> None:
-    _, arms = show(RECIPES / f"{recipe}.yaml", console=quiet())
+
+@cache
+def shown(recipe: str) -> tuple[Recipe, list[Shown]]:
+    """What `show` gives of a recipe, which takes seconds for many arms."""
+    return show(RECIPES / f"{recipe}.yaml", console=quiet())
+
+
+@pytest.fixture(scope="module", params=AT_PUBLISHED_SCALE)
+def at_published_scale(request: pytest.FixtureRequest) -> str:
+    """Each recipe at the published scale; of a module, so that tests of one come together."""
+    return request.param
+
+
+def test_recipes_of_the_papers_have_their_published_parameters(at_published_scale: str) -> None:
+    _, arms = shown(at_published_scale)
 
     fusion = fusion_parameters(arms)
-    for name, parameters in PUBLISHED[recipe].items():
+    for name, parameters in PUBLISHED[at_published_scale].items():
         assert fusion[name] == pytest.approx(parameters, rel=2e-3), name
 
 
-@pytest.mark.parametrize("recipe", PUBLISHED)
-def test_recipes_of_the_papers_have_their_published_tokens(recipe: str) -> None:
-    _, arms = show(RECIPES / f"{recipe}.yaml", console=quiet())
+def test_recipes_of_the_papers_have_their_published_tokens(at_published_scale: str) -> None:
+    _, arms = shown(at_published_scale)
 
     for arm in arms:
-        # Only STI adds pooled tokens to the 24 x 24 patches
+        # Only STI adds pooled tokens to the 24 x 24 patches; SigLIP-SO400M has 27 x 27
         expected = 576
         if arm.arm.label == "STI":
             expected = 720
+        elif at_published_scale.startswith("fusion-study-siglip"):
+            expected = 729
         assert arm.visual_tokens == expected, arm.arm.label
+
+
+def test_the_page_lists_every_recipe_of_the_papers(at_published_scale: str) -> None:
+    page = (RECIPES.parent / "docs" / "published-scale.md").read_text("utf-8")
+
+    assert f"](../recipes/{at_published_scale}.yaml)" in page
+
+
+def shown_layers(recipe: str) -> dict[str, list[int]]:
+    """The layers that each arm reads, by its label."""
+    _, arms = shown(recipe)
+    return {arm.arm.label: arm.layers for arm in arms}
+
+
+def test_the_grid_has_the_published_sets_of_layers() -> None:
+    """Six sets for each of four ways to fuse, read together with the base layer."""
+    layers = shown_layers("fusion-study-grid")
+
+    assert len(layers) == 1 + 6 * 4
+    for strategy in ("E_D", "E_M", "I_D", "I_M"):
+        sets = {
+            "single": {18},
+            "double": {3, 18},
+            "triple": {3, 18, 23},
+            "former": set(range(1, 13)),
+            "latter": set(range(13, 25)),
+            "all": set(range(1, 25)),
+        }
+        for name, expected in sets.items():
+            # Every arm has layer 23 as its base, whether it is in the set or not
+            selected = set(layers[f"{strategy} {name}"]) | {23}
+            assert selected == expected | {23}, (strategy, name)
+
+
+def test_siglip_has_the_released_sets_of_layers() -> None:
+    """Of 27 blocks the release leaves out the last."""
+    for recipe in ("fusion-study-siglip", "fusion-study-siglip-2.7b"):
+        layers = shown_layers(recipe)
+
+        assert layers["layer 25"] == [25]
+        assert layers["E_D triple"] == [3, 20, 25]
+        assert layers["I_M triple"] == [3, 20, 25]
+        assert layers["E_D latter"] == list(range(15, 27))
+
+
+def test_every_layer_is_probed() -> None:
+    layers = shown_layers("layer-probing")
+
+    assert list(layers.values()) == [[layer] for layer in range(1, 25)]
+
+
+def test_the_fuser_of_mmfuser_13b_aligns_slower_than_its_projector() -> None:
+    stages = load_recipe(RECIPES / "mmfuser-13b.yaml").stages
+
+    assert stages["align"].learning_rates == {"fusion": 1e-4, "projector": 1e-3}
+    assert stages["finetune"].learning_rates == {"fusion": 2e-5, "llm": 2e-5}
+    # 7B has one rate for both
+    stages_7b = load_recipe(RECIPES / "mmfuser.yaml").stages
+    assert stages_7b["align"].learning_rates == {"fusion": 1e-3}
+
+
+def test_a_projector_with_its_own_rate_is_counted_once() -> None:
+    _, arms = shown("mmfuser-13b")
+
+    for arm in arms:
+        assert arm.trained["align"] == arm.parameters["fusion"]
+
+
+def test_recipes_of_the_papers_train_as_llava(at_published_scale: str) -> None:
+    """Each has LLaVA-1.5's data, of which 40K samples are text alone, and its squares."""
+    recipe, arms = shown(at_published_scale)
+
+    assert len(arms) == len(recipe.all_arms())
+    assert recipe.image_aspect_ratio == "pad"
+    assert recipe.stages["finetune"].group_by == "modality_length"
+    steps = {}
+    for name, stage in recipe.stages.items():
+        assert stage.data.expected_samples is not None
+        steps[name] = steps_of(stage, stage.data.expected_samples)
+    assert steps == {"align": 2181, "finetune": 5198}
 
 
 def test_every_strategy_has_a_recipe_at_the_published_scale() -> None:
     strategies = set()
-    for path in RECIPES.glob("*.yaml"):
-        recipe = load_recipe(path)
-        # A recipe at the papers' scale holds its encoder's configuration, to be shown offline
-        if recipe.encoder.config is None:
-            continue
-        for arm in recipe.all_arms():
+    for recipe in AT_PUBLISHED_SCALE:
+        for arm in load_recipe(RECIPES / f"{recipe}.yaml").all_arms():
             strategies.add(arm.fusion["name"])
 
     assert strategies == set(FUSIONS)

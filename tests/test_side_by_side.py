@@ -98,6 +98,9 @@ def test_more_that_trains_and_longer_batches_need_more_memory(
     rates = {"fusion": 1e-3, "llm": 1e-3}
     recipe["stages"]["align"]["learning_rates"] = rates
     whole_llm = run_bytes(*checked(recipe, tmp_path), TOKENS)
+    # The projector is in the fusion already.
+    rates["projector"] = 1e-2
+    assert run_bytes(*checked(recipe, tmp_path), TOKENS) == whole_llm
     recipe["stages"]["align"]["lora"] = {"r": 2}
     adapters = run_bytes(*checked(recipe, tmp_path), TOKENS)
 

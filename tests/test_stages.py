@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from layerfuse.errors import LayerfuseError
+from layerfuse.fusion import FUSIONS
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.schema import Data, Stage
 from layerfuse.train.stages import begin_stage, count_parameters, end_stage, parameter_groups
@@ -202,6 +204,39 @@ def test_learning_rates_per_part_and_no_decay_on_biases() -> None:
         assert decays[id(parameter)] == expected_decay
     # Each one once: twice in an optimizer it would move twice as far.
     assert grouped == trained
+
+
+@pytest.mark.parametrize("strategy", FUSIONS)
+def test_the_projector_may_have_a_learning_rate_of_its_own(strategy: str) -> None:
+    """All projectors of a strategy, and none of what comes before them."""
+    model = tiny.model(strategy, normalize="layernorm")
+    stage = make_stage(learning_rates={"fusion": 1e-4, "projector": 1e-3}, weight_decay=0.1)
+    begin_stage(model, stage, torch.float32)
+    names = {id(weight): name for name, weight in model.fusion.named_parameters()}
+
+    groups = parameter_groups(model, stage, decayed=set())
+
+    rates = {}
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            # Twice in an optimizer it would move twice as far.
+            assert name not in rates
+            rates[name] = group["lr"]
+    assert rates.keys() == set(names.values())
+    for name, rate in rates.items():
+        assert rate == (1e-3 if name.startswith("projector") else 1e-4), name
+
+
+def test_a_rate_for_projectors_needs_projectors() -> None:
+    """A strategy of one's own may have none: the rate would silently do nothing."""
+    model = tiny.model("single")
+    model.fusion.projector = nn.Linear(8, 8)
+    stage = make_stage(learning_rates={"fusion": 1e-4, "projector": 1e-3})
+    begin_stage(model, stage, torch.float32)
+
+    with pytest.raises(LayerfuseError, match="the fusion has no Projector"):
+        parameter_groups(model, stage, decayed=set())
 
 
 @pytest.mark.parametrize("llm", tiny.LLMS)

@@ -10,7 +10,6 @@ import torch
 import yaml
 from filelock import FileLock
 from PIL import Image
-from transformers import BertConfig, BertModel
 
 from layerfuse.data.feature_store import digests_of
 from layerfuse.fusion import FUSIONS
@@ -23,7 +22,6 @@ from layerfuse.study.encode import (
     read_features,
     write_features,
 )
-from tests import tiny
 from tests.studies import (
     ask,
     ask_several_questions,
@@ -32,6 +30,7 @@ from tests.studies import (
     read_lines,
     read_results,
     run_study,
+    save_sentence_encoder,
     times_of_results,
     write_recipe,
 )
@@ -128,19 +127,6 @@ def test_two_commands_do_not_share_a_folder(recipe: dict[str, Any], tmp_path: Pa
     assert refused.exit_code == 2
     assert "another process is running a study" in one_line(refused)
     study(path, output=folder)
-
-
-def save_sentence_encoder(folder: Path) -> None:
-    """Save a random sentence encoder whose embeddings have 16 numbers."""
-    config = BertConfig(
-        vocab_size=320,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    BertModel(config).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
 
 
 def arms_of_all_strategies(sentence_encoder: Path) -> list[dict[str, Any]]:

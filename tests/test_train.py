@@ -301,18 +301,18 @@ def test_accumulation_gives_the_same_training(two_stages: Recipe, tmp_path: Path
     assert losses == pytest.approx(losses_of(at_once, "finetune"), abs=2e-4)
 
 
-@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("group_by", ["length", "modality_length", "none"])
 def test_steps_do_not_depend_on_how_a_batch_is_split(
     two_stages: Recipe,
     tmp_path: Path,
-    grouped: bool,
+    group_by: str,
 ) -> None:
     """An epoch has whole batches, filled by samples that come twice, whatever a device holds."""
     batch_size = 5
     align = changed(
         two_stages.stages["align"],
         batch_size=batch_size,
-        group_by_length=grouped,
+        group_by=group_by,
         epochs=2.0,
         steps=None,
     )

@@ -148,7 +148,7 @@ def _trained(model: FusionVLM, stage: Stage) -> int:
     lora = stage.lora
     parts = parts_of(model)
     total = 0
-    for name in stage.learning_rates:
+    for name in stage.trained_parts:
         # With LoRA the LLM itself is frozen; only its adapters train.
         if name != "llm" or lora is None:
             total += sum(weight.numel() for weight in parts[name].parameters())

@@ -66,6 +66,10 @@ class SampleDataset(Dataset[Sample]):
         """
         self.epoch = epoch
 
+    def with_pictures(self) -> list[bool]:
+        """Whether each sample has pictures, and is not text alone."""
+        return [len(sample.pictures) > 0 for sample in self.samples]
+
     def lengths(self) -> list[int]:
         """The rough length of every sample in characters, the same for all strategies."""
         lengths = []
@@ -86,6 +90,10 @@ class LengthGroups(Sampler[int]):
     Samples are sorted within windows of `WINDOW` batches of a shuffled epoch, and the batches
     shuffled again. Samples that come twice fill the last batch, so that all processes share whole
     ones.
+
+    With `with_pictures`, samples that have pictures and samples of text alone come in batches of
+    their own, of similar lengths each. An epoch has as many batches as without: where what is left
+    over of both fits into one batch, it becomes one, as in LLaVA's release.
     """
 
     WINDOW: ClassVar = 50
@@ -96,9 +104,15 @@ class LengthGroups(Sampler[int]):
     """global, over all processes"""
     seed: int
     epoch: int = 0
+    with_pictures: Tensor | None = None
+    """whether each sample has pictures, (samples,) of bool; None mixes both kinds"""
 
     def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size) * self.batch_size
+        return self._in_whole_batches(len(self.lengths))
+
+    def _in_whole_batches(self, samples: int) -> int:
+        """So many samples, and those that fill the last batch."""
+        return math.ceil(samples / self.batch_size) * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch, with an order of its own.
@@ -112,16 +126,48 @@ class LengthGroups(Sampler[int]):
         # 2^20 apart: another epoch of one seed is no epoch of the next seed.
         generator = torch.Generator().manual_seed(self.seed + 2**20 * self.epoch)
         shuffled = torch.randperm(len(self.lengths), generator=generator)
-        # More than once through where there are fewer samples than a batch holds.
-        repeats = math.ceil(len(self) / len(shuffled))
-        order = shuffled.repeat(repeats)[: len(self)]
         batches: list[Tensor] = []
-        for window in order.split(self.WINDOW * self.batch_size):
-            by_length = self.lengths[window].argsort(stable=True)
-            batches.extend(window[by_length].split(self.batch_size))
+        for part in self._parts(shuffled):
+            for window in part.split(self.WINDOW * self.batch_size):
+                by_length = self.lengths[window].argsort(stable=True)
+                batches.extend(window[by_length].split(self.batch_size))
         # Batches in random order, else each window would go from short to long.
         for index in torch.randperm(len(batches), generator=generator).tolist():
             yield from batches[index].tolist()
+
+    def _parts(self, shuffled: Tensor) -> list[Tensor]:
+        """What shares no batch with the rest of the epoch: one part, or one per kind of sample and
+        one of what is left over. Each has whole batches."""
+        if self.with_pictures is None:
+            return [self._filled(shuffled)]
+        shows_picture = self.with_pictures[shuffled]
+        kinds = [shuffled[shows_picture], shuffled[~shows_picture]]
+        left_over = [len(kind) % self.batch_size for kind in kinds]
+        if 0 in left_over or sum(left_over) > self.batch_size:
+            # Filling the last batch of each kind by itself makes no batch more.
+            return _not_empty([self._filled(kind) for kind in kinds])
+
+        whole_batches = []
+        rest = []
+        for kind, size in zip(kinds, left_over, strict=True):
+            whole = len(kind) - size
+            whole_batches.append(kind[:whole])
+            rest.append(kind[whole:])
+        # The rest stands last, so that samples of whole batches fill it.
+        epoch = self._filled(torch.cat([*whole_batches, *rest]))
+        return _not_empty([*whole_batches, epoch[-self.batch_size :]])
+
+    def _filled(self, samples: Tensor) -> Tensor:
+        """Samples in whole batches, the last one filled from their beginning."""
+        length = self._in_whole_batches(len(samples))
+        # More than once through where there are fewer samples than a batch holds.
+        repeats = math.ceil(length / max(1, len(samples)))
+        return samples.repeat(repeats)[:length]
+
+
+def _not_empty(parts: list[Tensor]) -> list[Tensor]:
+    """The parts that hold samples: of no samples, splitting would make an empty batch."""
+    return [part for part in parts if len(part) > 0]
 
 
 @dataclass
@@ -139,7 +185,7 @@ class Collator:
 
     With `guidance: instruction`, for strategies that one guides, a conversation of several answers
     becomes one row per answer, so that each is guided by its own question and by nothing after it;
-    the labelled tokens stay the same.
+    the labelled tokens stay the same. Where the strategy averages questions, it stays one row.
     """
 
     processor: Processor
@@ -158,6 +204,11 @@ class Collator:
         """Whether an instruction guides these batches."""
         return self.guidance == "instruction" and self.processor.instruction.guided
 
+    @property
+    def rows_by_turn(self) -> bool:
+        """Whether each answer becomes a row of its own."""
+        return self.guided and self.processor.instruction.by_turn
+
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Make a batch.
 
@@ -172,7 +223,7 @@ class Collator:
         Raises:
             LayerfuseError: naming the sample that cannot be used (no label left, image tokens cut).
         """
-        if self.guided:
+        if self.rows_by_turn:
             samples = _turns_of(samples)
         visual = visual_inputs(self.processor, samples, self.store)
         # Every picture of a batch has the same number of tokens.
@@ -194,17 +245,30 @@ class Collator:
         batch["guidance"] = self.guidance
         batch.update(visual)
         if self.guided:
-            questions = [question_of(sample.messages) for sample in usable]
-            instruction = self.processor.instruction.embed(questions)
+            instruction = self._instruction(usable)
             if instruction is not None:
                 batch["instruction"] = instruction
         return batch
 
+    def _instruction(self, samples: Sequence[Sample]) -> Tensor | None:
+        """What guides the rows, (rows, E): the embedding of the question, or the mean of those of
+        all questions; None where the model makes it."""
+        source = self.processor.instruction
+        if self.rows_by_turn:
+            return source.embed([question_of(sample.messages) for sample in samples])
+        means = []
+        for sample in samples:
+            embedded = source.embed([question_of(turn.messages) for turn in by_turn(sample)])
+            if embedded is None:
+                return None
+            means.append(embedded.mean(dim=0))
+        return torch.stack(means)
+
     def _encode(self, sample: Sample, tokens_per_image: int) -> EncodedRow | None:
         """The sample's row; None for one turn of many whose answer `max_length` cuts away."""
-        # A guided row is one turn: the answers before it are labelled in rows of their own.
+        # Such a row is one turn: the answers before it are labelled in rows of their own.
         answers: Literal["all", "last"] = "all"
-        if self.guided:
+        if self.rows_by_turn:
             answers = "last"
         try:
             encoded = self.processor.encode(
@@ -215,7 +279,7 @@ class Collator:
                 answers=answers,
             )
         except LayerfuseError as error:
-            if isinstance(error, NoLabelError) and self.guided and _num_answers(sample) > 1:
+            if isinstance(error, NoLabelError) and self.rows_by_turn and _num_answers(sample) > 1:
                 return None
             raise LayerfuseError(f"sample {sample.id}: {error}") from error
         return EncodedRow(

@@ -82,6 +82,12 @@ class StrategyConfig:
         """Whether the strategy has constants that are measured before training."""
         return self.normalize in CALIBRATED or self.token_scale is not None
 
+    @property
+    def guided_by_turn(self) -> bool:
+        """Whether a guided strategy trains one row per answer, guided by its own question; else a
+        conversation is one row, guided by the mean of its questions."""
+        return True
+
     def resolve(self, selection: Selection) -> Self:
         """The same options with every layer index resolved and checked against the encoder.
 

@@ -9,7 +9,8 @@
 IGVA, "Instruction-Guided Fusion of Multi-Layer Visual Features" (2501.08443). Stage 1 takes the
 uniform mean (`guidance: uniform` of a stage, the default where the prompt is plain), stage 2 the
 allocator. The sentence is the question of the turn that is answered, alone: conversations are
-trained one turn a row, where the release averages all questions of a sample.
+trained one turn a row. `questions: average` trains as the release does, whose conversations are one
+row each, guided by the mean of the embeddings of their questions.
 """
 
 from collections.abc import Sequence
@@ -43,6 +44,11 @@ class InstructionWeightedConfig(BaseLayerConfig):
     'layerfuse[text]'`; `all-minilm-l6-v2` works without a hub."""
     sentence_width: PositiveInt = 768
     """Width of its embeddings; 384 for `all-minilm-l6-v2`."""
+    questions: Literal["own", "average"] = "own"
+    """What guides training on a conversation of several questions: `own`, each answer by its own
+    question, in a row of its own; `average`, all answers by the mean of the embeddings of the
+    conversation's questions, in one row, as the release trains. That costs less, but answers are
+    then guided by questions that come after them, and the test asks each question alone."""
     regularizer: Literal["off", "released", "entropy", "balance"] = "entropy"
     """Term of the training loss: `entropy` is −λ·H(w) averaged over the images, which the paper
     means; `released` is the release's −λ·H(softmax(w)), nearly constant; `balance` is −λ·H(mean of
@@ -54,6 +60,10 @@ class InstructionWeightedConfig(BaseLayerConfig):
     summary: Literal["auto", "cls", "mean"] = "auto"
     """What stands for a layer in c_k: its CLS token, its mean patch token, or (`auto`) the CLS
     token where the encoder has one, else the mean. `normalize` leaves it as it is."""
+
+    @property
+    def guided_by_turn(self) -> bool:
+        return self.questions == "own"
 
 
 class AllocatorBlock(nn.Module):

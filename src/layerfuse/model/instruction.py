@@ -36,6 +36,8 @@ class InstructionSource:
     """whether the strategy reads an instruction at all"""
     made_by_model: bool = False
     """whether the model makes it from the prompt, as `FusionVLM.prompt_embedding`"""
+    by_turn: bool = True
+    """whether each answer trains in a row of its own, guided by its own question"""
 
     def width(self, llm_width: int) -> int:
         """E, the width of an instruction, for an LLM of that width."""
@@ -71,8 +73,9 @@ class PromptSource(InstructionSource):
 class SentenceSource(InstructionSource):
     """The sentence embedding of the question that is asked."""
 
-    def __init__(self, sentences: "SentenceEncoder") -> None:
+    def __init__(self, sentences: "SentenceEncoder", by_turn: bool) -> None:
         self.sentences = sentences
+        self.by_turn = by_turn
 
     def width(self, llm_width: int) -> int:
         return self.sentences.width
@@ -95,7 +98,8 @@ def instruction_source(strategy: Strategy) -> InstructionSource:
     if reads == "prompt":
         return PromptSource()
     options = strategy.options
-    return SentenceSource(SentenceEncoder(options.sentence_encoder, options.sentence_width))
+    sentences = SentenceEncoder(options.sentence_encoder, options.sentence_width)
+    return SentenceSource(sentences, options.guided_by_turn)
 
 
 class LoadedEncoder(Protocol):

@@ -191,6 +191,7 @@ class Resources(Strict):
 
 
 Part = Literal["fusion", "llm", "vision"]
+RatedPart = Literal[Part, "projector"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 TrainingShare = Annotated[float, Field(gt=0, le=1)]
 Layers = int | str | list[int] | list[list[int]]
@@ -226,17 +227,19 @@ class Stage(Strict):
 
     data: Data
     """The training samples."""
-    learning_rates: dict[Part, PositiveFloat] = Field(min_length=1)
+    learning_rates: dict[RatedPart, PositiveFloat] = Field(min_length=1)
     """Peak learning rate of each part that trains: `fusion`, `llm` (its adapters, with `lora`),
-    `vision`. Parts that are not named stay frozen."""
+    `vision`. Parts that are not named stay frozen. `projector`, beside `fusion`, gives what the
+    fusion writes its tokens with a rate of its own (MMFuser-13B's alignment); by default it trains
+    with the fusion's."""
     lora: Lora | None = None
     """Train adapters on the LLM instead of its weights."""
     prompt: Literal["chat", "plain"] = "chat"
     """`chat` uses the LLM's chat template; `plain` is image, then answer (LLaVA's alignment)."""
     guidance: Literal["instruction", "uniform"] | None = None
     """What weighs the layers of guided strategies: the instruction (each answer then trains in a
-    row of its own), or nothing, all alike. Default: `uniform` with `prompt: plain`, which has no
-    instruction, else `instruction`."""
+    row of its own, but where the strategy averages questions), or nothing, all alike. Default:
+    `uniform` with `prompt: plain`, which has no instruction, else `instruction`."""
     batch_size: int = Field(default=128, gt=0)
     """Global number of samples per optimizer step, over all processes and accumulation."""
     device_batch_size: int | None = Field(default=None, gt=0)
@@ -258,9 +261,11 @@ class Stage(Strict):
     max_length: int = Field(default=2048, gt=0)
     """Longer samples are cut at the end; a sample that would lose an image token or all its labels
     is bad (`on_bad_sample`)."""
-    group_by_length: bool = True
-    """Put samples of similar length into one batch, so that less of it is padding; the order of the
-    batches stays random."""
+    group_by: Literal["length", "modality_length", "none"] = "length"
+    """Which samples make up a batch, whose order stays random: `length`, samples of similar length,
+    so that less of it is padding; `modality_length` (LLaVA-1.5's), the same with samples that have
+    pictures and samples of text alone in batches of their own, but for one batch an epoch of what
+    is left over of both; `none`, any samples."""
     random_crop: float | None = Field(default=None, gt=0, le=1)
     """Augmentation: cut a random part out of every picture, at least this share of each side. The
     stage then encodes its pictures as they come, whatever `cache_features` says."""
@@ -275,6 +280,11 @@ class Stage(Strict):
     def _consistent(self) -> "Stage":
         if self.lora is not None and "llm" not in self.learning_rates:
             raise ValueError("lora is set, but learning_rates does not name llm")
+        if "projector" in self.learning_rates and "fusion" not in self.learning_rates:
+            raise ValueError(
+                "learning_rates names projector, a part of the fusion, without fusion; name "
+                "fusion, alone or beside projector"
+            )
         # Left out, `guidance` follows the prompt; only asking for it is a contradiction.
         if self.prompt == "plain" and self.guidance == "instruction":
             raise ValueError("guidance: instruction needs prompt: chat; plain has no question")
@@ -309,6 +319,11 @@ class Stage(Strict):
         return on_device, per_process // on_device
 
     @property
+    def trained_parts(self) -> list[Part]:
+        """The parts of the model that train, each once: the projector is in the fusion."""
+        return [part for part in self.learning_rates if part != "projector"]
+
+    @property
     def guided_by(self) -> Literal["instruction", "uniform"]:
         """`guidance` with its default filled in."""
         if self.guidance is not None:
@@ -326,8 +341,10 @@ class Arm(Strict):
     """How the report calls it. Default: strategy and layers."""
     layers: Layers
     """Layer selection: `"3,18,-2"`, `[3, 18, 23]`, `former`, `latter`, `all`, `every:4`,
-    `proportion:1/3:first`, `similarity:3`, groups as `"1-6|7-12"` or `similarity:3:groups`. Index 0
-    is the embedding output, k the output of block k, -1 the last block."""
+    `proportion:1/3:first`, `last:12:-2` (twelve that end with -2), `relative:24:3,18,23` (at the
+    depth that these have in an encoder of 24 blocks), `similarity:3`, groups as `"1-6|7-12"` or
+    `similarity:3:groups`. Index 0 is the embedding output, k the output of block k, -1 the last
+    block."""
     fusion: dict[str, Any]
     """Strategy `name` and its options (see the strategies' pages)."""
     seeds: Seeds | None = None

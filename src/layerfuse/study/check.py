@@ -246,11 +246,12 @@ def _check_prompts(
             continue
         compared[roles] += 1
         for arm, config in zip(recipe.all_arms(), configs, strict=True):
-            guided = instruction_source(config.strategy).guided
+            source = instruction_source(config.strategy)
+            guided_by_turn = source.guided and source.by_turn
             difference = _prompt_difference(
                 processor,
                 sample,
-                by_turn=guided and stage.guided_by == "instruction",
+                by_turn=guided_by_turn and stage.guided_by == "instruction",
             )
             if difference is None:
                 continue

@@ -34,6 +34,10 @@ _IRRELEVANT = {
 }
 # What only `layerfuse show` reads, wherever it stands in a recipe.
 _ONLY_SHOWN = {"expected_samples", "config", "image_size"}
+# Fields that recipes got after runs had been named by all others, wherever they stand, with their
+# defaults: at these they are no part of a name, so that finished runs keep theirs. Every new field
+# of a recipe that decides results belongs here.
+_LATER_FIELDS = {"group_by": "length"}
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,11 @@ def runs(recipe: Recipe, samples: str) -> list[PlannedRun]:
 
 def _common_settings(recipe: Recipe, samples: str) -> dict[str, Any]:
     """What decides the results of all runs alike."""
-    settings = _without(recipe.model_dump(mode="json"), _ONLY_SHOWN)
+    settings = _named_settings(recipe.model_dump(mode="json"))
     decisive = {name: value for name, value in settings.items() if name not in _IRRELEVANT}
+    for stage in decisive["stages"].values():
+        # It stood in every name until `group_by` took its place.
+        stage["group_by_length"] = True
     decisive["samples"] = samples
     decisive["layerfuse"] = layerfuse.__version__
     if recipe.chat_template:
@@ -136,15 +143,19 @@ def _common_settings(recipe: Recipe, samples: str) -> dict[str, Any]:
     return decisive
 
 
-def _without(node: Any, names: set[str]) -> Any:
-    """A tree of mappings without these keys, at any depth."""
+def _named_settings(node: Any) -> Any:
+    """A tree of mappings without what only `show` reads and without later fields at their
+    defaults, at any depth."""
     if not isinstance(node, dict):
         return node
-    remaining = {}
-    for name, value in node.items():
-        if name not in names:
-            remaining[name] = _without(value, names)
-    return remaining
+    named = {}
+    for field, value in node.items():
+        if field in _ONLY_SHOWN:
+            continue
+        if field in _LATER_FIELDS and value == _LATER_FIELDS[field]:
+            continue
+        named[field] = _named_settings(value)
+    return named
 
 
 def _with_contents(layers: Any) -> Any:

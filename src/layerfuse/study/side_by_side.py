@@ -136,7 +136,7 @@ def run_bytes(
         widths = _linear_widths(model.language_model.get_decoder())
         for name, stage in recipe.stages.items():
             in_training = 0
-            for part in stage.learning_rates:
+            for part in stage.trained_parts:
                 if part == "llm" and stage.lora is not None:
                     in_training += stage.lora.r * widths
                 else:

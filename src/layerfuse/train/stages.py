@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import GenerationConfig
 
+from layerfuse.errors import LayerfuseError
+from layerfuse.fusion.blocks import Projector
 from layerfuse.fusion.whitening import Whiten
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.recipe.schema import Lora, Part, Stage
+from layerfuse.recipe.schema import Lora, Part, RatedPart, Stage
 
 
 def parts(model: FusionVLM) -> dict[Part, nn.Module]:
@@ -38,7 +40,7 @@ def begin_stage(model: FusionVLM, stage: Stage, dtype: torch.dtype) -> Any:
     model.requires_grad_(False)
     adapted = None
     for name, part in parts(model).items():
-        trains = name in stage.learning_rates
+        trains = name in stage.trained_parts
         if trains and name == "llm" and stage.lora is not None:
             # The adapters train in place of the weights, which stay as they are.
             cast(part, dtype)
@@ -132,7 +134,7 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def parameter_groups(model: FusionVLM, stage: Stage, decayed: set[str]) -> list[dict[str, Any]]:
-    """AdamW's groups: one per part and per decay.
+    """AdamW's groups: one per part with a learning rate and per decay.
 
     Args:
         model: in the stage.
@@ -141,6 +143,9 @@ def parameter_groups(model: FusionVLM, stage: Stage, decayed: set[str]) -> list[
 
     Returns:
         The groups that have parameters.
+
+    Raises:
+        LayerfuseError: the stage rates projectors, and the fusion has none.
     """
     # By identity: adapters give weights other names than the model's own.
     decayed_ids = {id(weight) for name, weight in model.named_parameters() if name in decayed}
@@ -148,7 +153,7 @@ def parameter_groups(model: FusionVLM, stage: Stage, decayed: set[str]) -> list[
     for name, rate in stage.learning_rates.items():
         with_decay = []
         without_decay = []
-        for parameter in parts(model)[name].parameters():
+        for parameter in _rated_weights(model, stage, name):
             if not parameter.requires_grad:
                 continue
             if id(parameter) in decayed_ids:
@@ -159,6 +164,26 @@ def parameter_groups(model: FusionVLM, stage: Stage, decayed: set[str]) -> list[
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
     return groups
+
+
+def _rated_weights(model: FusionVLM, stage: Stage, name: RatedPart) -> list[nn.Parameter]:
+    """The weights to which a learning rate of the stage applies."""
+    in_projectors = []
+    for module in model.fusion.modules():
+        if isinstance(module, Projector):
+            in_projectors.extend(module.parameters())
+    if name == "projector":
+        if not in_projectors:
+            raise LayerfuseError(
+                "learning_rates names projector, but the fusion has no Projector; name fusion alone"
+            )
+        return in_projectors
+    weights = list(parts(model)[name].parameters())
+    if name != "fusion" or "projector" not in stage.learning_rates:
+        return weights
+    # By identity: comparing tensors compares what they hold.
+    elsewhere = {id(weight) for weight in in_projectors}
+    return [weight for weight in weights if id(weight) not in elsewhere]
 
 
 def count_parameters(model: FusionVLM) -> dict[str, int]:

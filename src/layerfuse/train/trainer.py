@@ -105,12 +105,20 @@ class FusionTrainer(Trainer):
         dataset: Any = self.train_dataset
         if train_dataset is not None:
             dataset = train_dataset
-        if self.stage.group_by_length:
-            lengths = torch.tensor(dataset.lengths())
-        else:
+        if self.stage.group_by == "none":
             # All alike: the sampler's order is then random.
             lengths = torch.zeros(len(dataset), dtype=torch.int64)
-        return LengthGroups(lengths, self.stage.batch_size, self.args.seed)
+        else:
+            lengths = torch.tensor(dataset.lengths())
+        with_pictures = None
+        if self.stage.group_by == "modality_length":
+            with_pictures = torch.tensor(dataset.with_pictures())
+        return LengthGroups(
+            lengths,
+            self.stage.batch_size,
+            self.args.seed,
+            with_pictures=with_pictures,
+        )
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         epochs_trained, batches_trained = super()._init_training_state(max_steps, *args, **kwargs)

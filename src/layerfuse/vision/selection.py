@@ -22,6 +22,9 @@ valid layer specifications for an encoder of L blocks (indices 0..L, negatives c
   all           1..L as the two groups former and latter
   every:4       each 4th layer, counted back from L
   proportion:1/3:first   the first third of 1..L as one group; last: what 2/3:first leaves
+  last:12       the last 12 layers as one group;  last:12:-2: the 12 that end with layer -2
+  relative:24:3,18,23    the layers at the depth that 3, 18 and 23 have in an encoder of 24 blocks,
+                         rounded down: 3, 20 and 25 of 27
   similarity:3@FILE      one representative of each of three groups of similar layers, read from a
                          file of `layerfuse similarity`; similarity:3:groups@FILE: the groups"""
 
@@ -147,6 +150,15 @@ def _parse(spec: str, depth: int) -> list[list[int]]:
         whole = int(proportion[2])
         return [_share(part, whole, proportion[3] == "first", depth)]
 
+    last = re.fullmatch(r"last:([1-9]\d*)(:(-?\d+))?", spec)
+    if last is not None:
+        return [_layers_up_to(int(last[3] or -1), int(last[1]), depth)]
+
+    relative = re.fullmatch(r"relative:([1-9]\d*):(\d+(,\d+)*)", spec)
+    if relative is not None:
+        layers = [int(layer) for layer in relative[2].split(",")]
+        return _at_same_depths(layers, int(relative[1]), depth)
+
     similarity = re.fullmatch(r"similarity:([1-9]\d*)(:groups)?(@(.+))?", spec)
     if similarity is not None:
         if similarity[4] is None:
@@ -184,6 +196,25 @@ def _share(part: int, whole: int, first: bool, depth: int) -> list[int]:
     # rounded as the first (whole - part)/whole is, so that this starts where that ends
     end = depth * (whole - part) // whole
     return list(range(end + 1, depth + 1))
+
+
+def _layers_up_to(end: int, count: int, depth: int) -> list[int]:
+    """So many layers, of which `end` is the last."""
+    last = resolve_layer(end, depth)
+    if count > last:
+        raise LayerfuseError(
+            f"up to layer {last} there are {last} layers of 1..{depth}, not {count}"
+        )
+    return list(range(last - count + 1, last + 1))
+
+
+def _at_same_depths(layers: list[int], other_depth: int, depth: int) -> list[list[int]]:
+    """Layers of an encoder with `other_depth` blocks, as layers of one with `depth` blocks."""
+    if max(layers) > other_depth:
+        raise LayerfuseError(
+            f"layer {max(layers)} does not exist in an encoder of {other_depth} blocks; {SYNTAX}"
+        )
+    return [[layer * depth // other_depth] for layer in layers]
 
 
 def _similar(file: Path, count: int, as_groups: bool, depth: int) -> list[list[int]]:
