@@ -23,6 +23,7 @@ _IRRELEVANT = {
     "grid",
     "seeds",
     "baseline",
+    "baseline_seeds",
     "statistics",
     "keep_models",
     "fusion_defaults",
@@ -128,6 +129,9 @@ def _common_settings(recipe: Recipe, samples: str) -> dict[str, Any]:
     """What decides the results of all runs alike."""
     settings = _without(recipe.model_dump(mode="json"), _ONLY_SHOWN)
     decisive = {name: value for name, value in settings.items() if name not in _IRRELEVANT}
+    if recipe.evaluate.log_likelihood:
+        # Its default changes no name of a run: runs that were finished before it stay finished.
+        del decisive["evaluate"]["log_likelihood"]
     decisive["samples"] = samples
     decisive["layerfuse"] = layerfuse.__version__
     if recipe.chat_template:
