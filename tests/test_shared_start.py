@@ -1,4 +1,4 @@
-"""Arms of one seed begin alike in what they share, so that they differ by what is compared alone."""
+"""Arms of one seed begin alike in what they share: they differ by what is compared alone."""
 
 import hashlib
 from collections.abc import Sequence

@@ -51,6 +51,8 @@ class AnswerRecord:
         controls: of a guided strategy, the answers without its guidance, by the control's name.
         pictures: digests of the bytes of all pictures of the sample, in the order of their
             markers.
+        log_likelihood: mean log-probability of the tokens of the right answer, its end among them,
+            in nats; None where it was not measured.
     """
 
     id: str
@@ -66,6 +68,7 @@ class AnswerRecord:
     weights: list[float] | None = None
     controls: dict[str, ControlRecord] = field(default_factory=dict[str, ControlRecord])
     pictures: list[str] = field(default_factory=list[str])
+    log_likelihood: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the record as a line of predictions.jsonl holds it.
@@ -82,6 +85,8 @@ class AnswerRecord:
         # Samples without a picture, and files of older versions, have none.
         if not self.pictures:
             del line["pictures"]
+        if self.log_likelihood is None:
+            del line["log_likelihood"]
         return line
 
     @classmethod

@@ -315,12 +315,15 @@ class Fusion(nn.Module, Generic[Options]):
             seed = int(torch.randint(LARGEST_SEED, (), device="cpu"))
         for parameter in self.parameters(recurse=False):
             nn.init.zeros_(parameter)
-        for name, module in self.named_modules():
+        # Any: torch leaves the method untyped
+        named_modules: Any = self.named_modules
+        parts: list[tuple[str, nn.Module]] = list(named_modules())
+        for name, module in parts:
             if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
                 with drawn_for(name, seed):
                     module.reset_parameters()
         # last: a part may change what its Linears have by default
-        for name, module in self.named_modules():
+        for name, module in parts:
             if isinstance(module, OwnInit):
                 with drawn_for(name, seed):
                     module.reset_parameters()

@@ -1,7 +1,7 @@
 """The building blocks that several strategies share."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -20,7 +20,7 @@ SEED_BYTES = 8
 
 
 @contextmanager
-def drawn_for(part: str, seed: int) -> Iterator[None]:
+def drawn_for(part: str, seed: int) -> Generator[None]:
     """Let a part's initialisation draw from a generator of its own.
 
     Parts of one name and shape then begin alike in all strategies, whatever else those draw.
@@ -36,10 +36,13 @@ def drawn_for(part: str, seed: int) -> Iterator[None]:
     # Python's own hash differs from process to process
     digest = hashlib.sha256(f"{seed}:{part}".encode()).digest()
     own_seed = int.from_bytes(digest[:SEED_BYTES], "big")
-    with torch.random.fork_rng(devices=[]):
-        # only the CPU's: `torch.manual_seed` would also set those of GPUs, which are not put back
-        torch.default_generator.manual_seed(own_seed)
+    # only the CPU's: `torch.manual_seed` would also set those of GPUs, which are not put back
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(own_seed)
+    try:
         yield
+    finally:
+        torch.set_rng_state(state)
 
 
 class OwnInit(nn.Module):

@@ -442,8 +442,8 @@ class Recipe(Strict):
     grid: Grid | None = None
     """More arms, as a product."""
     seeds: Seeds = Field(default=[0], min_length=1)
-    """One run per arm and seed: initialisation of the fusion and order of the data. Arms of one seed
-    share the order, the adapters' start and that of equally named parts of their fusions."""
+    """One run per arm and seed: initialisation of the fusion and order of the data. Arms of one
+    seed share the order, the start of adapters and that of equally named parts of their fusions."""
     baseline: str | None = None
     """The arm that the others are compared with. Default: the first."""
     baseline_seeds: Seeds | None = Field(default=None, min_length=1)

@@ -139,6 +139,7 @@ def train(
             "arms": [chosen],
             "grid": None,
             "baseline": chosen.label,
+            "baseline_seeds": None,
             "keep_models": "all",
         }
     )
@@ -461,6 +462,7 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     # They are contained in the arms.
     plain.pop("grid", None)
     plain.pop("fusion_defaults", None)
+    plain.pop("baseline_seeds", None)
     return plain
 
 
