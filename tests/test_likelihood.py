@@ -50,6 +50,17 @@ def samples(tmp_path: Path) -> list[Sample]:
     ]
 
 
+def answerer_of(strategy: str) -> Answerer:
+    """A tiny random model, whose instruction matters where one guides."""
+    model = tiny.model(strategy)
+    if strategy == "text_routed":
+        with torch.no_grad():
+            # else nearly uniform weights, as every router has them at first
+            for parameter in model.fusion.router.parameters():
+                parameter.mul_(10)
+    return Answerer(model, tiny.processor(model))
+
+
 @torch.no_grad()
 def naive_log_likelihood(answerer: Answerer, question: Question) -> float:
     """Token by token behind the very prompt of the test: one row, no padding, no labels."""
@@ -79,19 +90,17 @@ def test_it_is_the_mean_over_the_tokens_of_the_right_answer(
     strategy: str, samples: list[Sample]
 ) -> None:
     """Against one token at a time; in batches, questions of other lengths do not matter."""
-    model = tiny.model(strategy)
-    answerer = Answerer(model, tiny.processor(model))
+    answerer = answerer_of(strategy)
 
     records = predict(answerer, samples, TEST)
 
     for question, record in zip(questions(samples), records, strict=True):
         expected = naive_log_likelihood(answerer, question)
-        assert record.log_likelihood == pytest.approx(expected, abs=1e-4), question.id
+        assert record.log_likelihood == pytest.approx(expected, abs=3e-5), question.id
 
 
 def test_another_guidance_gives_another_likelihood(samples: list[Sample]) -> None:
-    model = tiny.model("text_routed")
-    answerer = Answerer(model, tiny.processor(model))
+    answerer = answerer_of("text_routed")
     about_pictures = list(questions(samples))[:3]
 
     guided = answer_likelihoods(answerer, about_pictures, batch_size=3)
@@ -99,12 +108,11 @@ def test_another_guidance_gives_another_likelihood(samples: list[Sample]) -> Non
 
     for with_it, without in zip(guided, unguided, strict=True):
         assert with_it.tokens == without.tokens
-        assert with_it.total != pytest.approx(without.total, abs=1e-6)
+        assert with_it.total != pytest.approx(without.total, abs=1e-3)
 
 
 def test_it_can_be_left_out(samples: list[Sample]) -> None:
-    model = tiny.model("concat")
-    answerer = Answerer(model, tiny.processor(model))
+    answerer = answerer_of("concat")
     evaluation = TEST.model_copy(update={"log_likelihood": False})
 
     records = predict(answerer, samples, evaluation)
@@ -114,8 +122,7 @@ def test_it_can_be_left_out(samples: list[Sample]) -> None:
 
 
 def test_records_keep_it_and_older_ones_lack_it(samples: list[Sample]) -> None:
-    model = tiny.model("concat")
-    (record, *_) = predict(Answerer(model, tiny.processor(model)), samples[:1], TEST)
+    (record, *_) = predict(answerer_of("concat"), samples[:1], TEST)
 
     line = record.to_json()
     assert AnswerRecord.from_json(line) == record
@@ -124,14 +131,13 @@ def test_records_keep_it_and_older_ones_lack_it(samples: list[Sample]) -> None:
 
 
 def test_the_progress_counts_it_as_one_more_pass(samples: list[Sample]) -> None:
-    model = tiny.model("text_routed")
     seen: list[tuple[int, int]] = []
 
     def watch(phase: str, done: int, total: int, note: str = "") -> None:
         if phase == "evaluate":
             seen.append((done, total))
 
-    predict(Answerer(model, tiny.processor(model)), samples, TEST, watch)
+    predict(answerer_of("text_routed"), samples, TEST, watch)
 
     counts = [done for done, _ in seen]
     assert counts == sorted(counts)

@@ -175,7 +175,8 @@ class SeenTraining:
 
     def __init__(self, recipe: Recipe, arm: Arm, seed: int, folder: Path) -> None:
         self.adapters: dict[str, Tensor] = {}
-        samples = WatchedSamples(load(recipe.stages["align"].data))
+        # Any: a list stands in the place of the records of a file
+        samples: Any = WatchedSamples(load(recipe.stages["align"].data))
         first_step = Moment(share=0.5, stage="align", step=1, samples=4)
         train_arm(
             recipe,
