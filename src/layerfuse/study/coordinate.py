@@ -139,7 +139,6 @@ def train(
             "arms": [chosen],
             "grid": None,
             "baseline": chosen.label,
-            "baseline_seeds": None,
             "keep_models": "all",
         }
     )
