@@ -110,7 +110,8 @@ def test_a_picture_is_asked_about_as_it_is_trained_on(
     predict(answerer, [sample], ONE_TOKEN)
 
     batch = Collator(answerer.processor, "chat", 2048, None)([sample])
-    assert len(encoded_pixels) == 3
+    # the test asks, and then reads the right answer
+    assert len(encoded_pixels) == 4
     for pixels in encoded_pixels:
         assert torch.equal(pixels, batch["pixel_values"])
 
@@ -144,8 +145,9 @@ def test_ask_and_the_test_and_training_give_the_same_prompt(
     answerer.ask([file], question, max_new_tokens=1)
     predict(answerer, [sample], ONE_TOKEN)
 
-    asked, tested = prompts
+    asked, tested, answered = prompts
     assert torch.equal(asked, tested)
+    assert torch.equal(answered[:, : asked.shape[1]], asked)
     # The row of the training goes on with the answer
     batch = Collator(answerer.processor, "chat", 2048, None)([sample])
     prompt_length = asked.shape[1]

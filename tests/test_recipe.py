@@ -155,18 +155,71 @@ def test_runs_go_seed_by_seed(tmp_path: Path) -> None:
     assert len({run.folder for run in planned}) == 3
 
 
+def planned_seeds(recipe: Path) -> dict[str, list[int]]:
+    """The seeds of each arm's runs, in their order."""
+    seeds: dict[str, list[int]] = {}
+    for run in runs(load_recipe(recipe), ""):
+        seeds.setdefault(run.arm.label, []).append(run.seed)
+    return seeds
+
+
+def test_the_baseline_can_have_more_seeds_than_the_others(tmp_path: Path) -> None:
+    more = {"baseline_seeds": [0, 1, 2, 3]}
+
+    assert planned_seeds(write(tmp_path, more)) == {"single 3": [0, 1, 2, 3], "both": [5]}
+
+
+def test_the_baseline_may_be_any_arm_of_a_grid(tmp_path: Path) -> None:
+    grid = {
+        "arms": [],
+        "grid": {"layers": [[2], [4]], "fusion": [{"name": "single"}]},
+        "baseline": "single 4",
+        "baseline_seeds": [7, 8, 9],
+    }
+
+    assert planned_seeds(write(tmp_path, grid)) == {"single 2": [0, 1], "single 4": [7, 8, 9]}
+
+
+def test_two_lists_of_seeds_for_the_baseline_are_refused(tmp_path: Path) -> None:
+    both = {"baseline": "both", "baseline_seeds": [0, 1]}
+
+    with pytest.raises(LayerfuseError, match="keep one of the two"):
+        load_recipe(write(tmp_path, both))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [([1, 1], "seeds repeat"), ([], "at least 1 item"), ([-1], "from 0 on")],
+)
+def test_the_baselines_seeds_are_seeds(tmp_path: Path, seeds: list[int], words: str) -> None:
+    with pytest.raises(LayerfuseError, match=words):
+        load_recipe(write(tmp_path, {"baseline_seeds": seeds}))
+
+
 def test_what_does_not_change_a_run_keeps_its_key(tmp_path: Path) -> None:
     """Else a study would train again when its description was corrected."""
     changes = {
         "description": "other",
         "statistics": {"resamples": 500},
-        "baseline": "both",
+        "baseline": "single 3",
+        "baseline_seeds": [0, 1],
     }
     plain = runs(load_recipe(write(tmp_path)), "")
     changed = runs(load_recipe(write(tmp_path, changes)), "")
 
     for changed_run, plain_run in zip(changed, plain, strict=True):
         assert changed_run.key == plain_run.key
+
+
+def test_a_run_that_measures_less_is_another_run(tmp_path: Path) -> None:
+    """Else the likelihoods would be missing where they are asked for later."""
+    plain = first_key(write(tmp_path))
+    data = {"scenes": {"count": 3}}
+    without = {"evaluate": {"data": data, "log_likelihood": False}}
+    measured = {"evaluate": {"data": data, "log_likelihood": True}}
+
+    assert first_key(write(tmp_path, measured)) == plain
+    assert first_key(write(tmp_path, without)) != plain
 
 
 def test_another_number_type_is_another_run(tmp_path: Path) -> None:

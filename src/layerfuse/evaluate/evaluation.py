@@ -15,6 +15,7 @@ from layerfuse.data.lengths import Lengths, Limits, positions_of
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.metrics import scored_by_likelihood, scores
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import asked_alone
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
@@ -46,6 +47,7 @@ class ModelScore:
         chance: the score of the commonest answer.
         questions: their number.
         pictures: the number of different pictures; a sample without one counts as one.
+        log_likelihood: of the right answers, in nats a token; None where it was not measured.
     """
 
     score: float
@@ -53,6 +55,7 @@ class ModelScore:
     chance: float
     questions: int
     pictures: int
+    log_likelihood: float | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,12 @@ def evaluate(
     bootstrap = Bootstrap(resamples, seed)
     mean, families = _scores(answers, bootstrap, family_of)
     _, categories = _scores(answers, bootstrap, category_of)
+    measured = scored_by_likelihood(answers)
+    if measured:
+        likelihoods = scores(measured)
+        mean = replace(mean, log_likelihood=likelihoods.mean)
+        families = _with_likelihoods(families, likelihoods.families)
+        categories = _with_likelihoods(categories, likelihoods.categories)
     controls: dict[str, ModelScore] = {}
     for control in answers[0].controls:
         under_control: list[AnswerRecord] = []
@@ -269,9 +278,19 @@ def _scores(
     for answer in answers:
         questions[str(key(answer))] += 1
     groups: dict[str, ModelScore] = {}
-    for group, scores in zip(table.groups, table.each, strict=True):
-        groups[group] = _model_score(scores, questions[group])
+    for group, of_group in zip(table.groups, table.each, strict=True):
+        groups[group] = _model_score(of_group, questions[group])
     return _model_score(table.mean, len(answers)), groups
+
+
+def _with_likelihoods(
+    groups: dict[str, ModelScore], likelihoods: dict[str, float]
+) -> dict[str, ModelScore]:
+    """The scores of groups of questions, with the log-likelihood of each group."""
+    completed: dict[str, ModelScore] = {}
+    for group, score in groups.items():
+        completed[group] = replace(score, log_likelihood=likelihoods[group])
+    return completed
 
 
 def _model_score(scores: Scores, questions: int) -> ModelScore:
@@ -297,6 +316,7 @@ def _print(result: ModelScores, console: Console) -> None:
         Heading("score", is_number=True),
         Heading("95 % interval", is_number=True),
         Heading("chance", is_number=True),
+        Heading("log-likelihood", is_number=True),
         Heading("questions", is_number=True),
         Heading("pictures", is_number=True),
     ]
@@ -318,11 +338,15 @@ def _cells(name: str, score: ModelScore) -> list[str]:
     if score.interval is not None:
         low, high = score.interval
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
+    likelihood = ""
+    if score.log_likelihood is not None:
+        likelihood = f"{score.log_likelihood:.3f}"
     return [
         name,
         f"{100 * score.score:.1f} %",
         interval,
         f"{100 * score.chance:.1f} %",
+        likelihood,
         str(score.questions),
         str(score.pictures),
     ]

@@ -1,24 +1,21 @@
 """What a run answers along its training: accuracy and loss on a fixed validation set."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
-from layerfuse.data.collate import Collator
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.sample import Sample
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.likelihood import answer_likelihoods
 from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.predict import predict
-from layerfuse.evaluate.questions import asked_alone
+from layerfuse.evaluate.questions import questions
 from layerfuse.evaluate.records import CurvePoint
 from layerfuse.files import write_text
-from layerfuse.model.processor import IGNORED, Processor
+from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Evaluation
@@ -69,9 +66,10 @@ class CurveRecorder:
         """
         validation = self.validation
         answerer = Answerer(model, processor, validation.store)
-        # Controls ask whether guidance matters, which is for the trained model.
-        uncontrolled = validation.evaluation.model_copy(update={"controls": ()})
-        answers = predict(answerer, validation.samples, uncontrolled, self.progress)
+        # Controls ask whether guidance matters, which is for the trained model; how likely the
+        # answers are is in the loss.
+        briefly = validation.evaluation.model_copy(update={"controls": (), "log_likelihood": False})
+        answers = predict(answerer, validation.samples, briefly, self.progress)
         result = scores(answers)
         point = CurvePoint(
             share=moment.share,
@@ -89,7 +87,6 @@ class CurveRecorder:
         write_text(self.file, json.dumps(content))
 
 
-@torch.no_grad()
 def answer_loss(model: FusionVLM, processor: Processor, validation: ValidationQuestions) -> float:
     """The mean loss of the right answers, each question asked alone.
 
@@ -101,37 +98,16 @@ def answer_loss(model: FusionVLM, processor: Processor, validation: ValidationQu
     Returns:
         Nats a labelled token, as the training loss counts them; without a strategy's penalty.
     """
-    store = validation.store
-    if store is not None:
-        # The store holds the layers of all arms; this model reads its own.
-        store = store.restrict(model.vision_tower.layers)
-    collator = Collator(
-        processor,
-        "chat",
-        # Questions that are too long for the LLM were refused before training.
-        max_length=sys.maxsize,
-        store=store,
+    likelihoods = answer_likelihoods(
+        Answerer(model, processor, validation.store),
+        list(questions(validation.samples)),
+        batch_size=validation.evaluation.batch_size,
         guidance=validation.guidance,
     )
-    rows: list[Sample] = []
-    for sample in validation.samples:
-        rows.extend(asked_alone(sample))
-    total = 0.0
-    num_labels = 0
-    # Any: what else is in a batch are the model's keyword arguments
-    inputs: dict[str, Any]
-    size = validation.evaluation.batch_size
-    for start in range(0, len(rows), size):
-        batch = collator(rows[start : start + size])
-        inputs = {}
-        for name, value in batch.items():
-            if isinstance(value, torch.Tensor):
-                value = value.to(model.device)
-            inputs[name] = value
-        in_batch = int(torch.count_nonzero(inputs["labels"] != IGNORED))
-        total += float(model(**inputs).loss) * in_batch
-        num_labels += in_batch
-    return total / num_labels
+    # Every token weighs the same, as in training, not every answer.
+    total = sum(likelihood.total for likelihood in likelihoods)
+    tokens = sum(likelihood.tokens for likelihood in likelihoods)
+    return -total / tokens
 
 
 def read_curve(file: Path) -> list[CurvePoint]:

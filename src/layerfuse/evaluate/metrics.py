@@ -2,7 +2,8 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import replace
 
 from layerfuse.evaluate.records import AnswerRecord, RunScores
 
@@ -56,7 +57,7 @@ def exact_match(prediction: str, answer: str) -> float:
     return float(bool(said) and said == normalize(answer))
 
 
-def scores(answers: Iterable[AnswerRecord]) -> RunScores:
+def scores(answers: Sequence[AnswerRecord]) -> RunScores:
     """Average the scores of groups of answers.
 
     Args:
@@ -65,6 +66,10 @@ def scores(answers: Iterable[AnswerRecord]) -> RunScores:
     Returns:
         The mean over families, and the mean of each group.
     """
+    log_likelihood = None
+    measured = scored_by_likelihood(answers)
+    if measured:
+        log_likelihood = scores(measured).mean
     families: dict[str, list[float]] = defaultdict(list)
     categories: dict[str, list[float]] = defaultdict(list)
     by_novelty: dict[str, list[float]] = defaultdict(list)
@@ -82,7 +87,27 @@ def scores(answers: Iterable[AnswerRecord]) -> RunScores:
         families=family_means,
         categories=_means(categories),
         by_novelty=_means(by_novelty),
+        log_likelihood=log_likelihood,
     )
+
+
+def scored_by_likelihood(answers: Sequence[AnswerRecord]) -> list[AnswerRecord]:
+    """Put the log-likelihood of the right answer in the place of the score, to average it likewise.
+
+    Args:
+        answers: of one run.
+
+    Returns:
+        The answers with log-likelihoods, in nats a token, as scores; none where one was not
+        measured.
+    """
+    measured: list[AnswerRecord] = []
+    for answer in answers:
+        if answer.log_likelihood is None:
+            return []
+        # Left out where it has become the score: it would be averaged a second time.
+        measured.append(replace(answer, score=answer.log_likelihood, log_likelihood=None))
+    return measured
 
 
 def _means(groups: dict[str, list[float]]) -> dict[str, float]:

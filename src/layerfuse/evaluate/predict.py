@@ -11,6 +11,7 @@ from torch import Tensor
 from layerfuse.data.feature_store import digests_of
 from layerfuse.data.sample import Sample
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.likelihood import answer_likelihoods
 from layerfuse.evaluate.metrics import exact_match
 from layerfuse.evaluate.questions import Question, questions
 from layerfuse.evaluate.records import AnswerRecord, ControlRecord
@@ -32,7 +33,8 @@ def predict(
 ) -> list[AnswerRecord]:
     """Ask a model every question of some samples, greedily, and score its answers.
 
-    Records of guided strategies also hold the layer weights, and the answers under each control.
+    Records also hold how likely the right answer is, and those of guided strategies the layer
+    weights and the answers under each control.
 
     Args:
         answerer: the model.
@@ -52,18 +54,23 @@ def predict(
         if "shuffled" in controls and (instruction == instruction[:1]).all():
             controls.remove("shuffled")
     passes = 1 + len(controls)
+    if evaluation.log_likelihood:
+        passes += 1
 
-    def answer_all(pass_number: int, guide: Tensor | None, guidance: Guidance) -> list[str]:
+    def of_pass(number: int) -> Progress:
         def of_all_passes(phase: str, done: int, total: int, note: str = "") -> None:
-            progress(phase, pass_number * total + done, passes * total, note)
+            progress(phase, number * total + done, passes * total, note)
 
+        return of_all_passes
+
+    def answer_all(number: int, guide: Tensor | None, guidance: Guidance) -> list[str]:
         return answerer.answer(
             asked,
             max_new_tokens=evaluation.max_new_tokens,
             batch_size=evaluation.batch_size,
             instruction=guide,
             guidance=guidance,
-            progress=of_all_passes,
+            progress=of_pass(number),
         )
 
     predictions = answer_all(0, instruction, "instruction")
@@ -78,11 +85,24 @@ def predict(
             for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
                 answers[control] = ControlRecord(text, exact_match(text, question.answer))
 
+    log_likelihoods: list[float | None] = [None] * len(asked)
+    if evaluation.log_likelihood:
+        likelihoods = answer_likelihoods(
+            answerer,
+            asked,
+            batch_size=evaluation.batch_size,
+            instruction=instruction,
+            # the last pass
+            progress=of_pass(passes - 1),
+        )
+        log_likelihoods = [likelihood.mean for likelihood in likelihoods]
+
     digests = _digests(answerer, asked, progress)
     records: list[AnswerRecord] = []
-    for question, prediction, weights_of_question, answers in zip(
+    for question, prediction, log_likelihood, weights_of_question, answers in zip(
         asked,
         predictions,
+        log_likelihoods,
         weights,
         controlled_answers,
         strict=True,
@@ -92,6 +112,7 @@ def predict(
             _record(
                 question,
                 prediction,
+                log_likelihood=log_likelihood,
                 weights=weights_of_question,
                 controls=answers,
                 digests=pictures,
@@ -118,6 +139,7 @@ def _record(
     question: Question,
     prediction: str,
     *,
+    log_likelihood: float | None,
     weights: list[float] | None,
     controls: dict[str, ControlRecord],
     digests: list[str],
@@ -144,6 +166,7 @@ def _record(
         weights=weights,
         controls=controls,
         pictures=digests,
+        log_likelihood=log_likelihood,
     )
 
 

@@ -21,6 +21,15 @@ class Question:
     family: str
     category: str
 
+    def with_answer(self) -> Sample:
+        """The question with its answer, as the test asks it.
+
+        Returns:
+            A conversation of one question, the system's words before it.
+        """
+        answer: Message = {"role": "assistant", "content": literal(self.answer)}
+        return replace(self.sample, messages=(*self.messages, answer))
+
 
 def questions(samples: Iterable[Sample]) -> Iterator[Question]:
     """Every answered turn of every sample, each with the pictures that were shown up to it in front
@@ -57,8 +66,7 @@ def asked_alone(sample: Sample) -> Iterator[Sample]:
         A conversation of one question, the system's words before it.
     """
     for question in questions([sample]):
-        answer: Message = {"role": "assistant", "content": literal(question.answer)}
-        yield replace(question.sample, messages=(*question.messages, answer))
+        yield question.with_answer()
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class AnswerRecord:
         controls: of a guided strategy, the answers without its guidance, by the control's name.
         pictures: digests of the bytes of all pictures of the sample, in the order of their
             markers.
+        log_likelihood: mean log-probability of the tokens of the right answer, its end among them,
+            in nats; None where it was not measured.
     """
 
     id: str
@@ -66,6 +68,7 @@ class AnswerRecord:
     weights: list[float] | None = None
     controls: dict[str, ControlRecord] = field(default_factory=dict[str, ControlRecord])
     pictures: list[str] = field(default_factory=list[str])
+    log_likelihood: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the record as a line of predictions.jsonl holds it.
@@ -82,6 +85,8 @@ class AnswerRecord:
         # Samples without a picture, and files of older versions, have none.
         if not self.pictures:
             del line["pictures"]
+        if self.log_likelihood is None:
+            del line["log_likelihood"]
         return line
 
     @classmethod
@@ -116,12 +121,15 @@ class RunScores:
         categories: mean score by category of questions.
         by_novelty: mean score of the answers that are `seen` and of those that are `novel`, each
             where there are such answers, in the order in which the test set first has them.
+        log_likelihood: of the right answers in nats a token, the mean over the families, each
+            counting the same; None where it was not measured.
     """
 
     mean: float
     families: dict[str, float]
     categories: dict[str, float]
     by_novelty: dict[str, float] = field(default_factory=dict[str, float])
+    log_likelihood: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the scores as a line of results.jsonl holds them.
@@ -129,12 +137,16 @@ class RunScores:
         Returns:
             Plain values; `seen` and `novel` stand beside the mean, not in a dict of their own.
         """
-        return {
+        line = {
             "mean": self.mean,
             "families": self.families,
             "categories": self.categories,
             **self.by_novelty,
         }
+        # Files of older versions have none.
+        if self.log_likelihood is not None:
+            line["log_likelihood"] = self.log_likelihood
+        return line
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "RunScores":

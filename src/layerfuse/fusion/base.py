@@ -26,6 +26,7 @@ from layerfuse.fusion.blocks import (
     OwnInit,
     Projector,
     Standardize,
+    drawn_for,
     normalization,
 )
 from layerfuse.fusion.visual import Fused, Guidance, Layout, Placed
@@ -42,6 +43,8 @@ OPTIONS = ConfigDict(
 
 CALIBRATION_CHUNK = 32
 """pictures whose tokens are copied to float64 at once"""
+LARGEST_SEED = 2**62
+"""below which a seed is drawn where none is given"""
 PUBLISHED_DEPTH = 24
 """blocks of CLIP-L, the encoder in whose layers the papers' choices are written"""
 
@@ -302,18 +305,34 @@ class Fusion(nn.Module, Generic[Options]):
             means.append(stacked.mean(dim=0))
         return means
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, seed: int | None = None) -> None:
         """Random initialisation of the whole strategy: PyTorch's defaults, as in LLaVA, zeros for
-        the strategy's own parameters, then what its parts set."""
+        the strategy's own parameters, then what its parts set.
+
+        Each part draws from a generator of its own, so that equally named parts of equal shape
+        begin alike in all strategies: arms of one seed then differ by what is compared alone.
+
+        Args:
+            seed: of the draws, which are made where the parameters are, on the CPU. None draws a
+                seed from torch's generator.
+        """
+        if seed is None:
+            # by name: models are made on the meta device when they load, where nothing has a value
+            seed = int(torch.randint(LARGEST_SEED, (), device="cpu"))
         for parameter in self.parameters(recurse=False):
             nn.init.zeros_(parameter)
-        for module in self.modules():
+        # Any: torch leaves the method untyped
+        named_modules: Any = self.named_modules
+        parts: list[tuple[str, nn.Module]] = list(named_modules())
+        for name, module in parts:
             if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
-                module.reset_parameters()
+                with drawn_for(name, seed):
+                    module.reset_parameters()
         # last: a part may change what its Linears have by default
-        for module in self.modules():
+        for name, module in parts:
             if isinstance(module, OwnInit):
-                module.reset_parameters()
+                with drawn_for(name, seed):
+                    module.reset_parameters()
 
     @torch.no_grad()
     def calibrate(self, features: Features, embedding_std: float) -> None:

@@ -1,5 +1,8 @@
 """The building blocks that several strategies share."""
 
+import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -12,6 +15,34 @@ Normalization = Literal["none", "layernorm", "standardize", "whiten"]
 CALIBRATED = ("standardize", "whiten")
 """normalisations with constants that are measured before training"""
 ProjectorKind = Literal["mlp", "linear"]
+SEED_BYTES = 8
+"""of a hash: as many as a seed of torch's generators holds"""
+
+
+@contextmanager
+def drawn_for(part: str, seed: int) -> Generator[None]:
+    """Let a part's initialisation draw from a generator of its own.
+
+    Parts of one name and shape then begin alike in all strategies, whatever else those draw.
+
+    Args:
+        part: path of the part, such as `projector.linear_1`.
+        seed: of the whole model.
+
+    Yields:
+        Nothing. What is drawn on the CPU meanwhile depends on the part and the seed alone;
+        afterwards torch's generator goes on as if nothing had been drawn.
+    """
+    # Python's own hash differs from process to process
+    digest = hashlib.sha256(f"{seed}:{part}".encode()).digest()
+    own_seed = int.from_bytes(digest[:SEED_BYTES], "big")
+    # only the CPU's: `torch.manual_seed` would also set those of GPUs, which are not put back
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(own_seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 class OwnInit(nn.Module):

@@ -374,6 +374,10 @@ class Evaluation(Strict):
     """Questions answered at once."""
     max_new_tokens: int = Field(default=16, gt=0)
     """Longest answer."""
+    log_likelihood: bool = True
+    """Whether the test also measures how likely each right answer is to the model, beside whether
+    the model gives it: the mean log-probability of its tokens, its end among them. One forward
+    more for each question; verdicts stay on what is answered."""
     controls: tuple[Literal["shuffled", "mean"], ...] = ("shuffled", "mean")
     """Further tests of arms with a guided strategy, to see whether the guidance matters: guided by
     the question of another test item, or by the mean of the weights over the test."""
@@ -457,9 +461,13 @@ class Recipe(Strict):
     grid: Grid | None = None
     """More arms, as a product."""
     seeds: Seeds = Field(default=[0], min_length=1)
-    """One run per arm and seed: initialisation of the fusion and order of the data."""
+    """One run per arm and seed: initialisation of the fusion and order of the data. Arms of one
+    seed share the order, the start of adapters and that of equally named parts of their fusions."""
     baseline: str | None = None
     """The arm that the others are compared with. Default: the first."""
+    baseline_seeds: Seeds | None = Field(default=None, min_length=1)
+    """Seeds of the baseline, in the place of `seeds`: every comparison reads its runs, so that more
+    of them than of the other arms pay."""
     stages: dict[str, Stage] = Field(min_length=1)
     """Training stages in order, usually `align` and `finetune`."""
     evaluate: Evaluation
@@ -501,6 +509,18 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _baseline_has_one_list_of_seeds(self) -> "Recipe":
+        if self.baseline_seeds is None:
+            return self
+        for arm in self._arms_as_written():
+            if arm.label == self.baseline_name and arm.seeds:
+                raise ValueError(
+                    f"baseline_seeds and the seeds of arm {arm.label!r}, the baseline, say the "
+                    "same thing twice: keep one of the two"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _whitened_encoders_are_frozen(self) -> "Recipe":
         trained = [name for name, stage in self.stages.items() if "vision" in stage.learning_rates]
         if not trained:
@@ -519,22 +539,29 @@ class Recipe(Strict):
     def all_arms(self) -> list[Arm]:
         """Every arm with its defaults filled in: first `arms`, then the products of `grid`."""
         # Made anew each time: a validated recipe stays what the user wrote.
+        return [self._with_defaults(arm) for arm in self._arms_as_written()]
+
+    def _arms_as_written(self) -> list[Arm]:
+        """Every arm without defaults: first `arms`, then the products of `grid`."""
         arms = list(self.arms)
         if self.grid is not None:
             for layers in self.grid.layers:
                 for fusion in self.grid.fusion:
                     arms.append(Arm(layers=layers, fusion=fusion))
-        return [self._with_defaults(arm) for arm in arms]
+        return arms
 
     def _with_defaults(self, arm: Arm) -> Arm:
         """An arm with the recipe's similarity file, fusion options and seeds where it has none."""
+        seeds = self.seeds
+        if self.baseline_seeds is not None and arm.label == self.baseline_name:
+            seeds = self.baseline_seeds
         changes = {
             # The label is made first, from what the arm itself says: the recipe's defaults are the
             # same for all arms and would only lengthen it.
             "name": arm.label,
             "layers": self._with_file(arm.layers),
             "fusion": {**self.fusion_defaults, **arm.fusion},
-            "seeds": arm.seeds or self.seeds,
+            "seeds": arm.seeds or seeds,
         }
         return arm.model_copy(update=changes)
 
@@ -571,7 +598,7 @@ class Recipe(Strict):
     @property
     def baseline_name(self) -> str:
         """The arm that the others are compared with."""
-        return self.baseline or self.all_arms()[0].label
+        return self.baseline or self._arms_as_written()[0].label
 
 
 def _layers_text(layers: Layers) -> str:

@@ -22,7 +22,7 @@ from layerfuse.data.feature_store import digests_of
 from layerfuse.data.sample_sets import BadSets
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.clusters import connected_names
-from layerfuse.evaluate.records import RunRecord, write_records
+from layerfuse.evaluate.records import RunRecord, RunScores, write_records
 from layerfuse.files import locked, write_text
 from layerfuse.hardware import device
 from layerfuse.recipe.reader import load_recipe
@@ -310,7 +310,8 @@ def _do_locked(
         if run.result(folder) is None:
             todo.append(run)
         else:
-            table.finish(run.name, _score(folder, run), None)
+            earlier = _scores(folder, run)
+            table.finish(run.name, earlier.mean, None, earlier.log_likelihood)
 
     # With one run to do it is done in this process, by all its cores.
     divided = shares(
@@ -348,7 +349,8 @@ def _do_locked(
         for finished in finished_runs:
             run = finished.run
             (folder / run.folder / PROGRESS).unlink(missing_ok=True)
-            table.finish(run.name, _score(folder, run), finished.seconds)
+            scores = _scores(folder, run)
+            table.finish(run.name, scores.mean, finished.seconds, scores.log_likelihood)
             # After each run: a killed study keeps the results that it has.
             _collect(folder, all_runs)
     records = _collect(folder, all_runs)
@@ -375,12 +377,12 @@ def _check_surroundings(engine: Engine) -> None:
         raise LayerfuseError("--engine ray needs Ray: run pip install 'layerfuse[ray]'")
 
 
-def _score(folder: Path, run: PlannedRun) -> float:
-    """The mean accuracy of a finished run."""
+def _scores(folder: Path, run: PlannedRun) -> RunScores:
+    """What a finished run scored."""
     result = run.result(folder)
     if result is None:
         raise RuntimeError(f"{run.name} left no result in {folder / run.folder}")
-    return result.scores.mean
+    return result.scores
 
 
 def _say_left_out(folder: Path, left_out: BadSets, console: Console) -> None:
@@ -448,7 +450,7 @@ def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> No
         return
     best = None
     if recipe.keep_models == "best":
-        best = max(all_runs, key=lambda run: _score(folder, run))
+        best = max(all_runs, key=lambda run: _scores(folder, run).mean)
     for run in all_runs:
         if run is not best:
             # With `none` a run leaves its model behind only if it was killed at its very end.
@@ -463,6 +465,7 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     # They are contained in the arms.
     plain.pop("grid", None)
     plain.pop("fusion_defaults", None)
+    plain.pop("baseline_seeds", None)
     return plain
 
 

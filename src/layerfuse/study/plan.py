@@ -23,6 +23,7 @@ _IRRELEVANT = {
     "grid",
     "seeds",
     "baseline",
+    "baseline_seeds",
     "statistics",
     "keep_models",
     "fusion_defaults",
@@ -37,7 +38,16 @@ _ONLY_SHOWN = {"expected_samples", "config", "image_size"}
 # Fields that recipes got after runs had been named by all others, wherever they stand, with their
 # defaults: at these they are no part of a name, so that finished runs keep theirs. Every new field
 # of a recipe that decides results belongs here.
-_LATER_FIELDS = {"group_by": "length"}
+_LATER_FIELDS = {
+    "group_by": "length",
+    "log_likelihood": True,
+    "blocks": None,
+    "wording": "question",
+    "skip": 0,
+    "betas": [0.9, 0.999],
+    "validation": None,
+    "at": None,
+}
 
 
 @dataclass(frozen=True)

@@ -73,18 +73,27 @@ class LiveTable(Progress):
         """Show what a run in another process says of itself."""
         self.update(self.rows[run], note=text)
 
-    def finish(self, run: str, score: float, seconds: float | None) -> None:
+    def finish(
+        self,
+        run: str,
+        score: float,
+        seconds: float | None,
+        log_likelihood: float | None = None,
+    ) -> None:
         """Show a run's score.
 
         Args:
             run: the run's name.
             score: mean accuracy, 0..1.
             seconds: that the run took; None if it was finished before.
+            log_likelihood: of the right answers, in nats a token; None if it was not measured.
         """
         self.num_left -= 1
         if seconds is not None:
             self.seconds.append(seconds)
         result = f"accuracy {score:.3f}"
+        if log_likelihood is not None:
+            result += f", log-likelihood {log_likelihood:.3f}"
         self.update(self.rows[run], completed=1, total=1, note=result)
         event = f"{run}: {result}"
         if self.num_left and self.seconds:

@@ -28,6 +28,7 @@ from layerfuse.evaluate.significance import (
 from layerfuse.look.probe_report import Probes
 from layerfuse.recipe.schema import Statistics
 from layerfuse.study.guidance_effect import GuidanceRow, guidance_rows
+from layerfuse.study.likelihood_effect import ArmLikelihood, compare_likelihoods
 from layerfuse.study.training_status import ProbeComparison, compare_with_probe
 
 # As a recipe that says nothing of its statistics.
@@ -137,6 +138,7 @@ class Summary:
         guidance: one row per guided arm and control.
         learning: what each arm had learned when its training stopped; empty where nothing is known.
         probes: of the arms whose layers were probed, what they score beside the probe.
+        likelihoods: how likely each arm finds the right answers; empty where it was not measured.
     """
 
     # The order of the fields is that of summary.json.
@@ -155,6 +157,7 @@ class Summary:
     guidance: list[GuidanceRow]
     learning: dict[str, ArmLearning] = field(default_factory=dict[str, ArmLearning])
     probes: dict[str, ProbeComparison] = field(default_factory=dict[str, ProbeComparison])
+    likelihoods: dict[str, ArmLikelihood] = field(default_factory=dict[str, ArmLikelihood])
 
     def to_json(self) -> dict[str, Any]:
         """Give the summary as summary.json holds it, without its sentences.
@@ -165,6 +168,9 @@ class Summary:
         # `asdict` goes down to the arms, but knows nothing of what their own method leaves out.
         content = asdict(self)
         content["arms"] = [arm.to_json() for arm in self.arms]
+        # Runs of older versions have none.
+        if not self.likelihoods:
+            del content["likelihoods"]
         return content
 
 
@@ -466,4 +472,5 @@ def summarize(
         guidance=guidance_rows(runs, bootstrap),
         learning=judge_learning([run.record for run in runs], blind_losses or {}),
         probes=compare_with_probes(arms, probes),
+        likelihoods=compare_likelihoods(runs, baseline, bootstrap),
     )

@@ -77,7 +77,11 @@ def encoder_for(recipe: Recipe) -> Encoder:
 
 
 def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
-    """The untrained model of an arm, on this process's device, and its processor."""
+    """The untrained model of an arm, on this process's device, and its processor.
+
+    Arms of one seed begin alike in all that they share: what is random in the LLM, and parts of the
+    fusion with the same name and shape.
+    """
     set_seed(seed)
     # transformers types `to` for its own classes only
     model: Any = FusionVLM.compose(
@@ -91,6 +95,8 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
         attn_implementation=recipe.attn_implementation,
         llm_blocks=recipe.llm.blocks,
     )
+    # By the seed itself: how much was drawn so far differs between arms and between processes.
+    model.fusion.reset_parameters(seed)
     processor = processor_for(recipe, model.config)
     # Saved with the model: only the processor knows the chat template.
     processor.turn_ends.set_stop_tokens(model.generation_config)

@@ -1,0 +1,115 @@
+"""How likely the right answers are to a model, each question asked as the test asks it."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from layerfuse.data.collate import Collator
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.questions import Question
+from layerfuse.fusion import Guidance
+from layerfuse.model.loss import next_tokens
+from layerfuse.model.processor import IGNORED
+from layerfuse.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class AnswerLikelihood:
+    """How likely one right answer is to a model.
+
+    Attributes:
+        total: log-probability of the whole answer, its end included, in nats.
+        tokens: of the answer, its end among them.
+    """
+
+    total: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Log-probability of a token, in nats."""
+        return self.total / self.tokens
+
+
+@torch.inference_mode()
+def answer_likelihoods(
+    answerer: Answerer,
+    asked: Sequence[Question],
+    *,
+    batch_size: int,
+    instruction: Tensor | None = None,
+    guidance: Guidance = "instruction",
+    progress: Progress = silent,
+) -> list[AnswerLikelihood]:
+    """Measure log p(right answer | pictures, question): one forward a batch, nothing is generated.
+
+    Args:
+        answerer: the model.
+        asked: the questions with their right answers.
+        batch_size: questions at once.
+        instruction: (questions, E), what guides; None computes it where the guidance needs it.
+        guidance: what weighs the layers of guided strategies.
+        progress: told of every batch.
+
+    Returns:
+        One likelihood a question, in their order.
+
+    Raises:
+        LayerfuseError: naming a sample that cannot be asked.
+    """
+    if instruction is None and guidance == "instruction":
+        # By the model's own count an answer that stands in the row would guide as well.
+        instruction = answerer.instructions(asked)
+    collator = Collator(
+        answerer.processor,
+        "chat",
+        # Questions that are too long for the LLM were refused before.
+        max_length=sys.maxsize,
+        store=answerer.store,
+        # Rows are alike with any guidance: each holds one answer.
+        guidance="uniform",
+    )
+    likelihoods: list[AnswerLikelihood] = []
+    for start in range(0, len(asked), batch_size):
+        questions = asked[start : start + batch_size]
+        inputs = collator([question.with_answer() for question in questions])
+        inputs["guidance"] = guidance
+        if instruction is not None:
+            inputs["instruction"] = instruction[start : start + batch_size]
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                inputs[name] = value.to(answerer.model.device)
+        # Not given to the model, which would compute logits at every position.
+        targets = next_tokens(inputs.pop("labels"))
+        likelihoods += _batch_likelihoods(answerer, inputs, targets)
+        progress("evaluate", len(likelihoods), len(asked))
+    return likelihoods
+
+
+def _batch_likelihoods(
+    answerer: Answerer, inputs: dict[str, object], targets: Tensor
+) -> list[AnswerLikelihood]:
+    """The likelihoods of the rows of a batch.
+
+    Args:
+        answerer: the model.
+        inputs: keyword arguments of the model.
+        targets: (rows, T) the next token of each position, -100 where it is not compared.
+    """
+    compared = targets != IGNORED
+    output = answerer.model(**inputs, logits_to_keep=compared, use_cache=False)
+    # (compared tokens, vocabulary) -> (compared tokens,); bfloat16 is too coarse for a logarithm
+    logits = output.logits.float()
+    log_probabilities = -F.cross_entropy(logits, targets[compared], reduction="none")
+    rows, _ = compared.nonzero(as_tuple=True)
+    totals = log_probabilities.new_zeros(len(targets))
+    totals.index_add_(0, rows, log_probabilities)
+    tokens = compared.sum(dim=1)
+    likelihoods: list[AnswerLikelihood] = []
+    for total, count in zip(totals.cpu(), tokens.cpu(), strict=True):
+        likelihoods.append(AnswerLikelihood(float(total), int(count)))
+    return likelihoods

@@ -1,0 +1,145 @@
+"""How likely right answers are to a model: one number for each question of the test."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from layerfuse.data.sample import Sample
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.likelihood import answer_likelihoods
+from layerfuse.evaluate.predict import predict
+from layerfuse.evaluate.questions import Question, questions
+from layerfuse.evaluate.records import AnswerRecord
+from layerfuse.recipe.schema import Data, Evaluation
+from layerfuse.vision.picture import Picture
+from tests import tiny
+
+TEST = Evaluation(data=Data(path="held out"), max_new_tokens=2, batch_size=2)
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """Questions and answers of unlike lengths: about one picture, about two, and about none."""
+    pictures: list[Picture] = []
+    for number in range(3):
+        file = tmp_path / f"{number}.png"
+        Image.new("RGB", (40, 30), (80 * number, 10, 90)).save(file)
+        pictures.append(Picture(str(file)))
+    about_one = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<image> Which colour?"},
+        {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "And how many things are there?"},
+        {"role": "assistant", "content": "seventeen"},
+    )
+    about_two = (
+        {"role": "user", "content": "<image><image> Same?"},
+        {"role": "assistant", "content": "no"},
+    )
+    about_none = (
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4"},
+    )
+    return [
+        Sample("one", (pictures[0],), about_one),
+        Sample("two", (pictures[1], pictures[2]), about_two),
+        Sample("none", (), about_none),
+    ]
+
+
+def answerer_of(strategy: str) -> Answerer:
+    """A tiny random model, whose instruction matters where one guides."""
+    model = tiny.model(strategy)
+    if strategy == "text_routed":
+        with torch.no_grad():
+            # else nearly uniform weights, as every router has them at first
+            for parameter in model.fusion.router.parameters():
+                parameter.mul_(10)
+    return Answerer(model, tiny.processor(model))
+
+
+@torch.no_grad()
+def naive_log_likelihood(answerer: Answerer, question: Question) -> float:
+    """Token by token behind the very prompt of the test: one row, no padding, no labels."""
+    processor = answerer.processor
+    inputs: dict[str, Any] = {}
+    if question.sample.pictures:
+        images = [picture.open() for picture in question.sample.pictures]
+        inputs = dict(processor.image_processor(images, return_tensors="pt"))
+    text = processor.text_inputs([question.messages], processor.num_image_tokens(32, 32))
+    prompt = text["input_ids"][0].tolist()
+    if question.sample.pictures and processor.instruction.guided:
+        # what guides is the question alone, without the answer
+        inputs["instruction"] = answerer.model.prompt_embedding(torch.tensor([prompt]))
+    end = [processor.tokenizer.eos_token_id]
+    answer = processor.tokenizer(question.answer, add_special_tokens=False)["input_ids"] + end
+
+    log_probabilities: list[float] = []
+    for place, token in enumerate(answer):
+        so_far = torch.tensor([prompt + answer[:place]])
+        logits = answerer.model(input_ids=so_far, **inputs).logits[0, -1]
+        log_probabilities.append(float(logits.log_softmax(dim=-1)[token]))
+    return sum(log_probabilities) / len(log_probabilities)
+
+
+@pytest.mark.parametrize("strategy", ["concat", "inject_cross", "text_routed"])
+def test_it_is_the_mean_over_the_tokens_of_the_right_answer(
+    strategy: str, samples: list[Sample]
+) -> None:
+    """Against one token at a time; in batches, questions of other lengths do not matter."""
+    answerer = answerer_of(strategy)
+
+    records = predict(answerer, samples, TEST)
+
+    for question, record in zip(questions(samples), records, strict=True):
+        expected = naive_log_likelihood(answerer, question)
+        assert record.log_likelihood == pytest.approx(expected, abs=3e-5), question.id
+
+
+def test_another_guidance_gives_another_likelihood(samples: list[Sample]) -> None:
+    answerer = answerer_of("text_routed")
+    about_pictures = list(questions(samples))[:3]
+
+    guided = answer_likelihoods(answerer, about_pictures, batch_size=3)
+    unguided = answer_likelihoods(answerer, about_pictures, batch_size=3, guidance="uniform")
+
+    for with_it, without in zip(guided, unguided, strict=True):
+        assert with_it.tokens == without.tokens
+        assert with_it.total != pytest.approx(without.total, abs=1e-3)
+
+
+def test_it_can_be_left_out(samples: list[Sample]) -> None:
+    answerer = answerer_of("concat")
+    evaluation = TEST.model_copy(update={"log_likelihood": False})
+
+    records = predict(answerer, samples, evaluation)
+
+    assert [record.log_likelihood for record in records] == [None] * 4
+    assert "log_likelihood" not in records[0].to_json()
+
+
+def test_records_keep_it_and_older_ones_lack_it(samples: list[Sample]) -> None:
+    (record, *_) = predict(answerer_of("concat"), samples[:1], TEST)
+
+    line = record.to_json()
+    assert AnswerRecord.from_json(line) == record
+    del line["log_likelihood"]
+    assert AnswerRecord.from_json(line).log_likelihood is None
+
+
+def test_the_progress_counts_it_as_one_more_pass(samples: list[Sample]) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watch(phase: str, done: int, total: int, note: str = "") -> None:
+        if phase == "evaluate":
+            seen.append((done, total))
+
+    predict(answerer_of("text_routed"), samples, TEST, watch)
+
+    counts = [done for done, _ in seen]
+    assert counts == sorted(counts)
+    # four questions: answered, under two controls, and measured
+    assert seen[-1] == (16, 16)
