@@ -144,21 +144,50 @@ def train(
     )
     folder = output or Path("runs") / f"{recipe.name}.{slug(chosen)}.seed{seeds[0]}"
     _refuse_other_runs(folder, of_one_run)
-    (record,) = _do(
-        of_one_run,
+    (trained,) = train_and_keep(of_one_run, folder, modules=modules, console=console)
+    return trained
+
+
+def train_and_keep(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    modules: Sequence[str] = (),
+    console: Console | None = None,
+) -> list[TrainedArm]:
+    """Do the runs of a recipe that are not yet done, and keep every model; no report.
+
+    Args:
+        recipe: what to run; its `keep_models` must be `all`.
+        folder: where; made if it is missing.
+        modules: what processes of their own must import for user strategies.
+        console: where progress is shown.
+
+    Returns:
+        Every run, in the order in which a study does them.
+
+    Raises:
+        LayerfuseError: a finished run's model was removed; or before any training, for anything in
+            the recipe, the data or the models that does not fit.
+    """
+    records = _do(
+        recipe,
         folder,
         engine="local",
         modules=modules,
         console=console,
         needs_intervals=False,
     )
-    model = folder / record.folder / MODEL
-    if not model.is_dir():
-        raise LayerfuseError(
-            f"the run is finished, but its model is gone: delete {folder / record.folder} to train "
-            "it again"
-        )
-    return TrainedArm(record, model)
+    trained = []
+    for record in records:
+        model = folder / record.folder / MODEL
+        if not model.is_dir():
+            raise LayerfuseError(
+                f"the run is finished, but its model is gone: delete {folder / record.folder} to "
+                "train it again"
+            )
+        trained.append(TrainedArm(record, model))
+    return trained
 
 
 def _refuse_other_runs(folder: Path, of_one_run: Recipe) -> None:

@@ -169,9 +169,7 @@ def squared_error(sums: RegressionSums, weight: Tensor, bias: Tensor) -> float:
     explained = float((weight.T * sums.cross_scatter).sum())
     written = float(((weight @ sums.input_scatter) * weight).sum())
     off = sums.target_mean - weight @ sums.input_mean - bias
-    return (
-        sums.target_scatter - 2 * explained + written + sums.count * float(off.square().sum())
-    )
+    return sums.target_scatter - 2 * explained + written + sums.count * float(off.square().sum())
 
 
 @dataclass(frozen=True)
