@@ -77,21 +77,14 @@ def choose_teacher(
         LayerfuseError: there is no such teacher, it cannot teach, or it is of another encoder, LLM
             or token grid.
     """
-    arms = {}
-    able = {}
+    arms: dict[str, Arm] = {}
+    able: dict[str, int] = {}
     for arm, config in zip(recipe.all_arms(), configs, strict=True):
         arms[arm.label] = arm
         if _why_no_teacher(config.strategy) is None:
             able[arm.label] = len(config.taps)
     if name is None:
-        if not able:
-            raise LayerfuseError(
-                "no arm of the recipe can teach: guided strategies and those that work inside the "
-                "LLM have no tokens that depend on the picture alone. Add an arm such as "
-                "{layers: [4, 8, 12], fusion: {name: concat}}"
-            )
-        # The more a teacher's tokens hold, the less of what an arm knows is lost on them.
-        name = max(able, key=able.__getitem__)
+        name = _widest(able)
     valid = ", ".join(repr(label) for label in able) or "none"
     if name in able:
         return ChosenTeacher(name, arms[name], None)
@@ -105,6 +98,18 @@ def choose_teacher(
         f"--teacher {name!r} is neither an arm of the recipe nor the folder of a trained model; "
         f"arms that can teach: {valid}"
     )
+
+
+def _widest(able: dict[str, int]) -> str:
+    """The arm that reads the most layers, among those that can teach."""
+    if not able:
+        raise LayerfuseError(
+            "no arm of the recipe can teach: guided strategies and those that work inside the LLM "
+            "have no tokens that depend on the picture alone. Add an arm such as "
+            "{layers: [4, 8, 12], fusion: {name: concat}}"
+        )
+    # The more a teacher's tokens hold, the less of what an arm knows is lost on them.
+    return max(able, key=able.__getitem__)
 
 
 def _given_model(recipe: Recipe, name: str) -> ChosenTeacher:
