@@ -161,10 +161,11 @@ def screen(
         raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
     with locked(folder / ".lock", _refuse):
         all_runs = runs(recipe, data.digest)
+        teacher_runs = _runs_of_teacher(all_runs, chosen)
         teachers = trained_teachers(
             recipe,
             chosen,
-            _runs_of_teacher(all_runs, chosen),
+            teacher_runs,
             study=study,
             folder=folder / "teacher",
             modules=modules,
@@ -173,9 +174,9 @@ def screen(
         taught = []
         fitted = []
         with shown_progress(console) as progress:
-            for trained in teachers:
+            for trained, run in zip(teachers, teacher_runs, strict=True):
                 lesson = Lesson(data, chosen, trained, folder)
-                taught.append(lesson.of_teacher(progress))
+                taught.append(lesson.of_teacher(run, progress))
                 fitted.extend(lesson.of_arms(_runs_of(all_runs, judged.arms, trained), progress))
         screening = _screening(
             data,
@@ -351,14 +352,15 @@ class Lesson:
             self.loaded = Answerer(loaded.model, loaded.processor, self.data.store)
         return self.loaded
 
-    def of_teacher(self, progress: Progress) -> ScreenedRun:
+    def of_teacher(self, run: PlannedRun, progress: Progress) -> ScreenedRun:
         """What the teacher answers itself.
 
         Args:
+            run: of the study, whose key says what is asked and how.
             progress: is told of the questions.
         """
-        key = self._key("the teacher")
-        file = self.folder / "arms" / f"teacher.seed{self.trained.seed}.{key}" / PREDICTIONS
+        place = f"teacher.seed{run.seed}.{self._key(run)}"
+        file = self.folder / "arms" / place / PREDICTIONS
         name = self.chosen.name
         if file.is_file():
             answers = read_records(file, AnswerRecord)
@@ -376,7 +378,7 @@ class Lesson:
         """
         screened = []
         for run in arm_runs:
-            folder = self.folder / f"{run.folder}.{self._key(run.key)}"
+            folder = self.folder / f"{run.folder}.{self._key(run)}"
             # The last file that the folder gets.
             if not (folder / PREDICTIONS).is_file():
                 self._fit_and_ask(run, folder, progress)
@@ -385,13 +387,11 @@ class Lesson:
             screened.append(ScreenedRun(run.arm.label, run.seed, fit, answers))
         return screened
 
-    def _key(self, of_run: str) -> str:
-        """A digest of all that decides what an arm answers, beside its own run's."""
-        # The study's samples, the validation among them, are a part of every run's key, but a
-        # teacher that the user gave has none.
-        decisive = [of_run, self.trained.digest, self.data.digest, self.data.asked]
-        decisive.append(str(len(self.data.pictures)))
-        return hashlib.sha256("\n".join(decisive).encode()).hexdigest()[:8]
+    def _key(self, run: PlannedRun) -> str:
+        """A digest of all that decides what is answered: the run, with its samples and questions,
+        the teacher's weights, and the pictures whose tokens are fitted."""
+        decisive = f"{run.key} {self.trained.digest} {len(self.data.pictures)}"
+        return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 
     def _fit_and_ask(self, run: PlannedRun, folder: Path, progress: Progress) -> None:
         started = time.perf_counter()

@@ -310,17 +310,17 @@ def print_screening(screening: Screening, console: Console) -> None:
     for arm in [screening.teacher, *screening.arms]:
         name = arm.arm
         if arm is screening.teacher:
-            name += " (the teacher as trained)"
+            name += " (teacher)"
         if arm.uniform:
             name += " (equal weights)"
         cells = [name, *_cells(arm)]
         if any_trained:
             cells.append(_percent(arm.trained))
         rows.append(cells)
+    seeds = ", ".join(str(seed) for seed in screening.teacher.by_seed)
     title = (
-        f"fitted to the tokens of {screening.teacher.arm!r}, {len(screening.teacher.by_seed)} "
-        f"seeds; {screening.questions} questions of {screening.asked} about {screening.pictures} "
-        "pictures"
+        f"fitted to the teacher's tokens, seeds {seeds}; {screening.questions} questions of "
+        f"{screening.asked} about {screening.pictures} pictures"
     )
     print_fitted(console, headings, rows, title)
     for name, reason in screening.left_out.items():
@@ -334,10 +334,11 @@ def _cells(arm: ScreenedArm) -> list[str]:
     if arm.interval is not None:
         low, high = arm.interval
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
-    r2 = ""
+    # What was trained was not fitted.
+    r2 = "-"
     if arm.r2 is not None:
         r2 = f"{arm.r2:.3f}"
-    seconds = ""
+    seconds = "-"
     if arm.seconds is not None:
         seconds = f"{arm.seconds:.1f}"
     return [_percent(arm.accuracy), interval, r2, seconds]
@@ -345,7 +346,7 @@ def _cells(arm: ScreenedArm) -> list[str]:
 
 def _percent(share: float | None) -> str:
     if share is None:
-        return ""
+        return "-"
     return f"{100 * share:.1f} %"
 
 
