@@ -14,10 +14,21 @@ from typer.testing import CliRunner
 from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import PREDICTIONS
+from layerfuse.evaluate.score_table import Bootstrap
+from layerfuse.fusion import FUSIONS, TextRouted
+from layerfuse.fusion.text_routed import TextRoutedConfig
 from layerfuse.study.coordinate import study, train
 from layerfuse.study.screen import screen
-from layerfuse.study.screen_report import ScreenedArm, correlation_with_training
+from layerfuse.study.screen_report import (
+    ArmFit,
+    ScreenedArm,
+    ScreenedRun,
+    correlation_with_training,
+    screened_arms,
+)
+from layerfuse.vision.features import Features
 from tests import tiny
+from tests.made_up import answer_record
 from tests.studies import one_line, read_results, read_samples, write_recipe, write_samples
 
 
@@ -48,7 +59,7 @@ def file(recipe: dict[str, Any], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick_learners(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """Arms with one Linear for a projector, that learn which pictures are dark."""
+    """An arm with one Linear for a projector, that learns which pictures are dark."""
     samples = read_samples(tmp_path)
     for number, sample in enumerate(samples):
         # Number 0 is black, number 7 the reddest.
@@ -59,10 +70,7 @@ def quick_learners(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "normalize": "standardize",
         "token_scale": 10,
     }
-    recipe["arms"] = [
-        arm("both", [1, 3], "concat"),
-        arm("both again", [3, 1], "concat"),
-    ]
+    recipe["arms"] = [arm("both", [1, 3], "concat")]
     recipe["llm"] = {"model": recipe["llm"], "blocks": 1}
     stage = {"learning_rates": {"fusion": 0.01, "llm": 0.01}, "batch_size": 8, "steps": 40}
     recipe["stages"]["align"].update(stage)
@@ -73,16 +81,22 @@ def quick_learners(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 def test_an_arm_with_the_layers_of_the_teacher_becomes_the_teacher(
     quick_learners: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A Linear of the same layers in another order can write the same tokens."""
-    found = screened(write_recipe(tmp_path, quick_learners), tmp_path / "screen")
+    """Its Linear can write the same tokens, from whatever it begins."""
+    path = write_recipe(tmp_path, quick_learners)
+    teacher = train(path, output=tmp_path / "run", console=Console(quiet=True)).model
+    # Initialised as the teacher was not: without the fit, some would call dark what is red.
+    quick_learners["seeds"] = [1, 2, 3]
+    quick_learners["arms"][0] = arm("the other way round", [3, 1], "concat")
 
-    assert found["teacher"]["arm"] == "both"
+    found = screened(
+        write_recipe(tmp_path, quick_learners), tmp_path / "screen", teacher=str(teacher)
+    )
+
     assert found["teacher"]["accuracy"] == 1
-    by_name = {judged["arm"]: judged for judged in found["arms"]}
-    for name in ("both", "both again"):
-        assert by_name[name]["r2"] > 0.999
-        assert by_name[name]["accuracy"] == 1
-        assert by_name[name]["interval"] == found["teacher"]["interval"]
+    (judged,) = found["arms"]
+    assert judged["r2"] > 0.999
+    assert judged["by_seed"] == {"1": 1, "2": 1, "3": 1}
+    assert judged["interval"] == found["teacher"]["interval"]
 
 
 def test_arms_that_cannot_be_judged_are_named(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -102,6 +116,56 @@ def test_arms_that_cannot_be_judged_are_named(recipe: dict[str, Any], tmp_path: 
     assert "inside the LLM" in found["left_out"]["added"]
     assert "do not depend on layer 1, 2" in found["left_out"]["attended"]
     assert found["left_out"]["appended"] == "it makes 18 tokens of a picture, the teacher 16"
+
+
+class Unasked(TextRouted):
+    """A guided strategy that must not be guided."""
+
+    def allocate(self, features: Features, instruction: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("what was not trained to guide has guided")
+
+
+def test_untrained_guidance_is_not_asked(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guided strategies are judged by equal weights, also when the questions are answered."""
+    monkeypatch.setitem(FUSIONS, "unasked", (TextRoutedConfig, Unasked))
+    recipe["arms"].append(arm("guided", [1, 2], "unasked", base=3))
+
+    found = screened(write_recipe(tmp_path, recipe), tmp_path / "screen", teacher="two")
+
+    uniform = {judged["arm"]: judged["uniform"] for judged in found["arms"]}
+    assert uniform["guided"]
+
+
+def test_arms_are_scored_over_seeds_the_best_first() -> None:
+    config = tiny.model("single", layers=[3]).config
+    fit = ArmFit(r2=0.5, strength=0.1, seconds=2.0)
+    runs = []
+    # Two questions about a picture each.
+    for name, seed, right in (("low", 0, 0), ("high", 0, 2), ("low", 1, 1), ("high", 1, 1)):
+        answers = []
+        for number in range(2):
+            sample = str(number)
+            answers.append(answer_record(sample, sample=sample, right=number < right))
+        runs.append(ScreenedRun(name, seed, replace(fit, r2=0.5 + seed / 4), answers))
+
+    high, low = screened_arms(
+        runs,
+        {"low": config, "high": config},
+        {"low": 0.3},
+        Bootstrap(resamples=100, seed=0),
+    )
+
+    assert high.arm == "high"
+    assert high.accuracy == 0.75
+    assert high.by_seed == {0: 1.0, 1: 0.5}
+    assert high.trained is None
+    assert low.accuracy == 0.25
+    assert low.trained == 0.3
+    assert low.r2 == pytest.approx(0.625)
+    assert low.seconds == 2.0
+    assert low.layers == [3]
 
 
 def test_what_was_screened_is_not_screened_again(file: Path, tmp_path: Path) -> None:
