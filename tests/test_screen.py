@@ -313,6 +313,7 @@ def test_a_given_model_teaches_and_one_of_other_models_does_not(
     AutoModel.from_config(tiny.vision_config("dinov2")).save_pretrained(tmp_path / "encoder")
     with pytest.raises(LayerfuseError, match="other weights of the encoder"):
         screened(path, tmp_path / "refused", teacher=str(model))
+    assert not (tmp_path / "refused").exists()
 
 
 def test_recipes_that_cannot_be_screened(recipe: dict[str, Any], tmp_path: Path) -> None:

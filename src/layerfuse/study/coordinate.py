@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
@@ -332,7 +332,7 @@ def _do_locked(
     """
     samples = checked.usable
     samples_digest = samples.digest(picture_digests)
-    write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
+    write_text(folder / "recipe.yaml", recipe_text(recipe))
     all_runs = runs(recipe, samples_digest)
     todo = []
     for run in all_runs:
@@ -482,15 +482,19 @@ def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> No
             shutil.rmtree(folder / run.folder / MODEL, ignore_errors=True)
 
 
-def _resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as data, arms spelled out with their defaults."""
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as the YAML that stands beside results, arms spelled out with their defaults.
+
+    Args:
+        recipe: of the study.
+    """
     plain = recipe.model_dump(mode="json", exclude_none=True)
     plain["arms"] = [arm.model_dump(mode="json", exclude_none=True) for arm in recipe.all_arms()]
     plain["baseline"] = recipe.baseline_name
     # They are contained in the arms.
     plain.pop("grid", None)
     plain.pop("fusion_defaults", None)
-    return plain
+    return yaml.safe_dump(plain, sort_keys=False)
 
 
 def environment(recipe: Recipe, samples: str) -> dict[str, str]:

@@ -6,9 +6,11 @@ arm's tokens.
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from layerfuse.evaluate.clusters import clusters_of
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, read_records, write_records
 from layerfuse.evaluate.score_table import Bootstrap
-from layerfuse.files import locked
+from layerfuse.files import locked, write_text
 from layerfuse.hardware import DTYPES, device
 from layerfuse.model.config import FusionConfig, configure, shapes
 from layerfuse.model.vlm import FusionVLM
@@ -34,7 +36,9 @@ from layerfuse.progress import Progress, shown_progress
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Recipe
 from layerfuse.study.check import check_arms, leave_out, load_checked
+from layerfuse.study.coordinate import environment, recipe_text
 from layerfuse.study.encode import encode_pictures, pictures_of
+from layerfuse.study.execute import ENVIRONMENT
 from layerfuse.study.plan import PlannedRun, runs
 from layerfuse.study.screen_report import (
     ArmFit,
@@ -160,36 +164,64 @@ def screen(
     except OSError as error:
         raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
     with locked(folder / ".lock", _refuse):
-        all_runs = runs(recipe, data.digest)
-        teacher_runs = _runs_of_teacher(all_runs, chosen)
-        teachers = trained_teachers(
-            recipe,
-            chosen,
-            teacher_runs,
-            study=study,
-            folder=folder / "teacher",
-            modules=modules,
-            console=console,
-        )
-        taught = []
-        fitted = []
-        with shown_progress(console) as progress:
-            for trained, run in zip(teachers, teacher_runs, strict=True):
-                lesson = Lesson(data, chosen, trained, folder)
-                taught.append(lesson.of_teacher(run, progress))
-                fitted.extend(lesson.of_arms(_runs_of(all_runs, judged.arms, trained), progress))
-        screening = _screening(
+        screening = _screen_locked(
             data,
             chosen,
             configs,
             judged=judged,
-            taught=taught,
-            fitted=fitted,
             study=study,
+            folder=folder,
+            modules=modules,
+            console=console,
         )
         file = write_screening(screening, folder)
     print_screening(screening, console)
     return file
+
+
+def _screen_locked(
+    data: ScreenData,
+    chosen: ChosenTeacher,
+    configs: Sequence[FusionConfig],
+    *,
+    judged: JudgedArms,
+    study: Path,
+    folder: Path,
+    modules: Sequence[str],
+    console: Console,
+) -> Screening:
+    """Train what is missing of the teacher, fit and ask what is missing of the arms, in a folder
+    that no other process writes to."""
+    recipe = data.recipe
+    write_text(folder / "recipe.yaml", recipe_text(recipe))
+    write_text(folder / ENVIRONMENT, json.dumps(environment(recipe, data.digest), indent=1))
+    all_runs = runs(recipe, data.digest)
+    teacher_runs = _runs_of_teacher(all_runs, chosen)
+    teachers = trained_teachers(
+        recipe,
+        chosen,
+        teacher_runs,
+        study=study,
+        folder=folder / "teacher",
+        modules=modules,
+        console=console,
+    )
+    taught = []
+    fitted = []
+    with shown_progress(console) as progress:
+        for trained, run in zip(teachers, teacher_runs, strict=True):
+            lesson = Lesson(data, chosen, trained, folder)
+            taught.append(lesson.of_teacher(run, progress))
+            fitted.extend(lesson.of_arms(_runs_of(all_runs, judged.arms, trained), progress))
+    return _screening(
+        data,
+        chosen,
+        configs,
+        judged=judged,
+        taught=taught,
+        fitted=fitted,
+        study=study,
+    )
 
 
 def _refuse() -> None:
@@ -343,14 +375,12 @@ class Lesson:
         self.chosen = chosen
         self.trained = trained
         self.folder = folder
-        self.loaded: Answerer | None = None
 
+    @cached_property
     def teacher(self) -> Answerer:
         """The teacher, loaded when it is first needed."""
-        if self.loaded is None:
-            loaded = load_teacher(self.data.recipe, self.chosen, self.trained)
-            self.loaded = Answerer(loaded.model, loaded.processor, self.data.store)
-        return self.loaded
+        loaded = load_teacher(self.data.recipe, self.trained)
+        return Answerer(loaded.model, loaded.processor, self.data.store)
 
     def of_teacher(self, run: PlannedRun, progress: Progress) -> ScreenedRun:
         """What the teacher answers itself.
@@ -365,7 +395,7 @@ class Lesson:
         if file.is_file():
             answers = read_records(file, AnswerRecord)
         else:
-            answers = self._ask(self.teacher(), name, progress)
+            answers = self._ask(self.teacher, name, progress)
             write_records(file, answers)
         return ScreenedRun(name, self.trained.seed, None, answers)
 
@@ -395,7 +425,7 @@ class Lesson:
 
     def _fit_and_ask(self, run: PlannedRun, folder: Path, progress: Progress) -> None:
         started = time.perf_counter()
-        teacher = self.teacher()
+        teacher = self.teacher
         model = untrained_model(self.data.recipe, run, teacher)
         store = self.data.store.restrict(model.vision_tower.layers)
         first_stage = next(iter(self.data.samples.train.values()))

@@ -120,6 +120,7 @@ def _given_model(recipe: Recipe, name: str) -> ChosenTeacher:
     reason = _why_no_teacher(config.strategy)
     if reason is not None:
         raise LayerfuseError(f"{name!r} cannot teach: {reason}")
+    _refuse_other_weights(recipe, load_answerer(model), name)
     fusion: dict[str, Any] = config.fusion or {}
     arm = Arm(name=name, layers=config.vision_groups or [], fusion=fusion)
     return ChosenTeacher(name, arm, model)
@@ -135,7 +136,7 @@ def _why_no_teacher(strategy: Strategy) -> str | None:
 
 
 def _config_of(model: Path) -> FusionConfig:
-    """The configuration of a trained model; its weights are read when they are needed.
+    """The configuration of a trained model, before its weights are read.
 
     Raises:
         LayerfuseError: the folder holds none of layerfuse's models.
@@ -241,20 +242,17 @@ def _digest(model: Path) -> str:
     return digest.hexdigest()
 
 
-def load_teacher(recipe: Recipe, chosen: ChosenTeacher, trained: TrainedTeacher) -> Answerer:
+def load_teacher(recipe: Recipe, trained: TrainedTeacher) -> Answerer:
     """Load a trained teacher, on this process's device.
 
     Args:
         recipe: of the study.
-        chosen: who teaches.
-        trained: one of its models.
+        trained: one of the teacher's models.
 
     Raises:
-        LayerfuseError: its files are damaged, or it is of another encoder or LLM.
+        LayerfuseError: its files are damaged.
     """
     answerer = load_answerer(trained.model)
-    if chosen.model is not None:
-        _refuse_other_weights(recipe, answerer, chosen.name)
     # A saved model does not say by which kernels it was trained; it is tested by the same.
     answerer.model.language_model.set_attn_implementation(recipe.attn_implementation)
     return answerer
