@@ -155,7 +155,14 @@ class Lesson:
         last = LastLinear.of(model.fusion)
         if last is None:
             raise RuntimeError(f"{run.name} has no last Linear")
-        fit = fit_to_teacher(model, last, teacher, self.data, run.name, progress)
+        fit = fit_to_teacher(
+            model,
+            last,
+            teacher,
+            self.data,
+            name=run.name,
+            progress=progress,
+        )
         last.set(fit)
         seconds = time.perf_counter() - started
         ArmFit(fit.r2, fit.strength, round(seconds, 2)).write(folder / FIT)
@@ -204,6 +211,7 @@ def fit_to_teacher(
     last: LastLinear,
     teacher: Answerer,
     data: ScreenData,
+    *,
     name: str,
     progress: Progress,
 ) -> RidgeFit:
