@@ -38,7 +38,7 @@ DATA_SETTINGS: dict[str, Any] = {
 }
 SETTINGS: dict[str, Any] = {
     "encoder": {"model": "some/encoder"},
-    "llm": {"model": "some/llm", "blocks": None},
+    "llm": {"model": "some/llm"},
     "image_token": None,
     "token_grid": None,
     "image_aspect_ratio": None,
@@ -58,7 +58,6 @@ SETTINGS: dict[str, Any] = {
             "steps": None,
             "schedule": "cosine",
             "warmup": 0.03,
-            "betas": [0.9, 0.999],
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
             "max_length": 2048,
@@ -73,8 +72,6 @@ SETTINGS: dict[str, Any] = {
         "batch_size": 32,
         "max_new_tokens": 16,
         "controls": ["shuffled", "mean"],
-        "validation": None,
-        "at": None,
     },
     "liger": False,
     "samples": "digest of the samples",

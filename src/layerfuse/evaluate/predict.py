@@ -30,6 +30,8 @@ def predict(
     samples: Sequence[Sample],
     evaluation: Evaluation,
     progress: Progress = silent,
+    *,
+    guidance: Guidance = "instruction",
 ) -> list[AnswerRecord]:
     """Ask a model every question of some samples, greedily, and score its answers.
 
@@ -41,6 +43,7 @@ def predict(
         samples: what it is asked.
         evaluation: how.
         progress: is told of the questions that are answered, those of the controls included.
+        guidance: what weighs the layers of guided strategies, but for the controls.
 
     Returns:
         A record for each question, in the order of the turns.
@@ -63,25 +66,25 @@ def predict(
 
         return of_all_passes
 
-    def answer_all(number: int, guide: Tensor | None, guidance: Guidance) -> list[str]:
+    def answer_all(number: int, guide: Tensor | None, weighed_by: Guidance) -> list[str]:
         return answerer.answer(
             asked,
             max_new_tokens=evaluation.max_new_tokens,
             batch_size=evaluation.batch_size,
             instruction=guide,
-            guidance=guidance,
+            guidance=weighed_by,
             progress=of_pass(number),
         )
 
-    predictions = answer_all(0, instruction, "instruction")
+    predictions = answer_all(0, instruction, guidance)
     # What stays so for strategies without guidance.
     weights: list[list[float] | None] = [None] * len(asked)
     controlled_answers: list[dict[str, ControlRecord]] = [{} for _ in asked]
     if instruction is not None:
         weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
         for number, control in enumerate(controls, start=1):
-            guide, guidance = controlled(control, instruction, weights)
-            texts = answer_all(number, guide, guidance)
+            guide, weighed_by = controlled(control, instruction, weights)
+            texts = answer_all(number, guide, weighed_by)
             for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
                 answers[control] = ControlRecord(text, exact_match(text, question.answer))
 
@@ -92,6 +95,7 @@ def predict(
             asked,
             batch_size=evaluation.batch_size,
             instruction=instruction,
+            guidance=guidance,
             # the last pass
             progress=of_pass(passes - 1),
         )

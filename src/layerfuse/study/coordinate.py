@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
@@ -144,21 +144,50 @@ def train(
     )
     folder = output or Path("runs") / f"{recipe.name}.{slug(chosen)}.seed{seeds[0]}"
     _refuse_other_runs(folder, of_one_run)
-    (record,) = _do(
-        of_one_run,
+    (trained,) = train_and_keep(of_one_run, folder, modules=modules, console=console)
+    return trained
+
+
+def train_and_keep(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    modules: Sequence[str] = (),
+    console: Console | None = None,
+) -> list[TrainedArm]:
+    """Do the runs of a recipe that are not yet done, and keep every model; no report.
+
+    Args:
+        recipe: what to run; its `keep_models` must be `all`.
+        folder: where; made if it is missing.
+        modules: what processes of their own must import for user strategies.
+        console: where progress is shown.
+
+    Returns:
+        Every run, in the order in which a study does them.
+
+    Raises:
+        LayerfuseError: a finished run's model was removed; or before any training, for anything in
+            the recipe, the data or the models that does not fit.
+    """
+    records = _do(
+        recipe,
         folder,
         engine="local",
         modules=modules,
         console=console,
         needs_intervals=False,
     )
-    model = folder / record.folder / MODEL
-    if not model.is_dir():
-        raise LayerfuseError(
-            f"the run is finished, but its model is gone: delete {folder / record.folder} to train "
-            "it again"
-        )
-    return TrainedArm(record, model)
+    trained = []
+    for record in records:
+        model = folder / record.folder / MODEL
+        if not model.is_dir():
+            raise LayerfuseError(
+                f"the run is finished, but its model is gone: delete {folder / record.folder} to "
+                "train it again"
+            )
+        trained.append(TrainedArm(record, model))
+    return trained
 
 
 def _refuse_other_runs(folder: Path, of_one_run: Recipe) -> None:
@@ -303,7 +332,7 @@ def _do_locked(
     """
     samples = checked.usable
     samples_digest = samples.digest(picture_digests)
-    write_text(folder / "recipe.yaml", yaml.safe_dump(_resolved(recipe), sort_keys=False))
+    write_text(folder / "recipe.yaml", recipe_text(recipe))
     all_runs = runs(recipe, samples_digest)
     todo = []
     for run in all_runs:
@@ -457,8 +486,12 @@ def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> No
             shutil.rmtree(folder / run.folder / MODEL, ignore_errors=True)
 
 
-def _resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as data, arms spelled out with their defaults."""
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as the YAML that stands beside results, arms spelled out with their defaults.
+
+    Args:
+        recipe: of the study.
+    """
     plain = recipe.model_dump(mode="json", exclude_none=True)
     plain["arms"] = [arm.model_dump(mode="json", exclude_none=True) for arm in recipe.all_arms()]
     plain["baseline"] = recipe.baseline_name
@@ -466,7 +499,7 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     plain.pop("grid", None)
     plain.pop("fusion_defaults", None)
     plain.pop("baseline_seeds", None)
-    return plain
+    return yaml.safe_dump(plain, sort_keys=False)
 
 
 def environment(recipe: Recipe, samples: str) -> dict[str, str]:
