@@ -79,7 +79,8 @@ def test_killed_and_started_again_gives_the_same_results(
     study(path, output=killed, console=Console(file=screen, width=200))
 
     assert first.stat().st_mtime_ns == first_written
-    assert "two · seed 0: evaluate (8)" in screen.getvalue()
+    # eight questions, whose right answers are read too
+    assert "two · seed 0: evaluate (16)" in screen.getvalue()
     assert "two · seed 0: align" not in screen.getvalue()
     assert comparable_results(killed) == comparable_results(whole)
     for name in ("one", "two"):
@@ -249,7 +250,7 @@ def test_a_stage_named_evaluate_trains_on_its_own_data(
     for line in screen.getvalue().splitlines():
         phases.append(line.split("one · seed 0: ")[-1])
     assert "evaluate (2)" in phases
-    assert "evaluate (test) (2)" in phases
+    assert "evaluate (test) (4)" in phases
 
     result = read_results(folder)[0]
     assert list(result["seconds"]) == ["evaluate", "evaluate (test)"]
