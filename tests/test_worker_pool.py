@@ -104,7 +104,7 @@ def test_runs_side_by_side_are_those_of_one_after_another(
     for result in finished:
         # The progress of each is shown, and each has a log of its own.
         assert f"{run_name(result)}: align (2)" in shown
-        assert f"{run_name(result)}: evaluate (8)" in shown
+        assert f"{run_name(result)}: evaluate (16)" in shown
         assert (folder / result["folder"] / "log.txt").exists()
     surroundings = json.loads((folder / "environment.json").read_text())
     assert surroundings["arms at once"] == "2"
