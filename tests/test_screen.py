@@ -237,14 +237,13 @@ def test_a_finished_study_lends_its_teacher_and_its_scores(
 
 def test_the_correlation_leaves_out_the_teachers_own_arm() -> None:
     arms = []
-    accuracies = {"a": (0.1, 0.5), "b": (0.2, 0.6), "c": (0.3, 0.8), "d": (0.4, 0.7)}
-    accuracies["teacher"] = (0.9, 0.1)
-    for name, (accuracy, trained) in accuracies.items():
+    accuracies = [(0.1, 0.5), (0.2, 0.6), (0.3, 0.8), (0.4, 0.7), (0.9, 0.1)]
+    for layer, (accuracy, trained) in enumerate(accuracies):
         arms.append(
             ScreenedArm(
-                arm=name,
-                layers=[1],
-                fusion={},
+                arm=f"layer {layer}",
+                layers=[layer],
+                fusion={"name": "single"},
                 uniform=False,
                 accuracy=accuracy,
                 interval=None,
@@ -255,8 +254,10 @@ def test_the_correlation_leaves_out_the_teachers_own_arm() -> None:
                 trained=trained,
             )
         )
+    # A model that the user gave is called by its folder.
+    teacher = replace(arms[4], arm="runs/other/model")
 
-    correlation = correlation_with_training(arms, "teacher")
+    correlation = correlation_with_training(arms, teacher)
 
     # Of four arms two neighbours change places: rho = 1 - 6 · 2 / (4 · 15).
     assert correlation is not None
@@ -264,7 +265,7 @@ def test_the_correlation_leaves_out_the_teachers_own_arm() -> None:
     assert correlation.rho == pytest.approx(0.8)
     # An arm that was not trained has no pair.
     arms[0] = replace(arms[0], trained=None)
-    assert correlation_with_training(arms, "teacher") is None
+    assert correlation_with_training(arms, teacher) is None
 
 
 @pytest.mark.parametrize(

@@ -336,5 +336,5 @@ def _screening(
         arms=arms,
         left_out=judged.left_out,
         study=compared,
-        correlation=correlation_with_training(arms, chosen.name),
+        correlation=correlation_with_training(arms, teacher),
     )

@@ -259,8 +259,8 @@ def correlation_with_training(arms: Sequence[ScreenedArm], teacher: str) -> Corr
 
     Args:
         arms: that were judged.
-        teacher: the teacher's name. Its own arm is left out: it is fitted to tokens that its own
-            layers made.
+        teacher: the teacher. An arm of its layers and strategy is left out, whatever its name: it
+            is fitted to tokens that its own layers made.
 
     Returns:
         Spearman's correlation; None with fewer than four arms that were screened and trained.
@@ -268,7 +268,8 @@ def correlation_with_training(arms: Sequence[ScreenedArm], teacher: str) -> Corr
     screened = []
     trained = []
     for arm in arms:
-        if arm.trained is not None and arm.arm != teacher:
+        is_teacher = arm.layers == teacher.layers and arm.fusion == teacher.fusion
+        if arm.trained is not None and not is_teacher:
             screened.append(arm.accuracy)
             trained.append(arm.trained)
     return rank_correlation(screened, trained)
