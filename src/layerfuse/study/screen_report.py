@@ -254,7 +254,9 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values))
 
 
-def correlation_with_training(arms: Sequence[ScreenedArm], teacher: str) -> Correlation | None:
+def correlation_with_training(
+    arms: Sequence[ScreenedArm], teacher: ScreenedArm
+) -> Correlation | None:
     """How well the screening ranks what was trained.
 
     Args:
