@@ -13,7 +13,7 @@ from rich.console import Console
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.records import AnswerRecord, RunRecord, read_records
-from layerfuse.evaluate.score_table import Bootstrap, ScoreTable, family_of
+from layerfuse.evaluate.score_table import Bootstrap, ScoreTable, TestedModel, family_of
 from layerfuse.evaluate.significance import arm_score
 from layerfuse.files import write_text
 from layerfuse.look.recommendation import Correlation
@@ -92,7 +92,8 @@ class ScreenedArm:
         fusion: the strategy's name and options.
         uniform: whether it is a guided strategy, judged with equal weights for all layers.
         accuracy: mean over the seeds, 0..1, each family of questions counting the same.
-        interval: 95 % interval [low, high] over pictures; None with a single picture.
+        interval: 95 % interval [low, high] over pictures and seeds, over pictures alone with one
+            seed; None with a single picture.
         by_seed: accuracy by seed.
         r2: mean over the seeds of the share of the teacher's tokens that it explains on held-out
             training pictures; None for the teacher.
@@ -189,9 +190,8 @@ def screened_arms(
     Returns:
         The arms, the best first.
     """
-    names = [run.arm for run in runs]
-    answers = [run.answers for run in runs]
-    table = ScoreTable.from_answers(names, answers, bootstrap, family_of)
+    models = [TestedModel(run.arm, run.seed, run.answers) for run in runs]
+    table = ScoreTable.from_models(models, bootstrap, family_of)
     arms = []
     for place, name in enumerate(table.arms):
         score = arm_score(table.mean, place)
