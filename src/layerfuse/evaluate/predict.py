@@ -2,6 +2,7 @@
 their guidance: does the instruction matter?"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,27 +57,8 @@ def predict(
         # One question for all pictures: there is no other instruction to take.
         if "shuffled" in controls and (instruction == instruction[:1]).all():
             controls.remove("shuffled")
-    passes = 1 + len(controls)
-    if evaluation.log_likelihood:
-        passes += 1
-
-    def of_pass(number: int) -> Progress:
-        def of_all_passes(phase: str, done: int, total: int, note: str = "") -> None:
-            progress(phase, number * total + done, passes * total, note)
-
-        return of_all_passes
-
-    def answer_all(number: int, guide: Tensor | None, weighed_by: Guidance) -> list[str]:
-        return answerer.answer(
-            asked,
-            max_new_tokens=evaluation.max_new_tokens,
-            batch_size=evaluation.batch_size,
-            instruction=guide,
-            guidance=weighed_by,
-            progress=of_pass(number),
-        )
-
-    predictions = answer_all(0, instruction, guidance)
+    test = _Passes(answerer, asked, evaluation, len(controls), progress)
+    predictions = test.answers(0, instruction, guidance)
     # What stays so for strategies without guidance.
     weights: list[list[float] | None] = [None] * len(asked)
     controlled_answers: list[dict[str, ControlRecord]] = [{} for _ in asked]
@@ -84,45 +66,79 @@ def predict(
         weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
         for number, control in enumerate(controls, start=1):
             guide, weighed_by = controlled(control, instruction, weights)
-            texts = answer_all(number, guide, weighed_by)
+            texts = test.answers(number, guide, weighed_by)
             for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
                 answers[control] = ControlRecord(text, exact_match(text, question.answer))
-
-    log_likelihoods: list[float | None] = [None] * len(asked)
-    if evaluation.log_likelihood:
-        likelihoods = answer_likelihoods(
-            answerer,
-            asked,
-            batch_size=evaluation.batch_size,
-            instruction=instruction,
-            guidance=guidance,
-            # the last pass
-            progress=of_pass(passes - 1),
-        )
-        log_likelihoods = [likelihood.mean for likelihood in likelihoods]
-
+    log_likelihoods = test.log_likelihoods(instruction, guidance)
     digests = _digests(answerer, asked, progress)
     records: list[AnswerRecord] = []
-    for question, prediction, log_likelihood, weights_of_question, answers in zip(
-        asked,
-        predictions,
-        log_likelihoods,
-        weights,
-        controlled_answers,
-        strict=True,
-    ):
-        pictures = [digests[picture.name] for picture in question.sample.pictures]
+    for place, question in enumerate(asked):
         records.append(
             _record(
                 question,
-                prediction,
-                log_likelihood=log_likelihood,
-                weights=weights_of_question,
-                controls=answers,
-                digests=pictures,
+                predictions[place],
+                log_likelihood=log_likelihoods[place],
+                weights=weights[place],
+                controls=controlled_answers[place],
+                digests=[digests[picture.name] for picture in question.sample.pictures],
             )
         )
     return records
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The passes of a test over its questions: one as trained, one for each control, and one that
+    reads the right answers."""
+
+    answerer: Answerer
+    asked: list[Question]
+    evaluation: Evaluation
+    num_controls: int
+    progress: Progress
+
+    def answers(self, number: int, guide: Tensor | None, weighed_by: Guidance) -> list[str]:
+        """The answers of a pass.
+
+        Args:
+            number: of the pass, from 0.
+            guide: (questions, E), what guides each question; None without guidance.
+            weighed_by: what weighs the layers of guided strategies.
+        """
+        return self.answerer.answer(
+            self.asked,
+            max_new_tokens=self.evaluation.max_new_tokens,
+            batch_size=self.evaluation.batch_size,
+            instruction=guide,
+            guidance=weighed_by,
+            progress=self._progress_of(number),
+        )
+
+    def log_likelihoods(self, guide: Tensor | None, weighed_by: Guidance) -> list[float | None]:
+        """The mean log-probability of a token of each right answer; None where the test leaves
+        this pass, its last one, out."""
+        if not self.evaluation.log_likelihood:
+            return [None] * len(self.asked)
+        likelihoods = answer_likelihoods(
+            self.answerer,
+            self.asked,
+            batch_size=self.evaluation.batch_size,
+            instruction=guide,
+            guidance=weighed_by,
+            progress=self._progress_of(1 + self.num_controls),
+        )
+        return [likelihood.mean for likelihood in likelihoods]
+
+    def _progress_of(self, number: int) -> Progress:
+        """What one pass tells, as a part of all passes."""
+        passes = 1 + self.num_controls
+        if self.evaluation.log_likelihood:
+            passes += 1
+
+        def of_all_passes(phase: str, done: int, total: int, note: str = "") -> None:
+            self.progress(phase, number * total + done, passes * total, note)
+
+        return of_all_passes
 
 
 def _digests(answerer: Answerer, asked: Sequence[Question], progress: Progress) -> dict[str, str]:
