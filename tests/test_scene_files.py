@@ -11,7 +11,9 @@ from PIL import Image
 
 from layerfuse.data.scene_files import write
 from layerfuse.data.scenes import FAMILIES, Scene, sample
+from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
+from layerfuse.recipe.schema import Data, Scenes
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,6 +71,18 @@ def test_scenes_of_another_wording_are_not_taken_for_these(tmp_path: Path) -> No
 
     with pytest.raises(LayerfuseError, match="'wording': 'short'"):
         write(tmp_path / "scenes", 3, "train")
+
+
+def test_each_wording_of_a_recipe_has_scenes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERFUSE_HOME", str(tmp_path))
+
+    for wording in ("question", "short", "question"):
+        scenes = Scenes.model_validate({"count": 2, "wording": wording})
+        first = load(Data(scenes=scenes))[0]
+        asked = first.messages[0]["content"]
+        assert asked.endswith(":") == (wording == "short")
 
 
 @pytest.fixture(scope="module")

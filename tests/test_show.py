@@ -12,14 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerfuse import FusionVLM
 from layerfuse.cost.flops import TEXT_TOKENS, BlockRepeats, Known, count, flops, text_config
-from layerfuse.cost.recipe_table import Shown, show, steps_of
+from layerfuse.cost.recipe_table import Shown, samples_in, show, steps_of
 from layerfuse.data.collate import Collator
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import ModelSource, Recipe, Stage
+from layerfuse.recipe.schema import Data, ModelSource, Recipe, Stage
 from layerfuse.study.check import load_checked
 from layerfuse.train.arm import compose
 from tests import tiny
@@ -164,6 +164,25 @@ def test_steps_follow_epochs_and_accumulation(
     stage = Stage.model_validate({**align.model_dump(), **changes})
 
     assert steps_of(stage, samples) == steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"scenes": {"count": 9}}, 9),
+        ({"scenes": {"count": 9}, "skip": 2}, 7),
+        ({"scenes": {"count": 9}, "skip": 2, "limit": 5}, 5),
+        ({"scenes": {"count": 9}, "skip": 6, "limit": 5}, 3),
+        ({"path": "elsewhere.json", "expected_samples": 9, "skip": 2}, 7),
+        # Of data that is elsewhere the limit alone is known.
+        ({"path": "elsewhere.json", "limit": 5}, 5),
+        ({"path": "elsewhere.json"}, None),
+    ],
+)
+def test_samples_are_counted_behind_those_that_are_skipped(
+    settings: dict[str, Any], expected: int | None
+) -> None:
+    assert samples_in(Data.model_validate(settings)) == expected
 
 
 def test_a_model_without_configuration_is_a_clear_error(tmp_path: Path) -> None:
