@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import FusionConfig
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
@@ -124,6 +125,23 @@ def test_each_gpu_that_is_visible_gets_a_run(
     variables = of_gpus[1].environment()
     assert variables["CUDA_VISIBLE_DEVICES"] == "5"
     assert variables["OMP_NUM_THREADS"] == "4"
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_strategies_that_only_this_process_knows_are_not_sent_to_others(
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded, configs = checked(recipe, tmp_path)
+    for config in configs:
+        _, strategy = FUSIONS[config.strategy.name]
+        # As if it had been registered by a script of the user.
+        monkeypatch.setattr(strategy, "__module__", "my_fusion")
+
+    assert len(shares(loaded, configs, TOKENS, num_runs=20)) == 1
+    # Processes that import the script know them too.
+    assert len(shares(loaded, configs, TOKENS, num_runs=20, modules=["my_fusion"])) == 8
 
 
 def test_arms_of_several_processes_are_not_done_at_once(
