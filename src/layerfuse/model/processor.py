@@ -235,13 +235,10 @@ class Processor(ProcessorMixin):
         Args:
             conversation: one or several; images inside of parts are loaded.
             chat_template: a Jinja template instead of the processor's own.
-            tools: as in transformers.
-            documents: as in transformers.
+            tools, documents, return_tensors, return_dict: as in transformers.
             add_generation_prompt: whether the text ends where an answer begins, as in training,
                 whatever the template itself writes for a generation prompt.
             tokenize: whether to make model inputs; else a text, with an image token a picture.
-            return_tensors: as in transformers.
-            return_dict: as in transformers.
             sanitize_control_tokens: not read: names of special tokens that people write are always
                 text, as in training.
             processor_kwargs: for the processor's call. The tokenizer adds no tokens of its own
@@ -253,13 +250,7 @@ class Processor(ProcessorMixin):
                 the markers, or if the chat template refuses a conversation.
         """
         del sanitize_control_tokens
-        if len(conversation) == 0:
-            raise LayerfuseError("apply_chat_template got a conversation without messages")
-        # pipelines of transformers wrap each of several conversations in an object
-        is_batch = isinstance(conversation[0], list | tuple | Chat)
-        conversations: list[Any] = [conversation]
-        if is_batch:
-            conversations = list(conversation)
+        conversations, is_batch = _conversations(conversation)
         chats: list[list[dict[str, Any]]] = []
         # of each conversation
         images: list[list[Any]] = []
@@ -519,6 +510,21 @@ def _damaged_template(file: Path, error: Exception) -> LayerfuseError:
     return LayerfuseError(
         f"cannot read {file}, or it is damaged: {error}. Copy the model's folder again"
     )
+
+
+# Any: people's own messages
+def _conversations(conversation: Any) -> tuple[list[Any], bool]:
+    """One or several conversations as a list, and whether there were several.
+
+    Raises:
+        LayerfuseError: there are no messages.
+    """
+    if len(conversation) == 0:
+        raise LayerfuseError("apply_chat_template got a conversation without messages")
+    # pipelines of transformers wrap each of several conversations in an object
+    if isinstance(conversation[0], list | tuple | Chat):
+        return list(conversation), True
+    return [conversation], False
 
 
 def _marked(messages: list[Message]) -> list[Message]:
