@@ -208,6 +208,7 @@ def test_keys_of_a_turn_that_nobody_reads_are_refused() -> None:
         "<vid>",
         "<imgpad>",
         "<|imagepad|>",
+        "$image$",
     ],
 )
 def test_a_marker_that_nobody_reads_is_refused(marker: str) -> None:
@@ -228,7 +229,17 @@ def test_a_marker_in_other_characters_is_refused(marker: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1 < 2 > 0", "<b>bold</b>", "[1]", "<|im_start|>", "{x}", '<img src="a.png">', "<s>"]
+    "text",
+    [
+        "1 < 2 > 0",
+        "<b>bold</b>",
+        "[1]",
+        "<|im_start|>",
+        "{x}",
+        "$5 and an image for $6",
+        '<img src="a.png">',
+        "<s>",
+    ],
 )
 def test_other_words_in_brackets_are_text(text: str) -> None:
     sample = read({"conversations": [{"from": "human", "value": text}, TURNS[1]]})

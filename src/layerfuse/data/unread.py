@@ -74,7 +74,8 @@ _MARKER_WORD = re.compile(
 _LLAVA_TAG = re.compile(r"<im_(patch|start|end)>")
 _BRACKETS = re.compile(
     r"\[\s*(img|image|picture|photo|video|audio)[\s_:-]*(break|end|\d+)?\s*\]"
-    r"|\{\s*\{?\s*(img|image|picture|photo|video|audio)\s*\}?\s*\}",
+    r"|\{\s*\{?\s*(img|image|picture|photo|video|audio)\s*\}?\s*\}"
+    r"|\$(img|image|picture|photo|video|audio)\$",
     re.IGNORECASE,
 )
 # Characters that nobody sees.
