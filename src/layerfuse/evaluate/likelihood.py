@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isinf
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from layerfuse.data.collate import Collator
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.questions import Question
 from layerfuse.fusion import Guidance
@@ -59,7 +61,8 @@ def answer_likelihoods(
         One likelihood a question, in their order.
 
     Raises:
-        LayerfuseError: naming a sample that cannot be asked.
+        LayerfuseError: naming a sample that cannot be asked, or not be answered by a model with a
+            closed set of answers.
     """
     if instruction is None and guidance == "instruction":
         # By the model's own count an answer that stands in the row would guide as well.
@@ -85,7 +88,15 @@ def answer_likelihoods(
                 inputs[name] = value.to(answerer.model.device)
         # Not given to the model, which would compute logits at every position.
         targets = next_tokens(inputs.pop("labels"))
-        likelihoods += _batch_likelihoods(answerer, inputs, targets)
+        found = _batch_likelihoods(answerer, inputs, targets)
+        for question, likelihood in zip(questions, found, strict=True):
+            if isinf(likelihood.total):
+                raise LayerfuseError(
+                    f"sample {question.sample.id}: the model cannot give the answer "
+                    f"{question.answer!r}: it was trained with closed_answers, and no answer in "
+                    "its training holds these tokens; ask it about what it was trained for"
+                )
+        likelihoods += found
         progress("evaluate", len(likelihoods), len(asked))
     return likelihoods
 

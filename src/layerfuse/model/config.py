@@ -149,6 +149,8 @@ class FusionConfig(PreTrainedConfig):
     image_token_id: int = 0
     """the token that stands in `input_ids` where a visual token belongs"""
     tie_word_embeddings: bool = False
+    answer_tokens: list[int] | None = None
+    """the tokens that answers are made of, where they are a closed set; none: any token"""
 
     @property
     def selection(self) -> Selection:

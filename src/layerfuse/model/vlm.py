@@ -1,5 +1,6 @@
 """FusionVLM: encoder, fusion and LLM as one ordinary Hugging Face model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import Fused, Guidance, Layout, Placed, attach
+from layerfuse.model.answer_head import AnswerHead
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig, configure, shapes
 from layerfuse.model.generation import VisualGenerationMixin, read_generation_settings
@@ -93,6 +95,8 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         # Any: causal LMs share no type that says what they hold
         self.language_model: Any = language_model
         attach(self.fusion, decoder_blocks(self.language_model))
+        if config.answer_tokens is not None:
+            self.close_answers(config.answer_tokens)
 
         # the blocks that FSDP and device maps must keep whole
         unsplit: list[str] = []
@@ -209,7 +213,24 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
                     module.training = mode
         return self
 
-    def get_output_embeddings(self) -> nn.Module:
+    def close_answers(self, tokens: Iterable[int]) -> None:
+        """Let answers be made of these tokens alone: in training, in likelihoods, in generation.
+
+        Args:
+            tokens: ids, the ends of answers among them; saved with the model. The weights stay
+                those of an ordinary LLM, and nothing else of it changes.
+        """
+        self.config.answer_tokens = sorted(tokens)
+        head = AnswerHead(self.get_output_embeddings(), self.config.answer_tokens)
+        self.language_model.set_output_embeddings(head)
+
+    @property
+    def answer_head(self) -> AnswerHead | None:
+        """The LLM's head where answers are a closed set, else None."""
+        head = self.get_output_embeddings()
+        return head if isinstance(head, AnswerHead) else None
+
+    def get_output_embeddings(self) -> Any:
         return self.language_model.get_output_embeddings()
 
     def get_decoder(self) -> nn.Module:
@@ -411,11 +432,16 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             **kwargs,
         )
 
+        closed = self.answer_head
+        logits = outputs.logits
         loss = None
         if targets is not None:
+            if closed is not None:
+                targets = closed.places(targets)
             penalty = self._penalty(visual, guidance)
-            loss = token_loss(outputs.logits, targets, num_items_in_batch, penalty)
-        logits = outputs.logits
+            loss = token_loss(logits, targets, num_items_in_batch, penalty)
+        if closed is not None and not labelled_only:
+            logits = closed.widen(logits)
         if labelled_only:
             # those of chosen positions alone would be taken for those of all
             logits = None

@@ -446,6 +446,11 @@ class Recipe(Strict):
     processor has it, else float32. What trains is kept in float32."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     """The LLM's attention kernel."""
+    closed_answers: bool = False
+    """Whether answers are a closed set: made of the tokens that answers in training are made of, in
+    training, in the test and in the saved model, whose softmax is over these alone. An LLM's head
+    over its whole vocabulary takes more than half of a training step of a few blocks on a CPU. Test
+    answers with other tokens are refused before training."""
     cache_features: bool = True
     """Encode each picture once and share the features among all arms and studies. Needs disk space:
     images × tokens × width × 2 bytes per layer; `$LAYERFUSE_CACHE_GB` (100) is the limit for all. A

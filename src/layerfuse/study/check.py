@@ -35,6 +35,7 @@ from layerfuse.model.processor import Processor
 from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Recipe, Stage
 from layerfuse.train.arm import processor_for
+from layerfuse.train.closed_answers import labelled_tokens, trained_answer_tokens
 from layerfuse.vision.encoder import load_vision_config
 
 LEFT_OUT = "left_out.json"
@@ -138,10 +139,38 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         validation=bad_answered.get(label_of_validation(train)),
     )
     usable = leave_out(recipe, everything, bad_sets)
+    if recipe.closed_answers:
+        _refuse_other_answers(recipe, usable, processor)
     blind_losses = {}
     for name, samples in usable.train.items():
         blind_losses[name] = blind_loss(samples, processor, recipe.stages[name].prompt)
     return CheckedSamples(usable, bad_sets, tokens, blind_losses, configs)
+
+
+def _refuse_other_answers(recipe: Recipe, samples: SampleSets, processor: Processor) -> None:
+    """Compare the answers of the test and of the validation data with those that training holds.
+
+    Args:
+        recipe: of the study.
+        samples: all usable.
+        processor: of any arm: all label the same tokens.
+
+    Raises:
+        LayerfuseError: naming the first sample whose answer no arm could give.
+    """
+    tokens = trained_answer_tokens(recipe, samples.train, processor)
+    for label, asked in samples.by_label().items():
+        if label in samples.train:
+            continue
+        for question in questions(asked):
+            other = labelled_tokens(question.with_answer(), processor, "chat") - tokens
+            if other:
+                words = processor.tokenizer.decode(sorted(other)[:1]).strip()
+                raise LayerfuseError(
+                    f"closed_answers: sample {question.sample.id} of {label} has the answer "
+                    f"{question.answer!r}, but no answer in training holds {words!r}, so that no "
+                    "arm could give it; leave closed_answers out, or train on such answers"
+                )
 
 
 def _load_validation(recipe: Recipe) -> Samples | None:

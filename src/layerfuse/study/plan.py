@@ -47,6 +47,7 @@ _LATER_FIELDS = {
     "betas": [0.9, 0.999],
     "validation": None,
     "at": None,
+    "closed_answers": False,
 }
 
 

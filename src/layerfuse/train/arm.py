@@ -29,6 +29,7 @@ from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Arm, Recipe, Stage
 from layerfuse.train import stages
 from layerfuse.train.along import AlongTraining, MomentCallback
+from layerfuse.train.closed_answers import trained_answer_tokens
 from layerfuse.train.trainer import LossCurve, MakeCollator, checkpoints, fit
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.features import Features, concatenate
@@ -209,6 +210,8 @@ def train_arm(
         torch.OutOfMemoryError: with a note on what would need less memory.
     """
     model, processor = compose(recipe, arm, seed)
+    if recipe.closed_answers:
+        model.close_answers(trained_answer_tokens(recipe, samples, processor))
     # The store holds the layers of all arms; this arm reads its own.
     if store is not None:
         store = store.restrict(model.vision_tower.layers)
