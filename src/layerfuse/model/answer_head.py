@@ -27,7 +27,7 @@ class AnswerHead(nn.Module):
         self.out_features = head.out_features
         # the same parameters: what is saved and tied stays what it was
         self.weight = head.weight
-        self.bias = head.bias
+        self.bias: Tensor | None = head.bias
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits of the tokens that answers are made of.
