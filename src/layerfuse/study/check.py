@@ -114,7 +114,7 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         train[name] = samples
         bad_train[name] = {**bad, **unusable}
         tokens[name] = lengths.tokens
-    answer_tokens: set[int] = set()
+    answer_tokens = None
     if recipe.closed_answers:
         usable_train = {name: train[name].without(bad_train[name]) for name in train}
         answer_tokens = trained_answer_tokens(recipe, usable_train, processor)
@@ -124,21 +124,14 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         # Stages have been measured as they train.
         if label in train:
             continue
-        bad = _faulty(samples)
         lengths = Lengths(processor, limits, progress, phase=label)
-        # Nothing is cut in the test: what is asked must leave room for the answer.
-        unusable = lengths.measure(
-            samples.without(bad),
-            prompt="chat",
-            max_length=None,
+        bad_answered[label] = _bad_questions(
+            samples,
+            lengths,
             room=recipe.evaluate.max_new_tokens,
-            split=asked_alone,
+            answer_tokens=answer_tokens,
         )
         tokens[label] = lengths.tokens
-        bad = {**bad, **unusable}
-        if recipe.closed_answers:
-            bad.update(_unanswerable(samples.without(bad), answer_tokens, processor))
-        bad_answered[label] = bad
     bad_sets = BadSets(
         bad_train,
         test=bad_answered[everything.test_label],
@@ -150,6 +143,36 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
     for name, samples in usable.train.items():
         blind_losses[name] = blind_loss(samples, processor, recipe.stages[name].prompt)
     return CheckedSamples(usable, bad_sets, tokens, blind_losses, configs)
+
+
+def _bad_questions(
+    samples: Samples, lengths: Lengths, *, room: int, answer_tokens: set[int] | None
+) -> BadSamples:
+    """The samples of a test that cannot be asked, or not be answered.
+
+    Args:
+        samples: of the test.
+        lengths: measures them.
+        room: tokens that an answer may have.
+        answer_tokens: that answers can be made of; None for any.
+
+    Returns:
+        The samples by their own indices.
+    """
+    bad = _faulty(samples)
+    # Nothing is cut in the test: what is asked must leave room for the answer.
+    unusable = lengths.measure(
+        samples.without(bad),
+        prompt="chat",
+        max_length=None,
+        room=room,
+        split=asked_alone,
+    )
+    bad = {**bad, **unusable}
+    if answer_tokens is None:
+        return bad
+    processor = lengths.processor
+    return {**bad, **_unanswerable(samples.without(bad), answer_tokens, processor)}
 
 
 def _unanswerable(samples: Samples, tokens: set[int], processor: Processor) -> BadSamples:
