@@ -25,8 +25,12 @@ The slope of the loss at the very end is no rule: a schedule that decays to zero
 wherever it stops. The second rule for `still improving` is the weaker one, since a decaying
 learning rate lowers the training loss of a run that has little left to learn too: 0.12 lies between
 two runs that were known to be at their plateau (0.04 and 0.08 of I(1)) and the 52 committed ones
-that were known not to be and were no longer blind (from 0.154 on). An arm whose runs lie on both
-sides of I(1) = 0.10 is `unstable`: its mean is no score that any run has.
+that were known not to be and were no longer blind (from 0.154 on).
+
+An arm whose runs lie on both sides of I(1) = 0.10 is `unstable`: its mean is no score that any run
+has. Where all of an arm's runs have left the plateau, their mean gain decides between `flat` and
+`still improving` and not the gain of each: the gain of one run over some hundred questions is noise
+to a large part. Else the arm is in the state of most of its runs.
 """
 
 from collections import Counter
@@ -90,7 +94,8 @@ class ArmLearning:
     """What the runs of an arm had learned.
 
     Attributes:
-        state: of most of its runs, of equally many the one that says more against a verdict.
+        state: see the rule above; of equally many runs' states, the one that says more against a
+            verdict.
         agreeing: the number of runs in that state; of an unstable arm, those that left the plateau.
         runs: one for each run.
     """
@@ -106,9 +111,12 @@ class ArmLearning:
 
     @property
     def text(self) -> str:
-        """The state, and how many runs are in it where not all are."""
+        """The state, and what it rests on where the runs differ."""
         if self.state == "unstable":
             return f"unstable, {self.agreeing} of {len(self.runs)} runs left the plateau"
+        gain = _mean([run.accuracy_gain for run in self.runs])
+        if self.state == "still improving" and gain is not None:
+            return f"still improving, {100 * gain:+.1f} points in the last quarter"
         if self.agreeing < len(self.runs):
             return f"{self.state}, {self.agreeing} of {len(self.runs)} runs"
         return self.state
@@ -232,7 +240,7 @@ def _state(
     information_gain: float | None,
     accuracy_gain: float | None,
 ) -> RunState:
-    """The verdict on one run, whose attributes these are."""
+    """The verdict on one run, whose attributes these are, or on the means of several."""
     if information is not None and information < 0:
         return "failed"
     if information is not None and information < BLIND:
@@ -267,9 +275,24 @@ def judge_arm(runs: Sequence[RunLearning]) -> ArmLearning:
     if left_plateau and stayed:
         return ArmLearning("unstable", left_plateau, list(runs))
     counts = Counter(run.state for run in runs)
-    # Stable: of equally many, the state that stands first.
-    state = max(STATES, key=lambda state: counts[state])
+    if stayed == 0:
+        state = _state(
+            _mean([run.information for run in runs]),
+            _mean([run.information_gain for run in runs]),
+            _mean([run.accuracy_gain for run in runs]),
+        )
+    else:
+        # Stable: of equally many, the state that stands first.
+        state = max(STATES, key=lambda state: counts[state])
     return ArmLearning(state, counts[state], list(runs))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what every run has; None where one has nothing."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return sum(known) / len(known)
 
 
 def judge_learning(
