@@ -156,13 +156,13 @@ def gained(*points: float) -> list[RunLearning]:
     [
         (verdicts(0.4, 0.5, 0.6), "flat", True),
         (verdicts(0.95, 0.95), "blind", False),
-        # The means decide, of information 0.6 and 0.5 and of its gains 0.1 and 0.
+        # The means decide, of information (0.6 and 0.5) and of its gain (0.1 and 0).
         ([IMPROVING, *verdicts(0.5, 0.5)], "flat, 2 of 3 runs", True),
-        ([IMPROVING, IMPROVING, *verdicts(0.5)], "still improving, 2 of 3 runs", False),
+        ([IMPROVING, IMPROVING, IMPROVING, *verdicts(0.5)], "still improving, 3 of 4 runs", False),
         (gained(1.0, 1.9), "flat", True),
         # Two runs of three gain more than 2 points, but not the arm.
         (gained(2.2, 2.2, -1.0), "flat, 1 of 3 runs", True),
-        (gained(4.0, 0.5), "still improving, +2.2 points in the last quarter", False),
+        (gained(4.0, 1.0), "still improving, +2.5 points in the last quarter", False),
         # One run without the measurement: its losses decide.
         ([*gained(4.0, 4.0), *verdicts(0.1)], "flat, 1 of 3 runs", True),
         (verdicts(0.95, 0.85, 0.2), "unstable, 2 of 3 runs left the plateau", False),
