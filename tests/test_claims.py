@@ -286,6 +286,22 @@ def test_to_beat_each_is_to_beat_the_strongest():
     assert beaten.p == pytest.approx(min(1.0, 3 * against_best.p))
 
 
+def test_the_largest_p_value_counts_not_that_of_the_strongest():
+    """In points: b is close behind a and known well, c is further behind and known badly."""
+    runs = np.array([[90.0, 90.1, 89.9], [85.1, 84.9, 85.0], [60.0, 100.0, 80.0]])
+    rng = np.random.default_rng(0)
+    rates = np.repeat(rng.normal(0, 0.1, (101, 3)), 3, axis=1) + runs.ravel()
+    table = table_of_rates(rates, "abc", seeds=3, pictures=200)
+
+    test = compare_groups(claim_of(["a"], ["b", "c"], over="each"), table)
+
+    of_b = compare_groups(claim_of(["a"], ["b"]), table)
+    of_c = compare_groups(claim_of(["a"], ["c"]), table)
+    assert test.strongest == "b"
+    assert of_b.p < of_c.p
+    assert test.p == of_c.p
+
+
 def test_verdicts_are_corrected_for_all_claims():
     runs = runs_of(EQUAL_SEEDS, {**RATES, "r": 0.95, "u": 0.15})
     claims = [

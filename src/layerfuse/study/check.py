@@ -165,7 +165,7 @@ def _check_claims(recipe: Recipe, test: Samples) -> None:
             if missing:
                 raise LayerfuseError(
                     f"claim {claim.claim!r} is about {kind} {missing}, of which the test asks "
-                    f"nothing; valid: {sorted(asked)}"
+                    f"nothing; valid: {sorted(asked)}. `claims=[]` leaves out all claims"
                 )
 
 
