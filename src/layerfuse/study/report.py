@@ -18,6 +18,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
 from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
+from layerfuse.recipe.reader import problems_of
 from layerfuse.recipe.schema import Claim
 from layerfuse.study.data_summary import read_data_summary
 from layerfuse.study.findings import (
@@ -401,7 +402,7 @@ def read_claims(content: dict[str, Any], file: Path) -> list[Claim]:
         try:
             claims.append(Claim.model_validate(stated))
         except ValidationError as error:
-            raise LayerfuseError(f"{file}: claims.{place}: {error}") from error
+            raise LayerfuseError(f"{file}: claims.{place}:\n{problems_of(error)}") from error
     return claims
 
 
