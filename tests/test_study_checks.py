@@ -105,7 +105,7 @@ BAD_INPUTS = [
     BadInput("valid: fsdp2, zero2, zero3", {"resources": {"processes": 2, "accelerate": "x"}}),
     BadInput("needs resources.processes of 2 or more", {"resources": {"accelerate": "fsdp2"}}),
     BadInput(
-        "claim 'deeper' is about families ['reading'], of which the test asks nothing; valid: ['all'",
+        "claim 'deeper' is about families ['reading'], of which the test asks nothing; valid",
         {
             "arms": [*arm_of(1, "single"), *arm_of(2, "single")],
             "baseline": "single 1",

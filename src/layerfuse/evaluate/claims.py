@@ -310,8 +310,7 @@ def group_of(names: list[str], table: ScoreTable) -> ArmGroup:
         The group; where its arms share no seed, its score is that of all their runs.
     """
     arms = [table.arms.index(name) for name in names]
-    trained = ~np.isnan(table.mean.runs[arms])
-    common = trained.all(axis=0)
+    common: Flags = np.all(~np.isnan(table.mean.runs[arms]), axis=0)
     every_seed = sorted(set(table.seeds))
     kept = {seed for seed, shared in zip(every_seed, common, strict=True) if shared}
     samples: list[Numbers] = []

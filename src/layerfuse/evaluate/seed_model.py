@@ -110,10 +110,11 @@ class RunVariance:
         # The block may hold fewer seeds than the group.
         known = (~np.isnan(together)).sum(axis=-1)
         centred = together - np.nanmean(together, axis=-1, keepdims=True)
-        observed = np.nansum(centred**2, axis=-1) / (known - 1)
-        # The mean over the study's arms takes a share of k / A of the group's away.
-        observed = np.where(self.blocks, observed * repeated / (repeated - size), observed)
-        return np.maximum(independent, observed * guard_factor(repeated, known.astype(float)) ** 2)
+        # With blocks the mean over the study's arms takes a share of k / A of the group's away.
+        factor = np.where(self.blocks, repeated / (repeated - size), 1.0)
+        factor *= guard_factor(repeated, known.astype(float)) ** 2
+        observed = factor * np.nansum(centred**2, axis=-1) / (known - 1)
+        return np.maximum(independent, observed)
 
     def of_difference(self, first: int, second: int) -> list[VariancePart]:
         """Give what the difference of two arms' means varies by.
