@@ -1,5 +1,5 @@
 """Write the generated pages: the recipe reference, the strategies' pages and their table in the
-README, the results tables.
+README, the results tables, the page of claims.
 
 `make docs` runs this; a test fails when a page is not what this would write.
 """
@@ -14,9 +14,12 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from docs import house
+from layerfuse.evaluate.claims import JudgedClaim
 from layerfuse.evaluate.learning_status import ArmLearning
+from layerfuse.evaluate.significance import seed_noise
 from layerfuse.fusion import FUSIONS, StrategyConfig
 from layerfuse.recipe import schema
+from layerfuse.recipe.reader import load_recipe
 from layerfuse.vision.selection import SYNTAX
 
 DOCS = Path(__file__).parent
@@ -34,6 +37,24 @@ SPEED_ONLY = (
 SIMULATION = "statistics-simulation.json"
 # What a verdict is called in a table, where that differs.
 VERDICTS = {"unjudged": "none: one seed"}
+# What a guided arm's difference to itself with its mean weights says of the claim on guidance.
+GUIDANCE_VERDICTS = {"better": "holds", "worse": "the opposite", "tie": "not resolved"}
+GUIDANCE_SOURCE = "2501.08443, abstract; its weights against their own mean"
+GUIDANCE_LIMITS = "About these trained models, over pictures alone; the mean is of their weights."
+CLAIMS_INTRO = """# What the papers claim, and what these studies say
+
+Comparisons that the papers make, written into recipes before any arm was trained (`claims` of the
+[recipe reference](recipe-reference.md)) and judged by [the statistics of every
+study](statistics.md). Made by `make docs` from results/.
+
+The studies behind this page are small on purpose: the vision encoder is DINOv2-S (12 layers, 22
+million parameters, trained without text), the LLM is SmolLM2-135M, mostly cut to its first two
+blocks (each recipe says how many), the pictures are drawn scenes and real ones of a few kinds, and
+training takes minutes on a CPU. A verdict here says whether an effect shows up in such models. It
+does not say whether it does in models of 7B parameters with CLIP, whose layers hold other things,
+whose LLM can make more of them, and which train on a thousand times the data: where a claim does
+not hold here, the paper may still be right about its models.
+"""
 TABLE_BEGINS = "<!-- the table of strategies, made by `make docs` -->"
 TABLE_ENDS = "<!-- the end of the table -->"
 # From what every LLM does to what reaches into it.
@@ -47,6 +68,7 @@ MODELS = (
     "Scenes",
     "Arm",
     "Grid",
+    "Claim",
     "Stage",
     "Lora",
     "Evaluation",
@@ -195,6 +217,7 @@ def results_page(name: str) -> str:
         "the arm had learned what it could when it stopped: [how far training "
         "went](training-length.md).",
         *picture_noise_note(summary),
+        *claims_section(summary),
         *guidance_table(summary.get("guidance", [])),
         *prediction_table(
             DOCS.parent / "results" / name / "recommend.json",
@@ -240,6 +263,141 @@ def statistics_page() -> str:
         cells += [f"{100 * cell[share]:.1f}" for share in shares]
         lines.append("| " + " | ".join(cells) + " |")
     return text.rstrip() + "\n\n" + "\n".join(lines) + "\n"
+
+
+def claims_section(summary: dict[str, Any]) -> list[str]:
+    """The claims that a study's recipe states, with their verdicts, if there are any."""
+    claims = claims_of(summary)
+    if not claims:
+        return []
+    lines = [
+        "",
+        "## Claims",
+        "",
+        "What the recipe stated before anything was trained ([all claims](claims.md)).",
+        "",
+        "| claim | source | verdict | difference (95 % interval) | questions | limits |",
+        "|---" * 6 + "|",
+    ]
+    for claim in claims:
+        cells = [claim.claim, claim.source, claim.in_words]
+        lines.append(table_row([*cells, claim_difference(claim), claim.about, claim.limits]))
+    return lines
+
+
+def claims_of(summary: dict[str, Any]) -> list[JudgedClaim]:
+    """The claims of a summary; recipes without any and older summaries have none."""
+    return [JudgedClaim.from_json(row) for row in summary.get("claims", [])]
+
+
+def claim_difference(claim: JudgedClaim) -> str:
+    """The difference of a claim with its interval, and to which arm it is; empty without one."""
+    if claim.difference is None or claim.interval is None:
+        return ""
+    low, high = claim.interval
+    text = f"{claim.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+    if claim.strongest is not None:
+        text += f" to {claim.strongest}"
+    return text
+
+
+def table_row(cells: list[str]) -> str:
+    """A row of a table; cells may hold the sign that divides them."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def claims_page(summaries: dict[str, dict[str, Any]]) -> str:
+    """All claims with their verdicts, and those that are not measured yet.
+
+    Args:
+        summaries: of the committed studies, by name.
+    """
+    lines = [CLAIMS_INTRO, "## Verdicts", ""]
+    rows = []
+    spreads = []
+    for name, summary in summaries.items():
+        study = f"[{name}](results-{name}.md)"
+        for claim in claims_of(summary):
+            cells = [claim.claim, claim.source, study, claim.in_words, claim_difference(claim)]
+            rows.append(table_row([*cells, claim.limits]))
+        rows += guidance_claims(summary, study)
+        if claims_of(summary):
+            spreads += spread_rows(summary, study)
+    if rows:
+        head = ["claim", "source", "study", "verdict", "difference (95 % interval)", "limits"]
+        lines += ["| " + " | ".join(head) + " |", "|---" * 6 + "|", *rows, ""]
+    else:
+        lines += ["No study with claims has been measured yet.", ""]
+    if spreads:
+        lines += [
+            "## Spread between seeds",
+            "",
+            "Standard deviation between the seeds of an arm, in points, pooled over the arms of a",
+            "kind. Which kind is the most stable is not tested.",
+            "",
+            "| study | kind | arms | standard deviation | degrees of freedom |",
+            "|---" * 5 + "|",
+            *spreads,
+            "",
+        ]
+    return "\n".join(lines + unmeasured_claims(summaries))
+
+
+def guidance_claims(summary: dict[str, Any], study: str) -> list[str]:
+    """The rows of arms guided by the instruction, beside themselves with their mean weights."""
+    strategies = {arm["arm"]: arm["fusion"]["name"] for arm in summary["arms"]}
+    rows = []
+    for row in summary.get("guidance", []):
+        if row["control"] != "mean" or strategies[row["arm"]] != "instruction_weighted":
+            continue
+        verdict = GUIDANCE_VERDICTS[row["difference"]["verdict"]]
+        learning = ArmLearning.from_json(summary["learning"][row["arm"]])
+        unfinished = summary["findings"]["headline"].startswith(UNFINISHED)
+        if unfinished and not learning.settled and verdict != "not resolved":
+            verdict = f"not trained long enough: {learning.text}"
+        low, high = row["difference"]["interval"]
+        difference = f"{row['difference']['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+        claim = f"Guided by its instruction, {row['arm']} beats its own mean weights."
+        cells = [claim, GUIDANCE_SOURCE, study, verdict, difference, GUIDANCE_LIMITS]
+        rows.append(table_row(cells))
+    return rows
+
+
+def spread_rows(summary: dict[str, Any], study: str) -> list[str]:
+    """The noise between seeds, pooled over the arms of each kind of strategy."""
+    by_kind: dict[str, dict[str, list[float]]] = {}
+    for arm in summary["arms"]:
+        by_kind.setdefault(arm["kind"], {})[arm["arm"]] = arm["seed_means"]
+    rows = []
+    for kind in sorted(by_kind):
+        noise = seed_noise(by_kind[kind])
+        if noise is not None:
+            cells = [study, kind, str(len(by_kind[kind])), f"{100 * noise.sd:.1f}", str(noise.df)]
+            rows.append(table_row(cells))
+    return rows
+
+
+def unmeasured_claims(summaries: dict[str, dict[str, Any]]) -> list[str]:
+    """The claims of recipes of which no results with claims are committed."""
+    rows = []
+    for file in sorted((DOCS.parent / "recipes").glob("*.yaml")):
+        recipe = load_recipe(file)
+        if recipe.name in summaries and claims_of(summaries[recipe.name]):
+            continue
+        link = f"[{file.name}](../recipes/{file.name})"
+        for claim in recipe.claims:
+            about = ", ".join(claim.families or claim.categories or ["all"])
+            rows.append(table_row([claim.claim, claim.source, link, about, claim.limits]))
+    if not rows:
+        return []
+    return [
+        "## Stated, not measured yet",
+        "",
+        "| claim | source | recipe | questions | limits |",
+        "|---" * 5 + "|",
+        *rows,
+        "",
+    ]
 
 
 def guidance_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -326,9 +484,12 @@ def pages() -> dict[Path, str]:
     for name in FUSIONS:
         text_by_path[DOCS / "strategies" / f"{name}.md"] = strategy_page(name)
     text_by_path[DOCS / "statistics.md"] = statistics_page()
+    summaries = {}
     for file in sorted((DOCS.parent / "results").glob("*/summary.json")):
         name = file.parent.name
         text_by_path[DOCS / f"results-{name}.md"] = results_page(name)
+        summaries[name] = json.loads(file.read_text("utf-8"))
+    text_by_path[DOCS / "claims.md"] = claims_page(summaries)
     return text_by_path
 
 

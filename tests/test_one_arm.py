@@ -50,6 +50,26 @@ def test_one_arm_is_what_the_study_makes_of_it(file: Path, tmp_path: Path) -> No
     assert not (tmp_path / "alone" / "report.html").exists()
 
 
+def test_claims_are_about_the_study_not_about_one_arm(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe["claims"] = [
+        {"claim": "x", "source": "y", "better": ["two"], "than": ["one"], "limits": "z"}
+    ]
+    file = write_recipe(tmp_path, recipe)
+
+    # Its recipe has no arm that the claim compares it with; the second call reads that recipe.
+    for _ in range(2):
+        train(file, arm="two", output=tmp_path / "alone")
+    study(file, output=tmp_path / "study")
+
+    summary = json.loads((tmp_path / "study" / "summary.json").read_text())
+    (claim,) = summary["claims"]
+    assert claim["better"] == ["two"]
+    assert isinstance(claim["difference"], float)
+    assert "Claims" in (tmp_path / "study" / "report.html").read_text()
+
+
 def test_a_trained_arm_is_not_trained_again_but_another_seed_is(file: Path, tmp_path: Path) -> None:
     trained = train(file, arm="one", output=tmp_path / "alone")
     # A run that is done again writes its result again.

@@ -36,6 +36,16 @@ GOOD: dict[str, Any] = {
 """A recipe without mistakes."""
 
 
+CLAIM = {
+    "claim": "Two layers beat one.",
+    "source": "a paper, table 1",
+    "better": ["both"],
+    "than": ["single 3"],
+    "limits": "of a made-up recipe",
+}
+"""A claim about its arms."""
+
+
 def write(
     folder: Path,
     changes: dict[str, Any] | None = None,
@@ -203,6 +213,7 @@ def test_what_does_not_change_a_run_keeps_its_key(tmp_path: Path) -> None:
         "statistics": {"resamples": 500},
         "baseline": "single 3",
         "baseline_seeds": [0, 1],
+        "claims": [CLAIM],
     }
     plain = runs(load_recipe(write(tmp_path)), "")
     changed = runs(load_recipe(write(tmp_path, changes)), "")
@@ -332,6 +343,34 @@ def test_other_samples_are_another_run(tmp_path: Path) -> None:
         (
             {"dtype": "float16"},
             "'bfloat16' or 'float32'",
+        ),
+        (
+            {"claims": [{**CLAIM, "better": ["three"]}]},
+            r"is about \['three'\], which are no arms; valid: \['single 3', 'both'\]",
+        ),
+        (
+            {"claims": [{**CLAIM, "better": ["both", "single 3"]}]},
+            r"arms \['single 3'\] stand in better and in than",
+        ),
+        (
+            {"claims": [{**CLAIM, "than": []}]},
+            r"claims\.0\.than: List should have at least 1 item",
+        ),
+        (
+            {"claims": [{**CLAIM, "than": ["single 3", "single 3"]}]},
+            r"\['single 3'\] stand more than once",
+        ),
+        (
+            {"claims": [{**CLAIM, "families": ["a"], "categories": ["b"]}]},
+            "give families or categories, not both",
+        ),
+        (
+            {"claims": [CLAIM, CLAIM]},
+            "claim 'Two layers beat one.' stands more than once",
+        ),
+        (
+            {"claims": [{**CLAIM, "over": "some"}]},
+            r"claims\.0\.over: .*'mean' or 'each'",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -429,6 +430,47 @@ def test_equal_arms_are_called_a_tie(tmp_path: Path):
 
     start = "All 3 arms tie: no difference to the baseline deepest is beyond noise"
     assert headline.startswith(start)
+
+
+def test_claims_stand_near_the_verdicts(tmp_path: Path):
+    folder = make_study(tmp_path / "study", {"deepest": 0.5, "concat-4-8": 0.95}, seeds=3)
+    stated = {
+        "claim": "Two layers beat <one>.",
+        "source": "a paper",
+        "better": ["concat-4-8"],
+        "than": ["deepest"],
+        "over": "each",
+        "families": ["colour"],
+        "limits": "small",
+    }
+    waiting = {**stated, "claim": "Later.", "better": ["waiting"]}
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["claims"] = [stated, waiting]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    text = words(write_report(folder))
+
+    holding, unjudged = read_summary(folder)["claims"]
+    assert {key: holding[key] for key in stated} == stated
+    assert holding["verdict"] == "holds"
+    assert holding["p_holm"] == holding["p"] < 0.05
+    place = text.index("Claims What the recipe stated before anything was trained.")
+    assert text.index("Results") < place < text.index("Scores")
+    # Escaped, as all that a recipe says.
+    claim = text.index("Two layers beat &lt;one&gt;.", place)
+    assert text.index(f"holds +{100 * holding['difference']:.1f}", claim)
+    assert text.index("to deepest colour a paper small", claim)
+    assert unjudged["difference"] is None
+    assert text.index("no verdict: no result yet of waiting", claim)
+
+
+def test_a_claim_that_is_none_gets_no_report(tmp_path: Path):
+    folder = make_study(tmp_path / "study", {"deepest": 0.5, "concat-4-8": 0.95})
+    with (folder / "recipe.yaml").open("a") as file:
+        file.write("claims: [{claim: x}]\n")
+
+    with pytest.raises(LayerfuseError, match=r"claims\.0:\n  source: Field required"):
+        write_report(folder)
 
 
 def test_unfinished_studies(tmp_path: Path):

@@ -104,6 +104,23 @@ BAD_INPUTS = [
     BadInput("llm", damage=remove_llm),
     BadInput("valid: fsdp2, zero2, zero3", {"resources": {"processes": 2, "accelerate": "x"}}),
     BadInput("needs resources.processes of 2 or more", {"resources": {"accelerate": "fsdp2"}}),
+    BadInput(
+        "claim 'deeper' is about families ['reading'], of which the test asks nothing; valid",
+        {
+            "arms": [*arm_of(1, "single"), *arm_of(2, "single")],
+            "baseline": "single 1",
+            "claims": [
+                {
+                    "claim": "deeper",
+                    "source": "nobody",
+                    "better": ["single 2"],
+                    "than": ["single 1"],
+                    "families": ["reading"],
+                    "limits": "made up",
+                }
+            ],
+        },
+    ),
     BadInput("not installed: trackio, which the recipe", {"report_to": ["trackio"]}),
     BadInput("not installed: liger_kernel, which", {"liger": True}),
 ]

@@ -74,6 +74,7 @@ class ScoreTable:
         groups: names of the groups (G), sorted.
         arms: names of the arms (A without guessing), in the order of their first runs.
         columns: for each arm the columns of its runs in `rates`.
+        seeds: of each run (K).
         images: the number of pictures.
         rates: mean scores of the runs (1 + B, G, K): first the test set itself, then the resamples.
         each: the scores of each group.
@@ -83,6 +84,7 @@ class ScoreTable:
     groups: list[str]
     arms: list[str]
     columns: list[list[int]]
+    seeds: list[int]
     images: int
     rates: Numbers
     each: list[Scores]
@@ -166,6 +168,7 @@ class ScoreTable:
             groups=group_names.tolist(),
             arms=list(columns),
             columns=list(columns.values()),
+            seeds=seeds,
             images=images,
             rates=run_shares,
             each=each,

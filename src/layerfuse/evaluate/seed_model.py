@@ -53,6 +53,9 @@ class RunVariance:
         shared: variance of what a seed does to all arms alike (...).
         shared_df: degrees of freedom of `shared`.
         trained: which arm was trained with which seed (A, S).
+        deviations: of each run from its arm's mean, and with blocks from what its seed does to all
+            arms (..., A, S); NaN for runs that `own` does not rest on.
+        blocks: whether that was taken out (...).
     """
 
     own: Numbers
@@ -61,6 +64,8 @@ class RunVariance:
     shared: Numbers
     shared_df: int
     trained: Flags
+    deviations: Numbers
+    blocks: Flags
 
     def repeated(self, arm: int) -> bool:
         """Say whether an arm has two runs, so that anything is known of its noise."""
@@ -80,6 +85,36 @@ class RunVariance:
             VariancePart(self.own[..., arm] / runs, self.df),
             VariancePart(self.shared / runs, np.full_like(self.df, self.shared_df)),
         ]
+
+    def of_group(self, arms: list[int], seeds: Flags) -> Numbers:
+        """Give the variance of the mean over several arms of their runs of one seed.
+
+        Beside what the seed does to all arms, these vary each by itself, so that a mean of k arms
+        has a k-th of their variance. It is never less than the group's own, since some arms may
+        move together: all that inject their layers, say.
+
+        Args:
+            arms: positions of the group's arms.
+            seeds: at least two that all of them were trained with (S).
+
+        Returns:
+            The variance (...); of one arm it is `own`.
+        """
+        size = len(arms)
+        independent = self.own[..., arms].sum(axis=-1) / size**2
+        repeated = int((self.trained.sum(axis=1) > 1).sum())
+        # Of all arms at once nothing is left beside what a seed does to all.
+        if size == repeated:
+            return independent
+        together = self.deviations[..., arms, :][..., seeds].mean(axis=-2)
+        # The block may hold fewer seeds than the group.
+        known = (~np.isnan(together)).sum(axis=-1)
+        centred = together - np.nanmean(together, axis=-1, keepdims=True)
+        # With blocks the mean over the study's arms takes a share of k / A of the group's away.
+        factor = np.where(self.blocks, repeated / (repeated - size), 1.0)
+        factor *= guard_factor(repeated, known.astype(float)) ** 2
+        observed = factor * np.nansum(centred**2, axis=-1) / (known - 1)
+        return np.maximum(independent, observed)
 
     def of_difference(self, first: int, second: int) -> list[VariancePart]:
         """Give what the difference of two arms' means varies by.
@@ -171,6 +206,8 @@ def estimate_variance(scores: Numbers) -> RunVariance | None:
         shared=np.zeros_like(unpaired),
         shared_df=1,
         trained=trained,
+        deviations=np.where(repeated[:, None], centred, np.nan),
+        blocks=np.zeros_like(unpaired, dtype=bool),
     )
 
     common = trained[repeated].all(axis=0)
@@ -207,6 +244,9 @@ def _with_blocks(
     guarded *= guard_factor(arms, np.array(float(seeds))) ** 2
     chosen = unpaired.own.copy()
     chosen[..., repeated] = np.where(helps[..., None], guarded, unpaired.own[..., repeated])
+    rows, columns = np.ix_(repeated, common)
+    in_block = np.full_like(scores, np.nan)
+    in_block[..., rows, columns] = residual
     return RunVariance(
         own=chosen,
         df=np.where(helps, residual_df, unpaired.df),
@@ -214,4 +254,6 @@ def _with_blocks(
         shared=np.where(helps, (seed_line - residual_line) / arms, 0.0),
         shared_df=seeds - 1,
         trained=unpaired.trained,
+        deviations=np.where(helps[..., None, None], in_block, unpaired.deviations),
+        blocks=helps,
     )

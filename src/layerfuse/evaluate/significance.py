@@ -285,9 +285,11 @@ def contrast(scores: Scores, a: int, b: int) -> Contrast:
     first = scores.arm(a)
     second = scores.arm(b)
     if not _both_repeated(variance, a, b):
-        return _difference(scores, first, second, [], measured=False)
+        return contrast_of_competitors(scores, first, second, [], measured=False)
     assert variance is not None
-    return _difference(scores, first, second, variance.of_difference(a, b), measured=True)
+    return contrast_of_competitors(
+        scores, first, second, variance.of_difference(a, b), measured=True
+    )
 
 
 def _both_repeated(variance: RunVariance | None, a: int, b: int) -> bool:
@@ -308,10 +310,10 @@ def contrast_of_models(scores: Scores, a: int, b: int) -> Contrast:
     Returns:
         Arm a minus arm b.
     """
-    return _difference(scores, scores.arm(a), scores.arm(b), [], measured=True)
+    return contrast_of_competitors(scores, scores.arm(a), scores.arm(b), [], measured=True)
 
 
-def _difference(
+def contrast_of_competitors(
     scores: Scores,
     first: Competitor,
     second: Competitor,
@@ -319,7 +321,18 @@ def _difference(
     *,
     measured: bool,
 ) -> Contrast:
-    """The first competitor minus the second, with what seeds add to the noise of pictures."""
+    """Compare two competitors over pictures, and over what seeds add to their noise.
+
+    Args:
+        scores: of the study, whose pictures were redrawn.
+        first: the competitor in question.
+        second: the one that is subtracted.
+        seed_parts: the variance of the difference over seeds; empty: over pictures alone.
+        measured: whether all is known that a verdict needs.
+
+    Returns:
+        The first minus the second.
+    """
     difference = first.score - second.score
     # Both answer the same pictures in a resample: what is easy for both cancels.
     samples = first.samples - second.samples
@@ -495,5 +508,5 @@ def compare_with_chance(scores: Scores) -> list[JudgedContrast]:
     contrasts: list[Contrast] = []
     for position in range(len(scores.value)):
         arm = scores.arm(position)
-        contrasts.append(_difference(scores, arm, scores.chance, [], measured=True))
+        contrasts.append(contrast_of_competitors(scores, arm, scores.chance, [], measured=True))
     return judge(contrasts)

@@ -41,15 +41,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise LayerfuseError(f"recipe {path}:\n{_problems(error)}") from error
+        raise LayerfuseError(f"recipe {path}:\n{problems_of(error)}") from error
     if recipe.dtype != "auto":
         return recipe
     # Resolved here, once: it is part of what makes two runs the same.
     return recipe.model_copy(update={"dtype": native_dtype()})
 
 
-def _problems(error: ValidationError) -> str:
-    """What pydantic found, one line per problem, each with the place in the recipe."""
+def problems_of(error: ValidationError) -> str:
+    """Say what pydantic found.
+
+    Args:
+        error: of a recipe or a part of one.
+
+    Returns:
+        One line per problem, each with the place in the recipe.
+    """
     lines = []
     for problem in error.errors():
         place = ".".join(str(key) for key in problem["loc"])

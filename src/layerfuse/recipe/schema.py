@@ -416,6 +416,56 @@ class Statistics(Strict):
     """Seed of the resampling."""
 
 
+class Claim(Strict):
+    """A comparison of arms that is stated before anything is trained, such as a paper's. The report
+    says whether it holds (see the statistics page); nothing in training depends on it."""
+
+    claim: str = Field(min_length=1)
+    """What is claimed, in one sentence."""
+    source: str = Field(min_length=1)
+    """Who claims it, and where: paper, figure, table or section."""
+    better: list[str] = Field(min_length=1)
+    """Names of the arms that are claimed to be better."""
+    than: list[str] = Field(min_length=1)
+    """Names of the arms that they are claimed to be better than."""
+    over: Literal["mean", "each"] = "mean"
+    """What the mean of the `better` arms must beat: the `mean` of the `than` arms, or `each` one of
+    them."""
+    families: list[str] | None = Field(default=None, min_length=1)
+    """Families of questions that it is about, each counting the same. Default: all."""
+    categories: list[str] | None = Field(default=None, min_length=1)
+    """Categories of questions that it is about, each counting the same, instead of families."""
+    limits: str = Field(min_length=1)
+    """What this study cannot say about it, such as how its models differ from the source's."""
+
+    @field_validator("better", "than", "families", "categories")
+    @classmethod
+    def _each_once(cls, names: list[str] | None) -> list[str] | None:
+        if names is None:
+            return None
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{twice} stand more than once; name each once")
+        return names
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Claim":
+        both = [name for name in self.better if name in self.than]
+        if both:
+            raise ValueError(
+                f"arms {both} stand in better and in than; an arm cannot be better than itself: "
+                "leave each out of one of the two"
+            )
+        if self.families is not None and self.categories is not None:
+            raise ValueError("give families or categories, not both")
+        return self
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that are compared: `better`, then `than`."""
+        return self.better + self.than
+
+
 class Recipe(Strict):
     """A study: models, data, stages, and the arms to compare."""
 
@@ -474,6 +524,8 @@ class Recipe(Strict):
     baseline_seeds: Seeds | None = Field(default=None, min_length=1)
     """Seeds of the baseline, in the place of `seeds`: every comparison reads its runs, so that more
     of them than of the other arms pay."""
+    claims: list[Claim] = Field(default_factory=list)
+    """Comparisons that are stated before anything is trained."""
     stages: dict[str, Stage] = Field(min_length=1)
     """Training stages in order, usually `align` and `finetune`."""
     evaluate: Evaluation
@@ -512,6 +564,23 @@ class Recipe(Strict):
             raise ValueError(f"arms with the same name: {twice}; set `name`")
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is no arm; valid: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _claims_are_about_arms(self) -> "Recipe":
+        names = [arm.label for arm in self.all_arms()]
+        stated: list[str] = []
+        for claim in self.claims:
+            unknown = [name for name in claim.arms if name not in names]
+            if unknown:
+                raise ValueError(
+                    f"claim {claim.claim!r} is about {unknown}, which are no arms; valid: {names}. "
+                    "`claims=[]` leaves out the claims of a recipe that is extended"
+                )
+            # Tables and the correction for several claims would count it twice.
+            if claim.claim in stated:
+                raise ValueError(f"claim {claim.claim!r} stands more than once; state it once")
+            stated.append(claim.claim)
         return self
 
     @model_validator(mode="after")

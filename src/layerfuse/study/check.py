@@ -139,10 +139,34 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         validation=bad_answered.get(label_of_validation(train)),
     )
     usable = leave_out(recipe, everything, bad_sets)
+    _check_claims(recipe, usable.test)
     blind_losses = {}
     for name, samples in usable.train.items():
         blind_losses[name] = blind_loss(samples, processor, recipe.stages[name].prompt)
     return CheckedSamples(usable, bad_sets, tokens, blind_losses, configs)
+
+
+def _check_claims(recipe: Recipe, test: Samples) -> None:
+    """Raise LayerfuseError for a claim about questions that the test does not ask."""
+    about_some = [claim for claim in recipe.claims if claim.families or claim.categories]
+    if not about_some:
+        return
+    families = set()
+    categories = set()
+    for question in questions(test):
+        families.add(question.family)
+        categories.add(question.category)
+    for claim in about_some:
+        for kind, named, asked in (
+            ("families", claim.families, families),
+            ("categories", claim.categories, categories),
+        ):
+            missing = sorted(set(named or []) - asked)
+            if missing:
+                raise LayerfuseError(
+                    f"claim {claim.claim!r} is about {kind} {missing}, of which the test asks "
+                    f"nothing; valid: {sorted(asked)}. `claims=[]` leaves out all claims"
+                )
 
 
 def _bad_questions(

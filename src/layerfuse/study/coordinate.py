@@ -139,6 +139,8 @@ def train(
             "arms": [chosen],
             "grid": None,
             "baseline": chosen.label,
+            # They are about other arms too.
+            "claims": [],
             "keep_models": "all",
         }
     )

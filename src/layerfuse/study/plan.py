@@ -24,6 +24,7 @@ _IRRELEVANT = {
     "seeds",
     "baseline",
     "baseline_seeds",
+    "claims",
     "statistics",
     "keep_models",
     "fusion_defaults",

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
+from pydantic import ValidationError
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
 from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
+from layerfuse.recipe.reader import problems_of
+from layerfuse.recipe.schema import Claim
 from layerfuse.study.data_summary import read_data_summary
 from layerfuse.study.findings import (
     ONE_SEED,
@@ -59,6 +62,7 @@ class ReportedRecipe:
         arms: names of all arms, finished or not.
         bootstrap: how pictures are redrawn.
         llm_blocks: number of the LLM's first blocks that were kept; None: all.
+        claims: that it states; may be empty.
     """
 
     text: str
@@ -68,6 +72,7 @@ class ReportedRecipe:
     arms: list[str]
     bootstrap: Bootstrap
     llm_blocks: int | None
+    claims: list[Claim]
 
 
 @dataclass(frozen=True)
@@ -347,7 +352,7 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
         The part of the recipe that a report uses.
 
     Raises:
-        LayerfuseError: the recipe names no baseline.
+        LayerfuseError: the recipe names no baseline, or a claim in it is not one.
     """
     file = study_dir / "recipe.yaml"
     text = file.read_text(encoding="utf-8")
@@ -375,7 +380,30 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
         arms=arms,
         bootstrap=replace(BOOTSTRAP, **statistics),
         llm_blocks=llm_blocks,
+        claims=read_claims(content, file),
     )
+
+
+def read_claims(content: dict[str, Any], file: Path) -> list[Claim]:
+    """Read the claims of a recipe.
+
+    Args:
+        content: of the recipe's file.
+        file: its path, for errors.
+
+    Returns:
+        The claims; recipes of older versions have none.
+
+    Raises:
+        LayerfuseError: a claim is not one.
+    """
+    claims = []
+    for place, stated in enumerate(content.get("claims") or []):
+        try:
+            claims.append(Claim.model_validate(stated))
+        except ValidationError as error:
+            raise LayerfuseError(f"{file}: claims.{place}:\n{problems_of(error)}") from error
+    return claims
 
 
 def waiting_arms(recipe: ReportedRecipe, summary: Summary) -> list[str]:
@@ -447,6 +475,7 @@ def write_report(study_dir: Path) -> Path:
         recipe.bootstrap,
         blind_losses=read_blind_losses(study_dir),
         probes=read_probes(study_dir),
+        claims=recipe.claims,
     )
     findings = state_findings(summary)
     if recipe.llm_blocks is not None:

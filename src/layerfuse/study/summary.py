@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.learning_status import ArmLearning, judge_learning
+from layerfuse.evaluate.claims import JudgedClaim, judge_claims
+from layerfuse.evaluate.learning_status import (
+    ArmLearning,
+    judge_learning,
+    not_trained_long_enough,
+)
 from layerfuse.evaluate.planning import resolved_by
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
@@ -26,7 +31,7 @@ from layerfuse.evaluate.significance import (
     inseparable_from_first,
 )
 from layerfuse.look.probe_report import Probes
-from layerfuse.recipe.schema import Statistics
+from layerfuse.recipe.schema import Claim, Statistics
 from layerfuse.study.guidance_effect import GuidanceRow, guidance_rows
 from layerfuse.study.likelihood_effect import ArmLikelihood, compare_likelihoods
 from layerfuse.study.training_status import ProbeComparison, compare_with_probe
@@ -139,6 +144,7 @@ class Summary:
         learning: what each arm had learned when its training stopped; empty where nothing is known.
         probes: of the arms whose layers were probed, what they score beside the probe.
         likelihoods: how likely each arm finds the right answers; empty where it was not measured.
+        claims: what the recipe stated before training, with the verdicts; may be empty.
     """
 
     # The order of the fields is that of summary.json.
@@ -158,6 +164,7 @@ class Summary:
     learning: dict[str, ArmLearning] = field(default_factory=dict[str, ArmLearning])
     probes: dict[str, ProbeComparison] = field(default_factory=dict[str, ProbeComparison])
     likelihoods: dict[str, ArmLikelihood] = field(default_factory=dict[str, ArmLikelihood])
+    claims: list[JudgedClaim] = field(default_factory=list[JudgedClaim])
 
     def to_json(self) -> dict[str, Any]:
         """Give the summary as summary.json holds it, without its sentences.
@@ -171,6 +178,8 @@ class Summary:
         # Runs of older versions have none.
         if not self.likelihoods:
             del content["likelihoods"]
+        if not self.claims:
+            del content["claims"]
         return content
 
 
@@ -421,6 +430,7 @@ def summarize(
     *,
     blind_losses: Mapping[str, float | None] | None = None,
     probes: Sequence[Probes] = (),
+    claims: Sequence[Claim] = (),
 ) -> Summary:
     """State every number that a report says; unfinished studies work.
 
@@ -430,6 +440,7 @@ def summarize(
         bootstrap: how pictures are redrawn.
         blind_losses: of each stage the loss of one who does not look; None where it is not known.
         probes: of the study's encoder, if there are any.
+        claims: that the recipe states.
 
     Returns:
         The numbers of the finished runs.
@@ -456,6 +467,11 @@ def summarize(
     for family, scores in zip(table.groups, table.each, strict=True):
         chance_by_family[family] = scores.chance.score
     arms = summarize_arms(runs, tables, table.arms.index(baseline))
+    learning = judge_learning([run.record for run in runs], blind_losses or {})
+    # Where most arms have learned what they could, the verdicts on the others stand too.
+    unsettled = []
+    if not_trained_long_enough(learning, baseline):
+        unsettled = [name for name, arm in learning.items() if not arm.settled]
     return Summary(
         baseline=baseline,
         resamples=bootstrap.resamples,
@@ -470,7 +486,8 @@ def summarize(
         leaders=layer_leaders(table, single),
         arms=arms,
         guidance=guidance_rows(runs, bootstrap),
-        learning=judge_learning([run.record for run in runs], blind_losses or {}),
+        learning=learning,
         probes=compare_with_probes(arms, probes),
         likelihoods=compare_likelihoods(runs, baseline, bootstrap),
+        claims=judge_claims(claims, runs, bootstrap, unsettled),
     )

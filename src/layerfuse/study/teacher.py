@@ -225,7 +225,14 @@ def trained_teachers(
     if missing:
         arm = chosen.arm.model_copy(update={"seeds": missing})
         alone = recipe.model_copy(
-            update={"arms": [arm], "grid": None, "baseline": arm.label, "keep_models": "all"}
+            update={
+                "arms": [arm],
+                "grid": None,
+                "baseline": arm.label,
+                # They are about other arms too.
+                "claims": [],
+                "keep_models": "all",
+            }
         )
         for trained in train_and_keep(alone, folder, modules=modules, console=console):
             models[trained.record.seed] = trained.model
