@@ -247,7 +247,7 @@ def _do(
         picture_digests = digests_of(pictures, table.step)
         if needs_intervals:
             _refuse_one_picture(checked, picture_digests)
-        summaries = summarize_data(checked.usable, picture_digests, checked.tokens)
+        summaries = summarize_data(checked.usable, picture_digests, checked.tokens, recipe.subsets)
         print_data_summary(summaries, table.console)
         _say_shared(checked.usable.shared_with_validation(picture_digests), table.console)
         try:
