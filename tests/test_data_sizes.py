@@ -23,9 +23,16 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Data, Recipe
 from layerfuse.study.coordinate import study, train
-from layerfuse.study.data_sizes_report import SizedArm, SizedStudy, verdict_sentence
+from layerfuse.study.data_sizes_report import (
+    SizedArm,
+    SizedStudy,
+    verdict_sentence,
+    write_sizes_report,
+)
+from layerfuse.study.report import write_report
 from layerfuse.study.screen import screen
 from layerfuse.train.arm import Trained, train_arm
+from tests.made_up_studies import random_study
 from tests.studies import (
     cut_in_half,
     one_line,
@@ -87,7 +94,9 @@ def test_a_subset_is_drawn_of_what_skip_and_limit_leave(
 ) -> None:
     cut = load(Data(path=str(tmp_path / "data.json"), skip=2, limit=4))
     for seed in range(5):
-        assert set(drawn(cut, 3, seed)) < {"2", "3", "4", "5"}
+        ids = set(drawn(cut, 3, seed))
+        assert len(ids) == 3
+        assert ids < {"2", "3", "4", "5"}
 
 
 def test_what_a_seed_draws_is_the_same_in_every_version(samples: Samples) -> None:
@@ -277,19 +286,7 @@ def test_a_study_over_sizes_sets_them_side_by_side_and_continues(
         assert f'href="size-{size["samples"]}/report.html"' in html
         recipe_of_size = load_recipe(of_size / "recipe.yaml")
         assert recipe_of_size.subsets == {"align": size["samples"]}
-        summary = json.loads((of_size / "summary.json").read_text())
-        assert summary["runs"] == 4
-        assert summary["findings"]["headline"] in text
-        for row in summary["arms"]:
-            (arm,) = [arm for arm in size["arms"] if arm["arm"] == row["arm"]]
-            assert arm["score"] == row["mean"]["score"]
-            assert arm["interval"] == row["mean"]["interval"]
-            low, high = row["mean"]["interval"]
-            shown = f"{100 * row['mean']['score']:.1f} {100 * low:.1f} to {100 * high:.1f}"
-            assert shown.replace("-", "−") in text
-            if row["versus_baseline"] is not None:
-                assert arm["verdict"] == row["versus_baseline"]["verdict"]
-                assert arm["difference"] == row["versus_baseline"]["difference"]
+        assert size["runs"] == 4
         times.update(times_of_results(of_size))
     assert len(times) == 12
     assert "95 % intervals over pictures and seeds" in text
@@ -303,6 +300,64 @@ def test_a_study_over_sizes_sets_them_side_by_side_and_continues(
         again.update(times_of_results(folder / f"size-{size}"))
     assert again == times
     assert page.read_text() == html
+
+
+def made_up_sizes(folder: Path) -> None:
+    """Save finished studies of three sizes: the more data, the better the second arm."""
+    folder.mkdir()
+    for size, rate in zip(SIZES, (0.5, 0.6, 0.9), strict=True):
+        of_size = random_study(folder / f"size-{size}", {"one": 0.5, "two": rate})
+        (of_size / "recipe.yaml").write_text("baseline: one\n")
+        write_report(of_size)
+
+
+def test_the_page_has_the_numbers_of_the_sizes_summaries(
+    sized: dict[str, Any], tmp_path: Path
+) -> None:
+    made_up_sizes(tmp_path / "study")
+
+    page = write_sizes_report(
+        load_recipe(write_recipe(tmp_path, sized)), tmp_path / "study", finished=SIZES
+    )
+
+    text = words(page)
+    content = json.loads((tmp_path / "study" / "data_sizes.json").read_text())
+    verdicts = set()
+    for size in content["sizes"]:
+        file = tmp_path / "study" / size["folder"] / "summary.json"
+        summary = json.loads(file.read_text())
+        assert summary["findings"]["headline"] in text
+        assert size["chance"] == summary["chance"]["mean"]
+        # In the recipe's order, whichever is better.
+        one, two = size["arms"]
+        rows = {row["arm"]: row for row in summary["arms"]}
+        for arm in (one, two):
+            mean = rows[arm["arm"]]["mean"]
+            assert arm["score"] == mean["score"]
+            assert arm["interval"] == mean["interval"]
+            low, high = mean["interval"]
+            assert f"{100 * mean['score']:.1f} {100 * low:.1f} to {100 * high:.1f}" in text
+        versus = rows["two"]["versus_baseline"]
+        assert two["difference"] == versus["difference"]
+        assert two["difference_interval"] == versus["interval"]
+        low, high = versus["interval"]
+        difference = f"{100 * versus['difference']:+.1f} {100 * low:+.1f} to {100 * high:+.1f}"
+        assert f"{difference} {versus['verdict']}".replace("-", "−") in text
+        verdicts.add(two["verdict"])
+        assert one["verdict"] is None
+    assert verdicts == {"tie", "better"}
+    assert content["headline"] in text
+    assert "Unfinished" not in text
+
+
+def test_sizes_without_results_are_named(sized: dict[str, Any], tmp_path: Path) -> None:
+    """A summary that another recipe has left there is no result."""
+    made_up_sizes(tmp_path / "study")
+    recipe = load_recipe(write_recipe(tmp_path, sized))
+    page = write_sizes_report(recipe, tmp_path / "study", finished=[8])
+    text = words(page)
+    assert "Unfinished: 2, 4 samples have no result yet" in text
+    assert "size-4" not in page.read_text()
 
 
 def test_a_size_is_the_study_of_its_subset(sized: dict[str, Any], tmp_path: Path) -> None:
