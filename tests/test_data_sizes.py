@@ -31,7 +31,9 @@ from layerfuse.study.data_sizes_report import (
 )
 from layerfuse.study.report import write_report
 from layerfuse.study.screen import screen
-from layerfuse.train.arm import Trained, train_arm
+from layerfuse.train.arm import Trained, encoder_for, train_arm
+from layerfuse.vision.encoder import Encoder
+from tests.counting_encoder import CountingEncoder
 from tests.made_up_studies import random_study
 from tests.studies import (
     cut_in_half,
@@ -372,6 +374,22 @@ def test_a_size_is_the_study_of_its_subset(sized: dict[str, Any], tmp_path: Path
     assert [run["losses"] for run in of_size] == [run["losses"] for run in alone]
 
 
+def test_pictures_are_encoded_once_for_all_sizes(
+    sized: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counting(recipe: Recipe) -> Encoder:
+        encoder = encoder_for(recipe)
+        return CountingEncoder(encoder.tower, encoder.layers, recipe.token_grid).eval()
+
+    monkeypatch.setattr("layerfuse.study.encode.encoder_for", counting)
+    monkeypatch.setattr(CountingEncoder, "seen", 0)
+    monkeypatch.setattr(CountingEncoder, "batches_left", 1000)
+
+    study(write_recipe(tmp_path, {**sized, "seeds": [0]}), output=tmp_path / "study")
+
+    assert CountingEncoder.seen == 8
+
+
 def test_with_epochs_the_page_says_that_steps_grow(sized: dict[str, Any], tmp_path: Path) -> None:
     stage = sized["stages"]["align"]
     del stage["steps"]
@@ -454,10 +472,10 @@ def made_up_size(
     return SizedStudy(samples, "", 1, 1.0, 4, 0.2, "", "", [baseline, arm])
 
 
-def test_verdicts_that_change_with_the_data_are_named() -> None:
+def test_verdicts_that_differ_between_sizes_are_named() -> None:
     sizes = [made_up_size(100, "tie"), made_up_size(1000, "better"), made_up_size(2000, "better")]
     assert verdict_sentence(sizes, "base") == (
-        "Against base, verdicts change with the data: a (tie at 100, better at 1,000 and 2,000)."
+        "Against base, verdicts differ between sizes: a (tie at 100, better at 1,000 and 2,000)."
     )
     assert "the same verdict at all sizes" in verdict_sentence(sizes[1:], "base")
 

@@ -141,7 +141,7 @@ class SizesReport:
         name: of the study.
         stage: the last one, whose data has these sizes.
         baseline: the arm that the others are compared with at each size.
-        headline: whether verdicts change with the data.
+        headline: whether verdicts differ between sizes.
         length: how long each size was trained, and why.
         intervals: what the intervals cover.
         waiting: sizes of the recipe that have no results yet.
@@ -206,7 +206,7 @@ def read_sized_study(recipe: Recipe, folder: Path, size: int) -> SizedStudy:
 
 
 def verdict_sentence(sizes: list[SizedStudy], baseline: str) -> str:
-    """Say whether the verdicts against the baseline change with the data.
+    """Say whether the verdicts against the baseline differ between sizes.
 
     Args:
         sizes: finished, growing.
@@ -216,7 +216,7 @@ def verdict_sentence(sizes: list[SizedStudy], baseline: str) -> str:
         A sentence; a size at which an arm or the baseline was not trained long enough gives no
         verdict.
     """
-    changing = []
+    differing = []
     judged = False
     for arm in sizes[0].arms:
         if arm.arm == baseline:
@@ -229,11 +229,11 @@ def verdict_sentence(sizes: list[SizedStudy], baseline: str) -> str:
             sizes_of_verdict.setdefault(verdict, []).append(f"{size.samples:,}")
         if len(sizes_of_verdict) > 1:
             parts = [f"{said} at {listed(at)}" for said, at in sizes_of_verdict.items()]
-            changing.append(f"{arm.arm} ({', '.join(parts)})")
+            differing.append(f"{arm.arm} ({', '.join(parts)})")
     if not judged:
         return f"Accuracy against the number of training samples; {ONE_SEED}."
-    if changing:
-        return f"Against {baseline}, verdicts change with the data: {'; '.join(changing)}."
+    if differing:
+        return f"Against {baseline}, verdicts differ between sizes: {'; '.join(differing)}."
     return f"Against {baseline}, each arm has the same verdict at all sizes."
 
 
