@@ -20,6 +20,7 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sources import load
 from layerfuse.data.subset import draw_subset
 from layerfuse.errors import LayerfuseError
+from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Data, Recipe
 from layerfuse.study.coordinate import study, train
@@ -31,7 +32,7 @@ from layerfuse.study.data_sizes_report import (
 )
 from layerfuse.study.report import write_report
 from layerfuse.study.screen import screen
-from layerfuse.train.arm import Trained, encoder_for, train_arm
+from layerfuse.train.arm import Trained, calibrate, encoder_for, train_arm
 from layerfuse.vision.encoder import Encoder
 from tests.counting_encoder import CountingEncoder
 from tests.made_up_studies import random_study
@@ -440,6 +441,38 @@ def test_show_prints_the_plan(sized: dict[str, Any], tmp_path: Path) -> None:
     text = io.StringIO()
     show(write_recipe(tmp_path, sized), console=Console(file=text, width=200))
     assert "2 (2 steps), 4 (2 steps), 8 (2 steps); 4 runs each, 12 in all" in text.getvalue()
+
+
+def test_show_counts_the_samples_of_the_subset(recipe: dict[str, Any], tmp_path: Path) -> None:
+    stage = recipe["stages"]["align"]
+    del stage["steps"]
+    stage["batch_size"] = 2
+    text = io.StringIO()
+    show(write_recipe(tmp_path, with_subset(recipe, 3)), console=Console(file=text, width=70))
+    said = " ".join(text.getvalue().split())
+    assert "samples: 3; batch: 2; steps: 2;" in said
+
+
+def test_screening_measures_constants_on_the_subset_of_the_seed(
+    recipe: dict[str, Any], samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the run that it stands for."""
+    measured_on: list[list[str]] = []
+
+    def recorded(model: FusionVLM, processor: Any, given: Samples, store: Any) -> None:
+        measured_on.append([sample.id for sample in given])
+        calibrate(model, processor, given, store)
+
+    monkeypatch.setattr("layerfuse.study.lesson.calibrate", recorded)
+    screen(
+        write_recipe(tmp_path, {**with_subset(recipe, 6), "seeds": [3]}),
+        teacher="two",
+        output=tmp_path / "screen",
+        console=Console(quiet=True),
+    )
+
+    # Both arms, fitted to one of them.
+    assert measured_on == [drawn(samples, 6, seed=3)] * 2
 
 
 def made_up_size(
