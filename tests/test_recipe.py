@@ -123,6 +123,19 @@ def test_overrides_change_values_at_any_depth(tmp_path: Path) -> None:
     assert recipe.seeds == [4]
 
 
+def test_an_override_changes_one_place_of_what_an_alias_repeats(tmp_path: Path) -> None:
+    repeated = {"path": "a.json"}
+    stage = {"data": repeated, "learning_rates": {"fusion": 1.0}}
+    path = write(tmp_path, {"stages": {"align": stage}, "evaluate": {"data": repeated}})
+    # YAML writes what is one object twice as an alias.
+    assert "*id" in path.read_text()
+
+    recipe = load_recipe(path, ["stages.align.data.limit=5"])
+
+    assert recipe.stages["align"].data.limit == 5
+    assert recipe.evaluate.data.limit is None
+
+
 def test_arms_have_names_defaults_and_seeds(tmp_path: Path) -> None:
     changes = {
         "grid": {

@@ -110,8 +110,20 @@ def test_a_default_that_is_written_down_is_the_same_run() -> None:
         {"group_by": "modality_length"},
         {"group_by": "none"},
         {"learning_rates": {"fusion": 1.0, "projector": 2.0}},
+        {"data": {"path": "a.json", "subset": 5}},
     ],
     ids=str,
 )
 def test_what_changes_the_training_is_another_run(changes: dict[str, Any]) -> None:
     assert run_of(**changes).key != run_of().key
+
+
+def test_a_run_of_one_data_size_is_that_of_its_subset() -> None:
+    sizes = Recipe.model_validate({**RECIPE, "data_sizes": [5, 9]})
+
+    (run,) = runs(sizes.of_size(5), "digest of the samples")
+
+    assert run.key == run_of(data={"path": "a.json", "subset": 5}).key
+    # Which other sizes a study has is nothing to a run.
+    without = sizes.model_copy(update={"data_sizes": None})
+    assert runs(sizes, "digest of the samples") == runs(without, "digest of the samples")

@@ -17,7 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from layerfuse.errors import LayerfuseError
 
@@ -263,6 +263,61 @@ class Share:
 
     score: float
     interval: list[float]
+
+
+@dataclass(frozen=True)
+class SizeCurve:
+    """What one arm scores at each number of training samples.
+
+    Attributes:
+        arm: its name.
+        index: place of the arm in the study, which decides its look.
+        samples: numbers of training samples, growing.
+        shares: the score at each.
+    """
+
+    arm: str
+    index: int
+    samples: list[int]
+    shares: list[Share]
+
+
+def plot_data_sizes(curves: Sequence[SizeCurve], chance: float, ax: Axes) -> Axes:
+    """Plot scores with their intervals against the number of training samples, one line an arm.
+
+    Args:
+        curves: of all arms; all have the same numbers of samples.
+        chance: what guessing scores, 0..1.
+        ax: where it is drawn.
+
+    Returns:
+        `ax`.
+    """
+    # Arms stand side by side within 8 % of a size, so that their intervals do not hide each other.
+    offsets = np.linspace(0.96, 1.04, len(curves)) if len(curves) > 1 else [1.0]
+    for curve, offset in zip(curves, offsets, strict=True):
+        style = look(curve.index)
+        x = [offset * size for size in curve.samples]
+        lows = [100 * share.interval[0] for share in curve.shares]
+        highs = [100 * share.interval[1] for share in curve.shares]
+        ax.vlines(x, lows, highs, color=style.color, lw=2.4, alpha=0.4)
+        ax.plot(
+            x,
+            [100 * share.score for share in curve.shares],
+            color=style.color,
+            ls=style.line_style,
+            marker=style.marker,
+            ms=5,
+            lw=1.3,
+            label=curve.arm,
+        )
+    ax.axhline(100 * chance, color=INK, lw=1, ls=DASHED, zorder=0, label="chance")
+    ax.set(xlabel="training samples", ylabel="mean over families, % right", xscale="log")
+    sizes = curves[0].samples
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    # Powers of ten between the sizes would be read as sizes
+    ax.xaxis.set_minor_locator(NullLocator())
+    return ax
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from layerfuse.cost.flops import (
 )
 from layerfuse.data.scene_files import asked_families
 from layerfuse.data.sources import load
+from layerfuse.data.subset import refuse_large_subset
 from layerfuse.data.text_files import read_text
 from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
@@ -100,7 +101,12 @@ def show(
     )
     _print_arms(recipe, arms, console)
     console.print()
-    _print_stages(recipe, arms, console)
+    largest = recipe
+    if recipe.data_sizes is not None:
+        largest = recipe.of_size(recipe.data_sizes[-1])
+    _print_stages(largest, arms, console)
+    if recipe.data_sizes is not None:
+        console.print(f"\n{plan_of_sizes(recipe)}", soft_wrap=True, highlight=False)
     console.print(
         f"\nGFLOPs: forward of one image and {TEXT_TOKENS} text tokens. PFLOPs: all samples of a "
         "stage, one forward of the encoder and three times the forward of fusion and LLM; cached "
@@ -302,7 +308,7 @@ def _print_stages(recipe: Recipe, arms: list[Shown], console: Console) -> None:
 
 def _stage_cells(name: str, stage: Stage, arms: list[Shown]) -> list[str]:
     """The row of one stage, over all arms."""
-    samples = samples_in(stage.data)
+    samples = _trained_samples(name, stage)
     steps = stage.steps
     if samples:
         steps = steps_of(stage, samples)
@@ -338,6 +344,41 @@ def _stage_cells(name: str, stage: Stage, arms: list[Shown]) -> list[str]:
         " to ".join(map(_millions, span)),
         total,
     ]
+
+
+def _trained_samples(name: str, stage: Stage) -> int | None:
+    """Number of different samples that a run trains on in a stage; None if nothing tells it.
+
+    Raises:
+        LayerfuseError: the stage asks for a subset of more samples than there are.
+    """
+    total = samples_in(stage.data)
+    if stage.data.subset is None:
+        return total
+    if total is not None:
+        refuse_large_subset(name, stage.data.subset, total)
+    return stage.data.subset
+
+
+def plan_of_sizes(recipe: Recipe) -> str:
+    """Say what a study over data sizes will do.
+
+    Args:
+        recipe: has `data_sizes`.
+
+    Returns:
+        The sizes, with the steps of each, and the number of runs.
+    """
+    stage = recipe.stages[recipe.last_stage]
+    lengths = []
+    for size in recipe.data_sizes or []:
+        lengths.append(f"{size:,} ({steps_of(stage, size):,} steps)")
+    runs_of_size = sum(len(arm.seeds or recipe.seeds) for arm in recipe.all_arms())
+    return (
+        f"data_sizes: one study for each number of samples of {recipe.last_stage}: "
+        f"{', '.join(lengths)}; {runs_of_size} runs each, {runs_of_size * len(lengths)} in all. "
+        "The table of stages shows the largest."
+    )
 
 
 def _millions(count: int) -> str:

@@ -88,6 +88,7 @@ def _read(path: Path, extending: list[Path]) -> dict[str, Any]:
         raise LayerfuseError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise LayerfuseError(f"recipe {path} must be a mapping of keys to values")
+    raw = _unshared(raw)
     # Before the merge: each path is relative to the file that names it.
     _make_absolute(raw, file.parent)
     if "extends" not in raw:
@@ -96,6 +97,22 @@ def _read(path: Path, extending: list[Path]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise LayerfuseError(f"recipe {path}: extends must name a file, not {base!r}")
     return _merge(_read(path.parent / base, [*extending, file]), raw)
+
+
+def _unshared(node: Any) -> Any:
+    """A copy in which every place has a node of its own.
+
+    What YAML's aliases repeat (`*name`) is one node at several places, and an override of one of
+    them would change them all.
+
+    Args:
+        node: a part of the recipe.
+    """
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_unshared(value) for value in node]
+    return node
 
 
 def _make_absolute(node: Any, folder: Path) -> None:

@@ -138,6 +138,11 @@ class Data(Strict):
     """Leave out so many of the first samples, which can be the validation data of the others."""
     limit: int | None = Field(default=None, gt=0)
     """Use only the first samples, behind those that `skip` leaves out."""
+    subset: int | None = Field(default=None, gt=0)
+    """Train on so many of the samples that `skip` and `limit` leave, drawn at random by the run's
+    seed: of one seed a smaller subset is a part of a larger one, and all arms get the same. For
+    stages alone. All samples are checked, and their pictures encoded, since each seed draws
+    others."""
     expected_samples: int | None = None
     """Number of samples, for `layerfuse show` where the data is not at hand."""
 
@@ -397,6 +402,16 @@ class Evaluation(Strict):
             raise ValueError(f"at: {self.at} does not grow; write each share once, in order")
         return self
 
+    @model_validator(mode="after")
+    def _all_runs_answer_the_same(self) -> "Evaluation":
+        for name, data in (("data", self.data), ("validation", self.validation)):
+            if data is not None and data.subset is not None:
+                raise ValueError(
+                    f"{name}.subset: is for the data of stages, since each seed draws other "
+                    "samples and all runs must answer the same questions; use limit"
+                )
+        return self
+
     @property
     def shares(self) -> list[float]:
         """`at` with its default filled in."""
@@ -528,6 +543,10 @@ class Recipe(Strict):
     """Comparisons that are stated before anything is trained."""
     stages: dict[str, Stage] = Field(min_length=1)
     """Training stages in order, usually `align` and `finetune`."""
+    data_sizes: list[PositiveInt] | None = Field(default=None, min_length=1)
+    """Numbers of samples of the last stage, growing: one whole study for each, with `subset` set to
+    it, in the folder `size-<number>`, and a page of accuracy against data size. With `epochs` the
+    steps of the stage grow with the data, with `steps` they are the same for all sizes."""
     evaluate: Evaluation
     """The test."""
     statistics: Statistics = Statistics()
@@ -593,6 +612,21 @@ class Recipe(Strict):
                     f"baseline_seeds and the seeds of arm {arm.label!r}, the baseline, say the "
                     "same thing twice: keep one of the two"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_grow(self) -> "Recipe":
+        if self.data_sizes is None:
+            return self
+        if self.data_sizes != sorted(set(self.data_sizes)):
+            raise ValueError(
+                f"data_sizes: {self.data_sizes} does not grow; write each size once, in order"
+            )
+        if self.stages[self.last_stage].data.subset is not None:
+            raise ValueError(
+                f"data_sizes and stages.{self.last_stage}.data.subset say the same thing twice: "
+                "keep one of the two"
+            )
         return self
 
     @model_validator(mode="after")
@@ -669,6 +703,32 @@ class Recipe(Strict):
         """Whether features are cached at all and none of these stages trains the encoder."""
         trained = any("vision" in self.stages[name].learning_rates for name in names)
         return self.cache_features and not trained
+
+    @property
+    def last_stage(self) -> str:
+        """The name of the stage that teaches to answer."""
+        return list(self.stages)[-1]
+
+    @property
+    def subsets(self) -> dict[str, int]:
+        """Of each stage whose runs train on a part of its samples, the number of samples."""
+        sizes = {}
+        for name, stage in self.stages.items():
+            if stage.data.subset is not None:
+                sizes[name] = stage.data.subset
+        return sizes
+
+    def of_size(self, size: int) -> "Recipe":
+        """The study of one of the `data_sizes`.
+
+        Args:
+            size: number of samples of the last stage.
+        """
+        stage = self.stages[self.last_stage]
+        data = stage.data.model_copy(update={"subset": size})
+        stages = {**self.stages, self.last_stage: stage.model_copy(update={"data": data})}
+        changes = {"name": f"{self.name}.size-{size}", "stages": stages, "data_sizes": None}
+        return self.model_copy(update=changes)
 
     @property
     def baseline_name(self) -> str:

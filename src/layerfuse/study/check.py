@@ -23,6 +23,7 @@ from layerfuse.data.sample_sets import (
     label_of_validation,
 )
 from layerfuse.data.sources import faults, load
+from layerfuse.data.subset import refuse_large_subset
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.learning_status import blind_loss
 from layerfuse.evaluate.questions import asked_alone, questions
@@ -441,7 +442,8 @@ def leave_out(recipe: Recipe, samples: SampleSets, bad: BadSets) -> SampleSets:
         bad: some of them.
 
     Raises:
-        LayerfuseError: where the recipe says stop, or where nothing is left.
+        LayerfuseError: where the recipe says stop, or where nothing or less than a stage's subset
+            is left.
     """
     train = {}
     for name, part in samples.train.items():
@@ -456,6 +458,8 @@ def leave_out(recipe: Recipe, samples: SampleSets, bad: BadSets) -> SampleSets:
         validation = _usable(recipe, label, validation, bad.validation)
         if next(questions(validation), None) is None:
             raise LayerfuseError("evaluate.validation holds no question with an answer")
+    for name, size in recipe.subsets.items():
+        refuse_large_subset(name, size, len(train[name]))
     return SampleSets(train, test, validation)
 
 

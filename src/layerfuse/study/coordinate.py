@@ -28,6 +28,7 @@ from layerfuse.hardware import device
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Recipe
 from layerfuse.study.check import LEFT_OUT, CheckedSamples, leave_out, load_checked
+from layerfuse.study.data_sizes import refuse_data_sizes, refuse_other_kind, study_sizes
 from layerfuse.study.data_summary import (
     print_data_summary,
     summarize_data,
@@ -69,7 +70,8 @@ def study(
 ) -> Path:
     """Do the runs of a recipe that are not yet done, and write `report.html`.
 
-    A run that is finished in the folder is not run again; a killed study continues.
+    A run that is finished in the folder is not run again; a killed study continues. With
+    `data_sizes` there is a study for each size, and a page that sets them side by side.
 
     Args:
         recipe_path: the recipe's file.
@@ -89,15 +91,22 @@ def study(
     """
     recipe = load_recipe(recipe_path, overrides)
     folder = output or Path("runs") / recipe.name
-    _do(
-        recipe,
-        folder,
-        engine=engine,
-        modules=modules,
-        console=console,
-        needs_intervals=True,
-    )
-    return write_report(folder)
+    refuse_other_kind(recipe, folder)
+
+    def one_study(of_one: Recipe, its_folder: Path) -> Path:
+        _do(
+            of_one,
+            its_folder,
+            engine=engine,
+            modules=modules,
+            console=console,
+            needs_intervals=True,
+        )
+        return write_report(its_folder)
+
+    if recipe.data_sizes is None:
+        return one_study(recipe, folder)
+    return study_sizes(recipe, folder, one_study, console or Console())
 
 
 def train(
@@ -125,11 +134,12 @@ def train(
         What it scored, and where the model is.
 
     Raises:
-        LayerfuseError: there is no such arm, the folder holds other runs, or the finished run's
-            model was removed; or before any training, for anything in the recipe, the data or the
-            models that does not fit.
+        LayerfuseError: the recipe has `data_sizes`, there is no such arm, the folder holds other
+            runs, or the finished run's model was removed; or before any training, for anything in
+            the recipe, the data or the models that does not fit.
     """
     recipe = load_recipe(recipe_path, overrides)
+    refuse_data_sizes(recipe, "train")
     chosen = _choose_arm(recipe, arm)
     seeds = [seed] if seed is not None else (chosen.seeds or recipe.seeds)[:1]
     chosen = chosen.model_copy(update={"seeds": seeds})
@@ -249,7 +259,7 @@ def _do(
         picture_digests = digests_of(pictures, table.step)
         if needs_intervals:
             _refuse_one_picture(checked, picture_digests)
-        summaries = summarize_data(checked.usable, picture_digests, checked.tokens)
+        summaries = summarize_data(checked.usable, picture_digests, checked.tokens, recipe.subsets)
         print_data_summary(summaries, table.console)
         _say_shared(checked.usable.shared_with_validation(picture_digests), table.console)
         try:

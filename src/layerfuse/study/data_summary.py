@@ -4,7 +4,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class SourceSummary:
     tokens: list[float]
     """least, median and most tokens of a sample, in the test of a question with its answer, with
     the most image tokens that an arm makes"""
+    drawn: int | None = None
+    """samples on which each run trains, drawn by its seed; None where it trains on all"""
 
     @property
     def commonest_share(self) -> float:
@@ -61,7 +63,10 @@ class SourceSummary:
 
 
 def summarize_data(
-    samples: SampleSets, digests: Mapping[str, str], tokens: Mapping[str, Sequence[int]]
+    samples: SampleSets,
+    digests: Mapping[str, str],
+    tokens: Mapping[str, Sequence[int]],
+    subsets: Mapping[str, int] | None = None,
 ) -> list[SourceSummary]:
     """Count what every source of a study holds.
 
@@ -69,13 +74,17 @@ def summarize_data(
         samples: of the study.
         digests: of the pictures' bytes, by the picture's name.
         tokens: by source, of every sample.
+        subsets: number of samples that a run draws, by the stages that train on a part of theirs.
 
     Returns:
         One summary for each source, the test last.
     """
     summaries = []
     for label, source in samples.by_label().items():
-        summaries.append(_summarize(label, source, digests, tokens[label]))
+        summary = _summarize(label, source, digests, tokens[label])
+        if subsets is not None and label in subsets:
+            summary = replace(summary, drawn=subsets[label])
+        summaries.append(summary)
     return summaries
 
 
@@ -184,6 +193,14 @@ def print_data_summary(summaries: Sequence[SourceSummary], console: Console) -> 
         )
     print_fitted(console, headings, rows)
     for summary in summaries:
+        if summary.drawn is not None:
+            console.print(
+                f"{summary.source}: each run trains on {summary.drawn:,} of the "
+                f"{summary.samples:,} samples, drawn by its seed",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         named = []
         for common in summary.commonest:
             short = " ".join(common.answer.split())

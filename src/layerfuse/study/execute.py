@@ -24,6 +24,7 @@ from accelerate import PartialState
 
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.sample_sets import SampleSets, label_of_validation
+from layerfuse.data.subset import draw_subsets
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.learning_curve import (
@@ -188,7 +189,7 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
             store=job.store,
             folder=folder,
             progress=progress,
-            along=_along_training(job, curve_file, progress),
+            along=_along_training(job, run.seed, curve_file, progress),
         )
         if PartialState().is_main_process:
             save_trained(trained, folder)
@@ -252,7 +253,9 @@ def _record(
     )
 
 
-def _along_training(job: Job, curve_file: Path, progress: Progress) -> AlongTraining | None:
+def _along_training(
+    job: Job, seed: int, curve_file: Path, progress: Progress
+) -> AlongTraining | None:
     """What a run is asked while it trains; None without validation data."""
     recipe = job.recipe
     samples = job.samples.validation
@@ -270,7 +273,8 @@ def _along_training(job: Job, curve_file: Path, progress: Progress) -> AlongTrai
     last_stage = list(recipe.stages.values())[-1]
     validation = ValidationQuestions(samples, recipe.evaluate, last_stage.guided_by, store)
     recorder = CurveRecorder(validation, curve_file, answered)
-    moments = moments_of(recipe, job.samples.train, recipe.evaluate.shares)
+    trained_on = draw_subsets(job.samples.train, recipe.subsets, seed)
+    moments = moments_of(recipe, trained_on, recipe.evaluate.shares)
     return AlongTraining(moments, recorder.measure)
 
 

@@ -14,6 +14,7 @@ from transformers import set_seed
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample_sets import SampleSets
+from layerfuse.data.subset import draw_subsets
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, read_records, write_records
@@ -150,7 +151,9 @@ class Lesson:
         teacher = self.teacher
         model = untrained_model(self.data.recipe, run, teacher)
         store = self.data.store.restrict(model.vision_tower.layers)
-        first_stage = next(iter(self.data.samples.train.values()))
+        # As a run of this seed measures its constants.
+        drawn = draw_subsets(self.data.samples.train, self.data.recipe.subsets, run.seed)
+        first_stage = next(iter(drawn.values()))
         calibrate(model, teacher.processor, first_stage, store)
         last = LastLinear.of(model.fusion)
         if last is None:

@@ -32,6 +32,8 @@ _IRRELEVANT = {
     "similarity",
     "resources",
     "report_to",
+    # A size's runs differ by their stage's `subset`.
+    "data_sizes",
     "on_bad_sample",
 }
 # What only `layerfuse show` reads, wherever it stands in a recipe.
@@ -45,6 +47,7 @@ _LATER_FIELDS = {
     "blocks": None,
     "wording": "question",
     "skip": 0,
+    "subset": None,
     "betas": [0.9, 0.999],
     "validation": None,
     "at": None,

@@ -6,12 +6,11 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from pydantic import ValidationError
 
 from layerfuse.errors import LayerfuseError
@@ -438,10 +437,18 @@ def summary_content(summary: Summary, findings: Findings) -> dict[str, Any]:
     return content
 
 
-def page_template() -> Template:
-    """Load the page's template; all that it is given is escaped."""
+def page_template(name: str) -> Template:
+    """Load a page's template; all that it is given is escaped.
+
+    Args:
+        name: of a file beside this module.
+
+    Returns:
+        The template.
+    """
     # Strict: a name that the template misspells is an error, not an empty place on the page.
     environment = Environment(
+        loader=PackageLoader("layerfuse.study", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -450,8 +457,7 @@ def page_template() -> Template:
     environment.filters["percent"] = percent
     environment.filters["signed"] = signed
     environment.filters["span"] = span
-    text = files("layerfuse.study").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    return environment.get_template(name)
 
 
 def write_report(study_dir: Path) -> Path:
@@ -493,7 +499,7 @@ def write_report(study_dir: Path) -> Path:
     if environment_file.is_file():
         environment = json.loads(environment_file.read_text())
 
-    html = page_template().render(
+    html = page_template("report.html.j2").render(
         s=summary,
         findings=findings,
         data=read_data_summary(study_dir),

@@ -17,6 +17,7 @@ from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import by_turn
+from layerfuse.data.subset import draw_subsets
 from layerfuse.data.text_files import read_text
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES, device
@@ -198,8 +199,9 @@ def train_arm(
     Args:
         recipe: of the study.
         arm: one of its arms.
-        seed: of the fusion's initialisation and the order of the data.
-        samples: the data of each stage, by the stage's name.
+        seed: of the fusion's initialisation, the order of the data, and the subsets of stages.
+        samples: all usable samples of each stage, by the stage's name; where a stage asks for a
+            subset, the seed draws it here.
         store: cached features, or None to encode pictures as they come.
         folder: of the run; checkpoints go to its `stages`.
         progress: is told of every step, under the stage's name.
@@ -211,7 +213,9 @@ def train_arm(
     """
     model, processor = compose(recipe, arm, seed)
     if recipe.closed_answers:
+        # Of all samples, not of the subsets: arms of every size choose among the same answers.
         model.close_answers(trained_answer_tokens(recipe, samples, processor))
+    samples = draw_subsets(samples, recipe.subsets, seed)
     # The store holds the layers of all arms; this arm reads its own.
     if store is not None:
         store = store.restrict(model.vision_tower.layers)
