@@ -131,13 +131,15 @@ def train(
     """
     recipe = load_recipe(recipe_path, overrides)
     chosen = _choose_arm(recipe, arm)
-    seeds = [seed] if seed is not None else (chosen.seeds or recipe.seeds)[:1]
+    seeds = [seed] if seed is not None else (chosen.seeds or recipe.all_seeds)[:1]
     chosen = chosen.model_copy(update={"seeds": seeds})
     # A study of one run: it is checked, cached, continued and shared among processes as any other.
     of_one_run = recipe.model_copy(
         update={
             "arms": [chosen],
             "grid": None,
+            "seeds": seeds,
+            "auto_seeds": None,
             "baseline": chosen.label,
             "keep_models": "all",
         }
