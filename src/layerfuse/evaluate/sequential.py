@@ -33,7 +33,7 @@ from layerfuse.recipe.schema import AutoSeeds
 
 # scipy brings no types
 stats: Any = scipy.stats
-brentq: Any = scipy.optimize.brentq
+optimize: Any = scipy.optimize
 
 # Of a Gauss-Legendre rule over the values that no look so far has called a difference.
 NODES = 160
@@ -41,11 +41,16 @@ NODES = 160
 NEGLIGIBLE = 1e-12
 
 
-def error_spent(rule: AutoSeeds, error: float) -> list[float]:
+def shares_of_looks(rule: AutoSeeds) -> tuple[float, ...]:
+    """Give the share of the most seeds that each look has."""
+    return tuple(seeds / rule.maximum for seeds in range(rule.first, rule.maximum + 1))
+
+
+def error_spent(shares: Sequence[float], error: float) -> list[float]:
     """Give the share of studies of equal arms that may have had a verdict by each look.
 
     Args:
-        rule: first and last look.
+        shares: of the most seeds, one a look; the last is 1.
         error: what may be spent in all.
 
     Returns:
@@ -53,8 +58,7 @@ def error_spent(rule: AutoSeeds, error: float) -> list[float]:
     """
     quantile = float(stats.norm.isf(error / 2))
     spent: list[float] = []
-    for seeds in range(rule.first, rule.maximum + 1):
-        share = seeds / rule.maximum
+    for share in shares:
         spent.append(2 * float(stats.norm.sf(quantile / math.sqrt(share))))
     return spent
 
@@ -106,28 +110,28 @@ def _nodes_and_weights() -> tuple[Numbers, Numbers]:
     return np.polynomial.legendre.leggauss(NODES)
 
 
-def error_made(rule: AutoSeeds, levels: Sequence[float]) -> float:
+def error_made(shares: Sequence[float], levels: Sequence[float]) -> float:
     """Give the chance that a comparison of equal arms has a p value below its level at any look.
 
     Args:
-        rule: first and last look.
+        shares: of the most seeds, one a look.
         levels: of the p values, one a look.
 
     Returns:
         The chance, for normal means.
     """
     studies = _without_seeds()
-    for look, level in enumerate(levels):
-        studies = studies.at_look((rule.first + look) / rule.maximum, level)
+    for share, level in zip(shares, levels, strict=True):
+        studies = studies.at_look(share, level)
     return studies.had_verdict()
 
 
 @lru_cache
-def errors_of_looks(rule: AutoSeeds, comparisons: int) -> tuple[float, ...]:
+def errors_of_looks(shares: tuple[float, ...], comparisons: int) -> tuple[float, ...]:
     """Give the error that each look may make over all comparisons, as for a study of this look.
 
     Args:
-        rule: first and last look.
+        shares: of the most seeds, one a look; the last is 1.
         comparisons: with the baseline.
 
     Returns:
@@ -135,8 +139,8 @@ def errors_of_looks(rule: AutoSeeds, comparisons: int) -> tuple[float, ...]:
     """
     studies = _without_seeds()
     errors: list[float] = []
-    for look, spent in enumerate(error_spent(rule, (1 - LEVEL) / comparisons)):
-        share = (rule.first + look) / rule.maximum
+    spent_by_look = error_spent(shares, (1 - LEVEL) / comparisons)
+    for share, spent in zip(shares, spent_by_look, strict=True):
         level = _level_that_spends(studies, share, spent)
         studies = studies.at_look(share, level)
         errors.append(comparisons * level)
@@ -153,7 +157,7 @@ def _level_that_spends(studies: OpenStudies, share: float, spent: float) -> floa
         return studies.at_look(share, level).had_verdict() - spent
 
     smallest = NEGLIGIBLE / 100
-    return float(brentq(missing, smallest, spent, xtol=smallest))
+    return float(optimize.brentq(missing, smallest, spent, xtol=smallest))
 
 
 def level_of_look(rule: AutoSeeds, seeds: int, comparisons: int) -> float:
@@ -168,7 +172,7 @@ def level_of_look(rule: AutoSeeds, seeds: int, comparisons: int) -> float:
         The level, such as 0.98.
     """
     look = min(max(seeds, rule.first), rule.maximum) - rule.first
-    return 1 - errors_of_looks(rule, max(comparisons, 1))[look]
+    return 1 - errors_of_looks(shares_of_looks(rule), max(comparisons, 1))[look]
 
 
 def resolved(versus: JudgedContrast, difference: float) -> bool:

@@ -175,9 +175,7 @@ def percentiles(samples: Numbers, level: float = LEVEL) -> list[float]:
     return np.percentile(defined, [50 - 50 * level, 50 + 50 * level]).tolist()
 
 
-def interval(
-    value: float, samples: Numbers, images: int, level: float = LEVEL
-) -> list[float]:
+def interval(value: float, samples: Numbers, images: int, level: float = LEVEL) -> list[float]:
     """Interval of a score over pictures.
 
     Args:

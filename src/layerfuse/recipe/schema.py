@@ -426,10 +426,12 @@ class Statistics(Strict):
 
 
 class AutoSeeds(Strict):
-    """How seeds are added with `seeds: auto`, to all arms alike. After `first` seeds, and after each
-    further one, the study is looked at: it ends as soon as every comparison with the baseline is
-    resolved, or at `maximum`. Seeds are 0, 1, 2 and so on. Intervals and verdicts allow for the
-    number of looks (see the statistics page)."""
+    """How seeds are added with `seeds: auto`, to all arms alike.
+
+    After `first` seeds, and after each further one, the study is looked at: it ends as soon as
+    every comparison with the baseline is resolved, or at `maximum`. Seeds are 0, 1, 2 and so on.
+    Intervals and verdicts allow for the number of looks (see the statistics page).
+    """
 
     first: int = Field(default=3, ge=2)
     """Seeds before the first look."""

@@ -202,7 +202,9 @@ def _with_seeds_of(recipe: Recipe, teacher: ChosenTeacher) -> Recipe:
     if recipe.seed_rule is not None:
         seeds = seeds[: recipe.seed_rule.first]
     arms = [arm.model_copy(update={"seeds": seeds}) for arm in recipe.all_arms()]
-    return recipe.model_copy(update={"arms": arms, "grid": None, "seeds": seeds, "auto_seeds": None})
+    return recipe.model_copy(
+        update={"arms": arms, "grid": None, "seeds": seeds, "auto_seeds": None}
+    )
 
 
 def _prepare(recipe: Recipe, teacher: ChosenTeacher, limit: int, progress: Progress) -> ScreenData:
