@@ -28,7 +28,7 @@ import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
 import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
 
 from layerfuse.evaluate.seed_model import Numbers
-from layerfuse.evaluate.significance import LEVEL, JudgedContrast, Scores, compare_all
+from layerfuse.evaluate.significance import LEVEL, JudgedContrast
 from layerfuse.recipe.schema import AutoSeeds
 
 # scipy brings no types
@@ -189,21 +189,3 @@ def resolved(versus: JudgedContrast, difference: float) -> bool:
         return True
     low, high = versus.interval
     return versus.measured and -difference < low and high < difference
-
-
-def unresolved_arms(scores: Scores, reference: int, difference: float) -> list[int]:
-    """Find the arms that need more seeds.
-
-    Args:
-        scores: of the arms, with the level of the look.
-        reference: position of the baseline.
-        difference: below which arms count as equal, as a share of 1.
-
-    Returns:
-        Their positions.
-    """
-    unresolved: list[int] = []
-    for arm, versus in compare_all(scores, reference).items():
-        if not resolved(versus, difference):
-            unresolved.append(arm)
-    return unresolved

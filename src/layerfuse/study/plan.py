@@ -115,6 +115,14 @@ def run_names(recipe: Recipe) -> list[str]:
     return [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe)]
 
 
+def first_run_names(recipe: Recipe) -> list[str]:
+    """How tables and messages call the runs that a study does whatever it finds, in their order."""
+    rule = recipe.seed_rule
+    if rule is None:
+        return run_names(recipe)
+    return [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe) if seed < rule.first]
+
+
 def runs(recipe: Recipe, samples: str) -> list[PlannedRun]:
     """Every run, in the order in which they are done.
 

@@ -17,6 +17,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
 from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
+from layerfuse.recipe.schema import AutoSeeds
 from layerfuse.study.data_summary import read_data_summary
 from layerfuse.study.findings import (
     ONE_SEED,
@@ -27,6 +28,7 @@ from layerfuse.study.findings import (
     state_findings,
     with_screening,
 )
+from layerfuse.study.looks import PlannedLooks
 from layerfuse.study.summary import BOOTSTRAP, Summary, summarize
 from layerfuse.study.training_status import read_blind_losses, read_probes
 
@@ -59,6 +61,7 @@ class ReportedRecipe:
         arms: names of all arms, finished or not.
         bootstrap: how pictures are redrawn.
         llm_blocks: number of the LLM's first blocks that were kept; None: all.
+        looks: when the study is looked at, with `seeds: auto`; None where seeds are a list.
     """
 
     text: str
@@ -68,6 +71,7 @@ class ReportedRecipe:
     arms: list[str]
     bootstrap: Bootstrap
     llm_blocks: int | None
+    looks: PlannedLooks | None
 
 
 @dataclass(frozen=True)
@@ -367,6 +371,10 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
     llm_blocks = None
     if isinstance(content.get("llm"), dict):
         llm_blocks = content["llm"].get("blocks")
+    looks = None
+    if content.get("seeds") == "auto":
+        rule = AutoSeeds.model_validate(content.get("auto_seeds") or {})
+        looks = PlannedLooks(rule, len(arms))
     return ReportedRecipe(
         text=text,
         title=content.get("name") or study_dir.resolve().name,
@@ -375,6 +383,7 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
         arms=arms,
         bootstrap=replace(BOOTSTRAP, **statistics),
         llm_blocks=llm_blocks,
+        looks=looks,
     )
 
 
@@ -447,6 +456,7 @@ def write_report(study_dir: Path) -> Path:
         recipe.bootstrap,
         blind_losses=read_blind_losses(study_dir),
         probes=read_probes(study_dir),
+        auto=recipe.looks,
     )
     findings = state_findings(summary)
     if recipe.llm_blocks is not None:

@@ -12,7 +12,6 @@ from layerfuse.evaluate.planning import resolved_by
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import (
-    LEVEL,
     ArmScore,
     Contrast,
     JudgedContrast,
@@ -29,6 +28,7 @@ from layerfuse.look.probe_report import Probes
 from layerfuse.recipe.schema import Statistics
 from layerfuse.study.guidance_effect import GuidanceRow, guidance_rows
 from layerfuse.study.likelihood_effect import ArmLikelihood, compare_likelihoods
+from layerfuse.study.looks import PlannedLooks, SeedLook, bootstrap_of_look, look_at
 from layerfuse.study.training_status import ProbeComparison, compare_with_probe
 
 # As a recipe that says nothing of its statistics.
@@ -139,6 +139,8 @@ class Summary:
         learning: what each arm had learned when its training stopped; empty where nothing is known.
         probes: of the arms whose layers were probed, what they score beside the probe.
         likelihoods: how likely each arm finds the right answers; empty where it was not measured.
+        seed_look: the look at which seeds were last added or no longer; None where seeds are a
+            list.
     """
 
     # The order of the fields is that of summary.json.
@@ -158,6 +160,7 @@ class Summary:
     learning: dict[str, ArmLearning] = field(default_factory=dict[str, ArmLearning])
     probes: dict[str, ProbeComparison] = field(default_factory=dict[str, ProbeComparison])
     likelihoods: dict[str, ArmLikelihood] = field(default_factory=dict[str, ArmLikelihood])
+    seed_look: SeedLook | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the summary as summary.json holds it, without its sentences.
@@ -171,6 +174,8 @@ class Summary:
         # Runs of older versions have none.
         if not self.likelihoods:
             del content["likelihoods"]
+        if self.seed_look is None:
+            del content["seed_look"]
         return content
 
 
@@ -227,7 +232,7 @@ def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
                 leader=table.arms[family.ranked[0]],
                 second=table.arms[family.ranked[1]],
                 difference=family.contrasts[0].difference,
-                beyond_noise=p_holm < 1 - LEVEL,
+                beyond_noise=p_holm < 1 - table.mean.level,
             )
         )
     return leaders
@@ -421,6 +426,7 @@ def summarize(
     *,
     blind_losses: Mapping[str, float | None] | None = None,
     probes: Sequence[Probes] = (),
+    auto: PlannedLooks | None = None,
 ) -> Summary:
     """State every number that a report says; unfinished studies work.
 
@@ -430,6 +436,8 @@ def summarize(
         bootstrap: how pictures are redrawn.
         blind_losses: of each stage the loss of one who does not look; None where it is not known.
         probes: of the study's encoder, if there are any.
+        auto: when the study is looked at, with `seeds: auto`; its intervals and verdicts then have
+            the level of the look.
 
     Returns:
         The numbers of the finished runs.
@@ -437,6 +445,8 @@ def summarize(
     Raises:
         LayerfuseError: the baseline has no finished run, or the test set has one picture.
     """
+    if auto is not None:
+        bootstrap = bootstrap_of_look(runs, auto, bootstrap)
     tables = make_tables(runs, bootstrap)
     table = tables.families
     if baseline not in table.arms:
@@ -455,6 +465,9 @@ def summarize(
     chance_by_family = {}
     for family, scores in zip(table.groups, table.each, strict=True):
         chance_by_family[family] = scores.chance.score
+    seed_look = None
+    if auto is not None:
+        seed_look = look_at(runs, baseline, auto, table)
     arms = summarize_arms(runs, tables, table.arms.index(baseline))
     return Summary(
         baseline=baseline,
@@ -473,4 +486,5 @@ def summarize(
         learning=judge_learning([run.record for run in runs], blind_losses or {}),
         probes=compare_with_probes(arms, probes),
         likelihoods=compare_likelihoods(runs, baseline, bootstrap),
+        seed_look=seed_look,
     )
