@@ -220,12 +220,23 @@ def _planned_looks(rule: AutoSeeds, arms: int, pictures: int, noise: ExpectedNoi
         # There are two arms and two seeds or more.
         assert difference is not None
         shown.append(f"{100 * difference:.1f} points with {seeds} seeds")
-    return (
+    margin = 100 * rule.difference
+    text = (
         f"Runs: {arms * rule.first} to {arms * rule.maximum}, {rule.first} to {rule.maximum} seeds "
         f"for each of {arms} arms: seeds are added until every difference to the baseline has a "
-        f"verdict or lies within ±{100 * rule.difference:g} points.\n"
-        f"Resolves a difference of {shown[0]}, {shown[1]}, in 80 % of studies "
+        f"verdict or an interval within ±{margin:g} points.\n"
     )
+    # The narrowest interval that any number of seeds leaves.
+    tail = (1 - level_of_look(rule, rule.maximum, arms - 1)) / 2
+    half = 100 * float(stats.t.isf(tail, max(pictures - 1, 1))) * noise.item / np.sqrt(pictures)
+    if half >= margin:
+        needed = pictures * (half / margin) ** 2
+        text += (
+            f"Ties will take all {rule.maximum} seeds: {pictures} test pictures alone leave "
+            f"±{half:.1f} points. To tell that arms differ by less than {margin:g} points, test "
+            f"with more than {needed:.0f} pictures or raise auto_seeds.difference.\n"
+        )
+    return f"{text}Resolves a difference of {shown[0]}, {shown[1]}, in 80 % of studies "
 
 
 def _test_pictures(recipe: Recipe) -> int | None:

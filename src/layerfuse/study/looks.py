@@ -191,13 +191,14 @@ def look_sentences(look: SeedLook) -> str:
         f"±{100 * look.difference:g} points"
     )
     names = ", ".join(look.unresolved)
+    seeds = f"{look.seeds} seeds"
     if look.look == 0:
         text = (
             f"Seeds are added until {rule}; the first look needs {look.first} seeds of every arm, "
             "which there are not yet."
         )
     elif not look.unresolved:
-        text = f"Seeds were added until {rule}, which is so after {look.seeds} seeds."
+        text = f"Seeds were added until {rule}, which is so after {seeds}."
     elif look.is_last:
         text = (
             f"Seeds were to be added until {rule}, but to {look.maximum} at most: with these it is "
@@ -205,7 +206,7 @@ def look_sentences(look: SeedLook) -> str:
         )
     else:
         text = (
-            f"Seeds are added until {rule}, {look.maximum} at most; after {look.seeds} it is not so "
+            f"Seeds are added until {rule}, {look.maximum} at most; after {seeds} it is not so "
             f"for {names}."
         )
     if look.pictures_alone is not None and look.pictures_alone >= look.difference:
