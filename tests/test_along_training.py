@@ -16,7 +16,10 @@ from torch.nn import functional as F
 
 from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.learning_curve import ValidationQuestions, answer_loss, read_curve
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.learning_curve import answer_loss, read_curve
+from layerfuse.evaluate.likelihood import answer_likelihoods
+from layerfuse.evaluate.questions import questions
 from layerfuse.evaluate.records import RunRecord
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
@@ -262,7 +265,6 @@ def test_the_loss_is_that_of_each_question_alone(
     data = recipe.evaluate.validation
     assert data is not None
     samples = load(data)
-    evaluation = recipe.evaluate.model_copy(update={"batch_size": 4})
     total = 0.0
     labels = 0
     for sample in samples:
@@ -281,8 +283,12 @@ def test_the_loss_is_that_of_each_question_alone(
             )
             labels += int((row["labels"] != -100).sum())
 
-    validation = ValidationQuestions(samples, evaluation, "instruction", None)
-    loss = answer_loss(model, processor, validation)
+    likelihoods = answer_likelihoods(
+        Answerer(model, processor),
+        list(questions(samples)),
+        batch_size=4,
+    )
+    loss = answer_loss(likelihoods)
 
     assert loss == pytest.approx(total / labels, rel=1e-5)
 

@@ -15,7 +15,14 @@ from layerfuse.data.sources import load
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.train.arm import train_arm
 from tests import tiny
-from tests.studies import one_line, read_samples, run_study, write_recipe, write_samples
+from tests.studies import (
+    one_line,
+    read_left_out,
+    read_samples,
+    run_study,
+    write_recipe,
+    write_samples,
+)
 
 ANSWERS = [2, 7, 9, 50]
 """tokens that answers are made of, the end of sequence among them"""
@@ -164,6 +171,10 @@ def test_a_test_answer_that_no_arm_could_give_is_refused_before_training(
     assert "'zebra'" in message
     assert samples[-1]["id"] in message
     assert not list(tmp_path.glob("runs/arms/*/result.json"))
+    closed["on_bad_sample"] = "skip"
+    assert run_study(write_recipe(tmp_path, closed), tmp_path / "runs").exit_code == 0
+    left_out = read_left_out(tmp_path / "runs")["evaluate"]
+    assert [bad[0] for bad in left_out.values()] == [samples[-1]["id"]]
 
 
 def test_evaluating_answers_that_a_model_cannot_give_is_refused(

@@ -1,5 +1,6 @@
 """How likely right answers are to a model: one number for each question of the test."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ def samples(tmp_path: Path) -> list[Sample]:
     ]
 
 
-def answerer_of(strategy: str) -> Answerer:
+def answerer_of(strategy: str, seed: int = 0) -> Answerer:
     """A tiny random model, whose instruction matters where one guides."""
-    model = tiny.model(strategy)
+    model = tiny.model(strategy, seed=seed)
     if strategy == "text_routed":
         with torch.no_grad():
             # else nearly uniform weights, as every router has them at first
@@ -109,6 +110,64 @@ def test_another_guidance_gives_another_likelihood(samples: list[Sample]) -> Non
     for with_it, without in zip(guided, unguided, strict=True):
         assert with_it.tokens == without.tokens
         assert with_it.total != pytest.approx(without.total, abs=1e-3)
+
+
+def terse(strategy: str, seed: int) -> Answerer:
+    """A tiny random model that says a and b, and ends where it would say c."""
+    answerer = answerer_of(strategy, seed)
+    tokenizer = answerer.processor.tokenizer
+    a, b, c = tokenizer("abc", add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    head = answerer.model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight[end] = 1.1 * head.weight[c]
+    answerer.model.close_answers({a, b, c, end})
+    return answerer
+
+
+def answered_as(samples: list[Sample], answers: list[str]) -> list[Sample]:
+    """The samples with other right answers, in the order of the questions."""
+    left = iter(answers)
+    changed = []
+    for sample in samples:
+        messages = []
+        for message in sample.messages:
+            if message["role"] == "assistant":
+                message = {"role": "assistant", "content": next(left)}
+            messages.append(message)
+        changed.append(replace(sample, messages=tuple(messages)))
+    return changed
+
+
+@pytest.mark.parametrize("strategy", ["concat", "inject_cross", "text_routed"])
+def test_answers_that_are_known_from_it_are_those_that_generation_gives(
+    strategy: str, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_asked: list[int] = []
+    alone = TEST.model_copy(update={"log_likelihood": False, "controls": (), "max_new_tokens": 8})
+    for seed in range(5):
+        answerer = terse(strategy, seed)
+        # the right answers are what it says
+        said = [record.prediction for record in predict(answerer, samples, alone)]
+        changed = answered_as(samples, [text or "a" for text in said])
+        generate = answerer.answer
+
+        def counted(asked: list[Question], generate: Any = generate, **options: Any) -> list[str]:
+            num_asked.append(len(asked))
+            return generate(asked, **options)
+
+        # with 1 token at most, longer answers are cut off as ever
+        for max_new_tokens in (8, 1):
+            update = {"max_new_tokens": max_new_tokens}
+            without = predict(answerer, changed, alone.model_copy(update=update))
+            monkeypatch.setattr(answerer, "answer", counted)
+            update = {**update, "log_likelihood": True}
+            with_it = predict(answerer, changed, alone.model_copy(update=update))
+            monkeypatch.setattr(answerer, "answer", generate)
+            expected = [record.prediction for record in without]
+            assert [record.prediction for record in with_it] == expected
+    # 4 questions, 5 models, 2 lengths
+    assert 0 < sum(num_asked) < 40
 
 
 def test_it_can_be_left_out(samples: list[Sample]) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.sample import Sample
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.evaluate.likelihood import answer_likelihoods
+from layerfuse.evaluate.likelihood import AnswerLikelihood, answer_likelihoods
 from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import questions
@@ -69,7 +69,23 @@ class CurveRecorder:
         # Controls ask whether guidance matters, which is for the trained model; how likely the
         # answers are is in the loss.
         briefly = validation.evaluation.model_copy(update={"controls": (), "log_likelihood": False})
-        answers = predict(answerer, validation.samples, briefly, self.progress)
+        likelihoods = answer_likelihoods(
+            answerer,
+            list(questions(validation.samples)),
+            batch_size=briefly.batch_size,
+            guidance=validation.guidance,
+        )
+        known = None
+        # A stage that nothing guides is asked with its guidance all the same.
+        if validation.guidance == "instruction":
+            known = likelihoods
+        answers = predict(
+            answerer,
+            validation.samples,
+            briefly,
+            self.progress,
+            likelihoods=known,
+        )
         result = scores(answers)
         point = CurvePoint(
             share=moment.share,
@@ -78,7 +94,7 @@ class CurveRecorder:
             samples=moment.samples,
             accuracy=result.mean,
             families=result.families,
-            loss=answer_loss(model, processor, validation),
+            loss=answer_loss(likelihoods),
         )
         # A run that begins again before a point measures it again.
         earlier = [other for other in read_curve(self.file) if other.share < point.share]
@@ -87,23 +103,15 @@ class CurveRecorder:
         write_text(self.file, json.dumps(content))
 
 
-def answer_loss(model: FusionVLM, processor: Processor, validation: ValidationQuestions) -> float:
+def answer_loss(likelihoods: Sequence[AnswerLikelihood]) -> float:
     """The mean loss of the right answers, each question asked alone.
 
     Args:
-        model: in evaluation mode.
-        processor: of the model.
-        validation: the questions.
+        likelihoods: of the answers, at least one.
 
     Returns:
         Nats a labelled token, as the training loss counts them; without a strategy's penalty.
     """
-    likelihoods = answer_likelihoods(
-        Answerer(model, processor, validation.store),
-        list(questions(validation.samples)),
-        batch_size=validation.evaluation.batch_size,
-        guidance=validation.guidance,
-    )
     # Every token weighs the same, as in training, not every answer.
     total = sum(likelihood.total for likelihood in likelihoods)
     tokens = sum(likelihood.tokens for likelihood in likelihoods)

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isinf
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerfuse.data.collate import Collator
+from layerfuse.data.collate import Collator, image_tokens
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.questions import Question
@@ -26,10 +27,13 @@ class AnswerLikelihood:
     Attributes:
         total: log-probability of the whole answer, its end included, in nats.
         tokens: of the answer, its end among them.
+        greedy: whether each of them is the likeliest where it stands, behind the prompt that
+            generation starts from: greedy decoding then gives this answer and ends.
     """
 
     total: float
     tokens: int
+    greedy: bool
 
     @property
     def mean(self) -> float:
@@ -88,7 +92,8 @@ def answer_likelihoods(
                 inputs[name] = value.to(answerer.model.device)
         # Not given to the model, which would compute logits at every position.
         targets = next_tokens(inputs.pop("labels"))
-        found = _batch_likelihoods(answerer, inputs, targets)
+        same_prompt = _starts_as_generation(answerer, questions, inputs, targets)
+        found = _batch_likelihoods(answerer, inputs, targets, same_prompt)
         for question, likelihood in zip(questions, found, strict=True):
             if isinf(likelihood.total):
                 raise LayerfuseError(
@@ -101,8 +106,33 @@ def answer_likelihoods(
     return likelihoods
 
 
+def _starts_as_generation(
+    answerer: Answerer, questions: Sequence[Question], inputs: dict[str, Any], targets: Tensor
+) -> list[bool]:
+    """Whether the tokens before each answer are those that generation starts from: a tokenizer may
+    merge the end of a prompt with what follows it.
+
+    Args:
+        answerer: the model.
+        questions: of the rows.
+        inputs: keyword arguments of the model, of rows that hold the answers.
+        targets: (rows, T) the next token of each position, -100 where it is not compared.
+    """
+    prompts = answerer.processor.text_inputs(
+        [question.messages for question in questions],
+        image_tokens(answerer.processor, inputs),
+    )
+    same: list[bool] = []
+    for row in range(len(questions)):
+        prompt = prompts["input_ids"][row][prompts["attention_mask"][row].bool()]
+        # The first position that is compared is the last one of the prompt.
+        end = int((targets[row] != IGNORED).nonzero()[0]) + 1
+        same.append(torch.equal(inputs["input_ids"][row, :end].cpu(), prompt))
+    return same
+
+
 def _batch_likelihoods(
-    answerer: Answerer, inputs: dict[str, object], targets: Tensor
+    answerer: Answerer, inputs: dict[str, Any], targets: Tensor, same_prompt: Sequence[bool]
 ) -> list[AnswerLikelihood]:
     """The likelihoods of the rows of a batch.
 
@@ -110,6 +140,7 @@ def _batch_likelihoods(
         answerer: the model.
         inputs: keyword arguments of the model.
         targets: (rows, T) the next token of each position, -100 where it is not compared.
+        same_prompt: whether each row starts as generation does.
     """
     compared = targets != IGNORED
     output = answerer.model(**inputs, logits_to_keep=compared, use_cache=False)
@@ -120,7 +151,11 @@ def _batch_likelihoods(
     totals = log_probabilities.new_zeros(len(targets))
     totals.index_add_(0, rows, log_probabilities)
     tokens = compared.sum(dim=1)
+    likeliest = torch.zeros_like(tokens)
+    likeliest.index_add_(0, rows, (logits.argmax(dim=1) == targets[compared]).to(tokens.dtype))
     likelihoods: list[AnswerLikelihood] = []
-    for total, count in zip(totals.cpu(), tokens.cpu(), strict=True):
-        likelihoods.append(AnswerLikelihood(float(total), int(count)))
+    # Any: torch does not type lists of a tensor's values
+    of_rows: Any = torch.stack([tokens, likeliest], dim=1)
+    for total, (count, hits), same in zip(totals.cpu(), of_rows.tolist(), same_prompt, strict=True):
+        likelihoods.append(AnswerLikelihood(float(total), count, same and hits == count))
     return likelihoods

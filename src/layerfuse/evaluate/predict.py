@@ -12,7 +12,7 @@ from torch import Tensor
 from layerfuse.data.feature_store import digests_of
 from layerfuse.data.sample import Sample
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.evaluate.likelihood import answer_likelihoods
+from layerfuse.evaluate.likelihood import AnswerLikelihood, answer_likelihoods
 from layerfuse.evaluate.metrics import exact_match
 from layerfuse.evaluate.questions import Question, questions
 from layerfuse.evaluate.records import AnswerRecord, ControlRecord
@@ -33,6 +33,7 @@ def predict(
     progress: Progress = silent,
     *,
     guidance: Guidance = "instruction",
+    likelihoods: Sequence[AnswerLikelihood] | None = None,
 ) -> list[AnswerRecord]:
     """Ask a model every question of some samples, greedily, and score its answers.
 
@@ -45,6 +46,8 @@ def predict(
         evaluation: how.
         progress: is told of the questions that are answered, those of the controls included.
         guidance: what weighs the layers of guided strategies, but for the controls.
+        likelihoods: of the right answers, with this guidance, where they are known already; None
+            measures them if the evaluation says so.
 
     Returns:
         A record for each question, in the order of the turns.
@@ -57,27 +60,33 @@ def predict(
         # One question for all pictures: there is no other instruction to take.
         if "shuffled" in controls and (instruction == instruction[:1]).all():
             controls.remove("shuffled")
-    test = _Passes(answerer, asked, evaluation, len(controls), progress)
-    predictions = test.answers(0, instruction, guidance)
+    measures_likelihood = evaluation.log_likelihood and likelihoods is None
+    passes = 1 + len(controls) + measures_likelihood
+    test = _Passes(answerer, asked, evaluation, passes, progress)
+    if measures_likelihood:
+        likelihoods = test.likelihoods(instruction, guidance)
+    predictions = test.answers(instruction, guidance, likelihoods)
     # What stays so for strategies without guidance.
     weights: list[list[float] | None] = [None] * len(asked)
     controlled_answers: list[dict[str, ControlRecord]] = [{} for _ in asked]
     if instruction is not None:
         weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
-        for number, control in enumerate(controls, start=1):
+        for control in controls:
             guide, weighed_by = controlled(control, instruction, weights)
-            texts = test.answers(number, guide, weighed_by)
+            texts = test.answers(guide, weighed_by)
             for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
                 answers[control] = ControlRecord(text, exact_match(text, question.answer))
-    log_likelihoods = test.log_likelihoods(instruction, guidance)
     digests = _digests(answerer, asked, progress)
     records: list[AnswerRecord] = []
     for place, question in enumerate(asked):
+        log_likelihood = None
+        if likelihoods is not None:
+            log_likelihood = likelihoods[place].mean
         records.append(
             _record(
                 question,
                 predictions[place],
-                log_likelihood=log_likelihoods[place],
+                log_likelihood=log_likelihood,
                 weights=weights[place],
                 controls=controlled_answers[place],
                 digests=[digests[picture.name] for picture in question.sample.pictures],
@@ -86,57 +95,78 @@ def predict(
     return records
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Passes:
-    """The passes of a test over its questions: one as trained, one for each control, and one that
-    reads the right answers."""
+    """The passes of a test over its questions: one that reads the right answers, one as trained,
+    and one for each control."""
 
     answerer: Answerer
     asked: list[Question]
     evaluation: Evaluation
-    num_controls: int
+    num_passes: int
     progress: Progress
+    num_finished: int = 0
 
-    def answers(self, number: int, guide: Tensor | None, weighed_by: Guidance) -> list[str]:
-        """The answers of a pass.
+    def likelihoods(self, guide: Tensor | None, weighed_by: Guidance) -> list[AnswerLikelihood]:
+        """How likely the right answers are.
 
         Args:
-            number: of the pass, from 0.
             guide: (questions, E), what guides each question; None without guidance.
             weighed_by: what weighs the layers of guided strategies.
         """
-        return self.answerer.answer(
-            self.asked,
-            max_new_tokens=self.evaluation.max_new_tokens,
-            batch_size=self.evaluation.batch_size,
-            instruction=guide,
-            guidance=weighed_by,
-            progress=self._progress_of(number),
-        )
-
-    def log_likelihoods(self, guide: Tensor | None, weighed_by: Guidance) -> list[float | None]:
-        """The mean log-probability of a token of each right answer; None where the test leaves
-        this pass, its last one, out."""
-        if not self.evaluation.log_likelihood:
-            return [None] * len(self.asked)
-        likelihoods = answer_likelihoods(
+        measured = answer_likelihoods(
             self.answerer,
             self.asked,
             batch_size=self.evaluation.batch_size,
             instruction=guide,
             guidance=weighed_by,
-            progress=self._progress_of(1 + self.num_controls),
+            progress=self._progress_of_pass(),
         )
-        return [likelihood.mean for likelihood in likelihoods]
+        self.num_finished += 1
+        return measured
 
-    def _progress_of(self, number: int) -> Progress:
-        """What one pass tells, as a part of all passes."""
-        passes = 1 + self.num_controls
-        if self.evaluation.log_likelihood:
-            passes += 1
+    def answers(
+        self,
+        guide: Tensor | None,
+        weighed_by: Guidance,
+        likelihoods: Sequence[AnswerLikelihood] | None = None,
+    ) -> list[str]:
+        """What the model answers. Answers that are known to be right are not generated again.
+
+        Args:
+            guide: (questions, E), what guides each question; None without guidance.
+            weighed_by: what weighs the layers of guided strategies.
+            likelihoods: of the right answers with this guide; None where they are not known.
+        """
+        max_new_tokens = self.evaluation.max_new_tokens
+        texts = [question.answer.strip() for question in self.asked]
+        open_places: list[int] = []
+        for place in range(len(self.asked)):
+            known = likelihoods[place] if likelihoods is not None else None
+            if known is None or not known.greedy or known.tokens > max_new_tokens:
+                open_places.append(place)
+        if guide is not None:
+            guide = guide[open_places]
+        generated = self.answerer.answer(
+            [self.asked[place] for place in open_places],
+            max_new_tokens=max_new_tokens,
+            batch_size=self.evaluation.batch_size,
+            instruction=guide,
+            guidance=weighed_by,
+            progress=self._progress_of_pass(num_known=len(self.asked) - len(open_places)),
+        )
+        for place, text in zip(open_places, generated, strict=True):
+            texts[place] = text
+        self.num_finished += 1
+        return texts
+
+    def _progress_of_pass(self, num_known: int = 0) -> Progress:
+        """What a pass tells, as a part of all passes; so many questions need nothing in it."""
+        earlier = self.num_finished * len(self.asked) + num_known
+        of_all = self.num_passes * len(self.asked)
 
         def of_all_passes(phase: str, done: int, total: int, note: str = "") -> None:
-            self.progress(phase, number * total + done, passes * total, note)
+            self.progress(phase, earlier + done, of_all, note)
 
         return of_all_passes
 

@@ -66,6 +66,7 @@ class TurnEnds:
         self.chat = chat
         self.tokenizer = chat.tokenizer
         self.text_tokenizer = text_tokenizer
+        self._end_tokens: EndTokens | None = None
         self.words_after_answers = self._common_words_after_answers()
         """what the chat template writes after every answer, the last one too; often nothing but an
         end-of-turn token and a newline"""
@@ -73,6 +74,13 @@ class TurnEnds:
     def end_tokens(self) -> EndTokens:
         """What ends an answer, as `encode` labels it: whatever the chat template writes there, and
         the end of sequence of the plain prompt."""
+        # it takes dozens of probes, and every batch of answers asks for it
+        if self._end_tokens is None:
+            self._end_tokens = self._find_end_tokens()
+        return self._end_tokens
+
+    def _find_end_tokens(self) -> EndTokens:
+        """What ends an answer, by what the template and the tokenizer make of probes."""
         separate: set[int] = set()
         merged: set[int] = set()
         text = ""

@@ -484,15 +484,16 @@ class Recipe(Strict):
     closed_answers: bool = False
     """Whether answers are a closed set: made of the tokens that answers in training are made of, in
     training, in the test and in the saved model, whose softmax is over these alone. An LLM's head
-    over its whole vocabulary takes more than half of a training step of a few blocks on a CPU. Test
-    answers with other tokens are refused before training."""
+    over its whole vocabulary takes more than half of a training step of a few blocks on a CPU. A
+    test answer with other tokens makes its sample a bad one (`on_bad_sample`)."""
     cache_features: bool = True
     """Encode each picture once and share the features among all arms and studies. Needs disk space:
     images × tokens × width × 2 bytes per layer; `$LAYERFUSE_CACHE_GB` (100) is the limit for all. A
     stage that trains `vision` or crops at random never uses it."""
     on_bad_sample: Literal["stop", "skip"] = "stop"
     """What to do about samples that cannot be used (unreadable pictures, conversations without an
-    answer, samples so long that no label or not every image token is left): stop before training,
+    answer, samples so long that no label or not every image token is left, answers that
+    `closed_answers` leaves out): stop before training,
     or leave them out for all arms. Both name them."""
     fusion_defaults: dict[str, Any] = Field(default_factory=dict)
     """Fusion options for every arm that does not set them."""

@@ -114,24 +114,24 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         train[name] = samples
         bad_train[name] = {**bad, **unusable}
         tokens[name] = lengths.tokens
+    answer_tokens = None
+    if recipe.closed_answers:
+        usable_train = {name: train[name].without(bad_train[name]) for name in train}
+        answer_tokens = trained_answer_tokens(recipe, usable_train, processor)
     everything = SampleSets(train, load(recipe.evaluate.data), _load_validation(recipe))
     bad_answered = {}
     for label, samples in everything.by_label().items():
         # Stages have been measured as they train.
         if label in train:
             continue
-        bad = _faulty(samples)
         lengths = Lengths(processor, limits, progress, phase=label)
-        # Nothing is cut in the test: what is asked must leave room for the answer.
-        unusable = lengths.measure(
-            samples.without(bad),
-            prompt="chat",
-            max_length=None,
+        bad_answered[label] = _bad_questions(
+            samples,
+            lengths,
             room=recipe.evaluate.max_new_tokens,
-            split=asked_alone,
+            answer_tokens=answer_tokens,
         )
         tokens[label] = lengths.tokens
-        bad_answered[label] = {**bad, **unusable}
     bad_sets = BadSets(
         bad_train,
         test=bad_answered[everything.test_label],
@@ -139,38 +139,66 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
         validation=bad_answered.get(label_of_validation(train)),
     )
     usable = leave_out(recipe, everything, bad_sets)
-    if recipe.closed_answers:
-        _refuse_other_answers(recipe, usable, processor)
     blind_losses = {}
     for name, samples in usable.train.items():
         blind_losses[name] = blind_loss(samples, processor, recipe.stages[name].prompt)
     return CheckedSamples(usable, bad_sets, tokens, blind_losses, configs)
 
 
-def _refuse_other_answers(recipe: Recipe, samples: SampleSets, processor: Processor) -> None:
-    """Compare the answers of the test and of the validation data with those that training holds.
+def _bad_questions(
+    samples: Samples, lengths: Lengths, *, room: int, answer_tokens: set[int] | None
+) -> BadSamples:
+    """The samples of a test that cannot be asked, or not be answered.
 
     Args:
-        recipe: of the study.
-        samples: all usable.
+        samples: of the test.
+        lengths: measures them.
+        room: tokens that an answer may have.
+        answer_tokens: that answers can be made of; None for any.
+
+    Returns:
+        The samples by their own indices.
+    """
+    bad = _faulty(samples)
+    # Nothing is cut in the test: what is asked must leave room for the answer.
+    unusable = lengths.measure(
+        samples.without(bad),
+        prompt="chat",
+        max_length=None,
+        room=room,
+        split=asked_alone,
+    )
+    bad = {**bad, **unusable}
+    if answer_tokens is None:
+        return bad
+    processor = lengths.processor
+    return {**bad, **_unanswerable(samples.without(bad), answer_tokens, processor)}
+
+
+def _unanswerable(samples: Samples, tokens: set[int], processor: Processor) -> BadSamples:
+    """The samples of a test with an answer that no arm with closed answers could give.
+
+    Args:
+        samples: of the test, all that can be read and encoded.
+        tokens: that answers can be made of.
         processor: of any arm: all label the same tokens.
 
-    Raises:
-        LayerfuseError: naming the first sample whose answer no arm could give.
+    Returns:
+        The samples by their own indices.
     """
-    tokens = trained_answer_tokens(recipe, samples.train, processor)
-    for label, asked in samples.by_label().items():
-        if label in samples.train:
-            continue
-        for question in questions(asked):
+    bad = {}
+    for index, sample in zip(samples.order, samples, strict=True):
+        for question in questions([sample]):
             other = labelled_tokens(question.with_answer(), processor, "chat") - tokens
             if other:
                 words = processor.tokenizer.decode(sorted(other)[:1]).strip()
-                raise LayerfuseError(
-                    f"closed_answers: sample {question.sample.id} of {label} has the answer "
-                    f"{question.answer!r}, but no answer in training holds {words!r}, so that no "
-                    "arm could give it; leave closed_answers out, or train on such answers"
+                reason = (
+                    f"sample {sample.id}: with closed_answers no arm could give the answer "
+                    f"{question.answer!r}, since no answer in training holds {words!r}; leave "
+                    f"closed_answers out, or train on such answers {samples.place(index)}"
                 )
+                bad[index] = BadSample(sample.id, reason)
+    return bad
 
 
 def _load_validation(recipe: Recipe) -> Samples | None:
