@@ -371,6 +371,23 @@ def test_a_stopped_study_decides_as_one_that_was_not(
     assert read_summary(stopped) == read_summary(whole)
 
 
+def test_other_processes_and_readers_find_all_runs_by_the_folders_recipe(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up_runs(monkeypatch, RATES)
+    path = auto(recipe, tmp_path, first=2, maximum=4)
+    folder = tmp_path / "study"
+    run_study(path, folder)
+
+    written = load_recipe(folder / "recipe.yaml")
+    opened = execute.open_study(folder, [])
+
+    assert written.seed_rule == AutoSeeds(first=2, maximum=4)
+    assert len(opened.runs) == 8
+    for result in read_results(folder):
+        assert opened.run_of(result["folder"]).seed == result["seed"]
+
+
 def test_seeds_that_another_recipe_trained_do_not_decide(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
