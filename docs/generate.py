@@ -7,7 +7,6 @@ README, the results tables.
 import inspect
 import json
 import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ SPEED_ONLY = (
     "many steps, not about what their layers hold."
 )
 SIMULATION = "statistics-simulation.json"
-# Characters of a line of prose.
-WIDTH = 100
 SEEDS_SIMULATION = "sequential-seeds-simulation.json"
 # What a verdict is called in a table, where that differs.
 VERDICTS = {"unjudged": "none: one seed"}
@@ -243,55 +240,43 @@ def statistics_page() -> str:
         cells = [cell["scenario"], str(cell["arms"]), str(cell["seeds"])]
         cells += [f"{100 * cell[share]:.1f}" for share in shares]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *added_seeds_section()]
-    return text.rstrip() + "\n\n" + "\n".join(lines) + "\n"
+    return text.rstrip() + "\n\n" + "\n".join(lines) + "\n\n" + added_seeds_section()
 
 
-def added_seeds_section() -> list[str]:
+def added_seeds_section() -> str:
     """How studies with `seeds: auto` did where the truth is known."""
     results = json.loads((DOCS.parent / "results" / SEEDS_SIMULATION).read_text("utf-8"))
-    first, maximum = results["first"], results["maximum"]
+    cells = results["cells"]
     # The last scenario is named apart: no width of intervals helps there.
-    scenarios = list(dict.fromkeys(cell["scenario"] for cell in results["cells"]))
-    held = [cell for cell in results["cells"] if cell["scenario"] != scenarios[-1]]
-    failed = [cell for cell in results["cells"] if cell["scenario"] == scenarios[-1]]
-    most_verdicts = max(cell["any_verdict"] for cell in held)
-    most_at_any_look = max(cell["any_look"] for cell in held)
-    least_covered = min(min(cell["difference_covered"], cell["mean_covered"]) for cell in held)
+    last = cells[-1]["scenario"]
+    held = [cell for cell in cells if cell["scenario"] != last]
+    failed = [cell for cell in cells if cell["scenario"] == last]
+    covered = [min(cell["difference_covered"], cell["mean_covered"]) for cell in held]
     lost = max(cell["power_most"] - cell["power_one"] for cell in held)
-    worst = max(cell["any_verdict"] for cell in failed)
-    found = (
-        f"{results['studies']:,} studies of the same scenarios a row, from {first} to {maximum} seeds, "
-        f"a tie within ±{100 * results['difference']:.0f} points; calm: runs vary by 2 points. Over "
-        f"the whole of a study a false verdict comes in {100 * most_verdicts:.1f} % at most (at any "
-        f"look, had none ended the study: {100 * most_at_any_look:.1f} %), and at its end "
-        f"{100 * least_covered:.1f} % of the intervals or more hold the truth, in all but the last "
-        f"scenario, in which false verdicts come in up to {100 * worst:.0f} %. Against {maximum} seeds "
-        f"planned from the start, one arm that is raised by {results['gain']:.0f} points is found at "
-        f"most {100 * lost:.1f} points less often. How many seeds that takes depends on the arm that "
-        "is hardest to tell: where all but the baseline are raised the study ends early; where arms "
-        "are nearly equal it does so only if runs and pictures vary little enough for a tie."
+    text = (DOCS / "templates" / "added-seeds.md").read_text("utf-8")
+    return text.format(
+        studies=f"{results['studies']:,}",
+        first=results["first"],
+        maximum=results["maximum"],
+        margin=f"{100 * results['difference']:.0f}",
+        gain=f"{results['gain']:.0f}",
+        most_verdicts=f"{100 * max(cell['any_verdict'] for cell in held):.1f}",
+        most_at_any_look=f"{100 * max(cell['any_look'] for cell in held):.1f}",
+        least_covered=f"{100 * min(covered):.1f}",
+        worst=f"{100 * max(cell['any_verdict'] for cell in failed):.0f}",
+        lost=f"{100 * lost:.1f}",
+        cells="\n".join(added_seeds_table(results)),
+        methods="\n".join(spending_table(results["methods"])),
     )
-    columns_of_table = (
-        "Any verdict: studies of equal arms that end with one. Covered: the least of equal arms, one "
-        "raised arm and all raised. One raised: how often it is found, beside it with "
-        f"{first} and {maximum} seeds planned from the start. Seeds are means. Shares in per cent."
-    )
-    other_ways = (
-        "The same studies with the error spent in other ways: the worst of all scenarios but the last, "
-        "the mean share of studies in which one raised arm is found, and the mean number of seeds "
-        "with all raised."
-    )
+
+
+def added_seeds_table(results: dict[str, Any]) -> list[str]:
+    """One row a scenario and number of arms."""
     lines = [
-        "## How often it is right with added seeds",
-        "",
-        textwrap.fill(found, WIDTH),
-        "",
-        textwrap.fill(columns_of_table, WIDTH),
-        "",
-        "| scenario | arms | any verdict | differences covered | means covered | equal: seeds | "
-        f"equal: resolved | one raised: seeds | found | found, {first} seeds | found, {maximum} "
-        "seeds | all raised: seeds | found |",
+        "| scenario | arms | any verdict | differences covered | means covered | equal: seeds "
+        "| equal: resolved | one raised: seeds | found "
+        f"| found, {results['first']} seeds | found, {results['maximum']} seeds "
+        "| all raised: seeds | found |",
         "|---" * 13 + "|",
     ]
     columns = ("any_verdict", "difference_covered", "mean_covered", "seeds_equal")
@@ -305,17 +290,21 @@ def added_seeds_section() -> list[str]:
             else:
                 cells.append(f"{100 * cell[column]:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        textwrap.fill(other_ways, WIDTH),
-        "",
+    return lines
+
+
+def spending_table(methods: list[dict[str, Any]]) -> list[str]:
+    """One row a way to spend the error over the looks."""
+    lines = [
         "| error | any verdict, % | at any look, % | differences covered, % | found, % | seeds |",
         "|---" * 6 + "|",
     ]
-    for method in results["methods"]:
-        shares = ("most_verdicts", "most_at_any_look", "least_covered", "power")
-        cells = [method["method"], *(f"{100 * method[share]:.1f}" for share in shares)]
-        lines.append("| " + " | ".join([*cells, f"{method['seeds']:.1f}"]) + " |")
+    for method in methods:
+        cells = [method["method"]]
+        for share in ("most_verdicts", "most_at_any_look", "least_covered", "power"):
+            cells.append(f"{100 * method[share]:.1f}")
+        cells.append(f"{method['seeds']:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
