@@ -45,7 +45,7 @@ docs: install-dev  ## write the generated pages of docs/
 	$(BIN)/python -m docs.generate
 
 bench: install-dev  ## benchmarks, as ratios of two things timed in one run
-	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/[a-z]*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

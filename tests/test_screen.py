@@ -215,6 +215,17 @@ def test_each_seed_has_a_teacher_of_its_own(recipe: dict[str, Any], tmp_path: Pa
     assert len(list(tmp_path.glob("screen/teacher/arms/two.seed*"))) == 2
 
 
+def test_where_seeds_are_added_the_first_ones_are_screened(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe["seeds"] = "auto"
+    recipe["auto_seeds"] = {"first": 2, "maximum": 5}
+
+    found = screened(write_recipe(tmp_path, recipe), tmp_path / "screen")
+
+    assert set(found["teacher"]["by_seed"]) == {"0", "1"}
+
+
 def test_a_finished_study_lends_its_teacher_and_its_scores(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -35,7 +35,6 @@ from layerfuse.evaluate.seed_model import (
     estimate_variance,
 )
 from layerfuse.evaluate.significance import (
-    LEVEL,
     Competitor,
     Contrast,
     contrast_of_competitors,
@@ -220,7 +219,7 @@ def judge_claims(
             p_holm = 1.0
             if test.contrast.measured:
                 p_holm = next(corrected)
-            row = with_unsettled(with_test(row, test, p_holm), unsettled)
+            row = with_unsettled(with_test(row, test, p_holm, bootstrap.level), unsettled)
         judged.append(row)
     return judged
 
@@ -393,13 +392,14 @@ def _test_of(
     )
 
 
-def with_test(row: JudgedClaim, test: ClaimTest, p_holm: float) -> JudgedClaim:
+def with_test(row: JudgedClaim, test: ClaimTest, p_holm: float, level: float) -> JudgedClaim:
     """Give a claim its numbers and its verdict.
 
     Args:
         row: the claim as stated.
         test: the comparison of its arms.
         p_holm: its p value, corrected for all claims.
+        level: of the verdict.
 
     Returns:
         The judged claim.
@@ -409,7 +409,7 @@ def with_test(row: JudgedClaim, test: ClaimTest, p_holm: float) -> JudgedClaim:
     if not test.contrast.measured:
         verdict = "unjudged"
         reason = "fewer than two seeds that the arms share"
-    elif p_holm < 1 - LEVEL:
+    elif p_holm < 1 - level:
         verdict = "holds" if test.contrast.difference > 0 else "the opposite"
     return replace(
         row,

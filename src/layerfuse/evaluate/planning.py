@@ -10,8 +10,9 @@ import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.seed_model import VariancePart, combine, estimate_variance
+from layerfuse.evaluate.sequential import level_of_look
 from layerfuse.evaluate.significance import LEVEL, Scores, item_part
-from layerfuse.recipe.schema import Recipe
+from layerfuse.recipe.schema import AutoSeeds, Recipe
 
 POWER = 0.8
 # Enough that the result moves by a few per cent from one seed of the draws to the next.
@@ -62,7 +63,9 @@ class StudyDesign:
         return [seeds for seeds in self.seeds if len(seeds) > 1]
 
 
-def resolvable_difference(design: StudyDesign, noise: ExpectedNoise) -> float | None:
+def resolvable_difference(
+    design: StudyDesign, noise: ExpectedNoise, level: float = LEVEL
+) -> float | None:
     """Give the difference to the baseline that a study shows with a probability of 80 %.
 
     Simulates studies and judges them as `significance` does, with Bonferroni's correction for all
@@ -71,6 +74,7 @@ def resolvable_difference(design: StudyDesign, noise: ExpectedNoise) -> float | 
     Args:
         design: arms, seeds and pictures.
         noise: what is expected.
+        level: of the verdicts.
 
     Returns:
         The difference as a share of 1, of the compared arm with the fewest seeds; None where the
@@ -99,7 +103,7 @@ def resolvable_difference(design: StudyDesign, noise: ExpectedNoise) -> float | 
         np.full(STUDIES, item_sd**2), np.full(STUDIES, float(max(design.pictures - 1, 1)))
     )
     total = combine([items, *variance.of_difference(fewest, 0)])
-    tail = (1 - LEVEL) / 2 / (len(arms) - 1)
+    tail = (1 - level) / 2 / (len(arms) - 1)
     # Each study shows what lifts its difference over its own threshold.
     needed = stats.t.isf(tail, total.df) * total.error - difference
     return float(np.quantile(needed, POWER))
@@ -151,7 +155,7 @@ def resolved_by(scores: Scores, reference: int) -> float | None:
     for trained in ~np.isnan(scores.runs):
         seeds.append(np.flatnonzero(trained).tolist())
     seeds.insert(0, seeds.pop(reference))
-    return resolvable_difference(StudyDesign(seeds, scores.images), noise)
+    return resolvable_difference(StudyDesign(seeds, scores.images), noise, scores.level)
 
 
 def planned(recipe: Recipe) -> str:
@@ -164,12 +168,12 @@ def planned(recipe: Recipe) -> str:
         recipe: checked.
 
     Returns:
-        One sentence.
+        One sentence; with `seeds: auto` another before it, which says how many runs there may be.
     """
     baseline = recipe.baseline_name
     seeds: list[list[int]] = []
     for arm in recipe.all_arms():
-        arm_seeds = list(arm.seeds or recipe.seeds)
+        arm_seeds = list(arm.seeds or recipe.all_seeds)
         if arm.label == baseline:
             seeds.insert(0, arm_seeds)
         else:
@@ -182,17 +186,57 @@ def planned(recipe: Recipe) -> str:
         noise = ExpectedNoise(run=measured, shared=0.0, item=DEFAULT_NOISE.item)
         source = str(summary)
     pictures = _test_pictures(recipe)
-    design = StudyDesign(seeds, pictures or DEFAULT_PICTURES)
-    difference = resolvable_difference(design, noise)
-    if difference is None:
-        return "Verdicts: none, since an arm with one seed has scores only; give two seeds or more."
     known = f"{pictures} test pictures"
     if pictures is None:
-        known = f"{DEFAULT_PICTURES} test pictures assumed"
+        pictures = DEFAULT_PICTURES
+        known = f"{pictures} test pictures assumed"
+    assumed = f"(runs of an arm differ by {100 * noise.run:.1f} points: {source}; {known})."
+    rule = recipe.seed_rule
+    if rule is not None:
+        return _planned_looks(rule, len(seeds), pictures, noise) + assumed
+    difference = resolvable_difference(StudyDesign(seeds, pictures), noise)
+    if difference is None:
+        return "Verdicts: none, since an arm with one seed has scores only; give two seeds or more."
     return (
         f"Resolves a difference of {100 * difference:.1f} points to the baseline in 80 % of studies"
-        f" (runs of an arm differ by {100 * noise.run:.1f} points: {source}; {known})."
+        f" {assumed}"
     )
+
+
+def _planned_looks(rule: AutoSeeds, arms: int, pictures: int, noise: ExpectedNoise) -> str:
+    """How many runs a study with `seeds: auto` does, and what its first and last look show.
+
+    Args:
+        rule: first and last look.
+        arms: their number; at least two.
+        pictures: of the test.
+        noise: what is expected.
+    """
+    shown: list[str] = []
+    for seeds in (rule.first, rule.maximum):
+        design = StudyDesign([list(range(seeds))] * arms, pictures)
+        level = level_of_look(rule, seeds, arms - 1)
+        difference = resolvable_difference(design, noise, level)
+        # There are two arms and two seeds or more.
+        assert difference is not None
+        shown.append(f"{100 * difference:.1f} points with {seeds} seeds")
+    margin = 100 * rule.difference
+    text = (
+        f"Runs: {arms * rule.first} to {arms * rule.maximum}, {rule.first} to {rule.maximum} seeds "
+        f"for each of {arms} arms: seeds are added until every difference to the baseline has a "
+        f"verdict or an interval within ±{margin:g} points.\n"
+    )
+    # The narrowest interval that any number of seeds leaves.
+    tail = (1 - level_of_look(rule, rule.maximum, arms - 1)) / 2
+    half = 100 * float(stats.t.isf(tail, max(pictures - 1, 1))) * noise.item / np.sqrt(pictures)
+    if half >= margin:
+        needed = pictures * (half / margin) ** 2
+        text += (
+            f"Ties will take all {rule.maximum} seeds: {pictures} test pictures alone leave "
+            f"±{half:.1f} points. To tell that arms differ by less than {margin:g} points, test "
+            f"with more than {needed:.0f} pictures or raise auto_seeds.difference.\n"
+        )
+    return f"{text}Resolves a difference of {shown[0]}, {shown[1]}, in 80 % of studies "
 
 
 def _test_pictures(recipe: Recipe) -> int | None:

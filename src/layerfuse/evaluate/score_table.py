@@ -5,14 +5,14 @@ Shapes: B resamples, I pictures, Q questions, G groups of questions, K runs, A a
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from layerfuse.evaluate.clusters import clusters_of
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
-from layerfuse.evaluate.significance import Competitor, Numbers, Scores, seed_noise
+from layerfuse.evaluate.significance import LEVEL, Competitor, Numbers, Scores, seed_noise
 
 Positions = np.ndarray[Any, np.dtype[np.intp]]
 
@@ -22,10 +22,17 @@ GroupKey = Callable[[AnswerRecord], str | None]
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How pictures are redrawn: the number of resamples and the seed of the draws."""
+    """How pictures are redrawn, and how sure what is said of them must be.
+
+    Attributes:
+        resamples: their number.
+        seed: of the draws.
+        level: of intervals and verdicts.
+    """
 
     resamples: int
     seed: int
+    level: float = LEVEL
 
 
 @dataclass(frozen=True)
@@ -161,9 +168,11 @@ class ScoreTable:
             group_images = len(np.unique(cluster[group == index]))
             group_shares = run_shares[:, index]
             group_chance = chance_shares[:, index]
-            each.append(arm_scores(group_shares, group_chance, layout, group_images))
+            of_group = arm_scores(group_shares, group_chance, layout, group_images)
+            each.append(replace(of_group, level=bootstrap.level))
         mean_shares = np.nanmean(run_shares, axis=1)
         mean_chance = np.nanmean(chance_shares, axis=1)
+        mean = arm_scores(mean_shares, mean_chance, layout, images)
         return cls(
             groups=group_names.tolist(),
             arms=list(columns),
@@ -172,7 +181,7 @@ class ScoreTable:
             images=images,
             rates=run_shares,
             each=each,
-            mean=arm_scores(mean_shares, mean_chance, layout, images),
+            mean=replace(mean, level=bootstrap.level),
         )
 
 

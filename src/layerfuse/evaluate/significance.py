@@ -134,6 +134,8 @@ class Scores:
         chance: the commonest answer of each family, given to every question.
         noise: between seeds, or None where no arm has two.
         images: the number of pictures.
+        level: of the intervals and verdicts that are made of the scores. Above 95 % where a study
+            is looked at several times: over all looks 95 % are left.
     """
 
     value: Numbers
@@ -142,6 +144,7 @@ class Scores:
     chance: Competitor
     noise: SeedNoise | None
     images: int
+    level: float = LEVEL
 
     def arm(self, position: int) -> Competitor:
         """Give one arm as it is compared.
@@ -158,26 +161,28 @@ class Scores:
         )
 
 
-def percentiles(samples: Numbers) -> list[float]:
-    """Give the central 95 % of resampled values.
+def percentiles(samples: Numbers, level: float = LEVEL) -> list[float]:
+    """Give the central part of resampled values.
 
     Args:
         samples: the values (B), NaN where nothing was asked.
+        level: the share of them that is in it.
 
     Returns:
         [low, high].
     """
     defined = samples[~np.isnan(samples)]
-    return np.percentile(defined, [50 - 50 * LEVEL, 50 + 50 * LEVEL]).tolist()
+    return np.percentile(defined, [50 - 50 * level, 50 + 50 * level]).tolist()
 
 
-def interval(value: float, samples: Numbers, images: int) -> list[float]:
-    """95 % interval of a score.
+def interval(value: float, samples: Numbers, images: int, level: float = LEVEL) -> list[float]:
+    """Interval of a score over pictures.
 
     Args:
         value: the score, as a share of 1.
         samples: the score in each resample (B).
         images: the number of pictures.
+        level: of the interval.
 
     Returns:
         [low, high]: percentiles, or at 0 and 1 the exact binomial interval of as many pictures
@@ -186,9 +191,9 @@ def interval(value: float, samples: Numbers, images: int) -> list[float]:
     # At 0 or 1 no resample varies, and percentiles would claim a certainty that there is not.
     if value in (0, 1):
         right = round(value * images)
-        exact = stats.binomtest(right, images).proportion_ci(LEVEL, method="exact")
+        exact = stats.binomtest(right, images).proportion_ci(level, method="exact")
         return [float(exact.low), float(exact.high)]
-    return percentiles(samples)
+    return percentiles(samples, level)
 
 
 def seed_noise(values: dict[str, list[float]]) -> SeedNoise | None:
@@ -340,14 +345,14 @@ def contrast_of_competitors(
     total = combine([items, *seed_parts])
     error = float(total.error)
     df = float(total.df)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * error
+    half = float(stats.t.ppf(0.5 + scores.level / 2, df)) * error
     covers = PICTURES
     if seed_parts:
         covers = PICTURES_AND_SEEDS
     return Contrast(
         difference=difference,
         interval=[difference - half, difference + half],
-        item_interval=percentiles(samples),
+        item_interval=percentiles(samples, scores.level),
         error=error,
         df=df,
         p=two_sided_p(difference, error, df),
@@ -357,11 +362,12 @@ def contrast_of_competitors(
     )
 
 
-def judge(contrasts: list[Contrast]) -> list[JudgedContrast]:
+def judge(contrasts: list[Contrast], level: float = LEVEL) -> list[JudgedContrast]:
     """Give each contrast its verdict, corrected for all of them together.
 
     Args:
         contrasts: all that are looked at together.
+        level: of the verdicts.
 
     Returns:
         The contrasts in the same order.
@@ -376,25 +382,26 @@ def judge(contrasts: list[Contrast]) -> list[JudgedContrast]:
             judged.append(_with_verdict(test, 1.0, "unjudged", unresolved=False))
             continue
         p_holm = next(corrected)
-        verdict = verdict_of(test.difference, p_holm)
+        verdict = verdict_of(test.difference, p_holm, level)
         # What the items alone would say tells ties that more seeds could resolve from others.
-        would_count = next(item_corrected) < 1 - LEVEL
+        would_count = next(item_corrected) < 1 - level
         unresolved = verdict == "tie" and would_count
         judged.append(_with_verdict(test, p_holm, verdict, unresolved=unresolved))
     return judged
 
 
-def verdict_of(difference: float, p: float) -> str:
+def verdict_of(difference: float, p: float, level: float = LEVEL) -> str:
     """Give the verdict on a difference.
 
     Args:
         difference: of two scores.
         p: its p value, corrected.
+        level: of the verdict.
 
     Returns:
         `better`, `worse` or `tie`.
     """
-    if p >= 1 - LEVEL:
+    if p >= 1 - level:
         return "tie"
     if difference > 0:
         return "better"
@@ -420,13 +427,13 @@ def arm_score(scores: Scores, arm: int) -> ArmScore:
         for an arm of one seed.
     """
     competitor = scores.arm(arm)
-    over_pictures = interval(competitor.score, competitor.samples, scores.images)
+    over_pictures = interval(competitor.score, competitor.samples, scores.images, scores.level)
     variance = estimate_variance(scores.runs)
     if variance is None or not variance.repeated(arm):
         return ArmScore(competitor.score, over_pictures, PICTURES)
     items = item_part(competitor.samples, scores.images)
     total = combine([items, *variance.of_mean(arm)])
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, total.df) * total.error)
+    half = float(stats.t.ppf(0.5 + scores.level / 2, total.df) * total.error)
     low = max(competitor.score - half, 0.0)
     high = min(competitor.score + half, 1.0)
     # At 0 or 1 neither runs nor resamples may vary at all.
@@ -448,7 +455,7 @@ def compare_all(scores: Scores, reference: int) -> dict[int, JudgedContrast]:
     """
     others = [arm for arm in range(len(scores.value)) if arm != reference]
     contrasts = [contrast(scores, arm, reference) for arm in others]
-    return dict(zip(others, judge(contrasts), strict=True))
+    return dict(zip(others, judge(contrasts, scores.level), strict=True))
 
 
 def inseparable_from_first(scores: Scores) -> list[bool]:
@@ -473,7 +480,7 @@ def inseparable_from_first(scores: Scores) -> list[bool]:
     judged = 1 + sum(test.measured for test in contrasts.values())
     for arm, test in contrasts.items():
         if test.measured:
-            inseparable[arm] = range_p(test, judged) >= 1 - LEVEL
+            inseparable[arm] = range_p(test, judged) >= 1 - scores.level
     return inseparable
 
 
@@ -509,4 +516,4 @@ def compare_with_chance(scores: Scores) -> list[JudgedContrast]:
     for position in range(len(scores.value)):
         arm = scores.arm(position)
         contrasts.append(contrast_of_competitors(scores, arm, scores.chance, [], measured=True))
-    return judge(contrasts)
+    return judge(contrasts, scores.level)

@@ -211,7 +211,16 @@ def _valid_seeds(seeds: list[int]) -> list[int]:
     return seeds
 
 
+def _valid_recipe_seeds(seeds: list[int] | str) -> list[int] | str:
+    if isinstance(seeds, str):
+        return seeds
+    if not seeds:
+        raise ValueError("no seed is given; write at least one, such as [0], or auto")
+    return _valid_seeds(seeds)
+
+
 Seeds = Annotated[list[int], AfterValidator(_valid_seeds)]
+RecipeSeeds = Annotated[list[int] | Literal["auto"], AfterValidator(_valid_recipe_seeds)]
 
 
 class Lora(Strict):
@@ -481,6 +490,32 @@ class Claim(Strict):
         return self.better + self.than
 
 
+class AutoSeeds(Strict):
+    """How seeds are added with `seeds: auto`, to all arms alike.
+
+    After `first` seeds, and after each further one, the study is looked at: it ends as soon as
+    every comparison with the baseline is resolved, or at `maximum`. Seeds are 0, 1, 2 and so on.
+    Intervals and verdicts allow for the number of looks (see the statistics page).
+    """
+
+    first: int = Field(default=3, ge=2)
+    """Seeds before the first look."""
+    maximum: int = Field(default=8, gt=0, le=100)
+    """Most seeds."""
+    difference: float = Field(default=0.05, gt=0, lt=1)
+    """A comparison is resolved if it has a verdict, better or worse, or if its interval lies within
+    plus and minus this, as a share of 1: the arms then differ by less."""
+
+    @model_validator(mode="after")
+    def _leaves_seeds_to_add(self) -> "AutoSeeds":
+        if self.maximum <= self.first:
+            raise ValueError(
+                f"maximum {self.maximum} leaves no seed to add to the first {self.first}: raise "
+                "maximum, or give the seeds as a list"
+            )
+        return self
+
+
 class Recipe(Strict):
     """A study: models, data, stages, and the arms to compare."""
 
@@ -531,9 +566,12 @@ class Recipe(Strict):
     """The arms, in the order of the report."""
     grid: Grid | None = None
     """More arms, as a product."""
-    seeds: Seeds = Field(default=[0], min_length=1)
+    seeds: RecipeSeeds = [0]
     """One run per arm and seed: initialisation of the fusion and order of the data. Arms of one
-    seed share the order, the start of adapters and that of equally named parts of their fusions."""
+    seed share the order, the start of adapters and that of equally named parts of their fusions.
+    `auto`: as many as the differences to the baseline need (`auto_seeds`)."""
+    auto_seeds: AutoSeeds | None = None
+    """When `seeds: auto` ends. Default: the defaults below."""
     baseline: str | None = None
     """The arm that the others are compared with. Default: the first."""
     baseline_seeds: Seeds | None = Field(default=None, min_length=1)
@@ -630,6 +668,34 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _auto_seeds_are_those_of_all_arms(self) -> "Recipe":
+        if self.seeds != "auto":
+            if self.auto_seeds is not None:
+                raise ValueError(
+                    "auto_seeds is for `seeds: auto`, but seeds is a list: write `seeds: auto`, or "
+                    "leave auto_seeds out"
+                )
+            return self
+        if self.baseline_seeds is not None:
+            raise ValueError(
+                "baseline_seeds with `seeds: auto`, which adds seeds to all arms alike: leave "
+                "baseline_seeds out, or give seeds as a list"
+            )
+        arms = self._arms_as_written()
+        for arm in arms:
+            if arm.seeds is not None:
+                raise ValueError(
+                    f"arm {arm.label!r} has seeds of its own with `seeds: auto`, which adds seeds "
+                    "to all arms alike: leave them out, or give the recipe's seeds as a list"
+                )
+        if len(arms) < 2:
+            raise ValueError(
+                "`seeds: auto` adds seeds until the differences to the baseline are resolved, but "
+                "the recipe has one arm: add another, or give seeds as a list"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whitened_encoders_are_frozen(self) -> "Recipe":
         trained = [name for name, stage in self.stages.items() if "vision" in stage.learning_rates]
         if not trained:
@@ -645,8 +711,27 @@ class Recipe(Strict):
                 )
         return self
 
+    @property
+    def seed_rule(self) -> AutoSeeds | None:
+        """When a study with `seeds: auto` ends; None where seeds are a list."""
+        if self.seeds != "auto":
+            return None
+        return self.auto_seeds or AutoSeeds()
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of arms that have none of their own; with `seeds: auto` all that may be
+        trained."""
+        if self.seeds == "auto":
+            rule = self.auto_seeds or AutoSeeds()
+            return list(range(rule.maximum))
+        return self.seeds
+
     def all_arms(self) -> list[Arm]:
-        """Every arm with its defaults filled in: first `arms`, then the products of `grid`."""
+        """Every arm with its defaults filled in: first `arms`, then the products of `grid`.
+
+        With `seeds: auto` the seeds of an arm are all that it may be trained with.
+        """
         # Made anew each time: a validated recipe stays what the user wrote.
         return [self._with_defaults(arm) for arm in self._arms_as_written()]
 
@@ -661,7 +746,7 @@ class Recipe(Strict):
 
     def _with_defaults(self, arm: Arm) -> Arm:
         """An arm with the recipe's similarity file, fusion options and seeds where it has none."""
-        seeds = self.seeds
+        seeds = self.all_seeds
         if self.baseline_seeds is not None and arm.label == self.baseline_name:
             seeds = self.baseline_seeds
         changes = {

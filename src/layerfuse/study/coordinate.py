@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -35,8 +35,9 @@ from layerfuse.study.data_summary import (
     write_data_summary,
 )
 from layerfuse.study.encode import encode_pictures, pictures_of, write_features
-from layerfuse.study.execute import ENVIRONMENT, LOG, PROGRESS, Job, run_local, run_ray
-from layerfuse.study.plan import PlannedRun, run_names, runs, slug
+from layerfuse.study.execute import ENVIRONMENT, LOG, PROGRESS, Job, TimedRun, run_local, run_ray
+from layerfuse.study.looks import runs_by_look
+from layerfuse.study.plan import PlannedRun, first_run_names, run_names, runs, slug
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
 from layerfuse.study.side_by_side import MachineShare, shares
@@ -141,13 +142,15 @@ def train(
     recipe = load_recipe(recipe_path, overrides)
     refuse_data_sizes(recipe, "train")
     chosen = _choose_arm(recipe, arm)
-    seeds = [seed] if seed is not None else (chosen.seeds or recipe.seeds)[:1]
+    seeds = [seed] if seed is not None else (chosen.seeds or recipe.all_seeds)[:1]
     chosen = chosen.model_copy(update={"seeds": seeds})
     # A study of one run: it is checked, cached, continued and shared among processes as any other.
     of_one_run = recipe.model_copy(
         update={
             "arms": [chosen],
             "grid": None,
+            "seeds": seeds,
+            "auto_seeds": None,
             "baseline": chosen.label,
             # They are about other arms too.
             "claims": [],
@@ -251,8 +254,7 @@ def _do(
     # Loading reports and bars of every arm would tear the live table apart.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    names = run_names(recipe)
-    with LiveTable(names, console or Console()) as table:
+    with LiveTable(first_run_names(recipe), console or Console()) as table:
         # Before the folder is made: a recipe that is refused leaves nothing behind.
         checked = load_checked(recipe, table.step)
         pictures = pictures_of(checked.usable.by_label().values())
@@ -342,61 +344,110 @@ def _do_locked(
     Returns:
         The records of all runs.
     """
-    samples = checked.usable
-    samples_digest = samples.digest(picture_digests)
+    samples_digest = checked.usable.digest(picture_digests)
     write_text(folder / "recipe.yaml", recipe_text(recipe))
-    all_runs = runs(recipe, samples_digest)
-    todo = []
-    for run in all_runs:
-        if run.result(folder) is None:
-            todo.append(run)
-        else:
-            earlier = _scores(folder, run)
-            table.finish(run.name, earlier.mean, None, earlier.log_likelihood)
+    shown: set[str] = set()
+    job = None
+    records: list[RunRecord] = []
+    wanted: list[PlannedRun] = []
+    for wanted in runs_by_look(recipe, runs(recipe, samples_digest), folder, table.console):
+        table.add_runs([run.name for run in wanted])
+        todo = []
+        for run in wanted:
+            if run.result(folder) is None:
+                todo.append(run)
+            elif run.name not in shown:
+                earlier = _scores(folder, run)
+                table.finish(run.name, earlier.mean, None, earlier.log_likelihood)
+            shown.add(run.name)
 
-    # With one run to do it is done in this process, by all its cores.
-    divided = shares(
-        recipe,
-        checked.configs,
-        checked.tokens,
-        num_runs=len(todo),
-        modules=modules,
-    )
-    surroundings = environment(recipe, samples_digest)
-    if engine == "local":
-        surroundings["arms at once"] = str(len(divided))
-        surroundings["cpu threads"] = str(divided[0].threads)
-    # It tells on what the runs were done: where none is left to do, it stays as it is.
-    if todo or not (folder / ENVIRONMENT).exists():
-        # Before the runs: processes of their own read it and the recipe.
-        write_text(folder / ENVIRONMENT, json.dumps(surroundings, indent=1))
-    if todo:
-        # Decoding a whole picture finds faults that its header does not show.
-        store, unreadable = encode_pictures(recipe, samples, picture_digests, table.step)
-        usable = leave_out(recipe, samples, unreadable)
-        left_out = checked.bad.union(unreadable)
-        write_text(folder / LEFT_OUT, json.dumps(left_out.to_json(), indent=1))
-        write_features(folder, usable, store)
-        _say_left_out(folder, left_out, table.console)
-        _say_uncached(recipe, usable.test_label, table.console)
-        job = Job(recipe, folder, modules, usable, store)
-        if engine == "ray":
-            finished_runs = run_ray(job, todo, table)
-        elif len(divided) > 1:
-            _say_at_once(divided, table.console)
-            finished_runs = run_side_by_side(job, todo, table, divided)
-        else:
-            finished_runs = run_local(job, todo, table)
-        for finished in finished_runs:
-            run = finished.run
-            (folder / run.folder / PROGRESS).unlink(missing_ok=True)
-            scores = _scores(folder, run)
-            table.finish(run.name, scores.mean, finished.seconds, scores.log_likelihood)
-            # After each run: a killed study keeps the results that it has.
-            _collect(folder, all_runs)
-    records = _collect(folder, all_runs)
-    _keep_models(recipe, folder, all_runs)
+        # With one run to do it is done in this process, by all its cores.
+        divided = shares(
+            recipe,
+            checked.configs,
+            checked.tokens,
+            num_runs=len(todo),
+            modules=modules,
+        )
+        surroundings = environment(recipe, samples_digest)
+        if engine == "local":
+            surroundings["arms at once"] = str(len(divided))
+            surroundings["cpu threads"] = str(divided[0].threads)
+        # It tells on what the runs were done: where none is left to do, it stays as it is.
+        if todo or not (folder / ENVIRONMENT).exists():
+            # Before the runs: processes of their own read it and the recipe.
+            write_text(folder / ENVIRONMENT, json.dumps(surroundings, indent=1))
+        if todo:
+            # Once for all looks.
+            if job is None:
+                job = _prepare(
+                    recipe,
+                    folder,
+                    checked,
+                    picture_digests,
+                    modules=modules,
+                    table=table,
+                )
+            for finished in _finished_runs(job, todo, table, engine, divided):
+                run = finished.run
+                (folder / run.folder / PROGRESS).unlink(missing_ok=True)
+                scores = _scores(folder, run)
+                table.finish(run.name, scores.mean, finished.seconds, scores.log_likelihood)
+                # After each run: a killed study keeps the results that it has.
+                _collect(folder, wanted)
+        records = _collect(folder, wanted)
+    _keep_models(recipe, folder, wanted)
     return records
+
+
+def _prepare(
+    recipe: Recipe,
+    folder: Path,
+    checked: CheckedSamples,
+    picture_digests: dict[str, str],
+    *,
+    modules: Sequence[str],
+    table: LiveTable,
+) -> Job:
+    """Encode the pictures and leave out what cannot be used, before the first run that is to do.
+
+    Args:
+        recipe: of the study.
+        folder: the study's.
+        checked: the samples that passed the checks so far, and those that did not.
+        picture_digests: of the pictures' bytes, by the picture's name.
+        modules: what processes of their own must import.
+        table: shows the progress.
+
+    Returns:
+        What all runs share.
+    """
+    samples = checked.usable
+    # Decoding a whole picture finds faults that its header does not show.
+    store, unreadable = encode_pictures(recipe, samples, picture_digests, table.step)
+    usable = leave_out(recipe, samples, unreadable)
+    left_out = checked.bad.union(unreadable)
+    write_text(folder / LEFT_OUT, json.dumps(left_out.to_json(), indent=1))
+    write_features(folder, usable, store)
+    _say_left_out(folder, left_out, table.console)
+    _say_uncached(recipe, usable.test_label, table.console)
+    return Job(recipe, folder, modules, usable, store)
+
+
+def _finished_runs(
+    job: Job,
+    todo: list[PlannedRun],
+    table: LiveTable,
+    engine: Engine,
+    divided: Sequence[MachineShare],
+) -> Iterator[TimedRun]:
+    """Do these runs; each is given when it is done."""
+    if engine == "ray":
+        return run_ray(job, todo, table)
+    if len(divided) > 1:
+        _say_at_once(divided, table.console)
+        return run_side_by_side(job, todo, table, divided)
+    return run_local(job, todo, table)
 
 
 def _check_surroundings(engine: Engine) -> None:
@@ -507,6 +558,11 @@ def recipe_text(recipe: Recipe) -> str:
     plain = recipe.model_dump(mode="json", exclude_none=True)
     plain["arms"] = [arm.model_dump(mode="json", exclude_none=True) for arm in recipe.all_arms()]
     plain["baseline"] = recipe.baseline_name
+    if recipe.seed_rule is not None:
+        plain["auto_seeds"] = recipe.seed_rule.model_dump(mode="json")
+        # They are all that may be trained: the rule says which are.
+        for arm in plain["arms"]:
+            del arm["seeds"]
     # They are contained in the arms.
     plain.pop("grid", None)
     plain.pop("fusion_defaults", None)

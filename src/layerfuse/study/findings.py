@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from layerfuse.evaluate.learning_status import not_trained_long_enough, unsettled_arms
 from layerfuse.evaluate.significance import JudgedContrast
 from layerfuse.study.guidance_effect import GuidanceRow
+from layerfuse.study.looks import look_sentences
 from layerfuse.study.summary import Summary
 from layerfuse.study.training_status import training_sentence
 
@@ -411,6 +412,8 @@ def seed_sentence(summary: Summary) -> str:
             f" A study with this noise shows a difference of {100 * summary.resolvable:.1f} points "
             "to the baseline with a probability of 80 %."
         )
+    if summary.seed_look is not None:
+        text += f" {look_sentences(summary.seed_look)}"
     return text
 
 

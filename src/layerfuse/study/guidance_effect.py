@@ -78,7 +78,7 @@ def guidance_rows(runs: list[FinishedRun], bootstrap: Bootstrap) -> list[Guidanc
     contrasts = [contrast_of_models(each.scores, 0, each.column) for each in comparisons]
 
     rows = []
-    for comparison, difference in zip(comparisons, judge(contrasts), strict=True):
+    for comparison, difference in zip(comparisons, judge(contrasts, bootstrap.level), strict=True):
         rows.append(
             GuidanceRow(
                 arm=comparison.arm,

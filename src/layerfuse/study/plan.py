@@ -22,6 +22,7 @@ _IRRELEVANT = {
     "arms",
     "grid",
     "seeds",
+    "auto_seeds",
     "baseline",
     "baseline_seeds",
     "claims",
@@ -101,9 +102,9 @@ def run_name(arm: Arm, seed: int) -> str:
 
 def arms_and_seeds(recipe: Recipe) -> list[tuple[Arm, int]]:
     """The arm and the seed of every run, in the order in which they are done: all arms with their
-    first seed, then the second seeds, and so on."""
+    first seed, then the second seeds, and so on; with `seeds: auto` all that may be done."""
     arms = recipe.all_arms()
-    seeds_of_arms = [arm.seeds or recipe.seeds for arm in arms]
+    seeds_of_arms = [arm.seeds or recipe.all_seeds for arm in arms]
     most_seeds = max(len(seeds) for seeds in seeds_of_arms)
     pairs = []
     for place in range(most_seeds):
@@ -116,6 +117,14 @@ def arms_and_seeds(recipe: Recipe) -> list[tuple[Arm, int]]:
 def run_names(recipe: Recipe) -> list[str]:
     """How tables and messages call the runs, in their order."""
     return [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe)]
+
+
+def first_run_names(recipe: Recipe) -> list[str]:
+    """How tables and messages call the runs that a study does whatever it finds, in their order."""
+    rule = recipe.seed_rule
+    if rule is None:
+        return run_names(recipe)
+    return [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe) if seed < rule.first]
 
 
 def runs(recipe: Recipe, samples: str) -> list[PlannedRun]:

@@ -40,6 +40,17 @@ class LiveTable(Progress):
         self.seconds: list[float] = []
         self.num_left = len(names)
 
+    def add_runs(self, names: Sequence[str]) -> None:
+        """Add a row for each run that has none.
+
+        Args:
+            names: of runs.
+        """
+        for name in names:
+            if name not in self.rows:
+                self.rows[name] = self.add_task(name, start=False, total=None, note="")
+                self.num_left += 1
+
     def step(
         self,
         phase: str,

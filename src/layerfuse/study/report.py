@@ -18,7 +18,7 @@ from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
 from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
 from layerfuse.recipe.reader import problems_of
-from layerfuse.recipe.schema import Claim
+from layerfuse.recipe.schema import AutoSeeds, Claim
 from layerfuse.study.data_summary import read_data_summary
 from layerfuse.study.findings import (
     ONE_SEED,
@@ -29,6 +29,7 @@ from layerfuse.study.findings import (
     state_findings,
     with_screening,
 )
+from layerfuse.study.looks import PlannedLooks
 from layerfuse.study.summary import BOOTSTRAP, Summary, summarize
 from layerfuse.study.training_status import read_blind_losses, read_probes
 
@@ -62,6 +63,7 @@ class ReportedRecipe:
         bootstrap: how pictures are redrawn.
         llm_blocks: number of the LLM's first blocks that were kept; None: all.
         claims: that it states; may be empty.
+        looks: when the study is looked at, with `seeds: auto`; None where seeds are a list.
     """
 
     text: str
@@ -72,6 +74,7 @@ class ReportedRecipe:
     bootstrap: Bootstrap
     llm_blocks: int | None
     claims: list[Claim]
+    looks: PlannedLooks | None
 
 
 @dataclass(frozen=True)
@@ -371,6 +374,10 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
     llm_blocks = None
     if isinstance(content.get("llm"), dict):
         llm_blocks = content["llm"].get("blocks")
+    looks = None
+    if content.get("seeds") == "auto":
+        rule = AutoSeeds.model_validate(content.get("auto_seeds") or {})
+        looks = PlannedLooks(rule, len(arms))
     return ReportedRecipe(
         text=text,
         title=content.get("name") or study_dir.resolve().name,
@@ -380,6 +387,7 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
         bootstrap=replace(BOOTSTRAP, **statistics),
         llm_blocks=llm_blocks,
         claims=read_claims(content, file),
+        looks=looks,
     )
 
 
@@ -482,6 +490,7 @@ def write_report(study_dir: Path) -> Path:
         blind_losses=read_blind_losses(study_dir),
         probes=read_probes(study_dir),
         claims=recipe.claims,
+        auto=recipe.looks,
     )
     findings = state_findings(summary)
     if recipe.llm_blocks is not None:

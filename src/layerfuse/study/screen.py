@@ -199,9 +199,14 @@ def _refuse_trained_encoder(recipe: Recipe) -> None:
 
 def _with_seeds_of(recipe: Recipe, teacher: ChosenTeacher) -> Recipe:
     """The recipe with the teacher's seeds for every arm."""
-    seeds = teacher.arm.seeds or recipe.seeds
+    seeds = teacher.arm.seeds or recipe.all_seeds
+    # A study trains no fewer than these, and more of them only where it must.
+    if recipe.seed_rule is not None:
+        seeds = seeds[: recipe.seed_rule.first]
     arms = [arm.model_copy(update={"seeds": seeds}) for arm in recipe.all_arms()]
-    return recipe.model_copy(update={"arms": arms, "grid": None, "seeds": seeds})
+    return recipe.model_copy(
+        update={"arms": arms, "grid": None, "seeds": seeds, "auto_seeds": None}
+    )
 
 
 def _prepare(recipe: Recipe, teacher: ChosenTeacher, limit: int, progress: Progress) -> ScreenData:

@@ -17,7 +17,6 @@ from layerfuse.evaluate.planning import resolved_by
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.score_table import Bootstrap, GroupKey, ScoreTable, category_of, family_of
 from layerfuse.evaluate.significance import (
-    LEVEL,
     ArmScore,
     Contrast,
     JudgedContrast,
@@ -34,6 +33,7 @@ from layerfuse.look.probe_report import Probes
 from layerfuse.recipe.schema import Claim, Statistics
 from layerfuse.study.guidance_effect import GuidanceRow, guidance_rows
 from layerfuse.study.likelihood_effect import ArmLikelihood, compare_likelihoods
+from layerfuse.study.looks import PlannedLooks, SeedLook, bootstrap_of_look, look_at
 from layerfuse.study.training_status import ProbeComparison, compare_with_probe
 
 # As a recipe that says nothing of its statistics.
@@ -145,6 +145,8 @@ class Summary:
         probes: of the arms whose layers were probed, what they score beside the probe.
         likelihoods: how likely each arm finds the right answers; empty where it was not measured.
         claims: what the recipe stated before training, with the verdicts; may be empty.
+        seed_look: the look at which seeds were last added or no longer; None where seeds are a
+            list.
     """
 
     # The order of the fields is that of summary.json.
@@ -165,6 +167,7 @@ class Summary:
     probes: dict[str, ProbeComparison] = field(default_factory=dict[str, ProbeComparison])
     likelihoods: dict[str, ArmLikelihood] = field(default_factory=dict[str, ArmLikelihood])
     claims: list[JudgedClaim] = field(default_factory=list[JudgedClaim])
+    seed_look: SeedLook | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the summary as summary.json holds it, without its sentences.
@@ -180,6 +183,8 @@ class Summary:
             del content["likelihoods"]
         if not self.claims:
             del content["claims"]
+        if self.seed_look is None:
+            del content["seed_look"]
         return content
 
 
@@ -236,7 +241,7 @@ def layer_leaders(table: ScoreTable, single: list[int]) -> list[LayerLeader]:
                 leader=table.arms[family.ranked[0]],
                 second=table.arms[family.ranked[1]],
                 difference=family.contrasts[0].difference,
-                beyond_noise=p_holm < 1 - LEVEL,
+                beyond_noise=p_holm < 1 - table.mean.level,
             )
         )
     return leaders
@@ -431,6 +436,7 @@ def summarize(
     blind_losses: Mapping[str, float | None] | None = None,
     probes: Sequence[Probes] = (),
     claims: Sequence[Claim] = (),
+    auto: PlannedLooks | None = None,
 ) -> Summary:
     """State every number that a report says; unfinished studies work.
 
@@ -441,6 +447,8 @@ def summarize(
         blind_losses: of each stage the loss of one who does not look; None where it is not known.
         probes: of the study's encoder, if there are any.
         claims: that the recipe states.
+        auto: when the study is looked at, with `seeds: auto`; its intervals and verdicts then have
+            the level of the look.
 
     Returns:
         The numbers of the finished runs.
@@ -448,6 +456,8 @@ def summarize(
     Raises:
         LayerfuseError: the baseline has no finished run, or the test set has one picture.
     """
+    if auto is not None:
+        bootstrap = bootstrap_of_look(runs, auto, bootstrap)
     tables = make_tables(runs, bootstrap)
     table = tables.families
     if baseline not in table.arms:
@@ -466,6 +476,9 @@ def summarize(
     chance_by_family = {}
     for family, scores in zip(table.groups, table.each, strict=True):
         chance_by_family[family] = scores.chance.score
+    seed_look = None
+    if auto is not None:
+        seed_look = look_at(runs, baseline, auto, table)
     arms = summarize_arms(runs, tables, table.arms.index(baseline))
     learning = judge_learning([run.record for run in runs], blind_losses or {})
     # Where most arms have learned what they could, the verdicts on the others stand too.
@@ -490,4 +503,5 @@ def summarize(
         probes=compare_with_probes(arms, probes),
         likelihoods=compare_likelihoods(runs, baseline, bootstrap),
         claims=judge_claims(claims, runs, bootstrap, unsettled),
+        seed_look=seed_look,
     )
