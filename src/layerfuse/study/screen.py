@@ -25,7 +25,6 @@ from layerfuse.progress import Progress, shown_progress
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Recipe
 from layerfuse.study.check import check_arms, leave_out, load_checked
-from layerfuse.study.coordinate import environment, recipe_text
 from layerfuse.study.data_sizes import refuse_data_sizes
 from layerfuse.study.encode import encode_pictures, pictures_of
 from layerfuse.study.execute import ENVIRONMENT
@@ -40,6 +39,7 @@ from layerfuse.study.screen_report import (
     trained_accuracies,
     write_screening,
 )
+from layerfuse.study.surroundings import environment, recipe_text
 from layerfuse.study.teacher import (
     ChosenTeacher,
     TrainedTeacher,
