@@ -19,6 +19,7 @@ from layerfuse.evaluate.records import RunRecord, RunScores, write_records
 from layerfuse.files import locked, write_text
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.study.budgets import refuse_auto_steps, refuse_undecidable, runs_by_budget
 from layerfuse.study.check import LEFT_OUT, CheckedSamples, leave_out, load_checked
 from layerfuse.study.data_sizes import refuse_data_sizes, refuse_other_kind, study_sizes
 from layerfuse.study.data_summary import (
@@ -28,7 +29,6 @@ from layerfuse.study.data_summary import (
 )
 from layerfuse.study.encode import encode_pictures, pictures_of, write_features
 from layerfuse.study.execute import ENVIRONMENT, PROGRESS, Job, TimedRun, run_local, run_ray
-from layerfuse.study.looks import runs_by_look
 from layerfuse.study.notices import say_at_once, say_left_out, say_shared, say_uncached
 from layerfuse.study.plan import PlannedRun, first_run_names, run_names, runs, slug
 from layerfuse.study.progress_table import LiveTable
@@ -126,12 +126,13 @@ def train(
         What it scored, and where the model is.
 
     Raises:
-        LayerfuseError: the recipe has `data_sizes`, there is no such arm, the folder holds other
-            runs, or the finished run's model was removed; or before any training, for anything in
-            the recipe, the data or the models that does not fit.
+        LayerfuseError: the recipe has `data_sizes` or `steps: auto`, there is no such arm, the
+            folder holds other runs, or the finished run's model was removed; or before any
+            training, for anything in the recipe, the data or the models that does not fit.
     """
     recipe = load_recipe(recipe_path, overrides)
     refuse_data_sizes(recipe, "train")
+    refuse_auto_steps(recipe, "train")
     chosen = _choose_arm(recipe, arm)
     seeds = [seed] if seed is not None else (chosen.seeds or recipe.all_seeds)[:1]
     chosen = chosen.model_copy(update={"seeds": seeds})
@@ -248,6 +249,7 @@ def _do(
     with LiveTable(first_run_names(recipe), console or Console()) as table:
         # Before the folder is made: a recipe that is refused leaves nothing behind.
         checked = load_checked(recipe, table.step)
+        refuse_undecidable(recipe, checked.blind_losses)
         pictures = pictures_of(checked.usable.by_label().values())
         picture_digests = digests_of(pictures, table.step)
         if needs_intervals:
@@ -331,7 +333,11 @@ def _do_locked(
     job = None
     records: list[RunRecord] = []
     wanted: list[PlannedRun] = []
-    for wanted in runs_by_look(recipe, runs(recipe, samples_digest), folder, table.console):
+    planned = runs(recipe, samples_digest)
+    for next_runs in runs_by_budget(recipe, planned, folder, table.console):
+        # Runs of an earlier budget are no results of the study, and none can be its best.
+        _remove_models(recipe, folder, [run for run in wanted if run not in next_runs])
+        wanted = next_runs
         table.add_runs([run.name for run in wanted])
         todo = []
         for run in wanted:
@@ -468,12 +474,16 @@ def _collect(folder: Path, all_runs: list[PlannedRun]) -> list[RunRecord]:
 
 def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> None:
     """With `keep_models: best`, only the run with the highest mean accuracy keeps its model."""
-    if recipe.keep_models == "all":
-        return
     best = None
     if recipe.keep_models == "best":
         best = max(all_runs, key=lambda run: _scores(folder, run).mean)
+    # With `none` a run leaves its model behind only if it was killed at its very end.
+    _remove_models(recipe, folder, [run for run in all_runs if run is not best])
+
+
+def _remove_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> None:
+    """Remove the models of runs, unless all models are to be kept."""
+    if recipe.keep_models == "all":
+        return
     for run in all_runs:
-        if run is not best:
-            # With `none` a run leaves its model behind only if it was killed at its very end.
-            shutil.rmtree(folder / run.folder / MODEL, ignore_errors=True)
+        shutil.rmtree(folder / run.folder / MODEL, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a study says on the console of its data and of how its runs are done, before it does them."""
+"""What a study says of its data, and of how its runs are done, before it does them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -31,6 +31,8 @@ def recipe_text(recipe: Recipe) -> str:
         # They are all that may be trained: the rule says which are.
         for arm in plain["arms"]:
             del arm["seeds"]
+    if recipe.step_rule is not None:
+        plain["auto_steps"] = recipe.step_rule.model_dump(mode="json")
     # They are contained in the arms.
     plain.pop("grid", None)
     plain.pop("fusion_defaults", None)
