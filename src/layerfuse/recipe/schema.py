@@ -634,7 +634,8 @@ class Recipe(Strict):
     data_sizes: list[PositiveInt] | None = Field(default=None, min_length=1)
     """Numbers of samples of the last stage, growing: one whole study for each, with `subset` set to
     it, in the folder `size-<number>`, and a page of accuracy against data size. With `epochs` the
-    steps of the stage grow with the data, with `steps` they are the same for all sizes."""
+    steps of the stage grow with the data, with `steps` they are the same for all sizes, and with
+    `steps: auto` each size finds its own."""
     evaluate: Evaluation
     """The test."""
     statistics: Statistics = Statistics()

@@ -339,14 +339,8 @@ def _do_locked(
         _remove_models(recipe, folder, [run for run in wanted if run not in next_runs])
         wanted = next_runs
         table.add_runs([run.name for run in wanted])
-        todo = []
-        for run in wanted:
-            if run.result(folder) is None:
-                todo.append(run)
-            elif run.name not in shown:
-                earlier = _scores(folder, run)
-                table.finish(run.name, earlier.mean, None, earlier.log_likelihood)
-            shown.add(run.name)
+        todo = _unfinished(folder, wanted, shown, table)
+        shown.update(run.name for run in wanted)
 
         # With one run to do it is done in this process, by all its cores.
         divided = shares(
@@ -385,6 +379,20 @@ def _do_locked(
         records = _collect(folder, wanted)
     _keep_models(recipe, folder, wanted)
     return records
+
+
+def _unfinished(
+    folder: Path, wanted: list[PlannedRun], shown: set[str], table: LiveTable
+) -> list[PlannedRun]:
+    """The runs that are to be done; what the others scored is shown, if it is not yet."""
+    todo = []
+    for run in wanted:
+        if run.result(folder) is None:
+            todo.append(run)
+        elif run.name not in shown:
+            earlier = _scores(folder, run)
+            table.finish(run.name, earlier.mean, None, earlier.log_likelihood)
+    return todo
 
 
 def _prepare(
