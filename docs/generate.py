@@ -74,7 +74,7 @@ MODELS = (
     "Lora",
     "Evaluation",
 )
-MODELS += ("AutoSeeds", "Statistics", "Resources")
+MODELS += ("AutoSeeds", "AutoSteps", "Statistics", "Resources")
 
 
 def _text(text: str | None) -> str:

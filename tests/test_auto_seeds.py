@@ -1,14 +1,11 @@
 """`seeds: auto`: when seeds are added, what it costs, and that the 5 % hold over all looks."""
 
-import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy import stats
 
 from benchmarks.sequential_seeds_simulation import (
@@ -21,9 +18,7 @@ from benchmarks.sequential_seeds_simulation import (
     unspent,
 )
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.planning import planned
-from layerfuse.evaluate.records import PREDICTIONS, write_records
 from layerfuse.evaluate.seed_model import Numbers
 from layerfuse.evaluate.sequential import (
     error_made,
@@ -42,16 +37,13 @@ from layerfuse.evaluate.significance import (
     contrast,
 )
 from layerfuse.evaluate.significance import judge as judge_contrasts
-from layerfuse.files import write_text
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import AutoSeeds
 from layerfuse.study import execute
-from layerfuse.study.coordinate import study, train
-from layerfuse.study.execute import Job
-from layerfuse.study.plan import RESULT, PlannedRun, runs
+from layerfuse.study.coordinate import train
+from layerfuse.study.plan import runs
 from layerfuse.study.report import write_report
-from tests.made_up import run_record
-from tests.made_up_studies import random_answers
+from tests.made_up_runs import made_up_runs, read_summary, run_study, seeds_by_arm
 from tests.studies import comparable_results, read_results, write_recipe
 
 RULES = [
@@ -214,47 +206,6 @@ def test_adding_seeds_makes_no_more_false_verdicts(scenario: str) -> None:
 # Studies. Their runs are made up: what is tested is which runs there are.
 
 RATES = {"one": 0.5, "two": 0.5}
-PICTURES = 60
-
-
-class MadeUpRuns:
-    """Stands for the training and the test of every run.
-
-    Args:
-        rates: share of right answers by arm.
-    """
-
-    def __init__(self, rates: dict[str, float]) -> None:
-        self.rates = rates
-        self.done: list[str] = []
-        self.allowed = 10**6
-        """runs until the study is stopped"""
-
-    def __call__(self, job: Job, run: PlannedRun, progress: Any = None) -> None:
-        """Leave what a run leaves."""
-        if len(self.done) == self.allowed:
-            raise LayerfuseError("stopped")
-        self.done.append(run.name)
-        arm = run.arm.label
-        # By arm and seed alone: a run that is done again gives the same answers.
-        answers = random_answers(
-            self.rates[arm],
-            seed=100 * list(self.rates).index(arm) + run.seed,
-            pictures=PICTURES,
-        )
-        record = run_record(arm, run.seed, scores=scores(answers))
-        record = replace(record, folder=run.folder)
-        folder = job.study / run.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        write_records(folder / PREDICTIONS, answers)
-        write_text(folder / RESULT, json.dumps(record.to_json()))
-
-
-def made_up_runs(monkeypatch: pytest.MonkeyPatch, rates: dict[str, float]) -> MadeUpRuns:
-    """Make up all runs from now on."""
-    made_up = MadeUpRuns(rates)
-    monkeypatch.setattr(execute, "run_arm", made_up)
-    return made_up
 
 
 def auto(recipe: dict[str, Any], folder: Path, **rule: Any) -> Path:
@@ -264,25 +215,6 @@ def auto(recipe: dict[str, Any], folder: Path, **rule: Any) -> Path:
     if rule:
         recipe["auto_seeds"] = rule
     return write_recipe(folder, recipe)
-
-
-def run_study(path: Path, folder: Path) -> str:
-    """Run a study. Returns what it says."""
-    screen = io.StringIO()
-    study(path, output=folder, console=Console(file=screen, width=400))
-    return screen.getvalue()
-
-
-def seeds_by_arm(folder: Path) -> dict[str, list[int]]:
-    """The seeds of a study's finished runs."""
-    seeds: dict[str, list[int]] = {}
-    for result in read_results(folder):
-        seeds.setdefault(result["arm"], []).append(result["seed"])
-    return seeds
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_a_clear_difference_ends_the_study_early(

@@ -29,7 +29,7 @@ from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Arm, Data, Recipe, Stage
+from layerfuse.recipe.schema import Arm, AutoSteps, Data, Recipe, Stage
 from layerfuse.tables import NO_BREAK, Heading, print_fitted
 
 
@@ -104,7 +104,12 @@ def show(
     largest = recipe
     if recipe.data_sizes is not None:
         largest = recipe.of_size(recipe.data_sizes[-1])
-    _print_stages(largest, arms, console)
+    if recipe.step_rule is not None:
+        largest = largest.of_steps(recipe.step_rule.maximum)
+    _print_stages(largest, arms, console, recipe.step_rule)
+    if recipe.step_rule is not None:
+        plan = plan_of_budgets(recipe.last_stage, recipe.step_rule)
+        console.print(f"\n{plan}", soft_wrap=True, highlight=False)
     if recipe.data_sizes is not None:
         console.print(f"\n{plan_of_sizes(recipe)}", soft_wrap=True, highlight=False)
     console.print(
@@ -291,7 +296,10 @@ def _print_arms(recipe: Recipe, arms: list[Shown], console: Console) -> None:
     print_fitted(console, headings, rows, "arms")
 
 
-def _print_stages(recipe: Recipe, arms: list[Shown], console: Console) -> None:
+def _print_stages(
+    recipe: Recipe, arms: list[Shown], console: Console, step_rule: AutoSteps | None
+) -> None:
+    """Print the stages; with `steps: auto` the recipe is that of the most steps."""
     headings = [
         Heading("stage"),
         Heading("samples"),
@@ -303,13 +311,16 @@ def _print_stages(recipe: Recipe, arms: list[Shown], console: Console) -> None:
         Heading("PFLOPs, at most"),
     ]
     rows = [_stage_cells(name, stage, arms) for name, stage in recipe.stages.items()]
+    if step_rule is not None:
+        place = headings.index(Heading("steps"))
+        rows[-1][place] = _span_of_steps(step_rule)
     print_fitted(console, headings, rows, "stages")
 
 
 def _stage_cells(name: str, stage: Stage, arms: list[Shown]) -> list[str]:
     """The row of one stage, over all arms."""
     samples = _trained_samples(name, stage)
-    steps = stage.steps
+    steps = stage.fixed_steps
     if samples:
         steps = steps_of(stage, samples)
 
@@ -372,12 +383,45 @@ def plan_of_sizes(recipe: Recipe) -> str:
     stage = recipe.stages[recipe.last_stage]
     lengths = []
     for size in recipe.data_sizes or []:
-        lengths.append(f"{size:,} ({steps_of(stage, size):,} steps)")
+        if recipe.step_rule is None:
+            steps = f"{steps_of(stage, size):,}"
+        else:
+            steps = _span_of_steps(recipe.step_rule)
+        lengths.append(f"{size:,} ({steps} steps)")
     runs_of_size = sum(len(arm.seeds or recipe.seeds) for arm in recipe.all_arms())
+    if recipe.step_rule is None:
+        count = f"{runs_of_size} runs each, {runs_of_size * len(lengths)} in all"
+    else:
+        count = f"{runs_of_size} runs each for every budget of steps"
     return (
         f"data_sizes: one study for each number of samples of {recipe.last_stage}: "
-        f"{', '.join(lengths)}; {runs_of_size} runs each, {runs_of_size * len(lengths)} in all. "
-        "The table of stages shows the largest."
+        f"{', '.join(lengths)}; {count}. The table of stages shows the largest."
+    )
+
+
+def _span_of_steps(rule: AutoSteps) -> str:
+    """From the least to the most steps that a stage may get."""
+    return f"{rule.first:,} to {rule.maximum:,}"
+
+
+def plan_of_budgets(stage: str, rule: AutoSteps) -> str:
+    """Say what a study with `steps: auto` will do.
+
+    Args:
+        stage: name of the last one.
+        rule: when the study ends.
+
+    Returns:
+        The budgets, and what all of them take together.
+    """
+    budgets = ", ".join(f"{steps:,}" for steps in rule.budgets)
+    goes_on = "all arms go on until each has"
+    if not rule.same_for_all:
+        goes_on = "each arm goes on until it has"
+    return (
+        f"steps: auto: {stage} is trained anew with {budgets} steps; {goes_on} learned what it "
+        f"can. The table of stages shows the most steps; all budgets together are "
+        f"{sum(rule.budgets):,}."
     )
 
 
@@ -394,8 +438,11 @@ def steps_of(stage: Stage, samples: int) -> int:
 
     Returns:
         Steps of all epochs.
+
+    Raises:
+        RuntimeError: its steps are `auto`.
     """
-    if stage.steps:
-        return stage.steps
+    if stage.fixed_steps is not None:
+        return stage.fixed_steps
     batches_per_epoch = math.ceil(samples / stage.batch_size)
     return math.ceil(stage.epochs * batches_per_epoch)

@@ -217,6 +217,25 @@ def loss_before(curve: Sequence[tuple[int, float]], fraction: float) -> float:
     return sum(losses) / len(losses)
 
 
+def is_before_the_end(share: float) -> bool:
+    """Whether accuracy at this share of training can be the one that the end is compared with."""
+    return 0.5 <= share <= 0.9
+
+
+def can_judge_gain(shares: Sequence[float]) -> bool:
+    """Whether accuracy at these shares of training tells the gain of the last quarter.
+
+    Args:
+        shares: of all training, growing; may be none.
+
+    Returns:
+        Whether one is the end and one lies between half and nine tenths.
+    """
+    if not shares or shares[-1] != 1.0:
+        return False
+    return any(is_before_the_end(share) for share in shares)
+
+
 def gain_of_last_quarter(along: Sequence[CurvePoint]) -> float | None:
     """How much accuracy on validation questions rises in the last quarter of training.
 
@@ -227,9 +246,9 @@ def gain_of_last_quarter(along: Sequence[CurvePoint]) -> float | None:
         The gain as a share of 1; None unless there is a point at the end and one between half and
         nine tenths. A longer or shorter piece counts as a quarter would if it rose evenly.
     """
-    earlier = [point for point in along if 0.5 <= point.share <= 0.9]
-    if not earlier or along[-1].share != 1.0:
+    if not can_judge_gain([point.share for point in along]):
         return None
+    earlier = [point for point in along if is_before_the_end(point.share)]
     nearest = min(earlier, key=lambda point: abs(point.share - (1 - QUARTER)))
     gain = along[-1].accuracy - nearest.accuracy
     return gain * QUARTER / (1 - nearest.share)

@@ -260,8 +260,9 @@ class Stage(Strict):
     """Samples per forward pass on one device; accumulation makes up the rest. Default: all."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data, unless `steps` is set."""
-    steps: int | None = Field(default=None, gt=0)
-    """Optimizer steps; overrides `epochs`."""
+    steps: PositiveInt | Literal["auto"] | None = None
+    """Optimizer steps; overrides `epochs`. `auto`, for the last stage alone: as many as the arms
+    need to learn what they can (`auto_steps`)."""
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     """Learning-rate schedule after the warm-up."""
     warmup: float = Field(default=0.03, ge=0)
@@ -331,6 +332,18 @@ class Stage(Strict):
                 f"device_batch_size {self.device_batch_size}: their product must divide it"
             )
         return on_device, per_process // on_device
+
+    @property
+    def fixed_steps(self) -> int | None:
+        """`steps` where they are a number; None where `epochs` says how many there are.
+
+        Raises:
+            RuntimeError: they are `auto`: a run is that of a recipe with a number
+                (`Recipe.of_steps`).
+        """
+        if self.steps == "auto":
+            raise RuntimeError("steps: auto is no number of steps: take one of the budgets")
+        return self.steps
 
     @property
     def trained_parts(self) -> list[Part]:
@@ -516,6 +529,41 @@ class AutoSeeds(Strict):
         return self
 
 
+class AutoSteps(Strict):
+    """How many steps the last stage has with `steps: auto`.
+
+    All arms are trained with `first` steps, then anew with twice as many, and so on: a schedule
+    that decays to zero cannot be extended. After each of these budgets the arms are judged (see the
+    page on training length): the study ends as soon as none of them is known to need more steps, or
+    at `maximum`. Its results are those of the last budget.
+    """
+
+    first: int = Field(default=200, gt=0)
+    """Steps of the first budget."""
+    maximum: int = Field(default=1600, gt=0)
+    """Steps of the last budget, which may be less than twice those before."""
+    same_for_all: bool = True
+    """Whether all arms are compared at the same steps. Else an arm keeps the first budget that is
+    enough for it, and only the others go on."""
+
+    @model_validator(mode="after")
+    def _leaves_steps_to_add(self) -> "AutoSteps":
+        if self.maximum <= self.first:
+            raise ValueError(
+                f"maximum {self.maximum} leaves no steps to add to the first {self.first}: raise "
+                "maximum, or give the stage's steps as a number"
+            )
+        return self
+
+    @property
+    def budgets(self) -> list[int]:
+        """The steps of each budget, growing; the last is `maximum`."""
+        budgets = [self.first]
+        while budgets[-1] < self.maximum:
+            budgets.append(min(2 * budgets[-1], self.maximum))
+        return budgets
+
+
 class Recipe(Strict):
     """A study: models, data, stages, and the arms to compare."""
 
@@ -581,10 +629,13 @@ class Recipe(Strict):
     """Comparisons that are stated before anything is trained."""
     stages: dict[str, Stage] = Field(min_length=1)
     """Training stages in order, usually `align` and `finetune`."""
+    auto_steps: AutoSteps | None = None
+    """When a study whose last stage has `steps: auto` ends. Default: the defaults below."""
     data_sizes: list[PositiveInt] | None = Field(default=None, min_length=1)
     """Numbers of samples of the last stage, growing: one whole study for each, with `subset` set to
     it, in the folder `size-<number>`, and a page of accuracy against data size. With `epochs` the
-    steps of the stage grow with the data, with `steps` they are the same for all sizes."""
+    steps of the stage grow with the data, with `steps` they are the same for all sizes, and with
+    `steps: auto` each size finds its own."""
     evaluate: Evaluation
     """The test."""
     statistics: Statistics = Statistics()
@@ -696,6 +747,22 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _auto_steps_are_those_of_the_last_stage(self) -> "Recipe":
+        for name, stage in self.stages.items():
+            if stage.steps == "auto" and name != self.last_stage:
+                raise ValueError(
+                    f"stage {name!r} has `steps: auto`, which is for the last stage, "
+                    f"{self.last_stage!r}, alone: only what that teaches is judged. Give the steps "
+                    f"of {name!r} as a number, or its epochs"
+                )
+        if self.auto_steps is not None and self.step_rule is None:
+            raise ValueError(
+                f"auto_steps is for `steps: auto`, which the last stage, {self.last_stage!r}, does "
+                f"not have: write `steps: auto` in it, or leave auto_steps out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whitened_encoders_are_frozen(self) -> "Recipe":
         trained = [name for name, stage in self.stages.items() if "vision" in stage.learning_rates]
         if not trained:
@@ -717,6 +784,13 @@ class Recipe(Strict):
         if self.seeds != "auto":
             return None
         return self.auto_seeds or AutoSeeds()
+
+    @property
+    def step_rule(self) -> AutoSteps | None:
+        """When a study with `steps: auto` ends; None where the steps are given."""
+        if self.stages[self.last_stage].steps != "auto":
+            return None
+        return self.auto_steps or AutoSteps()
 
     @property
     def all_seeds(self) -> list[int]:
@@ -814,6 +888,16 @@ class Recipe(Strict):
         stages = {**self.stages, self.last_stage: stage.model_copy(update={"data": data})}
         changes = {"name": f"{self.name}.size-{size}", "stages": stages, "data_sizes": None}
         return self.model_copy(update=changes)
+
+    def of_steps(self, steps: int) -> "Recipe":
+        """The recipe with one of the budgets of `steps: auto`, as if it had been given.
+
+        Args:
+            steps: of the last stage.
+        """
+        stage = self.stages[self.last_stage].model_copy(update={"steps": steps})
+        stages = {**self.stages, self.last_stage: stage}
+        return self.model_copy(update={"stages": stages, "auto_steps": None})
 
     @property
     def baseline_name(self) -> str:

@@ -2,31 +2,24 @@
 
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import torch
-import yaml
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-import layerfuse
 from layerfuse.data.feature_store import digests_of
-from layerfuse.data.sample_sets import BadSets
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.clusters import connected_names
 from layerfuse.evaluate.records import RunRecord, RunScores, write_records
 from layerfuse.files import locked, write_text
-from layerfuse.hardware import device
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.study.budgets import refuse_auto_steps, refuse_undecidable, runs_by_budget
 from layerfuse.study.check import LEFT_OUT, CheckedSamples, leave_out, load_checked
 from layerfuse.study.data_sizes import refuse_data_sizes, refuse_other_kind, study_sizes
 from layerfuse.study.data_summary import (
@@ -35,20 +28,18 @@ from layerfuse.study.data_summary import (
     write_data_summary,
 )
 from layerfuse.study.encode import encode_pictures, pictures_of, write_features
-from layerfuse.study.execute import ENVIRONMENT, LOG, PROGRESS, Job, TimedRun, run_local, run_ray
-from layerfuse.study.looks import runs_by_look
+from layerfuse.study.execute import ENVIRONMENT, PROGRESS, Job, TimedRun, run_local, run_ray
+from layerfuse.study.notices import say_at_once, say_left_out, say_shared, say_uncached
 from layerfuse.study.plan import PlannedRun, first_run_names, run_names, runs, slug
 from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.report import write_report
 from layerfuse.study.side_by_side import MachineShare, shares
+from layerfuse.study.surroundings import environment, recipe_text
 from layerfuse.study.trained_files import MODEL
 from layerfuse.study.training_status import write_blind_losses
 from layerfuse.study.worker_pool import run_side_by_side
 
 Engine = Literal["local", "ray"]
-NAMED_SAMPLES = 5
-"""Left out samples that are named on the console; a file names all."""
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -135,12 +126,13 @@ def train(
         What it scored, and where the model is.
 
     Raises:
-        LayerfuseError: the recipe has `data_sizes`, there is no such arm, the folder holds other
-            runs, or the finished run's model was removed; or before any training, for anything in
-            the recipe, the data or the models that does not fit.
+        LayerfuseError: the recipe has `data_sizes` or `steps: auto`, there is no such arm, the
+            folder holds other runs, or the finished run's model was removed; or before any
+            training, for anything in the recipe, the data or the models that does not fit.
     """
     recipe = load_recipe(recipe_path, overrides)
     refuse_data_sizes(recipe, "train")
+    refuse_auto_steps(recipe, "train")
     chosen = _choose_arm(recipe, arm)
     seeds = [seed] if seed is not None else (chosen.seeds or recipe.all_seeds)[:1]
     chosen = chosen.model_copy(update={"seeds": seeds})
@@ -257,13 +249,14 @@ def _do(
     with LiveTable(first_run_names(recipe), console or Console()) as table:
         # Before the folder is made: a recipe that is refused leaves nothing behind.
         checked = load_checked(recipe, table.step)
+        refuse_undecidable(recipe, checked.blind_losses)
         pictures = pictures_of(checked.usable.by_label().values())
         picture_digests = digests_of(pictures, table.step)
         if needs_intervals:
             _refuse_one_picture(checked, picture_digests)
         summaries = summarize_data(checked.usable, picture_digests, checked.tokens, recipe.subsets)
         print_data_summary(summaries, table.console)
-        _say_shared(checked.usable.shared_with_validation(picture_digests), table.console)
+        say_shared(checked.usable.shared_with_validation(picture_digests), table.console)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -280,16 +273,6 @@ def _do(
                 modules=modules,
                 table=table,
             )
-
-
-def _say_shared(shared: Mapping[str, int], console: Console) -> None:
-    """Warn of validation pictures that are no new ones."""
-    for label, count in shared.items():
-        console.print(
-            f"evaluate.validation: {count} of its pictures are in {label} too; what is chosen by "
-            "them is not chosen by new pictures, or knows the test",
-            soft_wrap=True,
-        )
 
 
 def _refuse_one_picture(checked: CheckedSamples, digests: Mapping[str, str]) -> None:
@@ -350,16 +333,14 @@ def _do_locked(
     job = None
     records: list[RunRecord] = []
     wanted: list[PlannedRun] = []
-    for wanted in runs_by_look(recipe, runs(recipe, samples_digest), folder, table.console):
+    planned = runs(recipe, samples_digest)
+    for next_runs in runs_by_budget(recipe, planned, folder, table.console):
+        # Runs of an earlier budget are no results of the study, and none can be its best.
+        _remove_models(recipe, folder, [run for run in wanted if run not in next_runs])
+        wanted = next_runs
         table.add_runs([run.name for run in wanted])
-        todo = []
-        for run in wanted:
-            if run.result(folder) is None:
-                todo.append(run)
-            elif run.name not in shown:
-                earlier = _scores(folder, run)
-                table.finish(run.name, earlier.mean, None, earlier.log_likelihood)
-            shown.add(run.name)
+        todo = _unfinished(folder, wanted, shown, table)
+        shown.update(run.name for run in wanted)
 
         # With one run to do it is done in this process, by all its cores.
         divided = shares(
@@ -400,6 +381,20 @@ def _do_locked(
     return records
 
 
+def _unfinished(
+    folder: Path, wanted: list[PlannedRun], shown: set[str], table: LiveTable
+) -> list[PlannedRun]:
+    """The runs that are to be done; what the others scored is shown, if it is not yet."""
+    todo = []
+    for run in wanted:
+        if run.result(folder) is None:
+            todo.append(run)
+        elif run.name not in shown:
+            earlier = _scores(folder, run)
+            table.finish(run.name, earlier.mean, None, earlier.log_likelihood)
+    return todo
+
+
 def _prepare(
     recipe: Recipe,
     folder: Path,
@@ -429,8 +424,8 @@ def _prepare(
     left_out = checked.bad.union(unreadable)
     write_text(folder / LEFT_OUT, json.dumps(left_out.to_json(), indent=1))
     write_features(folder, usable, store)
-    _say_left_out(folder, left_out, table.console)
-    _say_uncached(recipe, usable.test_label, table.console)
+    say_left_out(folder, left_out, table.console)
+    say_uncached(recipe, usable.test_label, table.console)
     return Job(recipe, folder, modules, usable, store)
 
 
@@ -445,7 +440,7 @@ def _finished_runs(
     if engine == "ray":
         return run_ray(job, todo, table)
     if len(divided) > 1:
-        _say_at_once(divided, table.console)
+        say_at_once(divided, table.console)
         return run_side_by_side(job, todo, table, divided)
     return run_local(job, todo, table)
 
@@ -477,57 +472,6 @@ def _scores(folder: Path, run: PlannedRun) -> RunScores:
     return result.scores
 
 
-def _say_left_out(folder: Path, left_out: BadSets, console: Console) -> None:
-    """Name the first samples that are left out of each source."""
-    for label, bad_samples in left_out.by_label().items():
-        if not bad_samples:
-            continue
-        ids = [bad.id for bad in bad_samples.values()]
-        named = ", ".join(ids[:NAMED_SAMPLES])
-        if len(ids) > NAMED_SAMPLES:
-            named += ", ..."
-        console.print(
-            f"{label}: {len(ids)} bad samples are left out: {named} "
-            f"(reasons in {folder / LEFT_OUT})",
-            soft_wrap=True,
-        )
-
-
-def _say_uncached(recipe: Recipe, test_label: str, console: Console) -> None:
-    """Say which stages do not read the cache that the recipe asks for, and why."""
-    if not recipe.cache_features:
-        return
-    reasons = {}
-    for name, stage in recipe.stages.items():
-        if recipe.stage_reads_cache(name):
-            continue
-        if stage.random_crop is not None:
-            reasons[name] = "crops pictures at random"
-        else:
-            reasons[name] = "has a trained encoder"
-    if not recipe.test_reads_cache():
-        reasons[test_label] = "has a trained encoder"
-    for label, reason in reasons.items():
-        console.print(
-            f"{label} {reason}: its pictures are encoded as they come, not from the cache",
-            soft_wrap=True,
-        )
-
-
-def _say_at_once(divided: Sequence[MachineShare], console: Console) -> None:
-    """Say how many runs are done at once, and on what."""
-    each = f"{divided[0].threads} threads"
-    if divided[0].threads == 1:
-        each = "1 thread"
-    if divided[0].gpu is not None:
-        each += " and a GPU"
-    console.print(
-        f"{len(divided)} runs at once with {each} each (`resources.arms_at_once`); what they print "
-        f"is in {LOG} of their folders",
-        soft_wrap=True,
-    )
-
-
 def _collect(folder: Path, all_runs: list[PlannedRun]) -> list[RunRecord]:
     """Write the results of the finished runs to results.jsonl, and return them."""
     results = [run.result(folder) for run in all_runs]
@@ -538,58 +482,16 @@ def _collect(folder: Path, all_runs: list[PlannedRun]) -> list[RunRecord]:
 
 def _keep_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> None:
     """With `keep_models: best`, only the run with the highest mean accuracy keeps its model."""
-    if recipe.keep_models == "all":
-        return
     best = None
     if recipe.keep_models == "best":
         best = max(all_runs, key=lambda run: _scores(folder, run).mean)
+    # With `none` a run leaves its model behind only if it was killed at its very end.
+    _remove_models(recipe, folder, [run for run in all_runs if run is not best])
+
+
+def _remove_models(recipe: Recipe, folder: Path, all_runs: list[PlannedRun]) -> None:
+    """Remove the models of runs, unless all models are to be kept."""
+    if recipe.keep_models == "all":
+        return
     for run in all_runs:
-        if run is not best:
-            # With `none` a run leaves its model behind only if it was killed at its very end.
-            shutil.rmtree(folder / run.folder / MODEL, ignore_errors=True)
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """The recipe as the YAML that stands beside results, arms spelled out with their defaults.
-
-    Args:
-        recipe: of the study.
-    """
-    plain = recipe.model_dump(mode="json", exclude_none=True)
-    plain["arms"] = [arm.model_dump(mode="json", exclude_none=True) for arm in recipe.all_arms()]
-    plain["baseline"] = recipe.baseline_name
-    if recipe.seed_rule is not None:
-        plain["auto_seeds"] = recipe.seed_rule.model_dump(mode="json")
-        # They are all that may be trained: the rule says which are.
-        for arm in plain["arms"]:
-            del arm["seeds"]
-    # They are contained in the arms.
-    plain.pop("grid", None)
-    plain.pop("fusion_defaults", None)
-    plain.pop("baseline_seeds", None)
-    return yaml.safe_dump(plain, sort_keys=False)
-
-
-def environment(recipe: Recipe, samples: str) -> dict[str, str]:
-    """Versions, commit and device: what a reader needs to repeat the study.
-
-    Args:
-        recipe: of the study.
-        samples: the digest of its samples.
-    """
-    root = Path(__file__).parents[3]
-    commit = ""
-    if (root / ".git").exists() and shutil.which("git"):
-        command = ["git", "rev-parse", "HEAD"]
-        commit = subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
-    return {
-        "layerfuse": layerfuse.__version__,
-        "commit": commit or "not a git checkout",
-        "samples": samples,
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "device": str(device()),
-        "dtype": recipe.dtype,
-        "cpu threads": str(torch.get_num_threads()),
-        "cpus": str(os.cpu_count()),
-    }
+        shutil.rmtree(folder / run.folder / MODEL, ignore_errors=True)

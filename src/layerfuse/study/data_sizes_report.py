@@ -188,7 +188,11 @@ def read_sized_study(recipe: Recipe, folder: Path, size: int) -> SizedStudy:
     for arm in recipe.all_arms():
         arms.append(SizedArm.from_summary(rows[arm.label], summary["learning"]))
     stage = recipe.stages[recipe.last_stage]
-    steps = steps_of(stage, size)
+    if recipe.step_rule is not None:
+        # Each size's study has found its own.
+        steps = summary["budgets"]["budgets"][-1]["steps"]
+    else:
+        steps = steps_of(stage, size)
     passes = stage.epochs
     if stage.steps is not None:
         passes = steps * stage.batch_size / size
@@ -255,9 +259,15 @@ def length_sentence(recipe: Recipe) -> str:
         The sentence.
     """
     stage = recipe.stages[recipe.last_stage]
-    if stage.steps is not None:
+    if recipe.step_rule is not None:
         return (
-            f"All sizes train {recipe.last_stage} for the same {stage.steps:,} steps of "
+            f"Each size trains {recipe.last_stage} until its arms are known to need no more steps, "
+            f"from {recipe.step_rule.first:,} to {recipe.step_rule.maximum:,} steps of "
+            f"{stage.batch_size} samples (steps: auto)."
+        )
+    if stage.fixed_steps is not None:
+        return (
+            f"All sizes train {recipe.last_stage} for the same {stage.fixed_steps:,} steps of "
             f"{stage.batch_size} samples (steps is fixed): the fewer samples there are, the more "
             "often each is seen."
         )

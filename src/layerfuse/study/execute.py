@@ -174,7 +174,7 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
         run: one of its runs.
         progress: is told of the steps of each stage and of the test's questions.
     """
-    recipe = job.recipe
+    recipe = run.recipe(job.recipe)
     folder = job.study / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     curve_file = folder / STAGES / CURVE
@@ -189,7 +189,7 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
             store=job.store,
             folder=folder,
             progress=progress,
-            along=_along_training(job, run.seed, curve_file, progress),
+            along=_along_training(job, run, curve_file, progress),
         )
         if PartialState().is_main_process:
             save_trained(trained, folder)
@@ -254,10 +254,10 @@ def _record(
 
 
 def _along_training(
-    job: Job, seed: int, curve_file: Path, progress: Progress
+    job: Job, run: PlannedRun, curve_file: Path, progress: Progress
 ) -> AlongTraining | None:
     """What a run is asked while it trains; None without validation data."""
-    recipe = job.recipe
+    recipe = run.recipe(job.recipe)
     samples = job.samples.validation
     if samples is None:
         return None
@@ -273,7 +273,7 @@ def _along_training(
     last_stage = list(recipe.stages.values())[-1]
     validation = ValidationQuestions(samples, recipe.evaluate, last_stage.guided_by, store)
     recorder = CurveRecorder(validation, curve_file, answered)
-    trained_on = draw_subsets(job.samples.train, recipe.subsets, seed)
+    trained_on = draw_subsets(job.samples.train, recipe.subsets, run.seed)
     moments = moments_of(recipe, trained_on, recipe.evaluate.shares)
     return AlongTraining(moments, recorder.measure)
 

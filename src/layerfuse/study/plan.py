@@ -23,6 +23,8 @@ _IRRELEVANT = {
     "grid",
     "seeds",
     "auto_seeds",
+    # The steps themselves are in the stage.
+    "auto_steps",
     "baseline",
     "baseline_seeds",
     "claims",
@@ -64,16 +66,28 @@ class PlannedRun:
     seed: int
     key: str
     """digest of all that decides the run's result"""
+    steps: int | None = None
+    """of the last stage, in a study with `steps: auto`; None where the recipe gives them"""
 
     @property
     def name(self) -> str:
         """How tables and messages call the run."""
-        return run_name(self.arm, self.seed)
+        return run_name(self.arm, self.seed, self.steps)
 
     @property
     def folder(self) -> str:
         """The run's folder, relative to the study's."""
         return f"arms/{slug(self.arm)}.seed{self.seed}.{self.key}"
+
+    def recipe(self, of_study: Recipe) -> Recipe:
+        """The recipe by which the run is trained.
+
+        Args:
+            of_study: may have `steps: auto`.
+        """
+        if self.steps is None:
+            return of_study
+        return of_study.of_steps(self.steps)
 
     def result(self, study: Path) -> RunRecord | None:
         """The finished result in a study's folder, None if there is none.
@@ -95,9 +109,12 @@ def slug(arm: Arm) -> str:
     return re.sub(r"[^a-z0-9]+", "-", arm.label.lower()).strip("-")
 
 
-def run_name(arm: Arm, seed: int) -> str:
-    """How tables and messages call a run."""
-    return f"{arm.label} · seed {seed}"
+def run_name(arm: Arm, seed: int, steps: int | None = None) -> str:
+    """How tables and messages call a run; its steps are named where the study chooses them."""
+    name = f"{arm.label} · seed {seed}"
+    if steps is None:
+        return name
+    return f"{name} · {steps} steps"
 
 
 def arms_and_seeds(recipe: Recipe) -> list[tuple[Arm, int]]:
@@ -114,21 +131,41 @@ def arms_and_seeds(recipe: Recipe) -> list[tuple[Arm, int]]:
     return pairs
 
 
+def budgets_of(recipe: Recipe) -> list[int | None]:
+    """The steps of the last stage with which a study may train its arms, growing.
+
+    Args:
+        recipe: of the study.
+
+    Returns:
+        The budgets of `steps: auto`; None alone where the recipe gives the steps.
+    """
+    if recipe.step_rule is None:
+        return [None]
+    return [*recipe.step_rule.budgets]
+
+
 def run_names(recipe: Recipe) -> list[str]:
     """How tables and messages call the runs, in their order."""
-    return [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe)]
+    names = []
+    for steps in budgets_of(recipe):
+        for arm, seed in arms_and_seeds(recipe):
+            names.append(run_name(arm, seed, steps))
+    return names
 
 
 def first_run_names(recipe: Recipe) -> list[str]:
     """How tables and messages call the runs that a study does whatever it finds, in their order."""
-    rule = recipe.seed_rule
-    if rule is None:
-        return run_names(recipe)
-    return [run_name(arm, seed) for arm, seed in arms_and_seeds(recipe) if seed < rule.first]
+    first_steps = budgets_of(recipe)[0]
+    names = []
+    for arm, seed in arms_and_seeds(recipe):
+        if recipe.seed_rule is None or seed < recipe.seed_rule.first:
+            names.append(run_name(arm, seed, first_steps))
+    return names
 
 
 def runs(recipe: Recipe, samples: str) -> list[PlannedRun]:
-    """Every run, in the order in which they are done.
+    """Every run that may be done, in the order in which they are done.
 
     Args:
         recipe: of the study.
@@ -137,18 +174,23 @@ def runs(recipe: Recipe, samples: str) -> list[PlannedRun]:
     Raises:
         LayerfuseError: a file that the recipe names is missing.
     """
-    common = _common_settings(recipe, samples)
     planned = []
-    for arm, seed in arms_and_seeds(recipe):
-        decisive = {
-            **common,
-            "layers": _with_contents(arm.layers),
-            "fusion": arm.fusion,
-            "seed": seed,
-        }
-        text = json.dumps(decisive, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:8]
-        planned.append(PlannedRun(arm, seed, key))
+    for steps in budgets_of(recipe):
+        of_budget = recipe
+        if steps is not None:
+            # A run has the name that a recipe with this number gives it.
+            of_budget = recipe.of_steps(steps)
+        common = _common_settings(of_budget, samples)
+        for arm, seed in arms_and_seeds(recipe):
+            decisive = {
+                **common,
+                "layers": _with_contents(arm.layers),
+                "fusion": arm.fusion,
+                "seed": seed,
+            }
+            text = json.dumps(decisive, sort_keys=True)
+            key = hashlib.sha256(text.encode()).hexdigest()[:8]
+            planned.append(PlannedRun(arm, seed, key, steps))
     return planned
 
 

@@ -19,6 +19,7 @@ from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
 from layerfuse.recipe.reader import problems_of
 from layerfuse.recipe.schema import AutoSeeds, Claim
+from layerfuse.study.budgets import order_sentence, read_budgets, steps_by_arm, steps_sentences
 from layerfuse.study.data_summary import read_data_summary
 from layerfuse.study.findings import (
     ONE_SEED,
@@ -491,8 +492,15 @@ def write_report(study_dir: Path) -> Path:
         probes=read_probes(study_dir),
         claims=recipe.claims,
         auto=recipe.looks,
+        budgets=read_budgets(study_dir),
     )
     findings = state_findings(summary)
+    steps: dict[str, int] = {}
+    if summary.budgets is not None:
+        said = f"{steps_sentences(summary.budgets)} {order_sentence(summary.budgets)}"
+        findings = replace(findings, training=f"{findings.training} {said.rstrip()}")
+        if not summary.budgets.same_for_all:
+            steps = steps_by_arm([run.record for run in runs])
     if recipe.llm_blocks is not None:
         findings = with_screening(findings, recipe.llm_blocks)
 
@@ -514,6 +522,7 @@ def write_report(study_dir: Path) -> Path:
         data=read_data_summary(study_dir),
         recipe=recipe,
         waiting=waiting_arms(recipe, summary),
+        steps=steps,
         one_seed=ONE_SEED,
         environment=environment,
         figures=figures,

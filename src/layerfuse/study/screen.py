@@ -24,8 +24,8 @@ from layerfuse.model.config import FusionConfig, shapes
 from layerfuse.progress import Progress, shown_progress
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.study.budgets import refuse_auto_steps
 from layerfuse.study.check import check_arms, leave_out, load_checked
-from layerfuse.study.coordinate import environment, recipe_text
 from layerfuse.study.data_sizes import refuse_data_sizes
 from layerfuse.study.encode import encode_pictures, pictures_of
 from layerfuse.study.execute import ENVIRONMENT
@@ -40,6 +40,7 @@ from layerfuse.study.screen_report import (
     trained_accuracies,
     write_screening,
 )
+from layerfuse.study.surroundings import environment, recipe_text
 from layerfuse.study.teacher import (
     ChosenTeacher,
     TrainedTeacher,
@@ -97,12 +98,13 @@ def screen(
         The file that was written.
 
     Raises:
-        LayerfuseError: the recipe has `data_sizes` or trains its encoder, no arm can teach or be
-            judged, the teacher is of another encoder, LLM or token grid; or for anything in the
-            recipe, the data or the models that does not fit.
+        LayerfuseError: the recipe has `data_sizes` or `steps: auto` or trains its encoder, no arm
+            can teach or be judged, the teacher is of another encoder, LLM or token grid; or for
+            anything in the recipe, the data or the models that does not fit.
     """
     recipe = load_recipe(recipe_path, overrides)
     refuse_data_sizes(recipe, "screen")
+    refuse_auto_steps(recipe, "screen")
     _refuse_trained_encoder(recipe)
     console = console or Console()
     # Loading reports and bars of every model would tear the progress apart.

@@ -31,6 +31,7 @@ from layerfuse.evaluate.significance import (
 )
 from layerfuse.look.probe_report import Probes
 from layerfuse.recipe.schema import Claim, Statistics
+from layerfuse.study.budgets import StepBudgets
 from layerfuse.study.guidance_effect import GuidanceRow, guidance_rows
 from layerfuse.study.likelihood_effect import ArmLikelihood, compare_likelihoods
 from layerfuse.study.looks import PlannedLooks, SeedLook, bootstrap_of_look, look_at
@@ -147,6 +148,7 @@ class Summary:
         claims: what the recipe stated before training, with the verdicts; may be empty.
         seed_look: the look at which seeds were last added or no longer; None where seeds are a
             list.
+        budgets: what more steps did; None where the recipe gave the steps.
     """
 
     # The order of the fields is that of summary.json.
@@ -168,6 +170,7 @@ class Summary:
     likelihoods: dict[str, ArmLikelihood] = field(default_factory=dict[str, ArmLikelihood])
     claims: list[JudgedClaim] = field(default_factory=list[JudgedClaim])
     seed_look: SeedLook | None = None
+    budgets: StepBudgets | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the summary as summary.json holds it, without its sentences.
@@ -185,6 +188,8 @@ class Summary:
             del content["claims"]
         if self.seed_look is None:
             del content["seed_look"]
+        if self.budgets is None:
+            del content["budgets"]
         return content
 
 
@@ -437,6 +442,7 @@ def summarize(
     probes: Sequence[Probes] = (),
     claims: Sequence[Claim] = (),
     auto: PlannedLooks | None = None,
+    budgets: StepBudgets | None = None,
 ) -> Summary:
     """State every number that a report says; unfinished studies work.
 
@@ -449,6 +455,7 @@ def summarize(
         claims: that the recipe states.
         auto: when the study is looked at, with `seeds: auto`; its intervals and verdicts then have
             the level of the look.
+        budgets: what more steps did, with `steps: auto`.
 
     Returns:
         The numbers of the finished runs.
@@ -504,4 +511,5 @@ def summarize(
         likelihoods=compare_likelihoods(runs, baseline, bootstrap),
         claims=judge_claims(claims, runs, bootstrap, unsettled),
         seed_look=seed_look,
+        budgets=budgets,
     )

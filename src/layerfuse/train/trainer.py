@@ -318,7 +318,7 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> Trainin
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
         num_train_epochs=stage.epochs,
-        max_steps=stage.steps or -1,
+        max_steps=stage.fixed_steps or -1,
         activation_checkpointing=stage.activation_checkpointing,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
