@@ -31,7 +31,7 @@ from benchmarks.statistics_simulation import (
 )
 from layerfuse.evaluate.seed_model import Flags, Numbers, VariancePart, combine, estimate_variance
 from layerfuse.evaluate.sequential import error_made, level_of_look, shares_of_looks
-from layerfuse.recipe.schema import AutoSeeds
+from layerfuse.recipe.growing import AutoSeeds
 
 # scipy brings no types
 stats: Any = scipy.stats

@@ -18,8 +18,14 @@ from layerfuse.evaluate.claims import JudgedClaim
 from layerfuse.evaluate.learning_status import ArmLearning
 from layerfuse.evaluate.significance import seed_noise
 from layerfuse.fusion import FUSIONS, StrategyConfig
-from layerfuse.recipe import schema
+from layerfuse.recipe.arms import Arm, Grid
+from layerfuse.recipe.data_source import Data, Scenes
+from layerfuse.recipe.evaluate_settings import Claim, Evaluation, Statistics
+from layerfuse.recipe.growing import AutoSeeds, AutoSteps
+from layerfuse.recipe.model_source import LanguageSource, ModelSource
 from layerfuse.recipe.reader import load_recipe
+from layerfuse.recipe.schema import Recipe, Resources
+from layerfuse.recipe.stage import Lora, Stage
 from layerfuse.vision.selection import SYNTAX
 
 DOCS = Path(__file__).parent
@@ -61,20 +67,23 @@ TABLE_ENDS = "<!-- the end of the table -->"
 # From what every LLM does to what reaches into it.
 KINDS = ("baseline", "external direct", "external modular", "external guided")
 KINDS += ("internal direct", "internal modular")
-MODELS = (
-    "Recipe",
-    "ModelSource",
-    "LanguageSource",
-    "Data",
-    "Scenes",
-    "Arm",
-    "Grid",
-    "Claim",
-    "Stage",
-    "Lora",
-    "Evaluation",
+MODELS: tuple[type[BaseModel], ...] = (
+    Recipe,
+    ModelSource,
+    LanguageSource,
+    Data,
+    Scenes,
+    Arm,
+    Grid,
+    Claim,
+    Stage,
+    Lora,
+    Evaluation,
+    AutoSeeds,
+    AutoSteps,
+    Statistics,
+    Resources,
 )
-MODELS += ("AutoSeeds", "AutoSteps", "Statistics", "Resources")
 
 
 def _text(text: str | None) -> str:
@@ -93,7 +102,8 @@ def _default(field: Any) -> str:
 def _type(field: Any) -> str:
     shown = inspect.formatannotation(field.annotation).replace("typing.", "")
     shown = re.sub(r"Annotated\[([^,]+), [^()]*\([^()]*\)\]", r"\1", shown)
-    return "`" + shown.replace("layerfuse.recipe.schema.", "").replace("|", "\\|") + "`"
+    shown = re.sub(r"layerfuse\.recipe\.\w+\.", "", shown)
+    return "`" + shown.replace("|", "\\|") + "`"
 
 
 def _table(fields: dict[str, Any], texts: dict[str, str]) -> list[str]:
@@ -123,11 +133,10 @@ def recipe_reference() -> str:
         "on the command line, `key.sub=value` changes a key (lists by position:",
         "`arms.0.layers=[3]`). Unknown keys are errors. Made from the code by `make docs`.",
     ]
-    for name in MODELS:
-        model = vars(schema)[name]
+    for model in MODELS:
         fields = model.model_fields
         texts = {key: field.description for key, field in fields.items()}
-        lines += ["", f"## {name}", "", _text(model.__doc__), "", *_table(fields, texts)]
+        lines += ["", f"## {model.__name__}", "", _text(model.__doc__), "", *_table(fields, texts)]
     return "\n".join([*lines, "", "## Layer selections", "", "```", SYNTAX, "```", ""])
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import Sample
 from layerfuse.data.sources import faults, load
-from layerfuse.recipe.schema import Data
+from layerfuse.recipe.data_source import Data
 
 
 @dataclass

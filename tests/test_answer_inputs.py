@@ -15,7 +15,8 @@ from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.predict import predict
-from layerfuse.recipe.schema import Data, Evaluation
+from layerfuse.recipe.data_source import Data
+from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.vision.picture import Picture
 from tests import tiny
 

@@ -37,8 +37,8 @@ from layerfuse.evaluate.significance import (
     contrast,
 )
 from layerfuse.evaluate.significance import judge as judge_contrasts
+from layerfuse.recipe.growing import AutoSeeds
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import AutoSeeds
 from layerfuse.study import execute
 from layerfuse.study.coordinate import train
 from layerfuse.study.plan import runs

@@ -13,8 +13,8 @@ from rich.console import Console
 from layerfuse.cost.recipe_table import show
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.learning_status import can_judge_gain
+from layerfuse.recipe.growing import AutoSteps
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import AutoSteps
 from layerfuse.study import execute
 from layerfuse.study.budgets import ArmAtBudget, StepBudget, StepBudgets, order_sentence
 from layerfuse.study.coordinate import study, train

@@ -20,7 +20,7 @@ from layerfuse.evaluate.score_table import (
     picture_weights,
 )
 from layerfuse.evaluate.significance import Numbers, contrast
-from layerfuse.recipe.schema import Claim
+from layerfuse.recipe.evaluate_settings import Claim
 from layerfuse.study.summary import summarize
 from tests.made_up_studies import finished_run, random_answers
 

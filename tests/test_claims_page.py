@@ -3,7 +3,7 @@
 from typing import Any
 
 from docs.generate import claims_page, claims_section
-from layerfuse.recipe.schema import Claim
+from layerfuse.recipe.evaluate_settings import Claim
 from layerfuse.study.findings import state_findings
 from layerfuse.study.report import summary_content
 from layerfuse.study.summary import summarize

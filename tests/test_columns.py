@@ -15,7 +15,7 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.questions import questions
-from layerfuse.recipe.schema import Data
+from layerfuse.recipe.data_source import Data
 from tests.one_record import TURNS, png, read
 
 

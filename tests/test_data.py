@@ -12,7 +12,7 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.questions import questions
-from layerfuse.recipe.schema import Data
+from layerfuse.recipe.data_source import Data
 from layerfuse.vision.picture import Picture
 from tests.sample_files import (
     ids_of,

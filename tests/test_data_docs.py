@@ -15,8 +15,9 @@ from layerfuse.data.feature_store import digests_of
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.pretrained import load_image_processor
+from layerfuse.recipe.data_source import Data
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Data, Recipe
+from layerfuse.recipe.schema import Recipe
 from layerfuse.study.check import load_checked
 from layerfuse.study.coordinate import study
 from layerfuse.study.data_summary import print_data_summary, summarize_data

@@ -21,8 +21,9 @@ from layerfuse.data.sources import load
 from layerfuse.data.subset import draw_subset
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.vlm import FusionVLM
+from layerfuse.recipe.data_source import Data
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Data, Recipe
+from layerfuse.recipe.schema import Recipe
 from layerfuse.study.coordinate import study, train
 from layerfuse.study.data_sizes_report import (
     SizedArm,

@@ -12,7 +12,7 @@ from layerfuse.data.sample import Sample
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.evaluation import data_of, evaluate
-from layerfuse.recipe.schema import Evaluation
+from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.study.coordinate import study, train
 from layerfuse.study.data_summary import (
     print_data_summary,

@@ -15,7 +15,8 @@ from layerfuse.data.sample import Sample
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.recipe.schema import Data, Stage
+from layerfuse.recipe.data_source import Data
+from layerfuse.recipe.stage import Stage
 from layerfuse.train.stages import begin_stage
 from layerfuse.vision.picture import Picture
 from tests import tiny

@@ -12,7 +12,8 @@ from layerfuse.evaluate.metrics import exact_match, scores
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import questions
 from layerfuse.evaluate.records import AnswerRecord
-from layerfuse.recipe.schema import Data, Evaluation
+from layerfuse.recipe.data_source import Data
+from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.vision.picture import Picture
 from tests import tiny
 from tests.made_up import answer_record

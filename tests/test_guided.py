@@ -19,7 +19,9 @@ from layerfuse.evaluate.predict import predict, shuffled
 from layerfuse.evaluate.questions import questions
 from layerfuse.fusion import FUSIONS, Fused
 from layerfuse.model.instruction import SentenceEncoder
-from layerfuse.recipe.schema import Data, Evaluation, Stage
+from layerfuse.recipe.data_source import Data
+from layerfuse.recipe.evaluate_settings import Evaluation
+from layerfuse.recipe.stage import Stage
 from layerfuse.vision.picture import Picture
 from tests import tiny
 

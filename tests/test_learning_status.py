@@ -20,7 +20,7 @@ from layerfuse.evaluate.learning_status import (
     not_trained_long_enough,
 )
 from layerfuse.evaluate.records import CurvePoint, RunRecord, read_records
-from layerfuse.recipe.schema import Data
+from layerfuse.recipe.data_source import Data
 from tests import tiny
 from tests.made_up import run_record
 from tests.studies import write_samples

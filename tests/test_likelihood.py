@@ -14,7 +14,8 @@ from layerfuse.evaluate.likelihood import answer_likelihoods
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import Question, questions
 from layerfuse.evaluate.records import AnswerRecord
-from layerfuse.recipe.schema import Data, Evaluation
+from layerfuse.recipe.data_source import Data
+from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.vision.picture import Picture
 from tests import tiny
 

@@ -14,8 +14,9 @@ from layerfuse.evaluate.evaluation import evaluate
 from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, RunScores
 from layerfuse.evaluate.score_table import Bootstrap
+from layerfuse.recipe.data_source import Data
+from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Data, Evaluation
 from layerfuse.study.coordinate import train
 from layerfuse.study.plan import run_names
 from layerfuse.study.report import write_report

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from layerfuse.data.collate import LengthGroups, SampleDataset
 from layerfuse.data.sample import Sample
-from layerfuse.recipe.schema import Stage
+from layerfuse.recipe.stage import Stage
 from layerfuse.train.trainer import FusionTrainer
 from layerfuse.vision.picture import Picture
 from tests import tiny

@@ -16,7 +16,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import load_answerer
 from layerfuse.evaluate.evaluation import data_of, evaluate
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, read_records
-from layerfuse.recipe.schema import Evaluation
+from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.study.coordinate import study, train
 from tests import tiny
 from tests.studies import ask_several_questions, write_recipe, write_samples

@@ -9,7 +9,7 @@ import pytest
 
 from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
-from layerfuse.recipe.schema import Data
+from layerfuse.recipe.data_source import Data
 from tests.one_record import TURNS, png, read
 
 PARTS = [{"type": "image"}, {"type": "text", "text": "Colour?"}]

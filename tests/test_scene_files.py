@@ -13,7 +13,7 @@ from layerfuse.data.scene_files import write
 from layerfuse.data.scenes import FAMILIES, Scene, sample
 from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
-from layerfuse.recipe.schema import Data, Scenes
+from layerfuse.recipe.data_source import Data, Scenes
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,8 +15,9 @@ from layerfuse.data.sources import load
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
+from layerfuse.recipe.arms import Arm
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.recipe.schema import Recipe
 from layerfuse.train.along import AlongTraining, Moment
 from layerfuse.train.arm import compose, train_arm
 from tests import tiny

@@ -18,8 +18,11 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
+from layerfuse.recipe.data_source import Data
+from layerfuse.recipe.model_source import ModelSource
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Data, ModelSource, Recipe, Stage
+from layerfuse.recipe.schema import Recipe
+from layerfuse.recipe.stage import Stage
 from layerfuse.study.check import load_checked
 from layerfuse.train.arm import compose
 from tests import tiny

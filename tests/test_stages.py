@@ -12,7 +12,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.recipe.schema import Data, Stage
+from layerfuse.recipe.data_source import Data
+from layerfuse.recipe.stage import Stage
 from layerfuse.train.stages import begin_stage, count_parameters, end_stage, parameter_groups
 from tests import tiny
 

@@ -14,7 +14,8 @@ from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sources import load
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Recipe, Stage
+from layerfuse.recipe.schema import Recipe
+from layerfuse.recipe.stage import Stage
 from layerfuse.train.arm import Trained, compose, encoder_for, train_arm
 from layerfuse.train.trainer import FusionTrainer
 from tests import tiny

@@ -23,7 +23,7 @@ from transformers import (
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.chat_template import with_fixed_date
-from layerfuse.recipe.schema import Data
+from layerfuse.recipe.data_source import Data
 from tests.test_picture_depths import png
 
 QUESTION = {"from": "human", "value": "<image>\nHow many chairs are there?"}

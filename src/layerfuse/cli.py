@@ -232,7 +232,7 @@ def evaluate(
 ) -> None:
     """Test a trained model on any data: exact match by family, with intervals over pictures."""
     from layerfuse.evaluate.evaluation import data_of, evaluate
-    from layerfuse.recipe.schema import Evaluation
+    from layerfuse.recipe.evaluate_settings import Evaluation
 
     _import_strategies(imports)
     tested = data_of(

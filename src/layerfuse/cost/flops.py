@@ -19,7 +19,7 @@ from layerfuse.fusion.visual import Fused, Placed
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.pretrained import decoder_blocks, text_config_of
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.recipe.schema import ModelSource
+from layerfuse.recipe.model_source import ModelSource
 from layerfuse.vision.encoder import load_vision_config
 from layerfuse.vision.features import Features
 

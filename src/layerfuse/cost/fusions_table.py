@@ -10,7 +10,7 @@ from layerfuse.cost.flops import Known, count, flops, text_config, tokens_of, vi
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.config import configure
-from layerfuse.recipe.schema import ModelSource
+from layerfuse.recipe.model_source import ModelSource
 from layerfuse.tables import NO_BREAK, Heading, print_fitted
 from layerfuse.vision.selection import Selection
 

@@ -28,8 +28,12 @@ from layerfuse.local_models.registry import resolve
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
+from layerfuse.recipe.arms import Arm
+from layerfuse.recipe.data_source import Data
+from layerfuse.recipe.growing import AutoSteps
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Arm, AutoSteps, Data, Recipe, Stage
+from layerfuse.recipe.schema import Recipe
+from layerfuse.recipe.stage import Stage
 from layerfuse.tables import NO_BREAK, Heading, print_fitted
 
 

@@ -15,7 +15,7 @@ from layerfuse.data.text_files import read_json
 from layerfuse.data.unread import READ_KEYS
 from layerfuse.errors import LayerfuseError
 from layerfuse.paths import home
-from layerfuse.recipe.schema import Data, Scenes
+from layerfuse.recipe.data_source import Data, Scenes
 
 # What people call the list of the records, where a mapping is around it.
 _RECORD_LISTS = {"data", "records", "samples", "examples", "rows", "items", "train", "test"}

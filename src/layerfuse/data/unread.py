@@ -10,7 +10,7 @@ from typing import Any, get_args
 from layerfuse.data.media import describes, names_media, words_of
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.model.chat_template import IMAGE_TOKEN
-from layerfuse.recipe.schema import ReadColumn
+from layerfuse.recipe.data_source import ReadColumn
 
 READ_KEYS: tuple[str, ...] = get_args(ReadColumn)
 """what is read of a record"""

@@ -40,7 +40,7 @@ from layerfuse.evaluate.significance import (
     contrast_of_competitors,
     holm,
 )
-from layerfuse.recipe.schema import Claim
+from layerfuse.recipe.evaluate_settings import Claim
 
 ClaimVerdict = Literal[
     "holds", "the opposite", "not resolved", "unjudged", "not trained long enough"

@@ -31,7 +31,8 @@ from layerfuse.evaluate.significance import Scores, arm_score
 from layerfuse.files import write_text
 from layerfuse.model.pretrained import processed_size
 from layerfuse.progress import shown_progress, silent
-from layerfuse.recipe.schema import Data, Evaluation, ReadColumn
+from layerfuse.recipe.data_source import Data, ReadColumn
+from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.tables import Heading, print_fitted
 
 SCORES = "scores.json"

@@ -18,7 +18,7 @@ from layerfuse.files import write_text
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
-from layerfuse.recipe.schema import Evaluation
+from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.train.along import Moment
 
 CURVE = "along.json"

@@ -12,7 +12,8 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.seed_model import VariancePart, combine, estimate_variance
 from layerfuse.evaluate.sequential import level_of_look
 from layerfuse.evaluate.significance import LEVEL, Scores, item_part
-from layerfuse.recipe.schema import AutoSeeds, Recipe
+from layerfuse.recipe.growing import AutoSeeds
+from layerfuse.recipe.schema import Recipe
 
 POWER = 0.8
 # Enough that the result moves by a few per cent from one seed of the draws to the next.

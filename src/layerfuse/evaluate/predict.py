@@ -19,7 +19,7 @@ from layerfuse.evaluate.records import AnswerRecord, ControlRecord
 from layerfuse.fusion import FixedWeights, Guidance
 from layerfuse.model.chat_template import question_of
 from layerfuse.progress import Progress, silent
-from layerfuse.recipe.schema import Evaluation
+from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.vision.picture import Picture
 
 DIGEST_LENGTH = 16

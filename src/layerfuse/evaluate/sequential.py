@@ -29,7 +29,7 @@ import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
 
 from layerfuse.evaluate.seed_model import Numbers
 from layerfuse.evaluate.significance import LEVEL, JudgedContrast
-from layerfuse.recipe.schema import AutoSeeds
+from layerfuse.recipe.growing import AutoSeeds
 
 # scipy brings no types
 stats: Any = scipy.stats

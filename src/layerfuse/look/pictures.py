@@ -15,7 +15,7 @@ from layerfuse.data.picture_folder import IMAGE_SUFFIXES, image_files
 from layerfuse.data.sources import load
 from layerfuse.data.text_files import is_json
 from layerfuse.errors import LayerfuseError
-from layerfuse.recipe.schema import Data, Scenes
+from layerfuse.recipe.data_source import Data, Scenes
 from layerfuse.vision.picture import Picture
 
 SCENES = 200

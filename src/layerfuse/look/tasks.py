@@ -12,7 +12,7 @@ from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.metrics import normalize
 from layerfuse.model.chat_template import question_of
-from layerfuse.recipe.schema import Data, Scenes
+from layerfuse.recipe.data_source import Data, Scenes
 from layerfuse.vision.picture import Picture
 
 WORDINGS = 8

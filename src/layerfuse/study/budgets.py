@@ -16,7 +16,8 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.learning_status import ArmLearning, can_judge_gain, judge_learning
 from layerfuse.evaluate.records import RunRecord, read_runs
 from layerfuse.files import write_text
-from layerfuse.recipe.schema import AutoSteps, Recipe
+from layerfuse.recipe.growing import AutoSteps
+from layerfuse.recipe.schema import Recipe
 from layerfuse.study.looks import runs_by_look
 from layerfuse.study.plan import PlannedRun
 from layerfuse.study.training_status import BlindLosses, read_blind_losses

@@ -29,7 +29,8 @@ from layerfuse.model.instruction import instruction_source
 from layerfuse.model.pretrained import decoder_blocks, processed_size, text_config_of
 from layerfuse.model.processor import Processor
 from layerfuse.progress import Progress, silent
-from layerfuse.recipe.schema import Recipe, Stage
+from layerfuse.recipe.schema import Recipe
+from layerfuse.recipe.stage import Stage
 from layerfuse.study.prompt_words import check_prompts
 from layerfuse.train.arm import processor_for
 from layerfuse.train.closed_answers import labelled_tokens, trained_answer_tokens

@@ -17,8 +17,9 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.clusters import connected_names
 from layerfuse.evaluate.records import RunRecord, RunScores, write_records
 from layerfuse.files import locked, write_text
+from layerfuse.recipe.arms import Arm
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.recipe.schema import Recipe
 from layerfuse.study.budgets import refuse_auto_steps, refuse_undecidable, runs_by_budget
 from layerfuse.study.check import LEFT_OUT, CheckedSamples, leave_out, load_checked
 from layerfuse.study.data_sizes import refuse_data_sizes, refuse_other_kind, study_sizes

@@ -22,7 +22,8 @@ from layerfuse.hardware import DTYPES, device
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress
-from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.recipe.arms import Arm
+from layerfuse.recipe.schema import Recipe
 from layerfuse.study.plan import PlannedRun
 from layerfuse.study.screen_report import ArmFit, ScreenedRun
 from layerfuse.study.teacher import ChosenTeacher, TrainedTeacher, load_teacher

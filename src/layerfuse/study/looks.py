@@ -14,7 +14,8 @@ from layerfuse.evaluate.records import FinishedRun, read_runs
 from layerfuse.evaluate.score_table import Bootstrap, ScoreTable, family_of
 from layerfuse.evaluate.sequential import level_of_look, resolved
 from layerfuse.evaluate.significance import compare_all
-from layerfuse.recipe.schema import AutoSeeds, Recipe
+from layerfuse.recipe.growing import AutoSeeds
+from layerfuse.recipe.schema import Recipe
 from layerfuse.study.plan import PlannedRun
 
 

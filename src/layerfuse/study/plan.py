@@ -10,7 +10,8 @@ from typing import Any
 import layerfuse
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import RunRecord
-from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.recipe.arms import Arm
+from layerfuse.recipe.schema import Recipe
 
 RESULT = "result.json"
 """A run's record; the last file that its folder gets: a run with it is finished."""

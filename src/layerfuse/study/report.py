@@ -17,8 +17,9 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, read_runs
 from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import write_text
+from layerfuse.recipe.evaluate_settings import Claim
+from layerfuse.recipe.growing import AutoSeeds
 from layerfuse.recipe.reader import problems_of
-from layerfuse.recipe.schema import AutoSeeds, Claim
 from layerfuse.study.budgets import order_sentence, read_budgets, steps_by_arm, steps_sentences
 from layerfuse.study.data_summary import read_data_summary
 from layerfuse.study.findings import (

@@ -22,8 +22,9 @@ from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.files import locked, write_text
 from layerfuse.model.config import FusionConfig, shapes
 from layerfuse.progress import Progress, shown_progress
+from layerfuse.recipe.arms import Arm
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.recipe.schema import Recipe
 from layerfuse.study.budgets import refuse_auto_steps
 from layerfuse.study.check import check_arms, leave_out, load_checked
 from layerfuse.study.data_sizes import refuse_data_sizes

@@ -11,7 +11,8 @@ from layerfuse.cost.flops import count
 from layerfuse.fusion import FUSIONS
 from layerfuse.hardware import DTYPES, device, free_memory
 from layerfuse.model.config import FusionConfig
-from layerfuse.recipe.schema import Recipe, Stage
+from layerfuse.recipe.schema import Recipe
+from layerfuse.recipe.stage import Stage
 
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 INTERPRETER_BYTES = 700_000_000

@@ -30,7 +30,7 @@ from layerfuse.evaluate.significance import (
     inseparable_from_first,
 )
 from layerfuse.look.probe_report import Probes
-from layerfuse.recipe.schema import Claim, Statistics
+from layerfuse.recipe.evaluate_settings import Claim, Statistics
 from layerfuse.study.budgets import StepBudgets
 from layerfuse.study.guidance_effect import GuidanceRow, guidance_rows
 from layerfuse.study.likelihood_effect import ArmLikelihood, compare_likelihoods

@@ -16,7 +16,8 @@ from layerfuse.fusion import Strategy
 from layerfuse.hardware import DTYPES
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.pretrained import load_tokenizer, text_config_of
-from layerfuse.recipe.schema import Arm, Recipe
+from layerfuse.recipe.arms import Arm
+from layerfuse.recipe.schema import Recipe
 from layerfuse.study.coordinate import train_and_keep
 from layerfuse.study.plan import PlannedRun
 from layerfuse.study.trained_files import MODEL

@@ -27,7 +27,9 @@ from layerfuse.model.pretrained import compose_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
-from layerfuse.recipe.schema import Arm, Recipe, Stage
+from layerfuse.recipe.arms import Arm
+from layerfuse.recipe.schema import Recipe
+from layerfuse.recipe.stage import Stage
 from layerfuse.train import stages
 from layerfuse.train.along import AlongTraining, MomentCallback
 from layerfuse.train.closed_answers import trained_answer_tokens

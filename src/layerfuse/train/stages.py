@@ -16,7 +16,7 @@ from layerfuse.fusion.blocks import Projector
 from layerfuse.fusion.whitening import Whiten
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.recipe.schema import Lora, Part, RatedPart, Stage
+from layerfuse.recipe.stage import Lora, Part, RatedPart, Stage
 
 
 def parts(model: FusionVLM) -> dict[Part, nn.Module]:

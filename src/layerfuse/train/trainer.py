@@ -18,7 +18,8 @@ from layerfuse.data.collate import Collator, LengthGroups, SampleDataset
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
-from layerfuse.recipe.schema import Recipe, Stage
+from layerfuse.recipe.schema import Recipe
+from layerfuse.recipe.stage import Stage
 from layerfuse.train.along import MomentCallback
 from layerfuse.train.stages import parameter_groups
 
