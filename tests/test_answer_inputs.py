@@ -146,7 +146,8 @@ def test_ask_and_the_test_and_training_give_the_same_prompt(
     answerer.ask([file], question, max_new_tokens=1)
     predict(answerer, [sample], ONE_TOKEN)
 
-    asked, tested, answered = prompts
+    # the test reads the right answer first
+    asked, answered, tested = prompts
     assert torch.equal(asked, tested)
     assert torch.equal(answered[:, : asked.shape[1]], asked)
     # The row of the training goes on with the answer

@@ -433,14 +433,14 @@ def test_controls_take_the_guidance_away(guided: Guided, picture: Picture) -> No
     of_batches = record_weights(guided.model)
     records = predict(answerer, samples, EVALUATION)
 
-    # six questions are two batches; they are asked, measured, then asked under each control, and
-    # at last their right answers are read
+    # six questions are two batches; their right answers are read, then they are asked, measured,
+    # and asked under each control
     assert len(of_batches) == 10
-    asked = torch.cat(of_batches[0:2])
-    measured = torch.cat(of_batches[2:4])
-    under_shuffled = torch.cat(of_batches[4:6])
-    under_mean = torch.cat(of_batches[6:8])
-    answered = torch.cat(of_batches[8:10])
+    answered = torch.cat(of_batches[0:2])
+    asked = torch.cat(of_batches[2:4])
+    measured = torch.cat(of_batches[4:6])
+    under_shuffled = torch.cat(of_batches[6:8])
+    under_mean = torch.cat(of_batches[8:10])
     torch.testing.assert_close(measured, asked)
     torch.testing.assert_close(answered, asked)
     assert not torch.allclose(under_shuffled, asked)
