@@ -159,13 +159,23 @@ def test_seeds_are_correlated_with_each_other(sign: int, tmp_path: Path) -> None
     assert report.between_seeds == pytest.approx(sign)
 
 
+def test_of_arms_on_the_same_layers_the_first_stands_for_them(tmp_path: Path) -> None:
+    """Other strategies score otherwise, of which criteria of layers know nothing."""
+    study = trained_study(tmp_path, RISING, layers=[0, 1, 2, 3, 0, 1])
+
+    report = validated(study)
+
+    rows = [(selection.layers, selection.trained) for selection in report.selections]
+    assert [layers for layers, _ in rows] == [(0,), (1,), (2,), (3,)]
+    alone = validated(trained_study(tmp_path / "alone", RISING[:4], layers=[0, 1, 2, 3]))
+    assert rows == [(selection.layers, selection.trained) for selection in alone.selections]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         # A correlation of three says nothing
         ({"layers": [0, 1, 2]}, "holds 3 selections"),
-        # Two strategies, of which the layers do not decide the score
-        ({"layers": [0, 1, 2, 0, 1, 2]}, r"arms '0' and '3' of .* share \(0,\)"),
         ({"family": "v"}, r"no family of .* was probed; probed: \['t', 'u'\]"),
         # A deeper encoder's
         ({"layers": [0, 1, 2, 3, 4, 9]}, "9"),

@@ -42,6 +42,9 @@ Trained = dict[tuple[int, ...], dict[int, dict[str, float]]]
 def trained_scores(study: Path) -> Trained:
     """Read the accuracy of every selection of layers that a study trained.
 
+    Criteria know of layers alone: where several arms read the same ones by other strategies, the
+    first of them stands for the selection.
+
     Args:
         study: the folder of a finished study.
 
@@ -49,8 +52,7 @@ def trained_scores(study: Path) -> Trained:
         Accuracy, 0..1, by selection (its layers ascending), seed and family of questions.
 
     Raises:
-        LayerfuseError: results.jsonl cannot be read, two arms share their layers, so that layers
-            do not decide the score, or there are fewer than four selections.
+        LayerfuseError: results.jsonl cannot be read, or there are fewer than four selections.
     """
     arm_of: dict[tuple[int, ...], str] = {}
     scores: Trained = {}
@@ -65,7 +67,7 @@ def trained_scores(study: Path) -> Trained:
         # An arm appears once per seed; another arm of the same layers is another strategy
         first_arm = arm_of.setdefault(layers, record.arm)
         if first_arm != record.arm:
-            raise LayerfuseError(f"arms {first_arm!r} and {record.arm!r} of {study} share {layers}")
+            continue
         by_seed = scores.setdefault(layers, {})
         by_seed[record.seed] = record.scores.families
     if len(scores) < MINIMUM:
