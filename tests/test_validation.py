@@ -1,5 +1,6 @@
 """Whether cheap criteria rank the layers as training did."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,11 @@ import numpy as np
 import pytest
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.records import RunScores, write_records
+from layerfuse.evaluate.records import RunRecord, RunScores, read_records, write_records
 from layerfuse.look.probe_report import Probes
 from layerfuse.look.recommendation import Validation
 from layerfuse.look.similarity_report import LayerScores
-from layerfuse.look.validation import rank_correlation, validate
+from layerfuse.look.validation import rank_correlation, trained_scores, validate
 from tests.made_up import run_record
 from tests.small_look import probed
 
@@ -169,6 +170,26 @@ def test_of_arms_on_the_same_layers_the_first_stands_for_them(tmp_path: Path) ->
     assert [layers for layers, _ in rows] == [(0,), (1,), (2,), (3,)]
     alone = validated(trained_study(tmp_path / "alone", RISING[:4], layers=[0, 1, 2, 3]))
     assert rows == [(selection.layers, selection.trained) for selection in alone.selections]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "layers"),
+    [
+        ({"name": "group_mean", "base": 5}, (3, 5)),
+        ({"name": "weighted_sum", "base": 5, "beside": "concat"}, (3, 5)),
+        # Its base is not read
+        ({"name": "weighted_sum", "base": 5, "beside": "none"}, (3,)),
+    ],
+)
+def test_a_selection_is_what_the_strategy_reads(
+    fusion: dict[str, Any], layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    study = trained_study(tmp_path, RISING)
+    records = read_records(study / "results.jsonl", RunRecord)
+    records[3] = replace(records[3], fusion=fusion)
+    write_records(study / "results.jsonl", records)
+
+    assert list(trained_scores(study))[3] == layers
 
 
 @pytest.mark.parametrize(

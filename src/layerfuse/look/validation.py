@@ -22,6 +22,8 @@ from layerfuse.look.recommendation import (
     Validation,
 )
 from layerfuse.look.similarity_report import LayerScores
+from layerfuse.model.config import strategy_of
+from layerfuse.vision.selection import select
 
 CRITERIA = (
     "probes, mean tokens",
@@ -57,12 +59,9 @@ def trained_scores(study: Path) -> Trained:
     arm_of: dict[tuple[int, ...], str] = {}
     scores: Trained = {}
     for record in read_records(study / "results.jsonl", RunRecord):
-        chosen = set(record.layers)
         # Some strategies read a deep layer (`base`) beside the selected ones
-        base = record.fusion.get("base")
-        if base is not None:
-            chosen.add(base)
-        layers = tuple(sorted(chosen))
+        selection = select(record.layers, record.depth)
+        layers = strategy_of(record.fusion).options.taps(selection)
 
         # An arm appears once per seed; another arm of the same layers is another strategy
         first_arm = arm_of.setdefault(layers, record.arm)
