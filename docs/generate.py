@@ -33,8 +33,8 @@ README = DOCS.parent / "README.md"
 PREDICTION = (
     "Spearman's rank correlation of each criterion, read off the frozen encoder, with the mean "
     "accuracy after training, over the families that were trained and probed, with the 95 % "
-    "interval of Bonett and Wright. Criteria of single layers are averaged over a selection. Where several arms read "
-    "the same layers, the first stands for them."
+    "interval of Bonett and Wright. Criteria of single layers are averaged over a selection. Where "
+    "several arms read the same layers, the first stands for them."
 )
 UNFINISHED = "Not trained long enough to say"
 SPEED_ONLY = (
