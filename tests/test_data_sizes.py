@@ -444,6 +444,25 @@ def test_show_prints_the_plan(sized: dict[str, Any], tmp_path: Path) -> None:
     assert "2 (2 steps), 4 (2 steps), 8 (2 steps); 4 runs each, 12 in all" in text.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("settings", "runs"),
+    [
+        ({"auto_seeds": {"first": 2, "maximum": 5}}, "4 to 10 runs each. The"),
+        ({}, "6 to 16 runs each. The"),
+    ],
+)
+def test_show_says_that_seeds_are_added_at_each_size(
+    settings: dict[str, Any], runs: str, sized: dict[str, Any], tmp_path: Path
+) -> None:
+    sized["seeds"] = "auto"
+    sized.update(settings)
+    text = io.StringIO()
+
+    show(write_recipe(tmp_path, sized), console=Console(file=text, width=200))
+
+    assert runs in text.getvalue()
+
+
 def test_show_counts_the_samples_of_the_subset(recipe: dict[str, Any], tmp_path: Path) -> None:
     stage = recipe["stages"]["align"]
     del stage["steps"]

@@ -392,11 +392,15 @@ def plan_of_sizes(recipe: Recipe) -> str:
         else:
             steps = _span_of_steps(recipe.step_rule)
         lengths.append(f"{size:,} ({steps} steps)")
-    runs_of_size = sum(len(arm.seeds or recipe.seeds) for arm in recipe.all_arms())
-    if recipe.step_rule is None:
-        count = f"{runs_of_size} runs each, {runs_of_size * len(lengths)} in all"
-    else:
-        count = f"{runs_of_size} runs each for every budget of steps"
+    arms = recipe.all_arms()
+    runs_of_size = sum(len(arm.seeds or recipe.all_seeds) for arm in arms)
+    count = f"{runs_of_size} runs each"
+    if recipe.seed_rule is not None:
+        count = f"{len(arms) * recipe.seed_rule.first} to {count}"
+    if recipe.step_rule is not None:
+        count += " for every budget of steps"
+    elif recipe.seed_rule is None:
+        count += f", {runs_of_size * len(lengths)} in all"
     return (
         f"data_sizes: one study for each number of samples of {recipe.last_stage}: "
         f"{', '.join(lengths)}; {count}. The table of stages shows the largest."
