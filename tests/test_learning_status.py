@@ -5,15 +5,18 @@ from collections import Counter
 from dataclasses import replace
 from math import log
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sources import load
 from layerfuse.evaluate.learning_status import (
+    ACCURACY_GAIN,
     ArmLearning,
     RunLearning,
     blind_loss,
+    gain_of_last_quarter,
     judge_arm,
     judge_learning,
     judge_run,
@@ -280,3 +283,39 @@ def test_what_committed_results_say_follows_from_their_runs(name: str) -> None:
     assert summary["findings"]["headline"].startswith("Not trained long enough to say")
     for arm in arms.values():
         assert all(run.state != "flat" for run in arm.runs)
+
+
+def pooled_deviation_of_gains() -> tuple[float, int]:
+    """Between the seeds of an arm, in points, over all committed arms with validation data."""
+    squares = 0.0
+    degrees = 0
+    num_arms = 0
+    files = [*RESULTS.glob("*/results.jsonl"), *RESULTS.glob("training-length/*.jsonl")]
+    for file in files:
+        gains: dict[str, list[float]] = {}
+        for record in read_records(file, RunRecord):
+            gain = gain_of_last_quarter(record.along)
+            if gain is not None:
+                gains.setdefault(record.arm, []).append(100 * gain)
+        for of_arm in gains.values():
+            mean = sum(of_arm) / len(of_arm)
+            squares += sum((gain - mean) ** 2 for gain in of_arm)
+            degrees += len(of_arm) - 1
+            num_arms += 1
+    return (squares / degrees) ** 0.5, num_arms
+
+
+def test_the_page_states_the_noise_of_gains_and_what_follows_from_it() -> None:
+    """Committed results may grow: the page must then be written again."""
+    page = (RESULTS.parent / "docs" / "training-length.md").read_text("utf-8")
+    deviation, num_arms = pooled_deviation_of_gains()
+
+    assert f"by {deviation:.2f}\npoints" in page
+    assert f"the {num_arms} arms of scenes" in page
+    for runs, name in enumerate(("one run", "two runs", "three runs"), start=1):
+        noise = NormalDist(0, round(deviation, 2) / runs**0.5)
+        cells = []
+        for gain in (0.5, 1.0, 1.5, 2.5, 3.0):
+            improving = noise.cdf(gain - 100 * ACCURACY_GAIN)
+            cells.append(f"{100 * improving:.0f} %")
+        assert f"| {name} | {' | '.join(cells)} |" in page

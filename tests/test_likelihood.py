@@ -171,6 +171,28 @@ def test_answers_that_are_known_from_it_are_those_that_generation_gives(
     assert 0 < sum(num_asked) < 40
 
 
+def test_an_answer_behind_another_prompt_than_generation_starts_from_is_not_known(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer may merge the end of a prompt with the answer: generation then sees another."""
+    alone = TEST.model_copy(update={"log_likelihood": False, "controls": (), "max_new_tokens": 8})
+    num_known = 0
+    for seed in range(5):
+        answerer = terse("concat", seed)
+        said = [record.prediction for record in predict(answerer, samples, alone)]
+        asked = list(questions(answered_as(samples, [text or "a" for text in said])))
+        num_known += sum(row.greedy for row in answer_likelihoods(answerer, asked, batch_size=4))
+        whole_inputs = answerer.processor.text_inputs
+
+        def without_last_token(*args: Any, whole: Any = whole_inputs) -> dict[str, torch.Tensor]:
+            return {name: value[:, :-1] for name, value in whole(*args).items()}
+
+        monkeypatch.setattr(answerer.processor, "text_inputs", without_last_token)
+        for row in answer_likelihoods(answerer, asked, batch_size=4):
+            assert not row.greedy
+    assert num_known > 0
+
+
 def test_it_can_be_left_out(samples: list[Sample]) -> None:
     answerer = answerer_of("concat")
     evaluation = TEST.model_copy(update={"log_likelihood": False})
