@@ -65,6 +65,21 @@ class MadeUpRuns:
         write_records(folder / PREDICTIONS, answers)
         write_text(folder / RESULT, json.dumps(record.to_json()))
 
+    def stop_and_continue(self, path: Path, folder: Path, after: int) -> None:
+        """Stop a study after so many runs, and do it again; `done` names the runs of both.
+
+        Args:
+            path: of the recipe.
+            folder: of the study.
+            after: runs.
+        """
+        self.done = []
+        self.allowed = after
+        with pytest.raises(LayerfuseError, match="stopped"):
+            run_study(path, folder)
+        self.allowed = 10**6
+        run_study(path, folder)
+
 
 def learned(record: RunRecord, steps: int, is_flat: bool, validated: bool) -> RunRecord:
     """The record with the training of a run that is flat at its end, or still improving.
