@@ -11,12 +11,19 @@ from rich.console import Console
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.metrics import scores
-from layerfuse.evaluate.records import PREDICTIONS, CurvePoint, RunRecord, write_records
+from layerfuse.evaluate.records import (
+    PREDICTIONS,
+    CurvePoint,
+    FinishedRun,
+    RunRecord,
+    write_records,
+)
 from layerfuse.files import write_text
-from layerfuse.study import execute
+from layerfuse.study import execute, report
 from layerfuse.study.coordinate import study
 from layerfuse.study.execute import Job
 from layerfuse.study.plan import RESULT, PlannedRun
+from layerfuse.study.summary import Summary
 from layerfuse.study.trained_files import MODEL
 from tests.made_up import run_record
 from tests.made_up_studies import random_answers
@@ -108,10 +115,16 @@ def made_up_runs(
     rates: dict[str, float],
     flat_from: dict[str, int] | None = None,
 ) -> MadeUpRuns:
-    """Make up all runs from now on."""
+    """Make up all runs from now on, and draw no figures of them: most of a report's time."""
     made_up = MadeUpRuns(rates, flat_from)
     monkeypatch.setattr(execute, "run_arm", made_up)
+    monkeypatch.setattr(report, "draw", no_figures)
     return made_up
+
+
+def no_figures(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
+    """Stands for the drawing of a report's figures."""
+    return []
 
 
 def run_study(path: Path, folder: Path) -> str:

@@ -27,7 +27,8 @@ from layerfuse.evaluate.records import (
     write_records,
 )
 from layerfuse.study.findings import state_findings
-from layerfuse.study.report import choose, thumbnail, write_report
+from layerfuse.study.report import write_report
+from layerfuse.study.report_examples import choose, thumbnail
 from layerfuse.study.summary import summarize
 from tests.made_up import answer_record, run_record
 from tests.made_up_studies import finished_run

@@ -13,13 +13,13 @@ from layerfuse.evaluate.learning_status import ArmLearning
 from layerfuse.files import write_text
 from layerfuse.recipe.schema import Recipe
 from layerfuse.study.findings import ONE_SEED, listed
-from layerfuse.study.report import (
+from layerfuse.study.report import page_template
+from layerfuse.study.report_figures import (
     LEGEND_COLUMNS,
     LEGEND_ROW,
     WIDTH,
     add_legend,
     inline,
-    page_template,
 )
 
 DATA_SIZES = "data_sizes.json"

@@ -1,0 +1,175 @@
+"""The figures of a study's report: written as files, and made parts of its page."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerfuse.evaluate.records import FinishedRun
+from layerfuse.study.summary import Summary
+
+# A study imports this module before it trains; matplotlib is loaded when figures are drawn.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from layerfuse import plots
+
+# Figures: inches, and labels of arms in a row of the legend.
+WIDTH = 9.2
+LEGEND_ROW = 0.26
+LEGEND_COLUMNS = 4
+
+
+def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
+    """Write the figures as PNG and SVG.
+
+    Args:
+        summary: the numbers of the study.
+        runs: all finished runs.
+        folder: where the figures go.
+
+    Returns:
+        The names of the figures.
+    """
+    from layerfuse import plots
+
+    # An arm's look follows its place in results.jsonl, not its rank, which new runs may change.
+    order: dict[str, int] = {}
+    stages: list[str] = []
+    for run in runs:
+        order.setdefault(run.record.arm, len(order))
+        for stage in run.record.losses:
+            if stage not in stages:
+                stages.append(stage)
+    # `plots` lies on a lower floor and knows nothing of studies.
+    arms = []
+    for arm in summary.arms:
+        families = {}
+        for family, score in arm.families.items():
+            families[family] = plots.Share(score.score, score.interval)
+        arms.append(
+            plots.ArmResult(
+                arm=arm.arm,
+                index=order[arm.arm],
+                mean=plots.Share(arm.mean.score, arm.mean.interval),
+                seed_means=arm.seed_means,
+                families=families,
+            )
+        )
+    data = plots.StudyResult(
+        arms=arms,
+        baseline=summary.baseline,
+        chance=summary.chance.mean,
+        family_chance=summary.chance.families,
+    )
+    legend = LEGEND_ROW * math.ceil(len(arms) / LEGEND_COLUMNS)
+
+    # Higher with every arm: one row each.
+    with plots.figure(folder / "scores", WIDTH, 1.1 + 0.42 * len(arms)) as figure:
+        plots.plot_scores(data, figure.subplots())
+    with plots.figure(folder / "families", WIDTH, 4 + legend) as figure:
+        axes = plots.plot_families(data, figure.subplots())
+        add_legend(figure, [axes])
+    names = ["scores", "families"]
+    curves = validation_curves(runs, order)
+    if curves:
+        with plots.figure(folder / "along", WIDTH, 3.4 + legend) as figure:
+            accuracy_axes, loss_axes = figure.subplots(1, 2)
+            plots.plot_validation(curves, accuracy_axes, loss_axes)
+            add_legend(figure, [accuracy_axes])
+        names.append("along")
+    if not stages:
+        return names
+
+    with plots.figure(folder / "losses", WIDTH, 3.4 + legend) as figure:
+        stage_axes = figure.subplots(1, len(stages), squeeze=False)[0]
+        for stage, axes in zip(stages, stage_axes, strict=True):
+            curves = loss_curves(runs, stage, order)
+            plots.plot_losses(plots.StageLosses(stage, curves), axes)
+        add_legend(figure, stage_axes)
+    return [*names, "losses"]
+
+
+def validation_curves(
+    runs: list[FinishedRun], order: dict[str, int]
+) -> "list[plots.ValidationCurve]":
+    """Give what the runs answered along training; none of studies without validation data."""
+    from layerfuse.plots import ValidationCurve
+
+    curves = []
+    for run in runs:
+        points = run.record.along
+        if not points:
+            continue
+        curves.append(
+            ValidationCurve(
+                arm=run.record.arm,
+                index=order[run.record.arm],
+                samples=[point.samples for point in points],
+                accuracy=[point.accuracy for point in points],
+                loss=[point.loss for point in points],
+            )
+        )
+    return curves
+
+
+def loss_curves(
+    runs: list[FinishedRun], stage: str, order: dict[str, int]
+) -> "list[plots.LossCurve]":
+    """Give the losses of one stage, one curve a run."""
+    from layerfuse.plots import LossCurve
+
+    curves = []
+    for run in runs:
+        arm = run.record.arm
+        curves.append(
+            LossCurve(
+                arm=arm,
+                index=order[arm],
+                points=run.record.losses.get(stage, []),
+            )
+        )
+    return curves
+
+
+def add_legend(figure: "Figure", all_axes: "Iterable[Axes]") -> None:
+    """Write every label of the axes once, below them."""
+    handles = {}
+    # By label: the arms are the same on all axes.
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles[label] = handle
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=LEGEND_COLUMNS,
+    )
+
+
+def inline(file: Path) -> str:
+    """Make an SVG file part of a page.
+
+    Args:
+        file: the figure.
+
+    Returns:
+        Its element alone, with ids of its own, grey as the page's text, scaling to its box.
+    """
+    from layerfuse.plots import INK
+
+    name = file.stem
+    text = file.read_text("utf-8")
+    text = text[text.index("<svg") :]
+    # The page decides the colour of text, so that it is legible in light and dark mode.
+    text = text.replace(INK, "currentColor")
+    # Figures on one page must not share ids.
+    for before in ('id="', 'href="#', "url(#"):
+        text = text.replace(before, f"{before}{name}-")
+    head, body = text.split(">", 1)
+    box = head.split('viewBox="')[1].split('"')[0]
+    return (
+        f'<svg viewBox="{box}" role="img" aria-label="{name}" xmlns="http://www.w3.org/2000/svg" '
+        f'xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
+    )
