@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from docs import house
+from docs import comparisons, house
 from layerfuse.evaluate.claims import JudgedClaim
 from layerfuse.evaluate.learning_status import ArmLearning
 from layerfuse.evaluate.significance import seed_noise
@@ -566,6 +566,9 @@ def pages() -> dict[Path, str]:
         text_by_path[DOCS / f"results-{name}.md"] = results_page(name)
         summaries[name] = json.loads(file.read_text("utf-8"))
     text_by_path[DOCS / "claims.md"] = claims_page(summaries)
+    text_by_path[DOCS / "results-conditioning.md"] = comparisons.conditioning_page()
+    if comparisons.measured(comparisons.DEPTHS):
+        text_by_path[DOCS / "results-scenes-blocks.md"] = comparisons.blocks_page()
     return text_by_path
 
 
