@@ -203,11 +203,24 @@ def train(
 @app.command("eval")
 def evaluate(
     model: ModelFolder,
+    suite: Annotated[
+        str | None, Option(help="A suite of benchmarks (see list suites), or a YAML file.")
+    ] = None,
     data: Annotated[
-        str, Argument(help="A LLaVA JSON file, a folder of images, or a Hugging Face dataset.")
-    ],
-    split: Annotated[str, Option(help="Split of a dataset.")] = "test",
-    limit: Annotated[int | None, Option(help="Use only the first samples.", min=1)] = None,
+        str | None,
+        Option(help="A LLaVA JSON file, a folder of images, or a Hugging Face dataset."),
+    ] = None,
+    benchmarks: Annotated[
+        Path, Option(help="With --suite: the folder of the benchmarks, one for each inside.")
+    ] = Path("benchmarks"),
+    partial_average: Annotated[
+        bool,
+        Option("--partial-average", help="With --suite: average what there is."),
+    ] = False,
+    split: Annotated[str, Option(help="With --data: split of a dataset.")] = "test",
+    limit: Annotated[
+        int | None, Option(help="With --data: use only the first samples.", min=1)
+    ] = None,
     column: Annotated[
         list[str] | None,
         Option(help="What the data calls a column, as image=imgs; repeatable. As `columns`."),
@@ -220,23 +233,44 @@ def evaluate(
         bool, Option("--literal-answers", help="Markers such as <image> in answers are text.")
     ] = False,
     batch_size: Annotated[int, Option(help="Questions answered at once.", min=1)] = 32,
-    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.", min=1)] = 16,
+    max_new_tokens: Annotated[
+        int | None,
+        Option(help="Longest answer, in tokens.", min=1, show_default="16; a suite's own"),
+    ] = None,
     controls: Annotated[
         bool, Option("--controls", help="Also ask guided strategies without their guidance.")
     ] = False,
     seed: Annotated[int, Option(help="Seed of the resampling of pictures.", min=0)] = 0,
     output: Annotated[
-        Path | None, Option(help="Folder of the results.", show_default="MODEL/evaluation")
+        Path | None,
+        Option(help="Folder of the results.", show_default="MODEL/evaluation, MODEL/suites/NAME"),
     ] = None,
     imports: Imports = None,
 ) -> None:
-    """Test a trained model on any data: exact match by family, with intervals over pictures."""
+    """Test a trained model: a suite of benchmarks as papers print it, or any data by family."""
+    _import_strategies(imports)
+    if (suite is None) == (data is None):
+        raise LayerfuseError("give --suite NAME or --data FILE, one of them")
+    if suite is not None:
+        from layerfuse.evaluate.suite_run import evaluate_suite
+        from layerfuse.evaluate.suites import load_suite
+
+        folder = evaluate_suite(
+            model,
+            load_suite(suite),
+            benchmarks=benchmarks,
+            output=output,
+            batch_size=batch_size,
+            partial_average=partial_average,
+        )
+        typer.echo(f"answers and scores: {folder}")
+        return
+
     from layerfuse.evaluate.evaluation import data_of, evaluate
     from layerfuse.recipe.evaluate_settings import Evaluation
 
-    _import_strategies(imports)
     tested = data_of(
-        data,
+        str(data),
         split,
         limit,
         columns=tuple(column or ()),
@@ -246,7 +280,7 @@ def evaluate(
     evaluation = Evaluation(
         data=tested,
         batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens or 16,
         controls=("shuffled", "mean") if controls else (),
     )
     folder = evaluate(model, evaluation, output=output, seed=seed)

@@ -1,11 +1,12 @@
 """The small interface behind every benchmark: its questions, and what an answer scores."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.vision.picture import Picture
 
 Box = tuple[float, float, float, float]
@@ -91,6 +92,7 @@ class Benchmark(ABC):
         expected: the files that `load` wants, relative to the benchmark's folder, for errors and
             for the page of benchmarks.
         headline: the column that stands for the benchmark where a table has one column for it.
+        needs_files: whether it has files to be downloaded; else it makes its own questions.
     """
 
     name: ClassVar[str]
@@ -98,6 +100,7 @@ class Benchmark(ABC):
     licence: ClassVar[str]
     expected: ClassVar[tuple[str, ...]]
     headline: ClassVar[str]
+    needs_files: ClassVar[bool] = True
 
     @abstractmethod
     def load(self, folder: Path) -> list[Item]:
@@ -135,6 +138,37 @@ class Benchmark(ABC):
         Returns:
             The headline among them.
         """
+
+    def id_in(self, line: Mapping[str, Any], items: Sequence[Item]) -> str:
+        """Say which question a line of a file of answers is about.
+
+        Args:
+            line: of JSON lines, by layerfuse, by another tool, or released with a paper.
+            items: all questions.
+
+        Returns:
+            The question's id, or what stands in its place.
+
+        Raises:
+            LayerfuseError: the line names no question.
+        """
+        for key in ("id", "question_id"):
+            if key in line:
+                return str(line[key])
+        raise LayerfuseError(
+            f"a line names no question: expected id or question_id, found: {', '.join(line)}"
+        )
+
+    def notes(self, items: Sequence[Item]) -> list[str]:
+        """Say what a reader of the scores must know of the questions, such as their revision.
+
+        Args:
+            items: all questions, as `load` gave them.
+
+        Returns:
+            Sentences; may be empty.
+        """
+        return []
 
 
 BENCHMARKS: dict[str, Benchmark] = {}
