@@ -81,6 +81,16 @@ ProbeData = Annotated[str | None, Option(help="LLaVA JSON with short answers. De
 ProbeTest = Annotated[str | None, Option(help="The same to test on. Default: 3/10 of the data")]
 
 
+def _refuse_options(context: typer.Context, useless: tuple[str, ...], suite: str | None) -> None:
+    """Raise LayerfuseError for options that were given and would change nothing."""
+    for name in useless:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            other = "--data" if suite is not None else "--suite"
+            option = name.replace("_", "-")
+            raise LayerfuseError(f"--{option} goes with {other} alone")
+
+
 def _import_strategies(modules: list[str] | None) -> None:
     """Import the user's modules, so that the strategies they register have names.
 
@@ -200,8 +210,18 @@ def train(
     typer.echo(f"model: {trained.model}")
 
 
+DATA_OPTIONS = (
+    *("split", "limit", "column", "ignore_column", "literal_answers"),
+    *("max_new_tokens", "controls", "seed"),
+)
+"""Options of `eval` that a suite has no use for."""
+SUITE_OPTIONS = ("benchmarks", "partial_average")
+"""Options of `eval` that data have no use for."""
+
+
 @app.command("eval")
 def evaluate(
+    context: typer.Context,
     model: ModelFolder,
     suite: Annotated[
         str | None, Option(help="A suite of benchmarks (see list suites), or a YAML file.")
@@ -235,7 +255,7 @@ def evaluate(
     batch_size: Annotated[int, Option(help="Questions answered at once.", min=1)] = 32,
     max_new_tokens: Annotated[
         int | None,
-        Option(help="Longest answer, in tokens.", min=1, show_default="16; a suite's own"),
+        Option(help="With --data: longest answer, in tokens.", min=1, show_default="16"),
     ] = None,
     controls: Annotated[
         bool, Option("--controls", help="Also ask guided strategies without their guidance.")
@@ -251,6 +271,7 @@ def evaluate(
     _import_strategies(imports)
     if (suite is None) == (data is None):
         raise LayerfuseError("give --suite NAME or --data FILE, one of them")
+    _refuse_options(context, DATA_OPTIONS if data is None else SUITE_OPTIONS, suite)
     if suite is not None:
         from layerfuse.evaluate.suite_run import evaluate_suite
         from layerfuse.evaluate.suites import load_suite
@@ -285,6 +306,47 @@ def evaluate(
     )
     folder = evaluate(model, evaluation, output=output, seed=seed)
     typer.echo(f"answers and scores: {folder}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        Argument(help="Folders of answers, as `eval --suite` writes them, or NAME=FOLDER."),
+    ],
+    suite: Annotated[str, Option(help="The suite that they are compared on.")],
+    benchmarks: Annotated[
+        Path, Option(help="The folder of the benchmarks, one for each inside.")
+    ] = Path("benchmarks"),
+    baseline: Annotated[
+        str | None, Option(help="The run to compare with.", show_default="the first")
+    ] = None,
+    published: Annotated[
+        bool, Option("--published/--no-published", help="Rows of papers below the runs.")
+    ] = True,
+    form: Annotated[
+        Literal["terminal", "markdown", "latex", "csv"], Option("--format", help="Of the tables.")
+    ] = "terminal",
+    resamples: Annotated[int, Option(help="Number of redrawn sets of pictures.", min=100)] = 1000,
+    seed: Annotated[int, Option(help="Seed of the redrawing.", min=0)] = 0,
+    output: Annotated[
+        Path | None, Option(help="Also write comparison.json, the tables and figures there.")
+    ] = None,
+) -> None:
+    """Compare runs by their answers, paired over pictures, beside published rows."""
+    from layerfuse.evaluate.compare_report import report_comparison
+
+    report_comparison(
+        runs,
+        suite,
+        benchmarks=benchmarks,
+        baseline=baseline,
+        published=published,
+        form=form,
+        resamples=resamples,
+        seed=seed,
+        output=output,
+    )
 
 
 @app.command()
@@ -438,6 +500,22 @@ def recommend(
         dtype=dtype,
         output=output,
     )
+
+
+@listing.command("suites")
+def list_suites() -> None:
+    """Every suite of benchmarks, with its columns and where they come from."""
+    from layerfuse.evaluate.listings import list_suites
+
+    list_suites()
+
+
+@listing.command("benchmarks")
+def list_benchmarks() -> None:
+    """Every benchmark with the files that it expects, and its licence."""
+    from layerfuse.evaluate.listings import list_benchmarks
+
+    list_benchmarks()
 
 
 @listing.command("fusions")

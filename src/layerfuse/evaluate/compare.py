@@ -271,7 +271,7 @@ def _redraw(
 
 
 def _clusters(items: Sequence[Item]) -> list[int]:
-    """A number for each question, the same for those that share a picture or are judged together."""
+    """A number for each question, the same where they share a picture or are judged together."""
     shown: list[list[str]] = []
     for item in items:
         names = [f"picture {picture.name}" for picture in item.pictures]
