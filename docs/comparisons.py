@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from docs.results_pages import RESULTS, table_row
 from layerfuse.evaluate.learning_status import ArmLearning
 from layerfuse.evaluate.records import RunRecord, read_records
 from layerfuse.evaluate.significance import seed_noise
 from layerfuse.look.validation import rank_correlation
 
-RESULTS = Path(__file__).parent.parent / "results"
 CONDITIONING = """# What conditioning did to a ranking of strategies
 
 The same ten strategies on the same pictures and models. *Standardised* layers have channels of mean
@@ -90,15 +90,18 @@ def comparison(columns: Sequence[Column]) -> list[str]:
     for of_study in scores:
         names += [name for name in of_study if name not in names]
 
-    lines = [row(["arm", *(column.title for column in columns)]), "|---" * (1 + len(columns)) + "|"]
+    lines = [
+        table_row(["arm", *(column.title for column in columns)]),
+        "|---" * (1 + len(columns)) + "|",
+    ]
     for name in names:
-        cells = [name.replace("|", "\\|")]
+        cells = [name]
         for summary, of_study in zip(summaries, scores, strict=True):
             cells.append(score_cell(summary, of_study, name))
-        lines.append(row(cells))
+        lines.append(table_row(cells))
     lines += ["", MEANING, ""]
 
-    lines += [row(["study", "seeds", "seed SD, points", "arms still to learn", "order"])]
+    lines += [table_row(["study", "seeds", "seed SD, points", "arms still to learn", "order"])]
     lines += ["|---" * 5 + "|"]
     for column, summary, of_study in zip(columns, summaries, scores, strict=True):
         unfinished = 0
@@ -107,7 +110,7 @@ def comparison(columns: Sequence[Column]) -> list[str]:
                 unfinished += 1
         noise = seed_noise_points(summary)
         lines.append(
-            row(
+            table_row(
                 [
                     column.title,
                     str(max(len(arm["seeds"]) for arm in summary["arms"])),
@@ -124,11 +127,6 @@ def comparison(columns: Sequence[Column]) -> list[str]:
         "nearly equal may change places by noise alone.",
     ]
     return lines
-
-
-def row(cells: Sequence[str]) -> str:
-    """A line of a table."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def score_cell(summary: dict[str, Any], scores: dict[str, float], name: str) -> str:
@@ -164,7 +162,7 @@ def agreement(scores: dict[str, float], reference: dict[str, float]) -> str:
 def costs(columns: Sequence[Column]) -> list[str]:
     """What a run of each study cost."""
     lines = [
-        row(["study", "steps", "seconds a run, training and its validation"]),
+        table_row(["study", "steps", "seconds a run, training and its validation"]),
         "|---" * 3 + "|",
     ]
     for column in columns:
@@ -172,7 +170,7 @@ def costs(columns: Sequence[Column]) -> list[str]:
         seconds = [record.seconds["finetune"] for record in records]
         steps = sorted({record.losses["finetune"][-1][0] for record in records})
         lines.append(
-            row(
+            table_row(
                 [
                     column.title,
                     ", ".join(f"{number:,}" for number in steps),

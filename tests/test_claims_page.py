@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from docs.generate import claims_page, claims_section
+from docs.claims_page import claims_page
+from docs.results_pages import claims_section
 from layerfuse.recipe.evaluate_settings import Claim
 from layerfuse.study.findings import state_findings
 from layerfuse.study.report import summary_content
