@@ -21,6 +21,7 @@ from layerfuse.evaluate.benchmarks.mmvp import Mmvp
 from layerfuse.evaluate.benchmarks.ocrbench import OcrBench
 from layerfuse.evaluate.benchmarks.pope import Pope
 from layerfuse.evaluate.benchmarks.realworldqa import RealWorldQa
+from layerfuse.evaluate.benchmarks.samples import GeneratedScenes, RealPictures
 from layerfuse.evaluate.benchmarks.scienceqa import ScienceQa
 from layerfuse.evaluate.benchmarks.seed_bench import SeedBenchImage
 from layerfuse.evaluate.benchmarks.vqa import Gqa, OkVqa, TextVqa, VizWiz, VqaV2
@@ -34,6 +35,7 @@ __all__ = [
     "Column",
     "CvBench",
     "DocVqa",
+    "GeneratedScenes",
     "Gqa",
     "HallusionBench",
     "InfoVqa",
@@ -46,6 +48,7 @@ __all__ = [
     "OcrBench",
     "OkVqa",
     "Pope",
+    "RealPictures",
     "RealWorldQa",
     "RefCoco",
     "RefCocoG",
