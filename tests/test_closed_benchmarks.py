@@ -14,9 +14,10 @@ from PIL import Image
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Column, Item
-from layerfuse.evaluate.benchmarks.base import JudgedItem
+from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.benchmarks.mme import COGNITION, PERCEPTION, Mme, find_by_llava_id
 from layerfuse.evaluate.benchmarks.mmstar import split_options
+from layerfuse.evaluate.benchmarks.official_files import check_pictures
 from layerfuse.evaluate.benchmarks.pope import SPLITS, Pope
 
 CLOSED = (
@@ -279,8 +280,10 @@ def test_pope_refuses_a_split_that_ends_between_two_lines(tmp_path: Path):
 def test_pope_refuses_repeated_ids_and_other_labels_and_missing_pictures(tmp_path: Path):
     write_pope(tmp_path)
     (tmp_path / "val2014" / "b.jpg").unlink()
+    # Answers are scored without pictures.
+    items = Pope().load(tmp_path)
     with pytest.raises(LayerfuseError, match=r"1 of 2 pictures are missing.*b\.jpg"):
-        Pope().load(tmp_path)
+        check_pictures(items)
     rows = pope_rows("random")
     write_lines(tmp_path / "coco_pope_random.json", rows + rows[-1:])
     with pytest.raises(LayerfuseError, match="same id 'random/5'"):
@@ -394,11 +397,37 @@ def test_mme_refuses_pictures_that_have_not_two_questions(content: str, words: s
         Mme().load(tmp_path)
 
 
+def test_mme_is_read_without_its_pictures(tmp_path: Path):
+    """Files of answers are scored without them, under the ids that the release's pictures give."""
+    write_mme(tmp_path)
+    with_pictures = [item.id for item in Mme().load(tmp_path)]
+    pictures = [*tmp_path.rglob("*.jpg"), *tmp_path.rglob("*.png")]
+    for picture in pictures:
+        picture.unlink()
+    for folder in tmp_path.rglob("images"):
+        folder.rmdir()
+
+    items = Mme().load(tmp_path)
+
+    assert [item.id.split(".")[0] for item in items] == [id.split(".")[0] for id in with_pictures]
+    suffixes = {item.group: item.id.split(".")[1][:3] for item in items}
+    assert suffixes == {
+        **dict.fromkeys(PERCEPTION, "jpg"),
+        **dict.fromkeys(COGNITION, "png"),
+    }
+    # LLaVA's file may name a picture of the other kind.
+    of_ocr = [item for item in items if item.group == "OCR"]
+    named = {"question_id": "OCR/0001.png", "prompt": of_ocr[1].question}
+    assert Mme().id_in(named, items) == of_ocr[1].id
+    with pytest.raises(LayerfuseError, match=f"{len(pictures)} of {len(pictures)} pictures are"):
+        check_pictures(items)
+
+
 def test_mme_refuses_missing_tasks_and_pictures(tmp_path: Path):
     write_mme(tmp_path)
     (tmp_path / "OCR" / "0001.jpg").rename(tmp_path / "OCR" / "0002.jpg")
-    with pytest.raises(LayerfuseError, match=r"no picture 0001\.jpg or 0001\.png, which"):
-        Mme().load(tmp_path)
+    with pytest.raises(LayerfuseError, match=r"1 of \d+ pictures are missing.*OCR/0001\.jpg"):
+        check_pictures(Mme().load(tmp_path))
     (tmp_path / "OCR").rename(tmp_path / "ocr_")
     with pytest.raises(LayerfuseError, match="no folder for OCR; one for each"):
         Mme().load(tmp_path)
@@ -470,8 +499,9 @@ def test_scienceqa_refuses_what_does_not_fit(tmp_path: Path):
     problems = write_scienceqa(tmp_path)
     benchmark = BENCHMARKS["scienceqa"]
     (tmp_path / "images" / "test" / "12" / "image.png").unlink()
+    items = benchmark.load(tmp_path)
     with pytest.raises(LayerfuseError, match="1 of 2 pictures are missing"):
-        benchmark.load(tmp_path)
+        check_pictures(items)
     problems["11"]["answer"] = 2
     (tmp_path / "problems.json").write_text(json.dumps(problems))
     with pytest.raises(LayerfuseError, match="answer 2 to problem 11; the number of one of its 2"):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from layerfuse import plots
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
-from layerfuse.study.depth_figure import LayerScores, layer_scores, normalised
+from layerfuse.study.depth_figure import DepthScores, layer_scores, normalised
 from layerfuse.study.report import write_report
 from tests.made_up import answer_record, run_record
 from tests.made_up_studies import random_study, save_study
@@ -234,7 +234,7 @@ def test_rounding_is_no_difference() -> None:
     seeds = {1: [0.1, 0.2], 2: [0.15, 0.15], 3: [0.3, 0.0]}
     assert len({sum(of_layer) / 2 for of_layer in seeds.values()}) > 1
 
-    assert normalised(LayerScores("", {"all": seeds}), from_lowest=True).curves == []
+    assert normalised(DepthScores("", {"all": seeds}), from_lowest=True).curves == []
 
 
 def test_a_panel_without_lines_says_why() -> None:

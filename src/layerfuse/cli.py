@@ -81,14 +81,24 @@ ProbeData = Annotated[str | None, Option(help="LLaVA JSON with short answers. De
 ProbeTest = Annotated[str | None, Option(help="The same to test on. Default: 3/10 of the data")]
 
 
-def _refuse_options(context: typer.Context, useless: tuple[str, ...], suite: str | None) -> None:
-    """Raise LayerfuseError for options that were given and would change nothing."""
-    for name in useless:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            other = "--data" if suite is not None else "--suite"
+def _refuse_options(context: typer.Context, asked: str) -> None:
+    """Raise LayerfuseError for options of `eval` that were given and would change nothing.
+
+    Args:
+        context: of the command line.
+        asked: what is asked: `suite`, `data` or `lmms`.
+    """
+    for name, useful in EVAL_OPTIONS.items():
+        if asked not in useful and _is_given(context, name):
             option = name.replace("_", "-")
-            raise LayerfuseError(f"--{option} goes with {other} alone")
+            others = " or ".join(f"--{other}" for other in useful)
+            raise LayerfuseError(f"--{option} goes with {others} alone")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, even with its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _import_strategies(modules: list[str] | None) -> None:
@@ -210,13 +220,21 @@ def train(
     typer.echo(f"model: {trained.model}")
 
 
-DATA_OPTIONS = (
-    *("split", "limit", "column", "ignore_column", "literal_answers"),
-    *("max_new_tokens", "controls", "seed"),
-)
-"""Options of `eval` that a suite has no use for."""
-SUITE_OPTIONS = ("benchmarks", "partial_average")
-"""Options of `eval` that data have no use for."""
+EVAL_OPTIONS = {
+    "benchmarks": ("suite", "lmms"),
+    "partial_average": ("suite",),
+    "likelihood": ("suite",),
+    "split": ("data",),
+    "limit": ("data", "lmms"),
+    "column": ("data",),
+    "ignore_column": ("data",),
+    "literal_answers": ("data",),
+    "max_new_tokens": ("data",),
+    "controls": ("data",),
+    "seed": ("data",),
+    "lmms_include": ("lmms",),
+}
+"""Options of `eval` that are of use with some of what can be asked, and with what."""
 
 
 @app.command("eval")
@@ -224,22 +242,38 @@ def evaluate(
     context: typer.Context,
     model: ModelFolder,
     suite: Annotated[
-        str | None, Option(help="A suite of benchmarks (see list suites), or a YAML file.")
+        str | None, Option(help="A suite (see list suites), one benchmark, or a YAML file.")
     ] = None,
     data: Annotated[
         str | None,
         Option(help="A LLaVA JSON file, a folder of images, or a Hugging Face dataset."),
     ] = None,
+    lmms: Annotated[
+        str | None,
+        Option(help="Tasks of lmms-eval, as mme,pope or vsr; needs lmms-eval (make test-lmms)."),
+    ] = None,
     benchmarks: Annotated[
-        Path, Option(help="With --suite: the folder of the benchmarks, one for each inside.")
+        Path,
+        Option(help="With --suite and --lmms: the folder of the benchmarks, one for each inside."),
     ] = Path("benchmarks"),
+    lmms_include: Annotated[
+        Path | None, Option(help="With --lmms: a folder of further tasks, as YAML files.")
+    ] = None,
     partial_average: Annotated[
         bool,
         Option("--partial-average", help="With --suite: average what there is."),
     ] = False,
+    likelihood: Annotated[
+        bool,
+        Option(
+            "--likelihood",
+            help="With --suite: also choose among the possible answers of closed questions.",
+        ),
+    ] = False,
     split: Annotated[str, Option(help="With --data: split of a dataset.")] = "test",
     limit: Annotated[
-        int | None, Option(help="With --data: use only the first samples.", min=1)
+        int | None,
+        Option(help="With --data: use only the first samples. With --lmms: of each task.", min=1),
     ] = None,
     column: Annotated[
         list[str] | None,
@@ -263,26 +297,51 @@ def evaluate(
     seed: Annotated[int, Option(help="Seed of the resampling of pictures.", min=0)] = 0,
     output: Annotated[
         Path | None,
-        Option(help="Folder of the results.", show_default="MODEL/evaluation, MODEL/suites/NAME"),
+        Option(
+            help="Folder of the results.",
+            show_default="MODEL/evaluation, MODEL/suites/NAME, MODEL/lmms",
+        ),
     ] = None,
     imports: Imports = None,
 ) -> None:
-    """Test a trained model: a suite of benchmarks as papers print it, or any data by family."""
+    """Test a trained model: a suite of benchmarks as papers print it, any data by family, or tasks
+    of lmms-eval."""
     _import_strategies(imports)
-    if (suite is None) == (data is None):
-        raise LayerfuseError("give --suite NAME or --data FILE, one of them")
-    _refuse_options(context, DATA_OPTIONS if data is None else SUITE_OPTIONS, suite)
+    given = {"suite": suite, "data": data, "lmms": lmms}
+    asked = [name for name, value in given.items() if value is not None]
+    if len(asked) != 1:
+        raise LayerfuseError("give --suite NAME, --data FILE or --lmms TASKS, one of them")
+    _refuse_options(context, asked[0])
+    if lmms is not None:
+        from layerfuse.evaluate.lmms_run import evaluate_lmms
+
+        folder = evaluate_lmms(
+            model,
+            [name.strip() for name in lmms.split(",")],
+            include=lmms_include,
+            benchmarks=benchmarks,
+            output=output,
+            batch_size=batch_size,
+            limit=limit,
+        )
+        typer.echo(f"answers and scores: {folder}")
+        return
+
     if suite is not None:
-        from layerfuse.evaluate.suite_run import evaluate_suite
+        from layerfuse.evaluate.suite_run import evaluate_suite, needs_files
         from layerfuse.evaluate.suites import load_suite
 
+        chosen = load_suite(suite)
+        if _is_given(context, "benchmarks") and not needs_files(chosen):
+            raise LayerfuseError(f"suite {chosen.name!r} needs no files: leave --benchmarks out")
         folder = evaluate_suite(
             model,
-            load_suite(suite),
+            chosen,
             benchmarks=benchmarks,
             output=output,
             batch_size=batch_size,
             partial_average=partial_average,
+            likelihood=likelihood,
         )
         typer.echo(f"answers and scores: {folder}")
         return
@@ -290,6 +349,8 @@ def evaluate(
     from layerfuse.evaluate.evaluation import data_of, evaluate
     from layerfuse.recipe.evaluate_settings import Evaluation
 
+    if _is_given(context, "split") and Path(str(data)).is_file():
+        raise LayerfuseError(f"--split is of a dataset, and {data} is a file: leave it out")
     tested = data_of(
         str(data),
         split,

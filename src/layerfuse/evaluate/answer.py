@@ -167,8 +167,7 @@ class Answerer:
         )
         # Prompts are padded on the left: all answers begin at the same position.
         prompt_length = text["input_ids"].shape[1]
-        texts = self.processor.turn_ends.answer_texts(output[:, prompt_length:])
-        return [_until(text, stop) for text in texts]
+        return self.processor.turn_ends.answer_texts(output[:, prompt_length:], stop)
 
     @torch.inference_mode()
     def instructions(self, questions: Sequence[Question]) -> Tensor | None:
@@ -229,14 +228,6 @@ class Answerer:
                 else:
                     weights_of_questions.append(None)
         return weights_of_questions
-
-
-def _until(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first of the texts that end it: the others of a batch go on behind it."""
-    for end in stop:
-        text = text.partition(end)[0]
-    # As `answer_texts` gives them.
-    return text.strip() if stop else text
 
 
 def _picture_of(image: Path | str | Image.Image) -> Picture:

@@ -1,6 +1,8 @@
 """Compare the answers of several models: paired over pictures, beside published rows."""
 
-from collections.abc import Iterator, Sequence
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
-from layerfuse.evaluate.benchmarks.base import JudgedItem
+from layerfuse.evaluate.asking import ANSWERS
+from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Column, Item
+from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.clusters import connected_names
 from layerfuse.evaluate.run_answers import Run, judged_answers
 from layerfuse.evaluate.significance import holm
+from layerfuse.evaluate.suite_run import column_of
 from layerfuse.evaluate.suites import Suite, SuiteColumn
 from layerfuse.progress import Progress, silent
 
 AVERAGE = "average"
 LEVEL = 0.95
+TRIES = 1000
+"""Draws in a row without a question of some column, after which there are too few pictures."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,9 @@ class Difference:
         difference: in the column's own unit.
         interval: its 95 % interval [low, high] over pictures, each redrawn for both models.
         p: of no difference, two-sided, by the same resamples.
-        p_holm: the same, corrected for the number of columns.
-        better: questions that the model alone answers rightly; None where scores are not 0 or 1.
+        p_holm: the same, corrected for the number of columns; an average is one number, and its p.
+        better: questions of the column that the model alone answers rightly; None where scores are
+            not 0 or 1, or which questions the column is over is not known.
         worse: those that the baseline alone answers rightly; None likewise.
         mcnemar: p of McNemar's exact test on these; None likewise.
     """
@@ -97,10 +104,10 @@ class Comparison:
         categories: the category of each column.
         baseline: name of the run that others are compared with.
         runs: the models.
-        missing: by column, why no model has a number there.
+        missing: by column, why all models or some have no number there.
         resamples: number of redrawn sets of pictures.
         seed: of the redrawing.
-        notes: what a reader must know of the questions.
+        notes: what a reader must know of the questions, and of how they were asked.
     """
 
     suite: str
@@ -118,12 +125,13 @@ Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """The answers of all runs to one benchmark."""
+class _ReadAnswers:
+    """The answers of the runs to one benchmark."""
 
+    benchmark: Benchmark
     items: list[Item]
     judged: dict[str, list[JudgedItem]]
-    """by the name of the run"""
+    """by the name of the run; of those that have answers"""
 
 
 def compare(
@@ -151,25 +159,23 @@ def compare(
         The comparison.
 
     Raises:
-        LayerfuseError: two runs have one name, the baseline is none of them, a benchmark's files
-            are damaged, or a file of answers cannot be scored.
+        LayerfuseError: two runs have one name, the baseline is none of them, a run has no answers
+            to the suite, a benchmark's files are damaged, or a file of answers cannot be scored.
     """
     names = [run.name for run in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise LayerfuseError(f"two runs are called {name!r}: name them by NAME=FOLDER")
-    chosen = baseline or names[0]
-    if chosen not in names:
-        raise LayerfuseError(f"the baseline {chosen!r} is no run; valid: {', '.join(names)}")
-    answered, missing, notes = _read(runs, suite, benchmarks)
+    chosen = _baseline(names, baseline)
+    answered = _read(runs, suite, benchmarks)
 
+    # All files of answers are read before anything is redrawn, which may take minutes.
     values = {name: _columns_of_run(suite, name, answered) for name in names}
     redrawn: dict[str, dict[str, Vector]] = {name: {} for name in names}
-    if len(names) > 1:
-        for benchmark, answers in answered.items():
-            columns = [column for column in suite.columns if column.benchmark == benchmark]
-            for name, drawn in _redraw(columns, answers, resamples, seed, progress).items():
-                redrawn[name].update(drawn)
+    for benchmark, answers in answered.items():
+        # Without the baseline, or with it alone, there is no difference.
+        if chosen not in answers.judged or len(answers.judged) == 1:
+            continue
+        columns = [column for column in suite.columns if column.benchmark == benchmark]
+        for name, drawn in _redraw(columns, answers, resamples, seed, progress).items():
+            redrawn[name].update(drawn)
     compared: list[ComparedRun] = []
     for name in names:
         cells = values[name]
@@ -183,103 +189,212 @@ def compare(
         categories={column.name: column.category for column in suite.columns},
         baseline=chosen,
         runs=compared,
-        missing=missing,
+        missing=_missing(suite, names, answered),
         resamples=resamples,
         seed=seed,
-        notes=notes,
+        notes=_notes(runs, answered),
     )
 
 
-def _read(
-    runs: Sequence[Run], suite: Suite, benchmarks: Path
-) -> tuple[dict[str, _Answered], dict[str, str], list[str]]:
-    """The judged answers by benchmark, why columns have none, and notes on the questions."""
-    answered: dict[str, _Answered] = {}
-    missing: dict[str, str] = {}
-    notes: list[str] = []
-    for column in suite.columns:
-        name = column.benchmark
-        if name in answered:
+def _baseline(names: Sequence[str], chosen: str | None) -> str:
+    """The run that others are compared with.
+
+    Raises:
+        LayerfuseError: there are no runs, two have one name, or none has the baseline's.
+    """
+    if not names:
+        raise LayerfuseError("there are no runs to compare")
+    for name in names:
+        if names.count(name) > 1:
+            raise LayerfuseError(f"two runs are called {name!r}: name them by NAME=FOLDER")
+    if chosen is not None and chosen not in names:
+        raise LayerfuseError(f"the baseline {chosen!r} is no run; valid: {', '.join(names)}")
+    return chosen or names[0]
+
+
+def _read(runs: Sequence[Run], suite: Suite, benchmarks: Path) -> dict[str, _ReadAnswers]:
+    """The judged answers by benchmark.
+
+    Raises:
+        LayerfuseError: a run has none to the suite, or files cannot be read.
+    """
+    answered: dict[str, _ReadAnswers] = {}
+    scored = [column.benchmark for column in suite.columns if column.benchmark in BENCHMARKS]
+    for name in dict.fromkeys(scored):
+        files: dict[str, Path] = {}
+        for run in runs:
+            file = run.file_of(name)
+            if file is not None:
+                files[run.name] = file
+        if not files:
             continue
-        files = {run.name: run.file_of(name) for run in runs}
-        if name not in BENCHMARKS:
+        benchmark = BENCHMARKS[name]
+        items = benchmark.load(benchmarks / name)
+        judged: dict[str, list[JudgedItem]] = {}
+        for run, file in files.items():
+            judged[run] = judged_answers(file, benchmark, items)
+        answered[name] = _ReadAnswers(benchmark, items, judged)
+    for run in runs:
+        # The model's folder instead of that of its answers is the usual mistake.
+        if not any(run.name in answers.judged for answers in answered.values()):
+            raise LayerfuseError(
+                f"{run.folder} has no answers to a benchmark of suite {suite.name!r}; expected is "
+                f"one of {', '.join(dict.fromkeys(scored))}, as BENCHMARK/{ANSWERS} or "
+                "BENCHMARK.jsonl"
+            )
+    return answered
+
+
+def _missing(
+    suite: Suite, names: Sequence[str], answered: dict[str, _ReadAnswers]
+) -> dict[str, str]:
+    """Why all runs or some have no number in a column, by the column."""
+    missing: dict[str, str] = {}
+    for column in suite.columns:
+        if column.benchmark not in BENCHMARKS:
             missing[column.name] = "layerfuse does not score it"
-        elif not any(files.values()):
+        elif column.benchmark not in answered:
             missing[column.name] = "no run has answers to it"
         else:
-            benchmark = BENCHMARKS[name]
-            items = benchmark.load(benchmarks / name)
-            judged: dict[str, list[JudgedItem]] = {}
-            for run, file in files.items():
-                if file is not None:
-                    judged[run] = judged_answers(file, benchmark, items)
-            answered[name] = _Answered(items, judged)
-            notes += benchmark.notes(items)
-    return answered, missing, notes
+            judged = answered[column.benchmark].judged
+            lacking = [name for name in names if name not in judged]
+            if lacking:
+                missing[column.name] = f"no answers of {', '.join(lacking)}"
+    return missing
 
 
-def _columns_of_run(suite: Suite, run: str, answered: dict[str, _Answered]) -> dict[str, Cell]:
+def _notes(runs: Sequence[Run], answered: dict[str, _ReadAnswers]) -> list[str]:
+    """What a reader must know of the questions, and of how they were asked."""
+    notes: list[str] = []
+    for name, answers in answered.items():
+        notes += answers.benchmark.notes(answers.items)
+        # By the prompt: the runs whose questions were put so.
+        asked: dict[str, list[str]] = {}
+        for run in runs:
+            prompt = run.prompt_of(name)
+            if prompt is not None and run.name in answers.judged:
+                asked.setdefault(json.dumps(prompt, sort_keys=True), []).append(run.name)
+        if len(asked) > 1:
+            groups = "; ".join(", ".join(alike) for alike in asked.values())
+            notes.append(
+                f"{answers.benchmark.title}: not all runs were asked in the same way, so that what "
+                f"differs may be the prompt. Asked alike: {groups}"
+            )
+    return notes
+
+
+def _columns_of_run(suite: Suite, run: str, answered: dict[str, _ReadAnswers]) -> dict[str, Cell]:
     """The cells of one run, without differences."""
     cells: dict[str, Cell] = {}
     for column in suite.columns:
         answers = answered.get(column.benchmark)
         if answers is None or run not in answers.judged:
             continue
-        found = _reported(column, answers.judged[run])
-        cells[column.name] = found
+        found = column_of(column, answers.benchmark.columns(answers.judged[run]))
+        cells[column.name] = Cell(
+            found.value, found.best, found.value / column.divide, found.questions
+        )
     return cells
-
-
-def _reported(column: SuiteColumn, judged: Sequence[JudgedItem]) -> Cell:
-    """The number of a column for these answers."""
-    benchmark = BENCHMARKS[column.benchmark]
-    wanted = column.column or benchmark.headline
-    reported = benchmark.columns(judged)
-    for found in reported:
-        if found.name == wanted:
-            return Cell(found.value, found.best, found.value / column.divide, found.questions)
-    valid = ", ".join(found.name for found in reported)
-    raise LayerfuseError(f"{benchmark.title} reports no {wanted!r}; valid: {valid}")
 
 
 def _redraw(
     columns: Sequence[SuiteColumn],
-    answers: _Answered,
+    answers: _ReadAnswers,
     resamples: int,
     seed: int,
     progress: Progress,
 ) -> dict[str, dict[str, Vector]]:
     """The numbers of each run on redrawn pictures, by run and column: the same draws for all."""
-    clusters = _clusters(answers.items)
+    benchmark = answers.benchmark
+    clusters = clusters_of_items(benchmark, answers.items)
     copies = {name: _Copies(judged, clusters) for name, judged in answers.judged.items()}
-    count = max(clusters) + 1
-    rng = np.random.default_rng(seed)
+    # Benchmarks are redrawn independently of each other, in whatever order.
+    rng = np.random.default_rng([seed, zlib.crc32(benchmark.name.encode())])
     redrawn: dict[str, dict[str, list[float]]] = {}
     for name in copies:
         redrawn[name] = {column.name: [] for column in columns}
+    # The same for every run, whatever its answers.
+    names = _names(benchmark.columns(next(iter(answers.judged.values()))))
     for draw in range(resamples):
-        times = np.bincount(rng.integers(count, size=count), minlength=count)
-        for name, of_run in copies.items():
-            drawn = list(of_run.drawn(times))
+        drawn = _draw(rng, benchmark, copies, max(clusters) + 1, names)
+        for name, reported in drawn.items():
             for column in columns:
-                redrawn[name][column.name].append(_reported(column, drawn).averaged)
-        progress(f"comparing {columns[0].benchmark}", draw + 1, resamples)
+                value = column_of(column, reported).value
+                redrawn[name][column.name].append(value / column.divide)
+        progress(f"comparing {benchmark.name}", draw + 1, resamples)
     arrays: dict[str, dict[str, Vector]] = {}
     for name, by_column in redrawn.items():
         arrays[name] = {column: np.array(values) for column, values in by_column.items()}
     return arrays
 
 
-def _clusters(items: Sequence[Item]) -> list[int]:
-    """A number for each question, the same where they share a picture or are judged together."""
+def clusters_of_items(benchmark: Benchmark, items: Sequence[Item]) -> list[int]:
+    """Number the questions by what is redrawn as a whole.
+
+    Args:
+        benchmark: of the questions.
+        items: all its questions.
+
+    Returns:
+        A number from 0 for each question, the same where questions share a picture or are judged
+        together, directly or over others.
+    """
     shown: list[list[str]] = []
     for item in items:
-        names = [f"picture {picture.name}" for picture in item.pictures]
-        if item.together:
-            names.append(f"together {item.together}")
+        names: list[str] = []
+        for picture in item.pictures:
+            # Files may be missing. Pictures in a table are there once for each row, under names of
+            # their own.
+            name = picture.name if picture.reader is None else picture.digest()
+            names.append(f"picture {name}")
+        together = benchmark.redrawn_with(item)
+        if together:
+            names.append(f"together {together}")
         shown.append(names or [f"question {item.id}"])
     numbers: dict[str, int] = {}
     return [numbers.setdefault(name, len(numbers)) for name in connected_names(shown)]
+
+
+def _draw(
+    rng: np.random.Generator,
+    benchmark: Benchmark,
+    copies: Mapping[str, "_Copies"],
+    count: int,
+    names: set[str],
+) -> dict[str, list[Column]]:
+    """What the benchmark reports of each run on redrawn pictures.
+
+    Args:
+        rng: draws them.
+        benchmark: of the answers.
+        copies: the answers of each run.
+        count: the number of clusters.
+        names: of the columns that are reported on all pictures.
+
+    Raises:
+        LayerfuseError: hardly any draw has a question of every column.
+    """
+    for _ in range(TRIES):
+        times = np.bincount(rng.integers(count, size=count), minlength=count)
+        try:
+            redrawn: dict[str, list[Column]] = {}
+            for name, of_run in copies.items():
+                redrawn[name] = benchmark.columns(list(of_run.drawn(times)))
+        except LayerfuseError:
+            # Some benchmarks refuse answers to a part of their questions.
+            continue
+        # Others leave a column out, and mean over fewer of them: such a draw is drawn again.
+        if all(_names(reported) == names for reported in redrawn.values()):
+            return redrawn
+    raise LayerfuseError(
+        f"{benchmark.title} has too few pictures, {count}: redrawn sets of them have no question "
+        "of some of its columns, so that runs cannot be compared"
+    )
+
+
+def _names(columns: Sequence[Column]) -> set[str]:
+    """The names of some columns."""
+    return {column.name for column in columns}
 
 
 class _Copies:
@@ -334,6 +449,7 @@ def _with_differences(
     baseline: str,
 ) -> dict[str, Cell]:
     """The cells of a run with their differences to the baseline, corrected for their number."""
+    # What one of them was not asked is no comparison that the others are corrected for.
     shared = [name for name in cells if name in of_baseline]
     divided = {column.name: column.divide for column in suite.columns}
     differences: list[Difference] = []
@@ -350,31 +466,38 @@ def _with_differences(
 def _with_mcnemar(
     suite: Suite,
     cells: dict[str, Cell],
-    answered: dict[str, _Answered],
+    answered: dict[str, _ReadAnswers],
     run: str,
     baseline: str,
 ) -> dict[str, Cell]:
-    """The cells with McNemar's test, over all questions of a benchmark that has one column."""
+    """The cells with McNemar's test over the questions of each column."""
     completed = dict(cells)
     for column in suite.columns:
         cell = cells.get(column.name)
         if cell is None or cell.difference is None:
             continue
         judged = answered[column.benchmark].judged
-        # A column over some of the questions would need to know which ones.
-        if cell.questions != len(answered[column.benchmark].items):
+        mine = _scores_in(column, cell, judged[run])
+        others = _scores_in(column, cell, judged[baseline])
+        if not {*mine, *others} <= {0.0, 1.0} or not mine:
             continue
-        pairs = list(zip(judged[run], judged[baseline], strict=True))
-        scores = {each.judged.score for pair in pairs for each in pair}
-        if not scores <= {0.0, 1.0}:
-            continue
-        better = sum(mine.judged.score > other.judged.score for mine, other in pairs)
-        worse = sum(mine.judged.score < other.judged.score for mine, other in pairs)
+        pairs = list(zip(mine, others, strict=True))
+        better = sum(own > other for own, other in pairs)
+        worse = sum(own < other for own, other in pairs)
         difference = replace(
             cell.difference, better=better, worse=worse, mcnemar=mcnemar(better, worse)
         )
         completed[column.name] = replace(cell, difference=difference)
     return completed
+
+
+def _scores_in(column: SuiteColumn, cell: Cell, judged: Sequence[JudgedItem]) -> list[float]:
+    """The scores of the questions that a column is over; empty where these are not known."""
+    # Pairs and rotations, which some columns count instead of questions, are fewer.
+    if cell.questions == len(judged):
+        return [each.judged.score for each in judged]
+    scores = [each.judged.score for each in judged if each.item.group == column.column]
+    return scores if cell.questions == len(scores) else []
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -406,13 +529,13 @@ def _compared_run(
 ) -> ComparedRun:
     """A run with its average, where it has all columns."""
     columns = [column.name for column in suite.columns]
+    # An average over fewer columns could not be told from one over all.
     if suite.average is None or not all(column in cells for column in columns):
         return ComparedRun(name, cells, None)
     average = sum(cells[column].averaged for column in columns) / len(columns)
     if name == baseline or not all(column in of_baseline for column in columns):
         return ComparedRun(name, cells, average)
     other = sum(of_baseline[column].averaged for column in columns) / len(columns)
-    # Benchmarks are redrawn independently of each other: so are their pictures.
     drawn = np.mean(
         [redrawn[name][column] - redrawn[baseline][column] for column in columns], axis=0
     )
@@ -444,6 +567,7 @@ def category_scores(comparison: Comparison) -> dict[str, dict[str, CategoryScore
     """
     by_category: dict[str, list[str]] = {}
     for column in comparison.columns:
+        # The mean of a category is over the same columns for all runs.
         if all(column in run.cells for run in comparison.runs):
             by_category.setdefault(comparison.categories[column], []).append(column)
     scores: dict[str, dict[str, CategoryScore]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from layerfuse.evaluate.compare import Comparison, category_scores, compare
+from layerfuse.evaluate.compare_figures import draw_categories
 from layerfuse.evaluate.compare_table import (
     Format,
     Table,
@@ -115,3 +116,4 @@ def _write(comparison: Comparison, tables: dict[str, Table], output: Path) -> No
     for name, table in tables.items():
         for form, suffix in SUFFIXES.items():
             write_text(output / f"{name}{suffix}", written(table, form))
+    draw_categories(comparison, output)

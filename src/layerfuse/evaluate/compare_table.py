@@ -2,13 +2,22 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from layerfuse.evaluate.compare import AVERAGE, Cell, ComparedRun, Comparison, category_scores
+from layerfuse.evaluate.benchmarks import BENCHMARKS
+from layerfuse.evaluate.compare import (
+    AVERAGE,
+    LEVEL,
+    Cell,
+    ComparedRun,
+    Comparison,
+    category_scores,
+)
 from layerfuse.evaluate.published import PublishedRow, PublishedTable
-from layerfuse.evaluate.suites import Suite
+from layerfuse.evaluate.suites import Suite, SuiteColumn
 
 Format = Literal["terminal", "markdown", "latex", "csv"]
 
@@ -31,7 +40,7 @@ class Table:
 def comparison_table(
     comparison: Comparison, suite: Suite, published: Sequence[PublishedTable] = ()
 ) -> Table:
-    """Write the models of a comparison, with published ones below them.
+    """Write the models of a comparison, with published ones below them, and notes on both.
 
     Args:
         comparison: of runs.
@@ -46,14 +55,21 @@ def comparison_table(
         head.append(AVERAGE)
     rows = [_row(run, comparison, suite) for run in comparison.runs]
     notes = _notes(comparison)
+    if suite.note:
+        notes.append(f"suite {suite.name}: {suite.note}")
     for table in published:
+        shown = 0
         for row in table.rows:
             cells = _published_cells(row, suite)
-            if any(cells):
-                evidence = row.evidence or table.evidence
-                rows.append([f"{row.model} [{table.paper}, {evidence}]", *cells])
-                notes += [f"{row.model}: {note}" for note in (row.note,) if note]
-        if table.note and rows and rows[-1][0].endswith(f"[{table.paper}, {table.evidence}]"):
+            if not any(cells):
+                continue
+            shown += 1
+            evidence = row.evidence or table.evidence
+            rows.append([f"{row.model} [{table.paper}, {evidence}]", *cells])
+            if row.note:
+                notes.append(f"{row.model} [{table.paper}]: {row.note}")
+        # A note on numbers that do not stand here would be one on others.
+        if table.note and shown:
             notes.append(f"{table.paper}, {table.table}: {table.note}")
     return Table(head, rows, notes)
 
@@ -86,10 +102,7 @@ def _published_cells(row: PublishedRow, suite: Suite) -> list[str]:
     cells: list[str] = []
     values: list[float] = []
     for column in suite.columns:
-        key = column.benchmark
-        if column.column is not None:
-            key = f"{column.benchmark}/{column.column}"
-        value = row.scores.get(key)
+        value = _published_score(row, column)
         cells.append("" if value is None else f"{value:g}")
         if value is not None:
             values.append(value / column.divide)
@@ -100,15 +113,40 @@ def _published_cells(row: PublishedRow, suite: Suite) -> list[str]:
     return cells
 
 
+def _published_score(row: PublishedRow, column: SuiteColumn) -> float | None:
+    """The number of a published model in a column; None where it has none."""
+    keys = [f"{column.benchmark}/{column.column}"]
+    # The headline is written without its name, with it, or both.
+    known = BENCHMARKS.get(column.benchmark)
+    headline = None if known is None else known.headline
+    if column.column in (None, headline):
+        keys = [column.benchmark, f"{column.benchmark}/{headline}"]
+    for key in keys:
+        if key in row.scores:
+            return row.scores[key]
+    return None
+
+
 def _notes(comparison: Comparison) -> list[str]:
     """What the marks mean, what is missing, and what to know of the questions."""
     notes: list[str] = []
     if len(comparison.runs) > 1:
+        compared = 0
+        for run in comparison.runs:
+            tested = [cell for cell in run.cells.values() if cell.difference is not None]
+            compared = max(compared, len(tested))
         notes.append(
             f"+ and -: better or worse than {comparison.baseline} beyond noise: paired bootstrap "
             f"over pictures ({comparison.resamples:,} resamples), p < 0.05 after Holm's correction "
             "for the number of columns. One training each: the noise between seeds is not in it."
         )
+        # The smallest p that so many resamples can give, after the correction.
+        if 2 * compared / (comparison.resamples + 1) > 1 - LEVEL:
+            needed = math.ceil(2 * compared / (1 - LEVEL))
+            notes.append(
+                f"{comparison.resamples:,} resamples are too few for marks in {compared} columns: "
+                f"give --resamples {needed} or more."
+            )
     for column, reason in comparison.missing.items():
         notes.append(f"{column}: {reason}")
     return [*notes, *comparison.notes]
@@ -191,6 +229,7 @@ def written(table: Table, form: Format) -> str:
     if form == "latex":
         return _latex(table)
     if form == "csv":
+        # The module quotes what holds commas and line ends.
         stream = io.StringIO()
         csv.writer(stream, lineterminator="\n").writerows([table.head, *table.rows])
         return stream.getvalue()
@@ -200,7 +239,8 @@ def written(table: Table, form: Format) -> str:
 def _markdown(table: Table) -> str:
     lines: list[str] = []
     for cells in [table.head, ["---"] * len(table.head), *table.rows]:
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(escaped) + " |")
     for note in table.notes:
         lines += ["", note]
     return "\n".join(lines) + "\n"
@@ -218,6 +258,8 @@ LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
 }
 """What means something else in LaTeX, by the character."""
 
@@ -228,7 +270,9 @@ def _latex(table: Table) -> str:
     lines += [_latex_row(table.head), r"\midrule"]
     lines += [_latex_row(row) for row in table.rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [f"% {note}" for note in table.notes]
+    for note in table.notes:
+        # A second line would be no comment.
+        lines.append("% " + " ".join(note.split()))
     return "\n".join(lines) + "\n"
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from layerfuse.data import text_files
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.asking import ANSWERS
+from layerfuse.evaluate.asking import ANSWERS, ASKED, read_asked
 from layerfuse.evaluate.benchmarks import Benchmark, Item
-from layerfuse.evaluate.benchmarks.base import JudgedItem
-from layerfuse.evaluate.suite_run import SUITE
+from layerfuse.evaluate.benchmarks.interface import JudgedItem
 
 ANSWER_KEYS = ("answer", "output", "text", "prediction")
-"""In this order: a line of layerfuse holds `output`, one of LLaVA `text`."""
+"""One of them: a line of layerfuse holds `output`, one of LLaVA `text`."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,16 @@ class Run:
             The run; a folder without a name is called as the folder is.
 
         Raises:
-            LayerfuseError: there is no such folder.
+            LayerfuseError: there is no such folder, or its name is empty.
         """
         name, separator, folder = text.partition("=")
-        if not separator:
+        # A folder may have such a sign in its own name.
+        if not separator or Path(text).is_dir():
             folder = text
             name = Path(text).resolve().name
         path = Path(folder)
+        if not name:
+            raise LayerfuseError(f"{text!r} names no run: write NAME=FOLDER, or a folder alone")
         if not path.is_dir():
             raise LayerfuseError(
                 f"no folder {folder}: give one that `layerfuse eval --suite` wrote, or one of your "
@@ -65,21 +68,30 @@ class Run:
 
         Returns:
             The file; None where the run has no answers to it.
-        """
-        for file in (self.folder / benchmark / ANSWERS, self.folder / f"{benchmark}.jsonl"):
-            if file.is_file():
-                return file
-        return None
 
-    def benchmarks(self) -> list[str]:
-        """Name the benchmarks that the run has answers to.
+        Raises:
+            LayerfuseError: there are two such files.
+        """
+        places = (self.folder / benchmark / ANSWERS, self.folder / f"{benchmark}.jsonl")
+        found = [file for file in places if file.is_file()]
+        if len(found) > 1:
+            raise LayerfuseError(f"{found[0]} and {found[1]} answer {benchmark}: remove one")
+        return found[0] if found else None
+
+    def prompt_of(self, benchmark: str) -> Any:
+        """Say how the questions of a benchmark were put.
+
+        Args:
+            benchmark: its name.
 
         Returns:
-            Their names, sorted.
+            The prompt as layerfuse wrote it down; None for answers of other tools.
+
+        Raises:
+            LayerfuseError: what was written down cannot be read.
         """
-        names = [file.parent.name for file in self.folder.glob(f"*/{ANSWERS}")]
-        names += [file.stem for file in self.folder.glob("*.jsonl")]
-        return sorted(set(names) - {Path(SUITE).stem})
+        file = self.folder / benchmark / ASKED
+        return read_asked(file).get("prompt") if file.is_file() else None
 
 
 def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> list[JudgedItem]:
@@ -102,7 +114,10 @@ def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> l
     for number, line in _lines(file):
         place = f"{file}, line {number}"
         answer = _answer_in(line, place)
-        item_id = benchmark.id_in(line, items)
+        try:
+            item_id = benchmark.id_in(line, items)
+        except LayerfuseError as error:
+            raise LayerfuseError(f"{place}: {error}") from error
         if item_id not in known:
             raise LayerfuseError(
                 f"{place} answers {short(item_id)}, no question of {benchmark.title}, whose ids "
@@ -123,17 +138,15 @@ def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> l
 
 def _lines(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
     """The lines of a file of JSON lines with their numbers, from 1."""
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LayerfuseError(f"cannot read {file}: {error}") from error
     lines: list[tuple[int, Mapping[str, Any]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not `splitlines`, which would split at separators within an answer too.
+    for number, line in enumerate(text_files.read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         try:
             content: Any = json.loads(line)
-        except ValueError as error:
+        # RecursionError: lists in lists without an end.
+        except (ValueError, RecursionError) as error:
             raise LayerfuseError(
                 f"{file}, line {number} is no JSON, or cut off: {error}"
             ) from error
@@ -152,13 +165,19 @@ def _answer_in(line: Mapping[str, Any], place: str) -> str:
     """The answer that a line holds.
 
     Raises:
-        LayerfuseError: it holds none, or one that is no text.
+        LayerfuseError: it holds none, several, or one that is no text.
     """
     found = [key for key in ANSWER_KEYS if key in line]
     if not found:
         raise LayerfuseError(
             f"{place} holds no answer; expected one of {', '.join(ANSWER_KEYS)}, found: "
-            f"{', '.join(line)}"
+            f"{', '.join(line) or 'nothing'}"
+        )
+    # Other tools write what is right beside what was said, and call it `answer`.
+    if len(found) > 1:
+        raise LayerfuseError(
+            f"{place} holds {' and '.join(found)}, and which of them the model said is not known: "
+            "leave one"
         )
     answer = line[found[0]]
     if not isinstance(answer, str):

@@ -3,19 +3,21 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.benchmarks import Item
+from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
 from layerfuse.recipe.reader import problems_of
 from layerfuse.recipe.strict import Strict
 
 SUITES = Path(__file__).parent / "suite_files"
 PROMPTS = SUITES / "prompts"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+YAML = (".yaml", ".yml")
+"""What tells a file of one's own from a name."""
 FIELDS = ("question", "options", "context")
 """What a prompt may hold in braces."""
 _FIELD = re.compile(r"\{(question|options|context)\}")
@@ -27,10 +29,10 @@ class Prompt(Strict):
     text: str
     """The words of the question, in which `{question}`, `{options}` (a line `A. ...` each) and
     `{context}` (a hint, or words that were read in the picture) stand for those of an item. A line
-    that holds nothing but an empty one is left out."""
+    whose fields are all empty is left out."""
     max_new_tokens: PositiveInt = 16
     """Longest answer, in tokens."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end an answer, beside the model's own end."""
 
     @model_validator(mode="after")
@@ -99,8 +101,8 @@ class SuiteColumn(Strict):
 class Suite(Strict):
     """The table that a paper prints."""
 
-    name: str
-    """By which it is chosen."""
+    name: str = Field(pattern=r"^\w[\w.+-]*$")
+    """By which it is chosen; a folder of answers is called so too."""
     title: str
     """What it is the table of."""
     source: str
@@ -108,7 +110,7 @@ class Suite(Strict):
     note: str = ""
     """What differs from the paper, or is not known."""
     prompts: str = "llava-1.5"
-    """Which set of prompts asks the questions."""
+    """Which set of prompts asks the questions: its name, or a YAML file beside the suite's."""
     columns: list[SuiteColumn] = Field(min_length=1)
     """In the order of the table."""
     average: Literal["mean"] | None = "mean"
@@ -136,25 +138,51 @@ def load_suite(name: str) -> Suite:
     """Read a suite.
 
     Args:
-        name: of one that layerfuse has, or a YAML file.
+        name: of one that layerfuse has, of a benchmark, or a YAML file.
 
     Returns:
-        The suite.
+        The suite; that of a benchmark has its headline alone.
 
     Raises:
         LayerfuseError: there is no such suite, or its file is not one.
     """
     file = SUITES / f"{name}.yaml"
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(YAML):
         file = Path(name)
     if not file.is_file():
+        if name in BENCHMARKS:
+            return suite_of(BENCHMARKS[name])
         raise LayerfuseError(
-            f"no suite {name!r}; valid: {', '.join(suite_names())}, or a YAML file of your own"
+            f"no suite {name!r}; valid: {', '.join(suite_names())}, a benchmark "
+            f"({', '.join(sorted(BENCHMARKS))}), or a YAML file of your own"
         )
     try:
-        return Suite.model_validate(_mapping(file))
+        suite = Suite.model_validate(_mapping(file))
     except ValidationError as error:
         raise LayerfuseError(f"suite {file}:\n{problems_of(error)}") from error
+    if not suite.prompts.endswith(YAML):
+        return suite
+    # A path in a file is relative to the file, as in recipes.
+    return suite.model_copy(update={"prompts": str(file.parent / suite.prompts)})
+
+
+def suite_of(benchmark: Benchmark) -> Suite:
+    """Give the suite of one benchmark.
+
+    Args:
+        benchmark: that is asked.
+
+    Returns:
+        Its headline, without an average.
+    """
+    column = SuiteColumn(name=benchmark.headline, benchmark=benchmark.name)
+    return Suite(
+        name=benchmark.name,
+        title=benchmark.title,
+        source="one benchmark",
+        columns=[column],
+        average=None,
+    )
 
 
 def load_prompts(name: str) -> dict[str, Prompt]:
@@ -170,7 +198,7 @@ def load_prompts(name: str) -> dict[str, Prompt]:
         LayerfuseError: there are no such prompts, or a file is not what it should be.
     """
     file = PROMPTS / f"{name}.yaml"
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(YAML):
         file = Path(name)
     if not file.is_file():
         valid = sorted(found.stem for found in PROMPTS.glob("*.yaml"))

@@ -25,7 +25,7 @@ SeedScores = dict[int, list[float]]
 
 
 @dataclass(frozen=True)
-class LayerScores:
+class DepthScores:
     """What the arms of single layers score that share all options of the strategy.
 
     Attributes:
@@ -37,7 +37,7 @@ class LayerScores:
     groups: dict[str, SeedScores]
 
 
-def layer_scores(runs: list[FinishedRun]) -> list[LayerScores]:
+def layer_scores(runs: list[FinishedRun]) -> list[DepthScores]:
     """Collect what single layers score.
 
     Args:
@@ -59,7 +59,7 @@ def layer_scores(runs: list[FinishedRun]) -> list[LayerScores]:
         layers = {run.record.layers[0] for run in of_setting}
         if len(layers) >= LEAST_LAYERS:
             setting = _setting_text(of_setting[0].record.fusion, settings)
-            collected.append(LayerScores(setting, _groups(of_setting)))
+            collected.append(DepthScores(setting, _groups(of_setting)))
     return collected
 
 
@@ -94,7 +94,7 @@ def _groups(runs: list[FinishedRun]) -> dict[str, SeedScores]:
     return groups
 
 
-def normalised(collected: LayerScores, *, from_lowest: bool) -> "plots.DepthResult":
+def normalised(collected: DepthScores, *, from_lowest: bool) -> "plots.DepthResult":
     """Put the scores of all groups on one scale, on which the best layer of each is 1.
 
     Args:

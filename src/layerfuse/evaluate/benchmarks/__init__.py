@@ -4,7 +4,6 @@ A benchmark is one file and one import line here.
 """
 
 from layerfuse.evaluate.benchmarks.ai2d import Ai2d
-from layerfuse.evaluate.benchmarks.base import BENCHMARKS, Benchmark, Box, Column, Item, Judged
 from layerfuse.evaluate.benchmarks.cv_bench import CvBench
 from layerfuse.evaluate.benchmarks.documents import ChartQa, DocVqa, InfoVqa
 from layerfuse.evaluate.benchmarks.grounding import (
@@ -14,6 +13,7 @@ from layerfuse.evaluate.benchmarks.grounding import (
     RefCocoPlus,
 )
 from layerfuse.evaluate.benchmarks.hallusion_bench import HallusionBench
+from layerfuse.evaluate.benchmarks.interface import BENCHMARKS, Benchmark, Box, Column, Item, Judged
 from layerfuse.evaluate.benchmarks.mmbench import MmBench
 from layerfuse.evaluate.benchmarks.mme import Mme
 from layerfuse.evaluate.benchmarks.mmstar import MmStar

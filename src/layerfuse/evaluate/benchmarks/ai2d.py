@@ -6,15 +6,6 @@ from typing import ClassVar
 
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.answer_parsing import LETTERS
-from layerfuse.evaluate.benchmarks.base import (
-    Benchmark,
-    Column,
-    Item,
-    Judged,
-    JudgedItem,
-    benchmark,
-    share,
-)
 from layerfuse.evaluate.benchmarks.choices import (
     existing_file,
     items_of_table,
@@ -23,7 +14,16 @@ from layerfuse.evaluate.benchmarks.choices import (
     options_list,
     text_in,
 )
-from layerfuse.evaluate.benchmarks.tables import (
+from layerfuse.evaluate.benchmarks.interface import (
+    Benchmark,
+    Column,
+    Item,
+    Judged,
+    JudgedItem,
+    benchmark,
+    share,
+)
+from layerfuse.evaluate.benchmarks.official_files import (
     Row,
     checked_items,
     picture_from_cell,

@@ -6,8 +6,15 @@ from typing import Any, cast
 
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.answer_parsing import LETTERS, option_letter, strict_option_letter
-from layerfuse.evaluate.benchmarks.base import Column, Item, Judged, JudgedItem, by_group, share
-from layerfuse.evaluate.benchmarks.tables import Row, picture_from_base64
+from layerfuse.evaluate.benchmarks.interface import (
+    Column,
+    Item,
+    Judged,
+    JudgedItem,
+    by_group,
+    share,
+)
+from layerfuse.evaluate.benchmarks.official_files import Row, picture_from_base64
 from layerfuse.vision.picture import Picture
 
 _LONGEST_REFERENCE = 64

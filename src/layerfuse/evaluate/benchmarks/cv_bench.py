@@ -7,7 +7,14 @@ from typing import ClassVar
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer_parsing import strict_option_letter
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks.choices import (
+    check_letter,
+    existing_file,
+    nothing_found,
+    options_list,
+    text_in,
+)
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -17,14 +24,7 @@ from layerfuse.evaluate.benchmarks.base import (
     by_group,
     share,
 )
-from layerfuse.evaluate.benchmarks.choices import (
-    check_letter,
-    existing_file,
-    nothing_found,
-    options_list,
-    text_in,
-)
-from layerfuse.evaluate.benchmarks.tables import (
+from layerfuse.evaluate.benchmarks.official_files import (
     Row,
     checked_items,
     picture_file,

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from layerfuse.evaluate import metrics
-from layerfuse.evaluate.benchmarks import tables
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks import official_files
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -52,19 +52,19 @@ class DocVqa(Anls):
     def load(self, folder: Path) -> list[Item]:
         """Read the questions; see `Benchmark.load`."""
         names = ("val_v1.0_withQT.json", "val_v1.0.json", "spdocvqa_qas/val_v1.0_withQT.json")
-        file = tables.first_file(folder, names)
+        file = official_files.first_file(folder, names)
         needed = ("questionId", "question", "image", "answers")
-        rows = tables.read_json(file, needed, key="data")
+        rows = official_files.read_json(file, needed, key="data")
         pictures = folder / "documents"
         # The newer download has the same pictures in another folder than its questions say.
         if (folder / "spdocvqa_images").is_dir():
             pictures = folder / "spdocvqa_images"
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
-            image = Path(tables.cell_text(file, number, row, "image")).name
-            item = _question(file, number, row, tables.picture_file(pictures, image))
+            image = Path(official_files.cell_text(file, number, row, "image")).name
+            item = _question(file, number, row, official_files.picture_file(pictures, image))
             items.append(item)
-        return tables.checked_items(file, items)
+        return official_files.checked_items(file, items)
 
 
 @benchmark
@@ -80,13 +80,13 @@ class InfoVqa(Anls):
         """Read the questions; see `Benchmark.load`."""
         file = folder / self.expected[0]
         needed = ("questionId", "question", "image_local_name", "answers")
-        rows = tables.read_json(file, needed, key="data")
+        rows = official_files.read_json(file, needed, key="data")
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
-            image = tables.cell_text(file, number, row, "image_local_name")
-            picture = tables.picture_file(folder / "infographicsvqa_images", image)
+            image = official_files.cell_text(file, number, row, "image_local_name")
+            picture = official_files.picture_file(folder / "infographicsvqa_images", image)
             items.append(_question(file, number, row, picture))
-        return tables.checked_items(file, items)
+        return official_files.checked_items(file, items)
 
 
 @benchmark
@@ -107,19 +107,19 @@ class ChartQa(Benchmark):
         items: list[Item] = []
         for group in ("human", "augmented"):
             file = folder / "test" / f"test_{group}.json"
-            rows = tables.read_json(file, ("imgname", "query", "label"))
+            rows = official_files.read_json(file, ("imgname", "query", "label"))
             for number, row in enumerate(rows, start=1):
-                image = tables.cell_text(file, number, row, "imgname")
+                image = official_files.cell_text(file, number, row, "imgname")
                 item = Item(
                     # The files have no ids.
                     id=f"{group}-{number}",
-                    pictures=(tables.picture_file(folder / "test" / "png", image),),
-                    question=tables.cell_text(file, number, row, "query"),
-                    answers=(tables.cell_text(file, number, row, "label"),),
+                    pictures=(official_files.picture_file(folder / "test" / "png", image),),
+                    question=official_files.cell_text(file, number, row, "query"),
+                    answers=(official_files.cell_text(file, number, row, "label"),),
                     group=group,
                 )
                 items.append(item)
-        return tables.checked_items(folder / "test", items)
+        return official_files.checked_items(folder / "test", items)
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
@@ -134,15 +134,15 @@ class ChartQa(Benchmark):
         return [Column("average", average, 100.0, len(answered)), *halves]
 
 
-def _question(file: Path, number: int, row: tables.Row, picture: Picture) -> Item:
+def _question(file: Path, number: int, row: official_files.Row, picture: Picture) -> Item:
     """A question in a file of the Robust Reading Competition.
 
     Raises:
         LayerfuseError: a cell holds something else than its text or texts.
     """
     return Item(
-        id=tables.cell_text(file, number, row, "questionId"),
+        id=official_files.cell_text(file, number, row, "questionId"),
         pictures=(picture,),
-        question=tables.cell_text(file, number, row, "question"),
-        answers=tables.cell_texts(file, number, row, "answers"),
+        question=official_files.cell_text(file, number, row, "question"),
+        answers=official_files.cell_texts(file, number, row, "answers"),
     )

@@ -27,8 +27,8 @@ from typing import Any, ClassVar, cast
 
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate import boxes
-from layerfuse.evaluate.benchmarks import tables
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks import official_files
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Box,
     Column,
@@ -101,7 +101,7 @@ class ReferringExpressions(Benchmark):
         for reference in read_references(file, self.splits):
             item = Item(
                 id=reference.id,
-                pictures=(tables.picture_file(folder, reference.image),),
+                pictures=(official_files.picture_file(folder, reference.image),),
                 question=reference.sentence,
                 # What is right is a box, however a model writes it.
                 answers=(),
@@ -110,7 +110,7 @@ class ReferringExpressions(Benchmark):
                 size=reference.size,
             )
             items.append(item)
-        return tables.checked_items(file, items)
+        return official_files.checked_items(file, items)
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
@@ -198,7 +198,7 @@ class RefCocoGCaptions(Benchmark):
             first = of_part[0]
             item = Item(
                 id=first.id,
-                pictures=(tables.picture_file(folder, first.image),),
+                pictures=(official_files.picture_file(folder, first.image),),
                 question=written_box(first.box, self.scale, first.size, self.padded),
                 answers=tuple(reference.sentence for reference in of_part),
                 group=first.split,
@@ -206,7 +206,7 @@ class RefCocoGCaptions(Benchmark):
                 size=first.size,
             )
             items.append(item)
-        return tables.checked_items(file, items)
+        return official_files.checked_items(file, items)
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`, and above on what a single one scores."""
@@ -239,20 +239,20 @@ def read_references(file: Path, splits: Sequence[str]) -> list[Reference]:
         LayerfuseError: the file is missing or cut off, or a split or a box is not valid.
     """
     references: list[Reference] = []
-    for number, row in enumerate(tables.read_json_lines(file, _NEEDED), start=1):
-        split = tables.cell_text(file, number, row, "split")
+    for number, row in enumerate(official_files.read_json_lines(file, _NEEDED), start=1):
+        split = official_files.cell_text(file, number, row, "split")
         if split not in splits:
             raise LayerfuseError(
                 f"{file} has {split!r} as 'split' in row {number}; valid: {', '.join(splits)}"
             )
         id = f"{split}-{number}"
         if "id" in row:
-            id = tables.cell_text(file, number, row, "id")
+            id = official_files.cell_text(file, number, row, "id")
         size = (_side(file, number, row, "width"), _side(file, number, row, "height"))
         reference = Reference(
             id=id,
-            image=tables.cell_text(file, number, row, "image"),
-            sentence=tables.cell_text(file, number, row, "sentence"),
+            image=official_files.cell_text(file, number, row, "image"),
+            sentence=official_files.cell_text(file, number, row, "sentence"),
             box=_box(file, number, row["bbox"], size),
             size=size,
             split=split,
@@ -345,7 +345,7 @@ def _average(columns: Sequence[Column]) -> Column:
     return Column("average", value, columns[0].best, questions)
 
 
-def _side(file: Path, number: int, row: tables.Row, column: str) -> int:
+def _side(file: Path, number: int, row: official_files.Row, column: str) -> int:
     """A side of a picture in pixels.
 
     Raises:

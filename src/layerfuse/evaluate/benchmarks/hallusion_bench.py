@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks.choices import groups_right, text_in
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -15,8 +16,7 @@ from layerfuse.evaluate.benchmarks.base import (
     benchmark,
     share,
 )
-from layerfuse.evaluate.benchmarks.choices import groups_right, text_in
-from layerfuse.evaluate.benchmarks.tables import Row, checked_items, picture_file, read_json
+from layerfuse.evaluate.benchmarks.official_files import Row, checked_items, picture_file, read_json
 
 _NEEDED = (
     "category",
@@ -65,6 +65,14 @@ class HallusionBench(Benchmark):
         for row in read_json(file, _NEEDED):
             items.append(_item(figures, file, row))
         return checked_items(file, items)
+
+    def redrawn_with(self, item: Item) -> str:
+        """Name the set that a question belongs to: qAcc judges all its figures together.
+
+        Args:
+            item: the question.
+        """
+        return item.together.rpartition("/")[0]
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer.

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks.choices import (
+    check_letter,
+    groups_right,
+    judge_letter,
+    options_of,
+    pictures_by_index,
+    text_in,
+)
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -15,15 +23,7 @@ from layerfuse.evaluate.benchmarks.base import (
     by_group,
     share,
 )
-from layerfuse.evaluate.benchmarks.choices import (
-    check_letter,
-    groups_right,
-    judge_letter,
-    options_of,
-    pictures_by_index,
-    text_in,
-)
-from layerfuse.evaluate.benchmarks.tables import Row, checked_items, first_file, read_tsv
+from layerfuse.evaluate.benchmarks.official_files import Row, checked_items, first_file, read_tsv
 
 _FILES = ("MMBench_DEV_EN.tsv", "MMBench_DEV_EN_V11.tsv", "mmbench_dev_20230712.tsv")
 _SPLIT = "dev"

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from layerfuse.data import text_files
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.answer_parsing import leading_yes_no
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks.choices import groups_right
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -17,8 +18,7 @@ from layerfuse.evaluate.benchmarks.base import (
     by_group,
     share,
 )
-from layerfuse.evaluate.benchmarks.choices import groups_right
-from layerfuse.evaluate.benchmarks.tables import checked_items, picture_file
+from layerfuse.evaluate.benchmarks.official_files import checked_items, picture_file
 
 PERCEPTION = (
     "existence",
@@ -79,7 +79,7 @@ class Mme(Benchmark):
             `count/0001.jpg`; the words "Please answer yes or no." are left out of a question.
 
         Raises:
-            LayerfuseError: a task or a picture is missing, or has not two questions.
+            LayerfuseError: a task is missing, or a picture has not two questions.
         """
         root = _find_tasks(folder)
         items: list[Item] = []
@@ -183,9 +183,9 @@ def find_by_llava_id(items: Iterable[Item], question_id: str, text: str) -> Item
         LayerfuseError: the picture has no such question.
     """
     # Those of tasks with a folder for pictures have its name in them.
-    picture = question_id.replace("/images/", "/")
+    picture = _without_suffix(question_id.replace("/images/", "/"))
     # The id alone is not enough: both questions of a picture have it.
-    of_picture = [item for item in items if item.together == picture]
+    of_picture = [item for item in items if _without_suffix(item.together) == picture]
     if not of_picture:
         raise LayerfuseError(
             f"MME has no picture {short(question_id)}; an id such as count/0001.jpg is expected"
@@ -197,6 +197,11 @@ def find_by_llava_id(items: Iterable[Item], question_id: str, text: str) -> Item
             return item
     asked = " and ".join(repr(item.question) for item in of_picture)
     raise LayerfuseError(f"MME asks {asked} about {question_id}, and not {short(wanted)}")
+
+
+def _without_suffix(picture: str) -> str:
+    """The name of a picture without `.jpg` or `.png`, which is not known where it is missing."""
+    return picture.rpartition(".")[0] or picture
 
 
 def _find_tasks(folder: Path) -> Path:
@@ -226,12 +231,12 @@ def _read_task(root: Path, task: str) -> list[Item]:
     """The questions of one task.
 
     Raises:
-        LayerfuseError: there are none, or a picture is missing or has not two questions.
+        LayerfuseError: there are none, or a picture has not two.
     """
     pictures = root / task
     texts = root / task
     # Some tasks have folders of their own for pictures and texts.
-    if (root / task / "images").is_dir():
+    if (root / task / "questions_answers_YN").is_dir():
         pictures = root / task / "images"
         texts = root / task / "questions_answers_YN"
     # By the texts: a picture that nothing is asked about is no fault. Archives made on a Mac have
@@ -246,19 +251,18 @@ def _read_task(root: Path, task: str) -> list[Item]:
 
 
 def _read_picture(task: str, pictures: Path, file: Path) -> list[Item]:
-    """Both questions about one picture.
+    """Both questions about one picture, which need not be there.
 
     Raises:
-        LayerfuseError: the picture is missing, or a line is no question with its answer.
+        LayerfuseError: a line is no question with its answer.
     """
-    # The texts do not say of which kind a picture is.
-    names = [f"{file.stem}{suffix}" for suffix in _PICTURE_SUFFIXES]
-    existing = [name for name in names if (pictures / name).is_file()]
-    if not existing:
-        raise LayerfuseError(
-            f"{pictures} has no picture {names[0]} or {names[1]}, which {file} asks about"
-        )
-    picture = existing[0]
+    # The texts do not say of which kind a picture is. What the release has stands for one that is
+    # missing: the ids of the questions are then the same.
+    picture = f"{file.stem}{_suffix_in_release(task)}"
+    for suffix in _PICTURE_SUFFIXES:
+        if (pictures / f"{file.stem}{suffix}").is_file():
+            picture = f"{file.stem}{suffix}"
+            break
     # Some texts end with an empty line.
     lines = [line for line in text_files.read_text(file).split("\n") if line.strip()]
     if len(lines) != 2:
@@ -285,6 +289,11 @@ def _read_picture(task: str, pictures: Path, file: Path) -> list[Item]:
         )
         items.append(item)
     return items
+
+
+def _suffix_in_release(task: str) -> str:
+    """What the names of a task's pictures end with in MME's release."""
+    return ".png" if task in COGNITION else ".jpg"
 
 
 def _task_score(task: str, answered: Sequence[JudgedItem]) -> Column:

@@ -6,15 +6,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from layerfuse.evaluate.answer_parsing import LETTERS
-from layerfuse.evaluate.benchmarks.base import (
-    Benchmark,
-    Column,
-    Item,
-    Judged,
-    JudgedItem,
-    benchmark,
-    share,
-)
 from layerfuse.evaluate.benchmarks.choices import (
     check_letter,
     existing_file,
@@ -24,7 +15,16 @@ from layerfuse.evaluate.benchmarks.choices import (
     shares_by_group,
     text_in,
 )
-from layerfuse.evaluate.benchmarks.tables import (
+from layerfuse.evaluate.benchmarks.interface import (
+    Benchmark,
+    Column,
+    Item,
+    Judged,
+    JudgedItem,
+    benchmark,
+    share,
+)
+from layerfuse.evaluate.benchmarks.official_files import (
     checked_items,
     picture_from_cell,
     read_parquet,

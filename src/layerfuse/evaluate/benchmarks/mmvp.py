@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from layerfuse.data import text_files
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks.choices import check_letter, groups_right, judge_letter
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -18,8 +19,7 @@ from layerfuse.evaluate.benchmarks.base import (
     benchmark,
     share,
 )
-from layerfuse.evaluate.benchmarks.choices import check_letter, groups_right, judge_letter
-from layerfuse.evaluate.benchmarks.tables import checked_items, picture_file
+from layerfuse.evaluate.benchmarks.official_files import checked_items, picture_file
 
 _OPTION = re.compile(r"\(([a-z])\)")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate import metrics
-from layerfuse.evaluate.benchmarks import tables
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks import official_files
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -52,26 +52,26 @@ class OcrBench(Benchmark):
         """Read the questions, grouped by their type; see `Benchmark.load`."""
         file = folder / self.expected[0]
         needed = ("dataset_name", "type", "question", "answers", "image_path")
-        rows = tables.read_json(file, needed)
+        rows = official_files.read_json(file, needed)
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
-            kind = tables.cell_text(file, number, row, "type")
+            kind = official_files.cell_text(file, number, row, "type")
             if kind not in TYPES:
                 raise LayerfuseError(
                     f"{file} has {kind!r} as 'type' in row {number}; valid: {', '.join(TYPES)}"
                 )
-            dataset = tables.cell_text(file, number, row, "dataset_name")
-            image = tables.cell_text(file, number, row, "image_path")
+            dataset = official_files.cell_text(file, number, row, "dataset_name")
+            image = official_files.cell_text(file, number, row, "image_path")
             item = Item(
                 # The ids in the file are those of the datasets it draws on, which repeat.
                 id=f"{number}-{dataset}",
-                pictures=(tables.picture_file(folder / "OCRBench_Images", image),),
-                question=tables.cell_text(file, number, row, "question"),
+                pictures=(official_files.picture_file(folder / "OCRBench_Images", image),),
+                question=official_files.cell_text(file, number, row, "question"),
                 answers=_answers(file, number, row),
                 group=kind,
             )
             items.append(item)
-        return tables.checked_items(file, items)
+        return official_files.checked_items(file, items)
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer: it is right if it contains a right one; see `Benchmark.judge`."""
@@ -102,12 +102,12 @@ def _right(answered: Sequence[JudgedItem], name: str) -> Column:
     return Column(name, right, float(len(answered)), len(answered))
 
 
-def _answers(file: Path, number: int, row: tables.Row) -> tuple[str, ...]:
+def _answers(file: Path, number: int, row: official_files.Row) -> tuple[str, ...]:
     """The right answers: the file has a text where there is one, and a list where there are more.
 
     Raises:
         LayerfuseError: there is neither.
     """
     if isinstance(row["answers"], list):
-        return tables.cell_texts(file, number, row, "answers")
-    return (tables.cell_text(file, number, row, "answers"),)
+        return official_files.cell_texts(file, number, row, "answers")
+    return (official_files.cell_text(file, number, row, "answers"),)

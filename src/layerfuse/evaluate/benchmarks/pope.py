@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.answer_parsing import first_sentence_yes_no
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks.choices import text_in
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -15,8 +16,11 @@ from layerfuse.evaluate.benchmarks.base import (
     benchmark,
     by_group,
 )
-from layerfuse.evaluate.benchmarks.choices import text_in
-from layerfuse.evaluate.benchmarks.tables import checked_items, picture_file, read_json_lines
+from layerfuse.evaluate.benchmarks.official_files import (
+    checked_items,
+    picture_file,
+    read_json_lines,
+)
 from layerfuse.evaluate.metrics import BinaryCounts, count_yes_no
 
 SPLITS = ("random", "popular", "adversarial")

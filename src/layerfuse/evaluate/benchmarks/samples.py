@@ -1,13 +1,13 @@
 """Benchmarks of layerfuse's own samples: generated scenes, and real pictures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from layerfuse.data.sample import Sample
-from layerfuse.data.sources import faults, load
+from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -17,6 +17,7 @@ from layerfuse.evaluate.benchmarks.base import (
     by_group,
     share,
 )
+from layerfuse.evaluate.benchmarks.official_files import checked_items
 from layerfuse.evaluate.metrics import exact_match, normalize
 from layerfuse.evaluate.questions import Question, questions
 from layerfuse.model.chat_template import IMAGE_TOKEN, written
@@ -107,25 +108,18 @@ class RealPictures(_Samples):
             The questions; groups are their categories.
 
         Raises:
-            LayerfuseError: the file is missing, or a sample cannot be read.
+            LayerfuseError: the file is missing, is of other data, or a sample cannot be read.
         """
         file = folder / "test.json"
         if not file.is_file():
             raise LayerfuseError(f"{self.title}: no {file}; expected: {', '.join(self.expected)}")
         samples = load(Data(path=str(file)))
-        _refuse_faults(faults(samples).values(), file)
         items = [_item(asked, asked.category) for asked in questions(samples)]
         if {item.group for item in items} == {"all"}:
             raise LayerfuseError(
                 f"{file} names no categories of its answers: it is no test of this benchmark"
             )
-        return items
-
-
-def _refuse_faults(found: Iterable[tuple[str, str]], file: Path) -> None:
-    """Raise LayerfuseError for the first of the samples that cannot be used."""
-    for _, reason in found:
-        raise LayerfuseError(f"{file}: {reason}")
+        return checked_items(file, items)
 
 
 def _item(asked: Question, group: str) -> Item:

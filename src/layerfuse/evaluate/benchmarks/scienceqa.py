@@ -6,7 +6,8 @@ from typing import Any, ClassVar, cast
 
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.answer_parsing import LETTERS, scienceqa_letter
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks.choices import options_list, text_in
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -15,8 +16,7 @@ from layerfuse.evaluate.benchmarks.base import (
     benchmark,
     share,
 )
-from layerfuse.evaluate.benchmarks.choices import options_list, text_in
-from layerfuse.evaluate.benchmarks.tables import (
+from layerfuse.evaluate.benchmarks.official_files import (
     Row,
     checked_items,
     picture_file,

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks.choices import (
+    check_letter,
+    judge_letter,
+    shares_by_group,
+    text_in,
+)
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -13,13 +19,7 @@ from layerfuse.evaluate.benchmarks.base import (
     benchmark,
     share,
 )
-from layerfuse.evaluate.benchmarks.choices import (
-    check_letter,
-    judge_letter,
-    shares_by_group,
-    text_in,
-)
-from layerfuse.evaluate.benchmarks.tables import (
+from layerfuse.evaluate.benchmarks.official_files import (
     Row,
     checked_items,
     picture_file,

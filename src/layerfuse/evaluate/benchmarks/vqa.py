@@ -10,8 +10,8 @@ from typing import Any, ClassVar, cast
 
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate import metrics
-from layerfuse.evaluate.benchmarks import tables
-from layerfuse.evaluate.benchmarks.base import (
+from layerfuse.evaluate.benchmarks import official_files
+from layerfuse.evaluate.benchmarks.interface import (
     Benchmark,
     Column,
     Item,
@@ -21,7 +21,7 @@ from layerfuse.evaluate.benchmarks.base import (
     by_group,
     share,
 )
-from layerfuse.evaluate.benchmarks.tables import Row
+from layerfuse.evaluate.benchmarks.official_files import Row
 from layerfuse.vision.picture import Picture
 
 _OCR_LINE = "Reference OCR token:"
@@ -121,20 +121,20 @@ class VizWiz(SoftAccuracy):
     def load(self, folder: Path) -> list[Item]:
         """Read the questions, grouped by the type of their answers; see `Benchmark.load`."""
         file = folder / self.expected[0]
-        rows = tables.read_json(file, ("image", "question", "answers", "answer_type"))
+        rows = official_files.read_json(file, ("image", "question", "answers", "answer_type"))
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
-            image = tables.cell_text(file, number, row, "image")
+            image = official_files.cell_text(file, number, row, "image")
             item = Item(
                 # There is one question about each picture, and no id besides its name.
                 id=Path(image).stem,
-                pictures=(tables.picture_file(folder / "val", image),),
-                question=tables.cell_text(file, number, row, "question"),
+                pictures=(official_files.picture_file(folder / "val", image),),
+                question=official_files.cell_text(file, number, row, "question"),
                 answers=_answers(file, number, row),
-                group=tables.cell_text(file, number, row, "answer_type"),
+                group=official_files.cell_text(file, number, row, "answer_type"),
             )
             items.append(item)
-        return tables.checked_items(file, items)
+        return official_files.checked_items(file, items)
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
@@ -164,13 +164,13 @@ class TextVqa(SoftAccuracy):
         """Read the questions; see `Benchmark.load`."""
         file = folder / self.expected[0]
         needed = ("question_id", "image_id", "question", "answers")
-        rows = tables.read_json(file, needed, key="data")
+        rows = official_files.read_json(file, needed, key="data")
         ocr_file = folder / "llava_textvqa_val_v051_ocr.jsonl"
         words = _words_in_pictures(ocr_file) if ocr_file.is_file() else None
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
-            image = tables.cell_text(file, number, row, "image_id")
-            question = tables.cell_text(file, number, row, "question")
+            image = official_files.cell_text(file, number, row, "image_id")
+            question = official_files.cell_text(file, number, row, "question")
             context = ""
             # LLaVA's file has no ids of questions, and writes some in other cases.
             if words is not None:
@@ -182,14 +182,14 @@ class TextVqa(SoftAccuracy):
                     )
                 context = words[key]
             item = Item(
-                id=tables.cell_text(file, number, row, "question_id"),
-                pictures=(tables.picture_file(folder / "train_images", f"{image}.jpg"),),
+                id=official_files.cell_text(file, number, row, "question_id"),
+                pictures=(official_files.picture_file(folder / "train_images", f"{image}.jpg"),),
                 question=question,
                 answers=_ten_answers(file, number, row),
                 context=context,
             )
             items.append(item)
-        return tables.checked_items(file, items)
+        return official_files.checked_items(file, items)
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
@@ -215,19 +215,19 @@ class Gqa(Benchmark):
         """Read the questions, grouped into binary and open; see `Benchmark.load`."""
         file = folder / self.expected[0]
         needed = ("question", "imageId", "answer", "types")
-        rows = tables.read_json(file, needed, id_column="questionId")
+        rows = official_files.read_json(file, needed, id_column="questionId")
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
-            image = tables.cell_text(file, number, row, "imageId")
+            image = official_files.cell_text(file, number, row, "imageId")
             item = Item(
-                id=tables.cell_text(file, number, row, "questionId"),
-                pictures=(tables.picture_file(folder / "images", f"{image}.jpg"),),
-                question=tables.cell_text(file, number, row, "question"),
-                answers=(tables.cell_text(file, number, row, "answer"),),
+                id=official_files.cell_text(file, number, row, "questionId"),
+                pictures=(official_files.picture_file(folder / "images", f"{image}.jpg"),),
+                question=official_files.cell_text(file, number, row, "question"),
+                answers=(official_files.cell_text(file, number, row, "answer"),),
                 group=_gqa_group(file, number, row),
             )
             items.append(item)
-        return tables.checked_items(file, items)
+        return official_files.checked_items(file, items)
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
@@ -271,18 +271,18 @@ class _AnnotatedFiles:
             LayerfuseError: a file is missing, cut off, or not of this benchmark or split.
         """
         needed = ("question_id", "image_id", "question")
-        rows = tables.read_json(self.questions, needed, key="questions")
+        rows = official_files.read_json(self.questions, needed, key="questions")
         annotations = self._annotations_by_id(grouped_by)
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
-            id = tables.cell_text(self.questions, number, row, "question_id")
+            id = official_files.cell_text(self.questions, number, row, "question_id")
             if id not in annotations:
                 raise LayerfuseError(
                     f"{self.annotations} has no answers to the question {id} of {self.questions}; "
                     "are the two of the same split?"
                 )
             place, annotation = annotations[id]
-            group = tables.cell_text(self.annotations, place, annotation, grouped_by)
+            group = official_files.cell_text(self.annotations, place, annotation, grouped_by)
             if group not in groups:
                 raise LayerfuseError(
                     f"{self.annotations} has {group!r} as {grouped_by!r} in row {place}; valid: "
@@ -291,12 +291,12 @@ class _AnnotatedFiles:
             item = Item(
                 id=id,
                 pictures=(_coco_picture(self.questions, folder, number, row),),
-                question=tables.cell_text(self.questions, number, row, "question"),
+                question=official_files.cell_text(self.questions, number, row, "question"),
                 answers=_answers(self.annotations, place, annotation),
                 group=groups[group],
             )
             items.append(item)
-        return tables.checked_items(self.questions, items)
+        return official_files.checked_items(self.questions, items)
 
     def _annotations_by_id(self, grouped_by: str) -> dict[str, tuple[int, Row]]:
         """The number of the row and the row of each question's answers.
@@ -306,10 +306,10 @@ class _AnnotatedFiles:
         """
         file = self.annotations
         needed = ("question_id", "answers", grouped_by)
-        rows = tables.read_json(file, needed, key="annotations")
+        rows = official_files.read_json(file, needed, key="annotations")
         annotations: dict[str, tuple[int, Row]] = {}
         for number, row in enumerate(rows, start=1):
-            annotations[tables.cell_text(file, number, row, "question_id")] = (number, row)
+            annotations[official_files.cell_text(file, number, row, "question_id")] = (number, row)
         return annotations
 
 
@@ -319,14 +319,14 @@ def _coco_picture(file: Path, folder: Path, number: int, row: Row) -> Picture:
     Raises:
         LayerfuseError: its id is no whole number.
     """
-    image = tables.cell_text(file, number, row, "image_id")
+    image = official_files.cell_text(file, number, row, "image_id")
     # COCO's files are called by it, with zeros before it.
     if not image.isdecimal():
         raise LayerfuseError(
             f"{file} has {image!r} as 'image_id' in row {number}; the whole number of a picture of "
             "COCO is expected"
         )
-    return tables.picture_file(folder / "val2014", f"COCO_val2014_{image.zfill(12)}.jpg")
+    return official_files.picture_file(folder / "val2014", f"COCO_val2014_{image.zfill(12)}.jpg")
 
 
 def _answers(file: Path, number: int, row: Row) -> tuple[str, ...]:
@@ -348,7 +348,7 @@ def _answers(file: Path, number: int, row: Row) -> tuple[str, ...]:
                 f"{file} has {short(given)} among the answers in row {number}; a mapping with "
                 "'answer' is expected"
             )
-        answers.append(tables.cell_text(file, number, cast("Row", given), "answer"))
+        answers.append(official_files.cell_text(file, number, cast("Row", given), "answer"))
     return tuple(answers)
 
 
@@ -358,7 +358,7 @@ def _ten_answers(file: Path, number: int, row: Row) -> tuple[str, ...]:
     Raises:
         LayerfuseError: there is another number of them.
     """
-    answers = tables.cell_texts(file, number, row, "answers")
+    answers = official_files.cell_texts(file, number, row, "answers")
     if len(answers) != metrics.TEXTVQA_ANNOTATORS:
         raise LayerfuseError(
             f"{file} has {len(answers)} answers in row {number}; those of "
@@ -374,9 +374,11 @@ def _words_in_pictures(file: Path) -> dict[tuple[str, str], str]:
         LayerfuseError: the file is cut off, or a record has no such line.
     """
     words: dict[tuple[str, str], str] = {}
-    for number, row in enumerate(tables.read_json_lines(file, ("question_id", "text")), start=1):
+    for number, row in enumerate(
+        official_files.read_json_lines(file, ("question_id", "text")), start=1
+    ):
         # The words come behind the question or before it, and a third line is the prompt's.
-        lines = tables.cell_text(file, number, row, "text").split("\n")
+        lines = official_files.cell_text(file, number, row, "text").split("\n")
         ocr_lines = [line for line in lines if line.startswith(_OCR_LINE)]
         questions = [line for line in lines if not line.startswith(_OCR_LINE)]
         if len(ocr_lines) != 1 or not questions:
@@ -385,7 +387,7 @@ def _words_in_pictures(file: Path) -> dict[tuple[str, str], str]:
                 f"with {_OCR_LINE!r} are expected"
             )
         # What LLaVA calls the question's id is the picture's.
-        image = tables.cell_text(file, number, row, "question_id")
+        image = official_files.cell_text(file, number, row, "question_id")
         words[image, questions[0].lower()] = ocr_lines[0].removeprefix(_OCR_LINE).strip()
     return words
 

@@ -159,6 +159,18 @@ class Benchmark(ABC):
             f"a line names no question: expected id or question_id, found: {', '.join(line)}"
         )
 
+    def redrawn_with(self, item: Item) -> str:
+        """Name what a question belongs to that is redrawn as a whole, beside its pictures.
+
+        Args:
+            item: the question.
+
+        Returns:
+            The same for all questions that any column judges together; empty for one that is
+            judged alone.
+        """
+        return item.together
+
     def notes(self, items: Sequence[Item]) -> list[str]:
         """Say what a reader of the scores must know of the questions, such as their revision.
 
@@ -174,10 +186,10 @@ class Benchmark(ABC):
 BENCHMARKS: dict[str, Benchmark] = {}
 """All benchmarks by name."""
 
-Registered = TypeVar("Registered", bound=type[Benchmark])
+Registered = TypeVar("Registered", bound=Benchmark)
 
 
-def benchmark(registered: Registered) -> Registered:
+def benchmark(registered: type[Registered]) -> type[Registered]:
     """Register a benchmark under its name.
 
     Args:

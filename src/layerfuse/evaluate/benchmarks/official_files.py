@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from layerfuse.data import text_files
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.benchmarks.base import Item
+from layerfuse.evaluate.benchmarks.interface import Item
 from layerfuse.vision.picture import Picture
 
 Row = dict[str, Any]
@@ -368,7 +368,7 @@ def picture_from_cell(name: str, cell: Any) -> Picture:
 
 
 def picture_file(folder: Path, name: str) -> Picture:
-    """A picture in a file; `check_pictures` tells for all of them at once whether they are there.
+    """A picture in a file, which need not be there: answers are scored without pictures.
 
     Args:
         folder: of the pictures.
@@ -381,7 +381,7 @@ def picture_file(folder: Path, name: str) -> Picture:
 
 
 def check_pictures(items: Iterable[Item]) -> None:
-    """Refuse questions whose pictures' files are missing.
+    """Refuse questions whose pictures' files are missing; asking needs them, scoring does not.
 
     Args:
         items: the questions.
@@ -434,7 +434,7 @@ def checked_items(file: Path, items: list[Item]) -> list[Item]:
         The same questions.
 
     Raises:
-        LayerfuseError: there are none, ids repeat, or pictures are missing.
+        LayerfuseError: there are none, or ids repeat.
     """
     if not items:
         raise LayerfuseError(f"{file} has no questions that the benchmark asks")
@@ -442,7 +442,6 @@ def checked_items(file: Path, items: list[Item]) -> list[Item]:
         unique_ids(items)
     except LayerfuseError as error:
         raise LayerfuseError(f"{file}: {error}") from error
-    check_pictures(items)
     return items
 
 
