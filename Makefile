@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
+VENV_LMMS ?= .venv-lmms
+PIP_LMMS = $(VENV_LMMS)/bin/python -m pip --disable-pip-version-check
 # glibc keeps freed memory instead of returning it after every step: a tenth of a CPU step's time.
 export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 
-.PHONY: help install install-dev quickstart test test-full check docs bench clean
+.PHONY: help install install-dev quickstart test test-full test-lmms check docs bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +37,18 @@ test: install-dev  ## the tests
 test-full: install-dev  ## the tests, with every combination
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+# An environment of its own: lmms-eval asks for some fifty packages, most of which its evaluator
+# does without.
+$(VENV_LMMS)/.installed: pyproject.toml constraints.txt $(wildcard tests/lmms/*.txt)
+	$(PYTHON) -m venv $(VENV_LMMS)
+	$(PIP_LMMS) install --quiet --constraint constraints.txt --requirement tests/lmms/requirements.txt
+	$(PIP_LMMS) install --quiet --constraint constraints.txt --editable .
+	$(PIP_LMMS) install --quiet --no-deps --requirement tests/lmms/no-deps.txt
+	touch $@
+
+test-lmms: $(VENV_LMMS)/.installed  ## the tests of the plug-in of lmms-eval, in .venv-lmms
+	$(VENV_LMMS)/bin/python -m pytest tests/lmms
+
 check: install-dev  ## ruff, pyright, import order of the floors
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -48,4 +62,4 @@ bench: install-dev  ## benchmarks, as ratios of two things timed in one run
 	for file in benchmarks/[a-z]*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV_LMMS) .pytest_cache .ruff_cache build dist

@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from docs import comparisons, house
 from docs.claims_page import claims_page
+from docs.evaluate_page import evaluate_page
 from docs.results_pages import results_page
 from docs.statistics_page import statistics_page
 from layerfuse.fusion import FUSIONS, StrategyConfig
@@ -166,6 +167,7 @@ def pages() -> dict[Path, str]:
     for name in FUSIONS:
         text_by_path[DOCS / "strategies" / f"{name}.md"] = strategy_page(name)
     text_by_path[DOCS / "statistics.md"] = statistics_page()
+    text_by_path[DOCS / "evaluate.md"] = evaluate_page()
     summaries = {}
     for file in sorted((DOCS.parent / "results").glob("*/summary.json")):
         name = file.parent.name

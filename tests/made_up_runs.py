@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.metrics import scores
+from layerfuse.evaluate.averages import scores
 from layerfuse.evaluate.records import (
     PREDICTIONS,
     CurvePoint,

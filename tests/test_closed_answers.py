@@ -187,7 +187,7 @@ def test_evaluating_answers_that_a_model_cannot_give_is_refused(
     samples = read_samples(tmp_path)
     samples[0]["conversations"][-1]["value"] = "zebra"
     write_samples(tmp_path, samples, "other.json")
-    result = CliRunner().invoke(app, ["eval", str(model), str(tmp_path / "other.json")])
+    result = CliRunner().invoke(app, ["eval", str(model), "--data", str(tmp_path / "other.json")])
     assert result.exit_code == 2
     assert "'zebra'" in one_line(result)
     assert "trained with closed_answers" in one_line(result)

@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Path:
 def run_eval(model: Path, data: Path, *options: str) -> Result:
     """Test the model on two samples with short answers."""
     limits = ["--limit", "2", "--max-new-tokens", "2"]
-    return CliRunner().invoke(app, ["eval", str(model), str(data), *limits, *options])
+    return CliRunner().invoke(app, ["eval", str(model), "--data", str(data), *limits, *options])
 
 
 def rename_images(folder: Path) -> None:

@@ -8,7 +8,8 @@ from PIL import Image
 
 from layerfuse.data.sample import Sample
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.evaluate.metrics import exact_match, scores
+from layerfuse.evaluate.averages import scores
+from layerfuse.evaluate.metrics import exact_match
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import questions
 from layerfuse.evaluate.records import AnswerRecord

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from layerfuse.evaluate.averages import scores
 from layerfuse.evaluate.evaluation import evaluate
-from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun, RunScores
 from layerfuse.evaluate.score_table import Bootstrap
 from layerfuse.recipe.data_source import Data

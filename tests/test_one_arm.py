@@ -138,7 +138,7 @@ def test_the_only_arm_needs_no_name(
     model = next(Path("runs/tiny.only.seed0/arms").glob("only*/model"))
     assert f"model: {model}" in trained.output
 
-    tested = CliRunner().invoke(app, ["eval", str(model), "data.json"])
+    tested = CliRunner().invoke(app, ["eval", str(model), "--data", "data.json"])
     assert tested.exit_code == 0, tested.output
     assert f"answers and scores: {model / 'evaluation'}" in tested.output
     # The recipe's test has the same samples.

@@ -1,12 +1,13 @@
 """Figures: `plot_x(data, ax) -> ax` inside `figure`, one style for all.
 
 Colours: Okabe and Ito's palette (2008), told apart with any common colour blindness; beyond its
-eight, markers and line styles change, so that no two arms look alike up to 24 arms. Text and axes
-are a mid grey that is legible on white and on dark paper, and figures have no background.
+eight, markers, line styles and hatches change, so that no two arms look alike up to 24 arms. Text
+and axes are a mid grey that is legible on white and on dark paper, and figures have no background.
 
 `data` of every plot is a value of its own type. Shares are in 0..1 and shown in %.
 """
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from layerfuse.errors import LayerfuseError
 
@@ -37,8 +38,11 @@ PALETTE = (
 )
 MARKERS = ("o", "s", "D")
 LINES = ("-", "--", ":")
+HATCHES = ("", "////", "....")
 DASHED = (0, (4, 3))
 """Dashes of 4 line widths with gaps of 3."""
+NUMBERED_BARS = 30
+"""The most bars whose numbers stand above them without touching."""
 
 # Any: matplotlib names the keys in a literal type of its own
 RC: dict[Any, Any] = {
@@ -112,6 +116,7 @@ class Look:
     color: str
     marker: str
     line_style: str
+    hatch: str
 
 
 def look(index: int) -> Look:
@@ -121,7 +126,7 @@ def look(index: int) -> Look:
         index: place of the arm in its study.
 
     Returns:
-        Its colour, marker and line style.
+        Its colour, marker, line style and hatch.
     """
     # Colours come round first, so that up to eight arms differ by colour alone
     turn = index // len(PALETTE) % len(MARKERS)
@@ -129,6 +134,7 @@ def look(index: int) -> Look:
         color=PALETTE[index % len(PALETTE)],
         marker=MARKERS[turn],
         line_style=LINES[turn],
+        hatch=HATCHES[turn],
     )
 
 
@@ -451,5 +457,154 @@ def plot_families(data: StudyResult, ax: Axes) -> Axes:
         ax.plot(x, scores, style.marker, color=color, ms=marker_size, label=arm.arm)
     ax.set_xticks(range(len(families)), families)
     ax.set(xlim=(-0.5, len(families) - 0.5), ylabel="% right")
+    ax.grid(axis="x", visible=False)
+    return ax
+
+
+@dataclass(frozen=True)
+class DepthCurve:
+    """How well the layers of an encoder serve one kind of question.
+
+    Attributes:
+        name: of the questions: a category, or a family.
+        index: its place among the curves, which decides its look.
+        layers: growing.
+        values: the normalised score of each layer, the mean over seeds.
+        lows: of each layer's seeds the lowest, on the same scale; of one seed the value itself.
+        highs: of each layer's seeds the highest, likewise.
+    """
+
+    name: str
+    index: int
+    layers: list[int]
+    values: list[float]
+    lows: list[float]
+    highs: list[float]
+
+
+@dataclass(frozen=True)
+class DepthResult:
+    """The curves of all kinds of questions, normalised in one way, which `scale` says.
+
+    A kind in which all layers are equal has none where that leaves nothing to divide by.
+    """
+
+    scale: str
+    curves: list[DepthCurve]
+
+
+def plot_depth(data: DepthResult, ax: Axes) -> Axes:
+    """Plot normalised scores against the layer, one line a kind of question, bands over seeds.
+
+    Args:
+        data: of single layers.
+        ax: where it is drawn.
+
+    Returns:
+        `ax`.
+    """
+    measured: set[int] = set()
+    for curve in data.curves:
+        measured.update(curve.layers)
+        style = look(curve.index)
+        # A band of no height would still be drawn as a hairline.
+        if curve.lows != curve.highs:
+            ax.fill_between(
+                curve.layers,
+                [100 * low for low in curve.lows],
+                [100 * high for high in curve.highs],
+                color=style.color,
+                alpha=0.18,
+                lw=0,
+            )
+        ax.plot(
+            curve.layers,
+            [100 * value for value in curve.values],
+            color=style.color,
+            ls=style.line_style,
+            marker=style.marker,
+            ms=4.5,
+            lw=1.5,
+            label=curve.name,
+        )
+    if not data.curves:
+        ax.annotate("all layers equal", (0.5, 0.5), xycoords="axes fraction", ha="center")
+    ax.set(xlabel="layer", ylabel=data.scale)
+    # Ticks of more layers would touch; those of few stand where something was measured.
+    if len(measured) <= 13:
+        ax.set_xticks(sorted(measured))
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return ax
+
+
+@dataclass(frozen=True)
+class CategoryBars:
+    """What one run scores in each category.
+
+    Attributes:
+        run: its name.
+        index: place of the run in the comparison, which decides its look.
+        values: the normalised score in each category; NaN where there is none.
+    """
+
+    run: str
+    index: int
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class CategoryResult:
+    """The scores of all runs by category, normalised in one way, which `scale` says."""
+
+    scale: str
+    categories: list[str]
+    runs: list[CategoryBars]
+
+
+def plot_categories(data: CategoryResult, ax: Axes) -> Axes:
+    """Plot normalised scores as bars: a group a category, in it a bar a run.
+
+    Args:
+        data: of a comparison.
+        ax: where it is drawn.
+
+    Returns:
+        `ax`.
+    """
+    count = len(data.categories)
+    places = np.arange(count)
+    # The bars of a group fill 0.8 of its room
+    room = 0.8 / len(data.runs)
+    for row, run in enumerate(data.runs):
+        style = look(run.index)
+        offset = (row - (len(data.runs) - 1) / 2) * room
+        bars = ax.bar(
+            places + offset,
+            [100 * value for value in run.values],
+            width=0.86 * room,
+            # A hatch has the colour of the edge, and needs a paler face to be seen
+            color=(style.color, 0.3 if style.hatch else 0.85),
+            edgecolor=style.color,
+            hatch=style.hatch,
+            lw=1.2,
+            # On top of the axis: of a bar of no height this line is all that is seen
+            zorder=3,
+            clip_on=False,
+            label=run.run,
+        )
+        if count * len(data.runs) <= NUMBERED_BARS:
+            ax.bar_label(bars, fmt="{:.0f}", fontsize=8, padding=1.5)
+    for place in places:
+        # Room without bars would be read as zeros
+        if all(np.isnan(run.values[place]) for run in data.runs):
+            ax.annotate("all equal", (place, 4), ha="center", fontsize=9)
+    # Long names go on in a second line; a row of ticks has room for some hundred letters
+    width = max(8, 104 // count)
+    names = [textwrap.fill(name, width, break_long_words=False) for name in data.categories]
+    ax.set_xticks(places, names)
+    # Room for the number above a bar of 100
+    ax.set(xlim=(-0.5, count - 0.5), ylim=(0, 110), ylabel=data.scale)
+    ax.set_yticks(range(0, 101, 20))
     ax.grid(axis="x", visible=False)
     return ax

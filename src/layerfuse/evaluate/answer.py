@@ -105,6 +105,7 @@ class Answerer:
         batch_size: int = 32,
         instruction: Tensor | None = None,
         guidance: Guidance = "instruction",
+        stop: Sequence[str] = (),
         progress: Progress = silent,
     ) -> list[str]:
         """Ask every question.
@@ -115,6 +116,7 @@ class Answerer:
             batch_size: questions answered at once.
             instruction: (questions, E), what guides instead of the questions themselves.
             guidance: what weighs the layers of guided strategies.
+            stop: texts that end an answer, beside the end of the model's turn.
             progress: told of every batch.
 
         Returns:
@@ -126,7 +128,7 @@ class Answerer:
             guide = None
             if instruction is not None:
                 guide = instruction[start : start + batch_size]
-            answers += self._answer_batch(batch, max_new_tokens, guide, guidance)
+            answers += self._answer_batch(batch, max_new_tokens, guide, guidance, stop)
             progress("evaluate", len(answers), len(questions))
         return answers
 
@@ -137,6 +139,7 @@ class Answerer:
         max_new_tokens: int,
         instruction: Tensor | None,
         guidance: Guidance,
+        stop: Sequence[str] = (),
     ) -> list[str]:
         """The answers to the questions of one batch."""
         visual = visual_inputs(self.processor, [q.sample for q in questions], self.store)
@@ -151,6 +154,9 @@ class Answerer:
         inputs = {}
         for name, value in {**visual, **text}.items():
             inputs[name] = value.to(self.model.device)
+        if stop:
+            # The model's own ends stay: what is given takes the place of those it has saved.
+            inputs["stop_strings"] = [*(self.model.generation_config.stop_strings or []), *stop]
         output = self.model.generate(
             **inputs,
             guidance=guidance,
@@ -161,7 +167,7 @@ class Answerer:
         )
         # Prompts are padded on the left: all answers begin at the same position.
         prompt_length = text["input_ids"].shape[1]
-        return self.processor.turn_ends.answer_texts(output[:, prompt_length:])
+        return self.processor.turn_ends.answer_texts(output[:, prompt_length:], stop)
 
     @torch.inference_mode()
     def instructions(self, questions: Sequence[Question]) -> Tensor | None:

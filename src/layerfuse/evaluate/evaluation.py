@@ -15,7 +15,7 @@ from layerfuse.data.lengths import Lengths, Limits, positions_of
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
-from layerfuse.evaluate.metrics import scored_by_likelihood, scores
+from layerfuse.evaluate.averages import scored_by_likelihood, scores
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import asked_alone
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records

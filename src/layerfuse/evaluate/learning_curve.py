@@ -9,8 +9,8 @@ from typing import Literal
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.sample import Sample
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.averages import scores
 from layerfuse.evaluate.likelihood import AnswerLikelihood, answer_likelihoods
-from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import questions
 from layerfuse.evaluate.records import CurvePoint

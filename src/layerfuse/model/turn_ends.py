@@ -1,6 +1,6 @@
 """The end of an answer: what training labels behind it, and so where generation stops."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,11 +158,12 @@ class TurnEnds:
         if texts:
             generation_config.stop_strings = texts
 
-    def answer_texts(self, rows: torch.Tensor) -> list[str]:
+    def answer_texts(self, rows: torch.Tensor, stop: Sequence[str] = ()) -> list[str]:
         """What the model said, without the end of its turn.
 
         Args:
             rows: (rows, T) generated tokens, without the prompt.
+            stop: texts that end an answer too.
 
         Returns:
             One answer per row, without spaces around it.
@@ -170,9 +171,9 @@ class TurnEnds:
         ends = self.end_tokens()
         # Any: torch does not type lists of a tensor's values
         generated: Any = rows
-        return [self._answer_text(tokens, ends) for tokens in generated.tolist()]
+        return [self._answer_text(tokens, ends, stop) for tokens in generated.tolist()]
 
-    def _answer_text(self, tokens: list[int], ends: EndTokens) -> str:
+    def _answer_text(self, tokens: list[int], ends: EndTokens, stop: Sequence[str]) -> str:
         """What the model said in the generated tokens of one row."""
         answer: list[int] = []
         has_end_token = False
@@ -187,6 +188,9 @@ class TurnEnds:
         text: str = self.tokenizer.decode(answer, skip_special_tokens=True)
         if ends.stop_text:
             text = text.partition(ends.stop_text)[0]
+        # Before spaces are taken off: a newline may be what ends an answer.
+        for end in stop:
+            text = text.partition(end)[0]
         if has_end_token:
             text = text.rstrip().removesuffix(ends.before_token)
         return text.strip()

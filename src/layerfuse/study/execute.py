@@ -27,13 +27,13 @@ from layerfuse.data.sample_sets import SampleSets, label_of_validation
 from layerfuse.data.subset import draw_subsets
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.averages import scores
 from layerfuse.evaluate.learning_curve import (
     CURVE,
     CurveRecorder,
     ValidationQuestions,
     read_curve,
 )
-from layerfuse.evaluate.metrics import scores
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.records import (
     PREDICTIONS,

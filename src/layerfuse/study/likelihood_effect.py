@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerfuse.evaluate.metrics import scored_by_likelihood
+from layerfuse.evaluate.averages import scored_by_likelihood
 from layerfuse.evaluate.records import FinishedRun
 from layerfuse.evaluate.score_table import Bootstrap, ScoreTable, family_of
 from layerfuse.evaluate.significance import contrast

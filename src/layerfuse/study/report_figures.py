@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfuse.evaluate.records import FinishedRun
+from layerfuse.study.depth_figure import layer_scores, normalised
 from layerfuse.study.summary import Summary
 
 # A study imports this module before it trains; matplotlib is loaded when figures are drawn.
@@ -71,7 +72,7 @@ def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
     with plots.figure(folder / "families", WIDTH, 4 + legend) as figure:
         axes = plots.plot_families(data, figure.subplots())
         add_legend(figure, [axes])
-    names = ["scores", "families"]
+    names = ["scores", "families", *draw_depth(runs, folder)]
     curves = validation_curves(runs, order)
     if curves:
         with plots.figure(folder / "along", WIDTH, 3.4 + legend) as figure:
@@ -89,6 +90,34 @@ def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
             plots.plot_losses(plots.StageLosses(stage, curves), axes)
         add_legend(figure, stage_axes)
     return [*names, "losses"]
+
+
+def draw_depth(runs: list[FinishedRun], folder: Path) -> list[str]:
+    """Write the figure of single layers, where the study has at least three with one setting.
+
+    Args:
+        runs: all finished runs.
+        folder: where the figure goes.
+
+    Returns:
+        The name of the figure; none where there is none.
+    """
+    from layerfuse import plots
+
+    settings = layer_scores(runs)
+    if not settings:
+        return []
+    groups = {group for setting in settings for group in setting.groups}
+    legend = LEGEND_ROW * math.ceil(len(groups) / LEGEND_COLUMNS)
+    with plots.figure(folder / "depth", WIDTH, 3.2 * len(settings) + legend) as figure:
+        rows = figure.subplots(len(settings), 2, squeeze=False, sharey="col")
+        for setting, (relative_axes, min_max_axes) in zip(settings, rows, strict=True):
+            plots.plot_depth(normalised(setting, from_lowest=False), relative_axes)
+            plots.plot_depth(normalised(setting, from_lowest=True), min_max_axes)
+            # Beside arms of other settings it must be said whose layers these are.
+            relative_axes.set_title(setting.setting, loc="left", fontsize=10)
+        add_legend(figure, rows.flat)
+    return ["depth"]
 
 
 def validation_curves(

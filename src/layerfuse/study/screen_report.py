@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.metrics import scores
+from layerfuse.evaluate.averages import scores
 from layerfuse.evaluate.records import AnswerRecord, RunRecord, read_records
 from layerfuse.evaluate.score_table import Bootstrap, ScoreTable, TestedModel, family_of
 from layerfuse.evaluate.significance import arm_score

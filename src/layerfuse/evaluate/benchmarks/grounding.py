@@ -1,0 +1,386 @@
+"""Which part of a picture words mean: RefCOCO, RefCOCO+ and RefCOCOg, and captions of RefCOCOg.
+
+Their official files are pickles with segmentations for code of 2016, so everybody evaluates a
+conversion. Read here is a plain one, JSON lines, with one referring sentence each:
+
+    {"image": "train2014/COCO_train2014_000000000009.jpg", "sentence": "the red cup",
+     "bbox": [10.0, 20.0, 30.0, 40.0], "width": 640, "height": 480, "split": "val"}
+
+`image` is relative to the benchmark's folder. `bbox` is left, top, width and height in pixels, as
+in COCO's own files. `width` and `height` are those of the picture. `split` is one that papers
+report. `id` is optional, such as the `sent_id` of the official files; else a question's id is its
+split and line.
+
+CIDEr of captions is that of the library pycocoevalcap, which everybody's published numbers are
+from, and which is imported when it is needed. Its class `Cider` needs no Java, but the official
+tokenizer, Stanford's PTB, does: captions are therefore split by `caption_words` here, into words
+in lower case without punctuation. PTB differs in rare cases, such as `don't`, which it makes two
+words of; small differences from published numbers have that cause.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from layerfuse.errors import LayerfuseError, short
+from layerfuse.evaluate import boxes
+from layerfuse.evaluate.benchmarks import official_files
+from layerfuse.evaluate.benchmarks.interface import (
+    Benchmark,
+    Box,
+    Column,
+    Item,
+    Judged,
+    JudgedItem,
+    benchmark,
+    by_group,
+    share,
+)
+
+IOU_NEEDED = 0.5
+"""The overlap, in shares of the union, from which on a box is right."""
+
+HIGHEST_CIDER = 1000.0
+"""CIDEr of captions that equal their only reference: 10, in percent as papers print it."""
+
+_WORD = re.compile(r"\w+(?:'\w+)*")
+
+_NEEDED = ("image", "sentence", "bbox", "width", "height", "split")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A sentence that refers to a part of a picture.
+
+    Attributes:
+        id: of the sentence.
+        image: name of the picture's file.
+        sentence: such as `the red cup`.
+        box: that it means, in pixels.
+        size: width and height of the picture in pixels.
+        split: such as `testA`.
+    """
+
+    id: str
+    image: str
+    sentence: str
+    box: Box
+    size: tuple[int, int]
+    split: str
+
+
+class ReferringExpressions(Benchmark):
+    """A benchmark that asks for the box of what a sentence means.
+
+    It reports the share of answers whose box overlaps the right one by half of their union, for
+    each split, and the mean of the splits.
+    """
+
+    licence: ClassVar[str] = "not stated; pictures of COCO under the terms of Flickr"
+    headline: ClassVar[str] = "average"
+    splits: ClassVar[tuple[str, ...]] = ("val", "testA", "testB")
+
+    def __init__(self, scale: str = "unit", padded: bool = True) -> None:
+        """Say how the model writes boxes; the defaults are LLaVA-1.5's.
+
+        Args:
+            scale: `unit` for 0..1 of the picture's sides, `thousand` for 0..1000, or `pixels`.
+            padded: whether boxes are in the picture padded to a square with the picture in its
+                middle; else in the picture itself.
+        """
+        self.scale = scale
+        self.padded = padded
+
+    def load(self, folder: Path) -> list[Item]:
+        """Read the questions, grouped by split; see `Benchmark.load`."""
+        file = folder / self.expected[0]
+        items: list[Item] = []
+        for reference in read_references(file, self.splits):
+            item = Item(
+                id=reference.id,
+                pictures=(official_files.picture_file(folder, reference.image),),
+                question=reference.sentence,
+                # What is right is a box, however a model writes it.
+                answers=(),
+                group=reference.split,
+                boxes=(reference.box,),
+                size=reference.size,
+            )
+            items.append(item)
+        return official_files.checked_items(file, items)
+
+    def judge(self, item: Item, answer: str) -> Judged:
+        """Score one answer; see `Benchmark.judge`."""
+        if item.size is None:
+            raise LayerfuseError(f"the question {item.id} does not say how large its picture is")
+        box = boxes.read_box(answer, self.scale, item.size, self.padded)
+        if box is None:
+            return Judged(None, 0.0)
+        is_right = boxes.box_iou(box, item.boxes[0]) >= IOU_NEEDED
+        # In pixels, so that answers of models with different scales can be compared.
+        edges = ", ".join(f"{edge:.1f}" for edge in box)
+        return Judged(f"[{edges}]", float(is_right))
+
+    def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
+        """Give the numbers that the benchmark reports; see `Benchmark.columns`."""
+        of_splits = [share(of_split, name) for name, of_split in by_group(answered).items()]
+        return [_average(of_splits), *of_splits]
+
+
+@benchmark
+class RefCoco(ReferringExpressions):
+    """RefCOCO: people's sentences from a game in which the other player finds what they mean."""
+
+    name = "refcoco"
+    title = "RefCOCO"
+    expected = ("refcoco.jsonl", "train2014/COCO_train2014_*.jpg")
+
+
+@benchmark
+class RefCocoPlus(ReferringExpressions):
+    """RefCOCO+: the same game, without words of place."""
+
+    name = "refcoco+"
+    title = "RefCOCO+"
+    expected = ("refcoco+.jsonl", "train2014/COCO_train2014_*.jpg")
+
+
+@benchmark
+class RefCocoG(ReferringExpressions):
+    """RefCOCOg in the split of the University of Maryland: longer sentences, without a game."""
+
+    name = "refcocog"
+    title = "RefCOCOg"
+    expected = ("refcocog.jsonl", "train2014/COCO_train2014_*.jpg")
+    splits = ("val", "test")
+
+
+@benchmark
+class RefCocoGCaptions(Benchmark):
+    """Captions of the parts of pictures in RefCOCOg: CIDEr against the sentences of people.
+
+    What is asked is a box, such as `[0.10, 0.20, 0.30, 0.40]`, which a prompt puts behind words
+    such as LLaVA's `Please provide a short description for this region:`.
+
+    CIDEr weighs a word by how rare it is in all references, so it exists only for all answers
+    together: a single answer scores whether it is one of the references, word for word.
+    """
+
+    name = "refcocog-captions"
+    title = "RefCOCOg region captioning"
+    licence = "not stated; pictures of COCO under the terms of Flickr"
+    expected = ("refcocog.jsonl", "train2014/COCO_train2014_*.jpg")
+    headline = "average"
+
+    def __init__(self, scale: str = "unit", padded: bool = True) -> None:
+        """Say how the model is told boxes; the defaults are LLaVA-1.5's.
+
+        Args:
+            scale: as for `ReferringExpressions`.
+            padded: as there.
+        """
+        self.scale = scale
+        self.padded = padded
+
+    def load(self, folder: Path) -> list[Item]:
+        """Read the parts of pictures, each with all its sentences; see `Benchmark.load`."""
+        file = folder / self.expected[0]
+        references: dict[tuple[str, str, Box], list[Reference]] = {}
+        for reference in read_references(file, ("val", "test")):
+            # All sentences about a part of a picture have its box to the last digit.
+            key = (reference.split, reference.image, reference.box)
+            references.setdefault(key, []).append(reference)
+        items: list[Item] = []
+        for of_part in references.values():
+            first = of_part[0]
+            item = Item(
+                id=first.id,
+                pictures=(official_files.picture_file(folder, first.image),),
+                question=written_box(first.box, self.scale, first.size, self.padded),
+                answers=tuple(reference.sentence for reference in of_part),
+                group=first.split,
+                boxes=(first.box,),
+                size=first.size,
+            )
+            items.append(item)
+        return official_files.checked_items(file, items)
+
+    def judge(self, item: Item, answer: str) -> Judged:
+        """Score one answer; see `Benchmark.judge`, and above on what a single one scores."""
+        words = caption_words(answer)
+        references = [caption_words(reference) for reference in item.answers]
+        is_reference = bool(words) and words in references
+        return Judged(answer.strip() or None, float(is_reference))
+
+    def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
+        """Give the numbers that the benchmark reports; see `Benchmark.columns`."""
+        of_splits: list[Column] = []
+        for name, of_split in by_group(answered).items():
+            # Each split by itself, as how rare a word is depends on the references beside it.
+            value = 100 * _cider(of_split)
+            of_splits.append(Column(name, value, HIGHEST_CIDER, len(of_split)))
+        return [_average(of_splits), *of_splits]
+
+
+def read_references(file: Path, splits: Sequence[str]) -> list[Reference]:
+    """Read the sentences of a file in the format that the module describes.
+
+    Args:
+        file: JSON lines.
+        splits: that the benchmark has.
+
+    Returns:
+        All sentences.
+
+    Raises:
+        LayerfuseError: the file is missing or cut off, or a split or a box is not valid.
+    """
+    references: list[Reference] = []
+    for number, row in enumerate(official_files.read_json_lines(file, _NEEDED), start=1):
+        split = official_files.cell_text(file, number, row, "split")
+        if split not in splits:
+            raise LayerfuseError(
+                f"{file} has {split!r} as 'split' in row {number}; valid: {', '.join(splits)}"
+            )
+        id = f"{split}-{number}"
+        if "id" in row:
+            id = official_files.cell_text(file, number, row, "id")
+        size = (_side(file, number, row, "width"), _side(file, number, row, "height"))
+        reference = Reference(
+            id=id,
+            image=official_files.cell_text(file, number, row, "image"),
+            sentence=official_files.cell_text(file, number, row, "sentence"),
+            box=_box(file, number, row["bbox"], size),
+            size=size,
+            split=split,
+        )
+        references.append(reference)
+    return references
+
+
+def written_box(box: Box, scale: str, size: tuple[int, int], padded: bool) -> str:
+    """Write a box as a model is told it: what `read_box` reads, up to rounding.
+
+    Args:
+        box: in pixels.
+        scale: as for `read_box`.
+        size: width and height of the picture in pixels.
+        padded: as for `read_box`.
+
+    Returns:
+        Left, top, right and bottom in brackets: hundredths of the `unit` scale as LLaVA-1.5 has
+        them, whole numbers of the others.
+
+    Raises:
+        LayerfuseError: the scale is unknown.
+    """
+    if scale not in boxes.SCALES:
+        raise LayerfuseError(
+            f"a box's scale is one of {', '.join(boxes.SCALES)}, not {short(scale)}"
+        )
+    span = (max(size), max(size)) if padded else size
+    # As `read_box` takes them away.
+    before = (span[0] - size[0]) // 2
+    above = (span[1] - size[1]) // 2
+    edges: list[str] = []
+    for place, edge in enumerate(box):
+        is_across = place % 2 == 0
+        pixels = edge + (before if is_across else above)
+        if scale == "pixels":
+            edges.append(f"{pixels:.0f}")
+            continue
+        share_of_side = pixels / (span[0] if is_across else span[1])
+        if scale == "unit":
+            edges.append(f"{share_of_side:.2f}")
+        else:
+            edges.append(f"{share_of_side * boxes.WHOLE_SIDE[scale]:.0f}")
+    return f"[{', '.join(edges)}]"
+
+
+def caption_words(caption: str) -> list[str]:
+    """The words of a caption as CIDEr counts them here.
+
+    Args:
+        caption: any text.
+
+    Returns:
+        Runs of letters and digits in lower case, with apostrophes within them.
+    """
+    return _WORD.findall(caption.lower())
+
+
+def _cider(answered: Sequence[JudgedItem]) -> float:
+    """CIDEr of some captions, 0..10.
+
+    Raises:
+        LayerfuseError: its library is not installed.
+    """
+    try:
+        from pycocoevalcap.cider.cider import (  # pyright: ignore[reportMissingImports]
+            Cider,  # pyright: ignore[reportUnknownVariableType]
+        )
+    except ImportError as error:
+        raise LayerfuseError(
+            "CIDEr needs the library pycocoevalcap, which is not installed: run "
+            "`pip install pycocoevalcap`"
+        ) from error
+    references: dict[str, list[str]] = {}
+    captions: dict[str, list[str]] = {}
+    for each in answered:
+        # The library splits at spaces.
+        sentences = [" ".join(caption_words(sentence)) for sentence in each.item.answers]
+        references[each.item.id] = sentences
+        captions[each.item.id] = [" ".join(caption_words(each.judged.parsed or ""))]
+    score, _ = cast("Any", Cider)().compute_score(references, captions)
+    return float(score)
+
+
+def _average(columns: Sequence[Column]) -> Column:
+    """The mean of the splits, each weighing the same."""
+    value = sum(column.value for column in columns) / len(columns)
+    questions = sum(column.questions for column in columns)
+    return Column("average", value, columns[0].best, questions)
+
+
+def _side(file: Path, number: int, row: official_files.Row, column: str) -> int:
+    """A side of a picture in pixels.
+
+    Raises:
+        LayerfuseError: it is no whole number above zero.
+    """
+    side = row[column]
+    if not isinstance(side, int) or isinstance(side, bool) or side < 1:
+        raise LayerfuseError(
+            f"{file} has {short(side)} as {column!r} in row {number}; a picture's side in whole "
+            "pixels is expected"
+        )
+    return side
+
+
+def _box(file: Path, number: int, cell: Any, size: tuple[int, int]) -> Box:
+    """A box by its corners, from left, top, width and height.
+
+    Raises:
+        LayerfuseError: these are not four numbers, or the box is not in the picture.
+    """
+    expected = "four numbers are expected: left, top, width and height in pixels"
+    if not isinstance(cell, list) or len(cast("list[Any]", cell)) != 4:
+        raise LayerfuseError(f"{file} has {short(cell)} as 'bbox' in row {number}; {expected}")
+    for edge in cast("list[Any]", cell):
+        # JSON's true and false are whole numbers to Python.
+        is_number = isinstance(edge, (int, float)) and not isinstance(edge, bool)
+        if not is_number or not math.isfinite(edge):
+            raise LayerfuseError(f"{file} has {short(cell)} as 'bbox' in row {number}; {expected}")
+    left, top, width, height = cast("list[float]", cell)
+    right, bottom = left + width, top + height
+    # COCO's boxes reach over the edge by rounding.
+    is_inside = left >= -1 and top >= -1 and right <= size[0] + 1 and bottom <= size[1] + 1
+    if width <= 0 or height <= 0 or not is_inside:
+        raise LayerfuseError(
+            f"{file} has the box {short(cell)} in row {number}, which is not within its picture of "
+            f"{size[0]} x {size[1]} pixels; {expected}. Are its last two numbers a corner?"
+        )
+    return (left, top, right, bottom)

@@ -1,0 +1,123 @@
+"""MMStar: questions with four options that cannot be answered without the picture."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from layerfuse.evaluate.answer_parsing import LETTERS
+from layerfuse.evaluate.benchmarks.choices import (
+    check_letter,
+    existing_file,
+    items_of_table,
+    judge_letter,
+    nothing_found,
+    shares_by_group,
+    text_in,
+)
+from layerfuse.evaluate.benchmarks.interface import (
+    Benchmark,
+    Column,
+    Item,
+    Judged,
+    JudgedItem,
+    benchmark,
+    share,
+)
+from layerfuse.evaluate.benchmarks.official_files import (
+    checked_items,
+    picture_from_cell,
+    read_parquet,
+    read_tsv,
+)
+
+
+@benchmark
+class MmStar(Benchmark):
+    """MMStar: 1,500 questions that cannot be answered without the picture."""
+
+    name: ClassVar[str] = "mmstar"
+    title: ClassVar[str] = "MMStar"
+    licence: ClassVar[str] = "not stated"
+    expected: ClassVar[tuple[str, ...]] = ("MMStar.tsv or mmstar.parquet",)
+    headline: ClassVar[str] = "accuracy"
+
+    def load(self, folder: Path) -> list[Item]:
+        """Read the questions.
+
+        Args:
+            folder: with the file.
+
+        Returns:
+            All questions; `group` is the category.
+
+        Raises:
+            LayerfuseError: the file is missing, cut off, or of another benchmark.
+        """
+        # The table first: it has the options in columns, which needs no guess.
+        table = existing_file(folder, ["MMStar.tsv"])
+        if table is not None:
+            rows = read_tsv(table, ["index", "question", "image", "answer", "category", "A", "B"])
+            return checked_items(table, items_of_table(table, rows))
+        file = existing_file(folder, ["mmstar.parquet", "data/mmstar.parquet"])
+        if file is None:
+            raise nothing_found(folder, ["MMStar.tsv", "mmstar.parquet"])
+        rows = read_parquet(file, ["index", "question", "image", "answer", "category"])
+        items: list[Item] = []
+        for row in rows:
+            index = text_in(row, "index")
+            question, options = split_options(text_in(row, "question"))
+            item = Item(
+                id=index,
+                pictures=(picture_from_cell(f"{file}, picture {index}", row["image"]),),
+                question=question,
+                answers=(check_letter(file, index, text_in(row, "answer"), options or "ABCD"),),
+                group=text_in(row, "category"),
+                options=options,
+            )
+            items.append(item)
+        return checked_items(file, items)
+
+    def judge(self, item: Item, answer: str) -> Judged:
+        """Score one answer by the option that it names.
+
+        Args:
+            item: the question.
+            answer: what the model said.
+        """
+        return judge_letter(item, answer)
+
+    def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
+        """Give the accuracy over all questions and over each category's.
+
+        Args:
+            answered: every question once.
+        """
+        return [share(answered), *shares_by_group(answered)]
+
+
+def split_options(text: str) -> tuple[str, tuple[str, ...]]:
+    """Take the options out of a question such as `What? Options: A: a cup, B: a glass`.
+
+    Args:
+        text: of MMStar's Parquet file.
+
+    Returns:
+        The question and its options; the whole text and no options where they are written in
+        another way.
+    """
+    # The last marker, as the question itself may speak of options.
+    question, marker, written = text.rpartition("Options:")
+    if not marker:
+        return text, ()
+    options: list[str] = []
+    # Parted before letters alone, as options have commas of their own.
+    for place, part in enumerate(re.split(r",\s*(?=[A-J]: )", written.strip())):
+        beginning = f"{LETTERS[place]}: "
+        # Letters out of order are no options, or not all of them.
+        if not part.startswith(beginning):
+            return text, ()
+        options.append(part.removeprefix(beginning).strip())
+    if len(options) < 2:
+        return text, ()
+    return question.strip(), tuple(options)

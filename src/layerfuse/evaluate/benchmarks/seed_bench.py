@@ -1,0 +1,113 @@
+"""SEED-Bench: questions with four options, of which those about pictures are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from layerfuse.evaluate.benchmarks.choices import (
+    check_letter,
+    judge_letter,
+    shares_by_group,
+    text_in,
+)
+from layerfuse.evaluate.benchmarks.interface import (
+    Benchmark,
+    Column,
+    Item,
+    Judged,
+    JudgedItem,
+    benchmark,
+    share,
+)
+from layerfuse.evaluate.benchmarks.official_files import (
+    Row,
+    checked_items,
+    picture_file,
+    read_json,
+    read_json_value,
+)
+
+_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
+_NEEDED = ("question_id", "question", *_CHOICES, "answer", "data_type", "question_type_id")
+
+
+@benchmark
+class SeedBenchImage(Benchmark):
+    """The image part of SEED-Bench, which papers call SEED-I or SEED^I."""
+
+    name: ClassVar[str] = "seedbench_image"
+    title: ClassVar[str] = "SEED-Bench (image)"
+    licence: ClassVar[str] = "CC BY-NC 4.0"
+    expected: ClassVar[tuple[str, ...]] = ("SEED-Bench.json", "SEED-Bench-image/*")
+    headline: ClassVar[str] = "accuracy"
+
+    def load(self, folder: Path) -> list[Item]:
+        """Read the questions about pictures; those about videos are left out.
+
+        Args:
+            folder: with the files.
+
+        Returns:
+            The questions; `group` is the type of question in words.
+
+        Raises:
+            LayerfuseError: a file is missing, cut off, or of another benchmark.
+        """
+        file = folder / "SEED-Bench.json"
+        rows = read_json(file, _NEEDED, key="questions")
+        types = _question_types(file)
+        items: list[Item] = []
+        for row in rows:
+            # What happens in a video needs more than one picture.
+            if text_in(row, "data_type") != "image":
+                continue
+            items.append(_item(folder, file, row, types))
+        return checked_items(file, items)
+
+    def judge(self, item: Item, answer: str) -> Judged:
+        """Score one answer by the option that it names.
+
+        Args:
+            item: the question.
+            answer: what the model said.
+        """
+        return judge_letter(item, answer)
+
+    def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
+        """Give the accuracy over all questions and over each type's.
+
+        Args:
+            answered: every question once.
+        """
+        return [share(answered), *shares_by_group(answered)]
+
+
+def _question_types(file: Path) -> dict[str, str]:
+    """The types of question in words, by their numbers; empty where the file has no list."""
+    content = cast("dict[str, Any]", read_json_value(file))
+    # They only name the columns, which else are numbered.
+    types = content.get("question_type")
+    if not isinstance(types, dict):
+        return {}
+    # The file has the numbers by the names.
+    return {str(number): name for name, number in cast("dict[str, Any]", types).items()}
+
+
+def _item(folder: Path, file: Path, row: Row, types: dict[str, str]) -> Item:
+    """A question about a picture.
+
+    Raises:
+        LayerfuseError: the answer is not A, B, C or D.
+    """
+    question_id = text_in(row, "question_id")
+    number = text_in(row, "question_type_id")
+    options = tuple(text_in(row, choice) for choice in _CHOICES)
+    return Item(
+        id=question_id,
+        # The files have no suffix.
+        pictures=(picture_file(folder / "SEED-Bench-image", text_in(row, "data_id")),),
+        question=text_in(row, "question"),
+        answers=(check_letter(file, question_id, text_in(row, "answer"), options),),
+        group=types.get(number, f"type {number}"),
+        options=options,
+    )

@@ -1,0 +1,596 @@
+"""Compare the answers of several models: paired over pictures, beside published rows."""
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.asking import ANSWERS
+from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Column, Item
+from layerfuse.evaluate.benchmarks.interface import JudgedItem
+from layerfuse.evaluate.clusters import connected_names
+from layerfuse.evaluate.run_answers import Run, judged_answers
+from layerfuse.evaluate.significance import holm
+from layerfuse.evaluate.suite_run import column_of
+from layerfuse.evaluate.suites import Suite, SuiteColumn
+from layerfuse.progress import Progress, silent
+
+AVERAGE = "average"
+LEVEL = 0.95
+TRIES = 1000
+"""Draws in a row without a question of some column, after which there are too few pictures."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a model differs from the baseline in one column.
+
+    Attributes:
+        difference: in the column's own unit.
+        interval: its 95 % interval [low, high] over pictures, each redrawn for both models.
+        p: of no difference, two-sided, by the same resamples.
+        p_holm: the same, corrected for the number of columns; an average is one number, and its p.
+        better: questions of the column that the model alone answers rightly; None where scores are
+            not 0 or 1, or which questions the column is over is not known.
+        worse: those that the baseline alone answers rightly; None likewise.
+        mcnemar: p of McNemar's exact test on these; None likewise.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    p_holm: float
+    better: int | None = None
+    worse: int | None = None
+    mcnemar: float | None = None
+
+    @property
+    def mark(self) -> str:
+        """`+` or `-` where the difference is beyond noise, corrected for the number of columns."""
+        if self.p_holm > 1 - LEVEL:
+            return ""
+        return "+" if self.difference > 0 else "-"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model's number in one column.
+
+    Attributes:
+        value: on the benchmark's own scale.
+        best: the highest value that it can have.
+        averaged: what enters the average.
+        questions: how many it is over.
+        difference: to the baseline; None for the baseline.
+    """
+
+    value: float
+    best: float
+    averaged: float
+    questions: int
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One model of a comparison.
+
+    Attributes:
+        name: of the run.
+        cells: by column; what it has no answers to is left out.
+        average: over all columns; None where some are left out, or the suite has none.
+        average_difference: of the average to that of the baseline; None likewise.
+    """
+
+    name: str
+    cells: dict[str, Cell]
+    average: float | None
+    average_difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several models on one suite.
+
+    Attributes:
+        suite: its name.
+        columns: names, in the order of the suite.
+        categories: the category of each column.
+        baseline: name of the run that others are compared with.
+        runs: the models.
+        missing: by column, why all models or some have no number there.
+        resamples: number of redrawn sets of pictures.
+        seed: of the redrawing.
+        notes: what a reader must know of the questions, and of how they were asked.
+    """
+
+    suite: str
+    columns: list[str]
+    categories: dict[str, str]
+    baseline: str
+    runs: list[ComparedRun]
+    missing: dict[str, str]
+    resamples: int
+    seed: int
+    notes: list[str]
+
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _ReadAnswers:
+    """The answers of the runs to one benchmark."""
+
+    benchmark: Benchmark
+    items: list[Item]
+    judged: dict[str, list[JudgedItem]]
+    """by the name of the run; of those that have answers"""
+
+
+def compare(
+    runs: Sequence[Run],
+    suite: Suite,
+    benchmarks: Path,
+    *,
+    baseline: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Comparison:
+    """Score the answers of several runs anew, and compare them.
+
+    Args:
+        runs: at least one.
+        suite: names the columns.
+        benchmarks: the folder of the benchmarks.
+        baseline: the run that others are compared with. Default: the first.
+        resamples: number of redrawn sets of pictures.
+        seed: of the redrawing.
+        progress: is told of the resamples.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        LayerfuseError: two runs have one name, the baseline is none of them, a run has no answers
+            to the suite, a benchmark's files are damaged, or a file of answers cannot be scored.
+    """
+    names = [run.name for run in runs]
+    chosen = _baseline(names, baseline)
+    answered = _read(runs, suite, benchmarks)
+
+    # All files of answers are read before anything is redrawn, which may take minutes.
+    values = {name: _columns_of_run(suite, name, answered) for name in names}
+    redrawn: dict[str, dict[str, Vector]] = {name: {} for name in names}
+    for benchmark, answers in answered.items():
+        # Without the baseline, or with it alone, there is no difference.
+        if chosen not in answers.judged or len(answers.judged) == 1:
+            continue
+        columns = [column for column in suite.columns if column.benchmark == benchmark]
+        for name, drawn in _redraw(columns, answers, resamples, seed, progress).items():
+            redrawn[name].update(drawn)
+    compared: list[ComparedRun] = []
+    for name in names:
+        cells = values[name]
+        if name != chosen:
+            cells = _with_differences(suite, cells, values[chosen], redrawn, name, chosen)
+            cells = _with_mcnemar(suite, cells, answered, name, chosen)
+        compared.append(_compared_run(suite, name, cells, values[chosen], redrawn, chosen))
+    return Comparison(
+        suite=suite.name,
+        columns=[column.name for column in suite.columns],
+        categories={column.name: column.category for column in suite.columns},
+        baseline=chosen,
+        runs=compared,
+        missing=_missing(suite, names, answered),
+        resamples=resamples,
+        seed=seed,
+        notes=_notes(runs, answered),
+    )
+
+
+def _baseline(names: Sequence[str], chosen: str | None) -> str:
+    """The run that others are compared with.
+
+    Raises:
+        LayerfuseError: there are no runs, two have one name, or none has the baseline's.
+    """
+    if not names:
+        raise LayerfuseError("there are no runs to compare")
+    for name in names:
+        if names.count(name) > 1:
+            raise LayerfuseError(f"two runs are called {name!r}: name them by NAME=FOLDER")
+    if chosen is not None and chosen not in names:
+        raise LayerfuseError(f"the baseline {chosen!r} is no run; valid: {', '.join(names)}")
+    return chosen or names[0]
+
+
+def _read(runs: Sequence[Run], suite: Suite, benchmarks: Path) -> dict[str, _ReadAnswers]:
+    """The judged answers by benchmark.
+
+    Raises:
+        LayerfuseError: a run has none to the suite, or files cannot be read.
+    """
+    answered: dict[str, _ReadAnswers] = {}
+    scored = [column.benchmark for column in suite.columns if column.benchmark in BENCHMARKS]
+    for name in dict.fromkeys(scored):
+        files: dict[str, Path] = {}
+        for run in runs:
+            file = run.file_of(name)
+            if file is not None:
+                files[run.name] = file
+        if not files:
+            continue
+        benchmark = BENCHMARKS[name]
+        items = benchmark.load(benchmarks / name)
+        judged: dict[str, list[JudgedItem]] = {}
+        for run, file in files.items():
+            judged[run] = judged_answers(file, benchmark, items)
+        answered[name] = _ReadAnswers(benchmark, items, judged)
+    for run in runs:
+        # The model's folder instead of that of its answers is the usual mistake.
+        if not any(run.name in answers.judged for answers in answered.values()):
+            raise LayerfuseError(
+                f"{run.folder} has no answers to a benchmark of suite {suite.name!r}; expected is "
+                f"one of {', '.join(dict.fromkeys(scored))}, as BENCHMARK/{ANSWERS} or "
+                "BENCHMARK.jsonl"
+            )
+    return answered
+
+
+def _missing(
+    suite: Suite, names: Sequence[str], answered: dict[str, _ReadAnswers]
+) -> dict[str, str]:
+    """Why all runs or some have no number in a column, by the column."""
+    missing: dict[str, str] = {}
+    for column in suite.columns:
+        if column.benchmark not in BENCHMARKS:
+            missing[column.name] = "layerfuse does not score it"
+        elif column.benchmark not in answered:
+            missing[column.name] = "no run has answers to it"
+        else:
+            judged = answered[column.benchmark].judged
+            lacking = [name for name in names if name not in judged]
+            if lacking:
+                missing[column.name] = f"no answers of {', '.join(lacking)}"
+    return missing
+
+
+def _notes(runs: Sequence[Run], answered: dict[str, _ReadAnswers]) -> list[str]:
+    """What a reader must know of the questions, and of how they were asked."""
+    notes: list[str] = []
+    for name, answers in answered.items():
+        notes += answers.benchmark.notes(answers.items)
+        # By the prompt: the runs whose questions were put so.
+        asked: dict[str, list[str]] = {}
+        for run in runs:
+            prompt = run.prompt_of(name)
+            if prompt is not None and run.name in answers.judged:
+                asked.setdefault(json.dumps(prompt, sort_keys=True), []).append(run.name)
+        if len(asked) > 1:
+            groups = "; ".join(", ".join(alike) for alike in asked.values())
+            notes.append(
+                f"{answers.benchmark.title}: not all runs were asked in the same way, so that what "
+                f"differs may be the prompt. Asked alike: {groups}"
+            )
+    return notes
+
+
+def _columns_of_run(suite: Suite, run: str, answered: dict[str, _ReadAnswers]) -> dict[str, Cell]:
+    """The cells of one run, without differences."""
+    cells: dict[str, Cell] = {}
+    for column in suite.columns:
+        answers = answered.get(column.benchmark)
+        if answers is None or run not in answers.judged:
+            continue
+        found = column_of(column, answers.benchmark.columns(answers.judged[run]))
+        cells[column.name] = Cell(
+            found.value, found.best, found.value / column.divide, found.questions
+        )
+    return cells
+
+
+def _redraw(
+    columns: Sequence[SuiteColumn],
+    answers: _ReadAnswers,
+    resamples: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, dict[str, Vector]]:
+    """The numbers of each run on redrawn pictures, by run and column: the same draws for all."""
+    benchmark = answers.benchmark
+    clusters = clusters_of_items(benchmark, answers.items)
+    copies = {name: _Copies(judged, clusters) for name, judged in answers.judged.items()}
+    # Benchmarks are redrawn independently of each other, in whatever order.
+    rng = np.random.default_rng([seed, zlib.crc32(benchmark.name.encode())])
+    redrawn: dict[str, dict[str, list[float]]] = {}
+    for name in copies:
+        redrawn[name] = {column.name: [] for column in columns}
+    # The same for every run, whatever its answers.
+    names = _names(benchmark.columns(next(iter(answers.judged.values()))))
+    for draw in range(resamples):
+        drawn = _draw(rng, benchmark, copies, max(clusters) + 1, names)
+        for name, reported in drawn.items():
+            for column in columns:
+                value = column_of(column, reported).value
+                redrawn[name][column.name].append(value / column.divide)
+        progress(f"comparing {benchmark.name}", draw + 1, resamples)
+    arrays: dict[str, dict[str, Vector]] = {}
+    for name, by_column in redrawn.items():
+        arrays[name] = {column: np.array(values) for column, values in by_column.items()}
+    return arrays
+
+
+def clusters_of_items(benchmark: Benchmark, items: Sequence[Item]) -> list[int]:
+    """Number the questions by what is redrawn as a whole.
+
+    Args:
+        benchmark: of the questions.
+        items: all its questions.
+
+    Returns:
+        A number from 0 for each question, the same where questions share a picture or are judged
+        together, directly or over others.
+    """
+    shown: list[list[str]] = []
+    for item in items:
+        names: list[str] = []
+        for picture in item.pictures:
+            # Files may be missing. Pictures in a table are there once for each row, under names of
+            # their own.
+            name = picture.name if picture.reader is None else picture.digest()
+            names.append(f"picture {name}")
+        together = benchmark.redrawn_with(item)
+        if together:
+            names.append(f"together {together}")
+        shown.append(names or [f"question {item.id}"])
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in connected_names(shown)]
+
+
+def _draw(
+    rng: np.random.Generator,
+    benchmark: Benchmark,
+    copies: Mapping[str, "_Copies"],
+    count: int,
+    names: set[str],
+) -> dict[str, list[Column]]:
+    """What the benchmark reports of each run on redrawn pictures.
+
+    Args:
+        rng: draws them.
+        benchmark: of the answers.
+        copies: the answers of each run.
+        count: the number of clusters.
+        names: of the columns that are reported on all pictures.
+
+    Raises:
+        LayerfuseError: hardly any draw has a question of every column.
+    """
+    for _ in range(TRIES):
+        times = np.bincount(rng.integers(count, size=count), minlength=count)
+        try:
+            redrawn: dict[str, list[Column]] = {}
+            for name, of_run in copies.items():
+                redrawn[name] = benchmark.columns(list(of_run.drawn(times)))
+        except LayerfuseError:
+            # Some benchmarks refuse answers to a part of their questions.
+            continue
+        # Others leave a column out, and mean over fewer of them: such a draw is drawn again.
+        if all(_names(reported) == names for reported in redrawn.values()):
+            return redrawn
+    raise LayerfuseError(
+        f"{benchmark.title} has too few pictures, {count}: redrawn sets of them have no question "
+        "of some of its columns, so that runs cannot be compared"
+    )
+
+
+def _names(columns: Sequence[Column]) -> set[str]:
+    """The names of some columns."""
+    return {column.name for column in columns}
+
+
+class _Copies:
+    """The answers of one run by cluster, repeated as often as the cluster is drawn.
+
+    A cluster that is drawn twice is two clusters: otherwise four questions would be judged together
+    where two belong together.
+    """
+
+    def __init__(self, judged: Sequence[JudgedItem], clusters: Sequence[int]) -> None:
+        self.originals: dict[int, list[JudgedItem]] = {}
+        for each, cluster in zip(judged, clusters, strict=True):
+            self.originals.setdefault(cluster, []).append(each)
+        self.copies: dict[tuple[int, int], list[JudgedItem]] = {}
+
+    def drawn(self, times: NDArray[np.intp]) -> Iterator[JudgedItem]:
+        """The answers of all clusters, each as often as it is drawn."""
+        for cluster, of_cluster in self.originals.items():
+            for copy in range(int(times[cluster])):
+                yield from self._copy(cluster, of_cluster, copy)
+
+    def _copy(self, cluster: int, of_cluster: list[JudgedItem], copy: int) -> list[JudgedItem]:
+        if copy == 0:
+            return of_cluster
+        key = (cluster, copy)
+        if key not in self.copies:
+            renamed: list[JudgedItem] = []
+            for each in of_cluster:
+                together = f"{each.item.together} copy {copy}" if each.item.together else ""
+                item = replace(each.item, id=f"{each.item.id} copy {copy}", together=together)
+                renamed.append(JudgedItem(item, each.judged))
+            self.copies[key] = renamed
+        return self.copies[key]
+
+
+def _difference(observed: float, drawn: Vector) -> Difference:
+    """A difference with its interval and p by redrawn differences; not corrected yet."""
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    # One is added: with so many resamples nothing less likely can be told.
+    below = (1 + np.sum(drawn <= 0)) / (1 + len(drawn))
+    above = (1 + np.sum(drawn >= 0)) / (1 + len(drawn))
+    p = min(1.0, 2 * float(min(below, above)))
+    return Difference(observed, (float(low), float(high)), p, p)
+
+
+def _with_differences(
+    suite: Suite,
+    cells: dict[str, Cell],
+    of_baseline: dict[str, Cell],
+    redrawn: dict[str, dict[str, Vector]],
+    run: str,
+    baseline: str,
+) -> dict[str, Cell]:
+    """The cells of a run with their differences to the baseline, corrected for their number."""
+    # What one of them was not asked is no comparison that the others are corrected for.
+    shared = [name for name in cells if name in of_baseline]
+    divided = {column.name: column.divide for column in suite.columns}
+    differences: list[Difference] = []
+    for name in shared:
+        drawn = (redrawn[run][name] - redrawn[baseline][name]) * divided[name]
+        differences.append(_difference(cells[name].value - of_baseline[name].value, drawn))
+    completed = dict(cells)
+    corrected = holm([difference.p for difference in differences])
+    for name, difference, p_holm in zip(shared, differences, corrected, strict=True):
+        completed[name] = replace(cells[name], difference=replace(difference, p_holm=p_holm))
+    return completed
+
+
+def _with_mcnemar(
+    suite: Suite,
+    cells: dict[str, Cell],
+    answered: dict[str, _ReadAnswers],
+    run: str,
+    baseline: str,
+) -> dict[str, Cell]:
+    """The cells with McNemar's test over the questions of each column."""
+    completed = dict(cells)
+    for column in suite.columns:
+        cell = cells.get(column.name)
+        if cell is None or cell.difference is None:
+            continue
+        judged = answered[column.benchmark].judged
+        mine = _scores_in(column, cell, judged[run])
+        others = _scores_in(column, cell, judged[baseline])
+        if not {*mine, *others} <= {0.0, 1.0} or not mine:
+            continue
+        pairs = list(zip(mine, others, strict=True))
+        better = sum(own > other for own, other in pairs)
+        worse = sum(own < other for own, other in pairs)
+        difference = replace(
+            cell.difference, better=better, worse=worse, mcnemar=mcnemar(better, worse)
+        )
+        completed[column.name] = replace(cell, difference=difference)
+    return completed
+
+
+def _scores_in(column: SuiteColumn, cell: Cell, judged: Sequence[JudgedItem]) -> list[float]:
+    """The scores of the questions that a column is over; empty where these are not known."""
+    # Pairs and rotations, which some columns count instead of questions, are fewer.
+    if cell.questions == len(judged):
+        return [each.judged.score for each in judged]
+    scores = [each.judged.score for each in judged if each.item.group == column.column]
+    return scores if cell.questions == len(scores) else []
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """McNemar's exact test of two models on the same questions.
+
+    Args:
+        better: questions that only the first answers rightly.
+        worse: questions that only the second answers rightly.
+
+    Returns:
+        Two-sided p of both being as likely; 1 where neither ever happens.
+    """
+    # scipy.stats takes half a second to import, and brings no types.
+    from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
+
+    if better + worse == 0:
+        return 1.0
+    untyped: Any = stats
+    return float(untyped.binomtest(better, better + worse, 0.5).pvalue)
+
+
+def _compared_run(
+    suite: Suite,
+    name: str,
+    cells: dict[str, Cell],
+    of_baseline: dict[str, Cell],
+    redrawn: dict[str, dict[str, Vector]],
+    baseline: str,
+) -> ComparedRun:
+    """A run with its average, where it has all columns."""
+    columns = [column.name for column in suite.columns]
+    # An average over fewer columns could not be told from one over all.
+    if suite.average is None or not all(column in cells for column in columns):
+        return ComparedRun(name, cells, None)
+    average = sum(cells[column].averaged for column in columns) / len(columns)
+    if name == baseline or not all(column in of_baseline for column in columns):
+        return ComparedRun(name, cells, average)
+    other = sum(of_baseline[column].averaged for column in columns) / len(columns)
+    drawn = np.mean(
+        [redrawn[name][column] - redrawn[baseline][column] for column in columns], axis=0
+    )
+    return ComparedRun(name, cells, average, _difference(average - other, drawn))
+
+
+@dataclass(frozen=True)
+class CategoryScore:
+    """How a run does in one category of columns.
+
+    Attributes:
+        relative: mean over the columns of score / best score of all runs.
+        min_max: mean over the columns of the place between the lowest and the highest score of all
+            runs; None where all runs are equal in every column.
+    """
+
+    relative: float
+    min_max: float | None
+
+
+def category_scores(comparison: Comparison) -> dict[str, dict[str, CategoryScore]]:
+    """Normalise the scores within each category, as figure 3 of IGVA (2501.08443) does.
+
+    Args:
+        comparison: of runs; columns that some run lacks are left out.
+
+    Returns:
+        By category, then by run.
+    """
+    by_category: dict[str, list[str]] = {}
+    for column in comparison.columns:
+        # The mean of a category is over the same columns for all runs.
+        if all(column in run.cells for run in comparison.runs):
+            by_category.setdefault(comparison.categories[column], []).append(column)
+    scores: dict[str, dict[str, CategoryScore]] = {}
+    for category, columns in by_category.items():
+        scores[category] = {}
+        for run in comparison.runs:
+            scores[category][run.name] = _category_score(run, columns, comparison.runs)
+    return scores
+
+
+def _category_score(
+    run: ComparedRun, columns: Sequence[str], runs: Sequence[ComparedRun]
+) -> CategoryScore:
+    """The normalised score of a run over some columns."""
+    relative: list[float] = []
+    places: list[float] = []
+    for column in columns:
+        values = [other.cells[column].value for other in runs]
+        lowest, highest = min(values), max(values)
+        value = run.cells[column].value
+        # Where the best is nothing, all are equally good.
+        relative.append(value / highest if highest else 1.0)
+        if highest > lowest:
+            places.append((value - lowest) / (highest - lowest))
+    min_max = sum(places) / len(places) if places else None
+    return CategoryScore(sum(relative) / len(relative), min_max)

@@ -1,0 +1,94 @@
+"""The figure of a comparison: the normalised scores of the models by category."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerfuse.evaluate.compare import CategoryScore, Comparison, category_scores
+
+# Tables need no figures; matplotlib is loaded when one is drawn.
+if TYPE_CHECKING:
+    from layerfuse import plots
+
+NAME = "categories"
+"""Of the figure's files, without the suffix."""
+# Inches, and names of runs in a row of the legend.
+WIDTH = 9.2
+LEGEND_ROW = 0.26
+LEGEND_COLUMNS = 4
+
+
+def draw_categories(comparison: Comparison, folder: Path) -> list[str]:
+    """Write the normalised scores by category as PNG and SVG, scaled in both ways.
+
+    Args:
+        comparison: of runs.
+        folder: where the figure goes.
+
+    Returns:
+        The name of the figure; none with one run or one category, which leave nothing to compare.
+
+    Raises:
+        LayerfuseError: a file cannot be written.
+    """
+    scores = category_scores(comparison)
+    if len(comparison.runs) < 2 or len(scores) < 2:
+        return []
+    from layerfuse import plots
+
+    legend = LEGEND_ROW * math.ceil(len(comparison.runs) / LEGEND_COLUMNS)
+    with plots.figure(folder / NAME, WIDTH, 4.6 + legend) as figure:
+        relative_axes, min_max_axes = figure.subplots(2, 1)
+        plots.plot_categories(relative_bars(scores), relative_axes)
+        plots.plot_categories(min_max_bars(scores), min_max_axes)
+        # The runs are the same on both axes.
+        handles, labels = relative_axes.get_legend_handles_labels()
+        # matplotlib leaves the type of its options open.
+        untyped: Any = figure
+        untyped.legend(handles, labels, loc="outside lower center", ncols=LEGEND_COLUMNS)
+    return [NAME]
+
+
+def relative_bars(scores: dict[str, dict[str, CategoryScore]]) -> "plots.CategoryResult":
+    """Give the bars of the scores as shares of the best run's.
+
+    Args:
+        scores: by category, then by run.
+
+    Returns:
+        What `plot_categories` draws.
+    """
+    values: dict[str, list[float]] = {}
+    for of_runs in scores.values():
+        for run, score in of_runs.items():
+            values.setdefault(run, []).append(score.relative)
+    return _bars("score, % of the best run’s", list(scores), values)
+
+
+def min_max_bars(scores: dict[str, dict[str, CategoryScore]]) -> "plots.CategoryResult":
+    """Give the bars of the places between the lowest and the best run.
+
+    Args:
+        scores: by category, then by run.
+
+    Returns:
+        What `plot_categories` draws; NaN in categories in which all runs are equal.
+    """
+    values: dict[str, list[float]] = {}
+    for of_runs in scores.values():
+        for run, score in of_runs.items():
+            place = math.nan if score.min_max is None else score.min_max
+            values.setdefault(run, []).append(place)
+    return _bars("lowest run 0, best run 100", list(scores), values)
+
+
+def _bars(
+    scale: str, categories: list[str], values: dict[str, list[float]]
+) -> "plots.CategoryResult":
+    """Runs look as their place in the comparison says."""
+    from layerfuse.plots import CategoryBars, CategoryResult
+
+    runs: list[CategoryBars] = []
+    for index, (run, of_run) in enumerate(values.items()):
+        runs.append(CategoryBars(run, index, of_run))
+    return CategoryResult(scale, categories, runs)

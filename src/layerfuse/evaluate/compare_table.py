@@ -1,0 +1,284 @@
+"""Comparisons as tables: for the terminal, in Markdown, in LaTeX and as CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from layerfuse.evaluate.benchmarks import BENCHMARKS
+from layerfuse.evaluate.compare import (
+    AVERAGE,
+    LEVEL,
+    Cell,
+    ComparedRun,
+    Comparison,
+    category_scores,
+)
+from layerfuse.evaluate.published import PublishedRow, PublishedTable
+from layerfuse.evaluate.suites import Suite, SuiteColumn
+
+Format = Literal["terminal", "markdown", "latex", "csv"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        head: of each column; the first names the row.
+        rows: the cells, one for each head.
+        notes: sentences below.
+    """
+
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def comparison_table(
+    comparison: Comparison, suite: Suite, published: Sequence[PublishedTable] = ()
+) -> Table:
+    """Write the models of a comparison, with published ones below them, and notes on both.
+
+    Args:
+        comparison: of runs.
+        suite: that they are compared on.
+        published: tables of papers; rows without a number of the suite are left out.
+
+    Returns:
+        One row a model.
+    """
+    head = ["model", *comparison.columns]
+    if suite.average is not None:
+        head.append(AVERAGE)
+    rows = [_row(run, comparison, suite) for run in comparison.runs]
+    notes = _notes(comparison)
+    if suite.note:
+        notes.append(f"suite {suite.name}: {suite.note}")
+    for table in published:
+        shown = 0
+        for row in table.rows:
+            cells = _published_cells(row, suite)
+            if not any(cells):
+                continue
+            shown += 1
+            evidence = row.evidence or table.evidence
+            rows.append([f"{row.model} [{table.paper}, {evidence}]", *cells])
+            if row.note:
+                notes.append(f"{row.model} [{table.paper}]: {row.note}")
+        # A note on numbers that do not stand here would be one on others.
+        if table.note and shown:
+            notes.append(f"{table.paper}, {table.table}: {table.note}")
+    return Table(head, rows, notes)
+
+
+def _row(run: ComparedRun, comparison: Comparison, suite: Suite) -> list[str]:
+    """The cells of a run: numbers with the mark of their difference to the baseline."""
+    cells = [run.name]
+    for column in comparison.columns:
+        cell = run.cells.get(column)
+        cells.append("" if cell is None else _number(cell))
+    if suite.average is not None:
+        average = ""
+        if run.average is not None:
+            average = f"{run.average:.2f}"
+            if run.average_difference is not None:
+                average += run.average_difference.mark
+        cells.append(average)
+    return cells
+
+
+def _number(cell: Cell) -> str:
+    """A number as papers print it: sums of hundreds of points without decimals."""
+    mark = cell.difference.mark if cell.difference is not None else ""
+    decimals = 2 if cell.best <= 100 else 0
+    return f"{cell.value:.{decimals}f}{mark}"
+
+
+def _published_cells(row: PublishedRow, suite: Suite) -> list[str]:
+    """The numbers of a published model in the columns of a suite; empty where it has none."""
+    cells: list[str] = []
+    values: list[float] = []
+    for column in suite.columns:
+        value = _published_score(row, column)
+        cells.append("" if value is None else f"{value:g}")
+        if value is not None:
+            values.append(value / column.divide)
+    if suite.average is not None:
+        # Over fewer columns it would be another number.
+        is_whole = len(values) == len(suite.columns)
+        cells.append(f"{sum(values) / len(values):.2f}" if is_whole else "")
+    return cells
+
+
+def _published_score(row: PublishedRow, column: SuiteColumn) -> float | None:
+    """The number of a published model in a column; None where it has none."""
+    keys = [f"{column.benchmark}/{column.column}"]
+    # The headline is written without its name, with it, or both.
+    known = BENCHMARKS.get(column.benchmark)
+    headline = None if known is None else known.headline
+    if column.column in (None, headline):
+        keys = [column.benchmark, f"{column.benchmark}/{headline}"]
+    for key in keys:
+        if key in row.scores:
+            return row.scores[key]
+    return None
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """What the marks mean, what is missing, and what to know of the questions."""
+    notes: list[str] = []
+    if len(comparison.runs) > 1:
+        compared = 0
+        for run in comparison.runs:
+            tested = [cell for cell in run.cells.values() if cell.difference is not None]
+            compared = max(compared, len(tested))
+        notes.append(
+            f"+ and -: better or worse than {comparison.baseline} beyond noise: paired bootstrap "
+            f"over pictures ({comparison.resamples:,} resamples), p < 0.05 after Holm's correction "
+            "for the number of columns. One training each: the noise between seeds is not in it."
+        )
+        # The smallest p that so many resamples can give, after the correction.
+        if 2 * compared / (comparison.resamples + 1) > 1 - LEVEL:
+            needed = math.ceil(2 * compared / (1 - LEVEL))
+            notes.append(
+                f"{comparison.resamples:,} resamples are too few for marks in {compared} columns: "
+                f"give --resamples {needed} or more."
+            )
+    for column, reason in comparison.missing.items():
+        notes.append(f"{column}: {reason}")
+    return [*notes, *comparison.notes]
+
+
+def difference_table(comparison: Comparison) -> Table:
+    """Write every difference to the baseline with its interval and tests.
+
+    Args:
+        comparison: of at least two runs.
+
+    Returns:
+        One row a model and column.
+    """
+    head = ["model", "column", "difference", "95 % interval", "p", "p, Holm", "McNemar"]
+    rows: list[list[str]] = []
+    for run in comparison.runs:
+        named = [(column, cell.difference) for column, cell in run.cells.items()]
+        for column, difference in [*named, (AVERAGE, run.average_difference)]:
+            if difference is None:
+                continue
+            low, high = difference.interval
+            test = ""
+            if difference.mcnemar is not None:
+                test = f"+{difference.better} -{difference.worse}: {difference.mcnemar:.3g}"
+            rows.append(
+                [
+                    run.name,
+                    column,
+                    f"{difference.difference:+.2f}",
+                    f"{low:+.2f} to {high:+.2f}",
+                    f"{difference.p:.3g}",
+                    f"{difference.p_holm:.3g}",
+                    test,
+                ]
+            )
+    return Table(head, rows, [])
+
+
+def category_table(comparison: Comparison) -> Table:
+    """Write the normalised scores of each category.
+
+    Args:
+        comparison: of runs.
+
+    Returns:
+        One row a model: score / best, and the place between lowest and highest in brackets.
+    """
+    scores = category_scores(comparison)
+    rows: list[list[str]] = []
+    for run in comparison.runs:
+        cells = [run.name]
+        for of_runs in scores.values():
+            score = of_runs[run.name]
+            between = "" if score.min_max is None else f" ({score.min_max:.2f})"
+            cells.append(f"{score.relative:.3f}{between}")
+        rows.append(cells)
+    note = (
+        "Each score over the best of these models, averaged within the category; in brackets its "
+        "place between the lowest (0) and the highest (1)."
+    )
+    return Table(["model", *scores], rows, [note])
+
+
+def written(table: Table, form: Format) -> str:
+    """Write a table as text.
+
+    Args:
+        table: what to write.
+        form: `markdown`, `latex` or `csv`.
+
+    Returns:
+        The text, with the notes but in CSV, which has no place for them.
+
+    Raises:
+        ValueError: the form is `terminal`, which has a width that only a console knows.
+    """
+    if form == "markdown":
+        return _markdown(table)
+    if form == "latex":
+        return _latex(table)
+    if form == "csv":
+        # The module quotes what holds commas and line ends.
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows([table.head, *table.rows])
+        return stream.getvalue()
+    raise ValueError(f"no text form {form!r}")
+
+
+def _markdown(table: Table) -> str:
+    lines: list[str] = []
+    for cells in [table.head, ["---"] * len(table.head), *table.rows]:
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(escaped) + " |")
+    for note in table.notes:
+        lines += ["", note]
+    return "\n".join(lines) + "\n"
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+"""What means something else in LaTeX, by the character."""
+
+
+def _latex(table: Table) -> str:
+    """With booktabs, as papers have it."""
+    lines = [r"\begin{tabular}{l" + "r" * (len(table.head) - 1) + "}", r"\toprule"]
+    lines += [_latex_row(table.head), r"\midrule"]
+    lines += [_latex_row(row) for row in table.rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    for note in table.notes:
+        # A second line would be no comment.
+        lines.append("% " + " ".join(note.split()))
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    escaped: list[str] = []
+    for cell in cells:
+        # Character by character: what stands for one must not be escaped again.
+        escaped.append("".join(LATEX.get(character, character) for character in cell))
+    return " & ".join(escaped) + r" \\"

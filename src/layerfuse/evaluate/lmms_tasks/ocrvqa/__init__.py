@@ -1,0 +1,1 @@
+"""OCR-VQA as a task of lmms-eval."""

@@ -1,0 +1,1 @@
+"""TallyQA as a task of lmms-eval."""

@@ -1,0 +1,1 @@
+"""Visual Spatial Reasoning as a task of lmms-eval."""

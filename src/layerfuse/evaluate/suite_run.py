@@ -1,0 +1,491 @@
+"""Ask a model a whole suite, and print the table that its paper prints."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.asking import AskedModel, ask_benchmark
+from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Column, Item
+from layerfuse.evaluate.benchmarks.interface import JudgedItem
+from layerfuse.evaluate.benchmarks.official_files import check_pictures
+from layerfuse.evaluate.candidates import (
+    CHOICES,
+    choose,
+    judged_choices,
+    possible_answers,
+    write_choices,
+)
+from layerfuse.evaluate.suites import Prompt, Suite, SuiteColumn, load_prompts
+from layerfuse.files import write_text
+from layerfuse.progress import Progress, shown_progress
+from layerfuse.tables import Heading, print_fitted
+
+SUITE = "suite.json"
+SCORES = "scores.json"
+"""All numbers of a benchmark, in the folder of its answers."""
+OPEN = "its questions are open: they have no possible answers to choose among"
+
+
+@dataclass(frozen=True)
+class FilledColumn:
+    """A column of a suite's table with the number of a model.
+
+    Attributes:
+        name: of the column.
+        category: that it belongs to.
+        benchmark: that it is of.
+        value: on the benchmark's own scale; None where it could not be measured.
+        best: the highest value that it can have; None where it could not be measured.
+        averaged: what enters the average: the value, divided as the suite says; None likewise.
+        questions: how many it is over.
+        missing: why there is no value; empty where there is one.
+    """
+
+    name: str
+    category: str
+    benchmark: str
+    value: float | None
+    best: float | None
+    averaged: float | None
+    questions: int
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class SuiteScores:
+    """What a model scores on a suite: the content of suite.json.
+
+    Attributes:
+        suite: its name.
+        model: its folder.
+        columns: in the order of the suite.
+        average: over the columns that `averaged` names; None where none was asked for, or where
+            columns are missing.
+        averaged: names of the columns that the average is over.
+        notes: what a reader must know of the questions.
+        by_likelihood: the columns of closed questions as the likeliest of their possible answers
+            scores; empty where that was not asked for.
+    """
+
+    suite: str
+    model: str
+    columns: list[FilledColumn]
+    average: float | None
+    averaged: list[str]
+    notes: list[str]
+    by_likelihood: list[FilledColumn] = field(default_factory=list[FilledColumn])
+
+
+@dataclass(frozen=True)
+class AvailableBenchmark:
+    """A benchmark of a suite whose questions are at hand."""
+
+    name: str
+    items: list[Item]
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Which benchmarks of a suite can be asked.
+
+    Attributes:
+        available: in the order of the suite.
+        missing: by the names of the others, why not.
+        notes: of those that are available.
+    """
+
+    available: list[AvailableBenchmark]
+    missing: dict[str, str]
+    notes: list[str]
+
+
+def evaluate_suite(
+    model: Path,
+    suite: Suite,
+    *,
+    benchmarks: Path,
+    output: Path | None = None,
+    batch_size: int = 32,
+    partial_average: bool = False,
+    likelihood: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Ask a trained model the benchmarks of a suite that are at hand, and write what it scores.
+
+    Args:
+        model: its folder.
+        suite: what is asked.
+        benchmarks: the folder of the benchmarks, one folder for each, by its name.
+        output: where answers and scores go. Default: `suites/NAME` in the model's folder.
+        batch_size: questions answered at once.
+        partial_average: average what there is, where columns are missing.
+        likelihood: also let the model choose among the possible answers of closed questions.
+        console: where to print; the terminal by default.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        LayerfuseError: no benchmark is at hand, the files of one are damaged, there is no model,
+            the folder holds answers to something else or cannot be written, or a partial average
+            of a suite without an average is asked for.
+    """
+    if console is None:
+        console = Console()
+    # Before the model: files are checked in a moment, while a large model loads for minutes.
+    if partial_average and suite.average is None:
+        raise LayerfuseError(f"suite {suite.name!r} has no average: leave --partial-average out")
+    found = look_for(suite, benchmarks)
+    for name, reason in found.missing.items():
+        console.print(f"not available: {name}: {reason}", markup=False, highlight=False)
+    if not found.available:
+        raise LayerfuseError(
+            f"no benchmark of suite {suite.name!r} is at hand: give their folder by --benchmarks"
+        )
+    folder = output or model / "suites" / suite.name
+    # One bar is enough: that of the questions.
+    transformers_logging.disable_progress_bar()
+    answerer = load_answerer(model)
+    with shown_progress(console) as progress:
+        answered = _ask_all(answerer, model, suite, found, folder, batch_size, progress)
+        scores = fill(suite, str(model), answered, found, partial_average=partial_average)
+        if likelihood:
+            chosen = _choose_all(answerer, suite, found, folder, batch_size, progress)
+            by_likelihood = fill(suite, str(model), chosen, found, partial_average=False)
+            scores = replace(scores, by_likelihood=by_likelihood.columns)
+    write_text(folder / SUITE, json.dumps(asdict(scores), indent=1) + "\n")
+    print_scores(suite, scores, console)
+    if len(answered) == 1 and len(suite.columns) == 1:
+        [(name, judged)] = answered.items()
+        print_columns(BENCHMARKS[name], judged, console)
+    return folder
+
+
+def _choose_all(
+    answerer: Answerer,
+    suite: Suite,
+    found: Availability,
+    folder: Path,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, list[JudgedItem]]:
+    """What the model finds likeliest, by the benchmark; those with open questions are left out."""
+    chosen: dict[str, list[JudgedItem]] = {}
+    for available in found.available:
+        # A score over the closed ones alone would be that of another benchmark.
+        if len(possible_answers(available.items)) < len(available.items):
+            continue
+        choices = choose(
+            answerer,
+            BENCHMARKS[available.name],
+            available.items,
+            available.prompt,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        write_choices(folder / available.name / CHOICES, choices)
+        chosen[available.name] = judged_choices(choices)
+    return chosen
+
+
+def _ask_all(
+    answerer: Answerer,
+    model: Path,
+    suite: Suite,
+    found: Availability,
+    folder: Path,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, list[JudgedItem]]:
+    """The judged answers to all benchmarks that are at hand, by the benchmark."""
+    # Once: it reads all weights.
+    asked_model = AskedModel.of(model)
+    total = sum(len(available.items) for available in found.available)
+    answered: dict[str, list[JudgedItem]] = {}
+    done = 0
+    for available in found.available:
+        answered[available.name] = ask_benchmark(
+            answerer,
+            BENCHMARKS[available.name],
+            available.items,
+            available.prompt,
+            folder / available.name,
+            model=asked_model,
+            batch_size=batch_size,
+            progress=_of_suite(progress, suite, done, total),
+        )
+        columns = BENCHMARKS[available.name].columns(answered[available.name])
+        content = {"benchmark": available.name, "columns": [asdict(each) for each in columns]}
+        write_text(folder / available.name / SCORES, json.dumps(content, indent=1) + "\n")
+        done += len(available.items)
+    return answered
+
+
+def needs_files(suite: Suite) -> bool:
+    """Whether any benchmark of a suite has files; else there is no folder to look for them in.
+
+    Args:
+        suite: names the benchmarks.
+    """
+    for column in suite.columns:
+        # What is not scored is not read either.
+        if column.benchmark in BENCHMARKS and BENCHMARKS[column.benchmark].needs_files:
+            return True
+    return False
+
+
+def _of_suite(progress: Progress, suite: Suite, before: int, of_all: int) -> Progress:
+    """Progress of one benchmark as that of the suite: one bar, whose time left is that of all.
+
+    Args:
+        progress: is told of the suite.
+        suite: that is asked.
+        before: questions of the benchmarks before this one.
+        of_all: questions of all benchmarks.
+    """
+
+    def report(phase: str, done: int, total: int, note: str = "") -> None:
+        progress(f"suite {suite.name}", before + done, of_all, phase)
+
+    return report
+
+
+def look_for(suite: Suite, benchmarks: Path) -> Availability:
+    """Load the questions of a suite's benchmarks, to be asked.
+
+    Args:
+        suite: names them.
+        benchmarks: their folder.
+
+    Returns:
+        What can be asked, and why the rest cannot.
+
+    Raises:
+        LayerfuseError: the files of a benchmark are there and damaged, pictures are missing, it
+            has no prompt, or reports no such column.
+    """
+    prompts = load_prompts(suite.prompts)
+    available: list[AvailableBenchmark] = []
+    missing: dict[str, str] = {}
+    notes: list[str] = []
+    # Several columns may be of one benchmark, which is asked once.
+    for name in dict.fromkeys(column.benchmark for column in suite.columns):
+        if name not in BENCHMARKS:
+            missing[name] = "layerfuse does not score it"
+            continue
+        known = BENCHMARKS[name]
+        folder = benchmarks / name
+        if known.needs_files and not _holds_files(folder):
+            missing[name] = f"no files in {folder}; expected: {', '.join(known.expected)}"
+            continue
+        # Asking in words of our own would be another benchmark.
+        if name not in prompts:
+            raise LayerfuseError(f"prompts {suite.prompts!r} have none for benchmark {name!r}")
+        items = known.load(folder)
+        try:
+            check_pictures(items)
+        except LayerfuseError as error:
+            raise LayerfuseError(f"{known.title}: {error}") from error
+        _check_columns(known, suite, items)
+        notes += known.notes(items)
+        available.append(AvailableBenchmark(name, items, prompts[name]))
+    return Availability(available, missing, notes)
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether a folder is there and not empty."""
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _check_columns(known: Benchmark, suite: Suite, items: list[Item]) -> None:
+    """Refuse columns that a benchmark does not report, before anything is asked."""
+    named = [column for column in suite.columns if column.benchmark == known.name]
+    # The headline is always there; all else depends on the questions, such as their groups.
+    if all(column.column is None for column in named):
+        return
+    unanswered = [JudgedItem(item, known.judge(item, "")) for item in items]
+    for column in named:
+        column_of(column, known.columns(unanswered))
+
+
+def column_of(column: SuiteColumn, reported: Sequence[Column]) -> Column:
+    """Find the number that a suite's column holds.
+
+    Args:
+        column: of the suite.
+        reported: by its benchmark.
+
+    Returns:
+        The number.
+
+    Raises:
+        LayerfuseError: the benchmark does not report it.
+    """
+    benchmark = BENCHMARKS[column.benchmark]
+    wanted = column.column or benchmark.headline
+    for found in reported:
+        if found.name == wanted:
+            return found
+    valid = ", ".join(found.name for found in reported)
+    raise LayerfuseError(
+        f"column {column.name!r}: {benchmark.title} reports no {wanted!r}; valid: {valid}"
+    )
+
+
+def fill(
+    suite: Suite,
+    model: str,
+    answered: dict[str, list[JudgedItem]],
+    found: Availability,
+    *,
+    partial_average: bool,
+) -> SuiteScores:
+    """Compute a suite's table.
+
+    Args:
+        suite: names the columns.
+        model: names the model.
+        answered: the judged answers, by benchmark.
+        found: says why benchmarks are missing.
+        partial_average: average what there is, where columns are missing.
+
+    Returns:
+        The scores; no average where columns are missing, unless it was asked for.
+    """
+    reported: dict[str, list[Column]] = {}
+    for name, of_benchmark in answered.items():
+        reported[name] = BENCHMARKS[name].columns(of_benchmark)
+    filled = [_filled(column, reported, found.missing) for column in suite.columns]
+    measured = [column for column in filled if column.averaged is not None]
+    average = None
+    averaged: list[str] = []
+    # Over fewer columns it is another number, which nothing says later on.
+    is_whole = len(measured) == len(filled)
+    if suite.average is not None and measured and (is_whole or partial_average):
+        averaged = [column.name for column in measured]
+        average = sum(column.averaged or 0.0 for column in measured) / len(measured)
+    return SuiteScores(suite.name, model, filled, average, averaged, found.notes)
+
+
+def _filled(
+    column: SuiteColumn, reported: dict[str, list[Column]], missing: dict[str, str]
+) -> FilledColumn:
+    """A column with its number, or with the reason why there is none."""
+    if column.benchmark not in reported:
+        return FilledColumn(
+            column.name,
+            column.category,
+            column.benchmark,
+            value=None,
+            best=None,
+            averaged=None,
+            questions=0,
+            missing=missing.get(column.benchmark, OPEN),
+        )
+    found = column_of(column, reported[column.benchmark])
+    return FilledColumn(
+        column.name,
+        column.category,
+        column.benchmark,
+        value=found.value,
+        best=found.best,
+        averaged=found.value / column.divide,
+        questions=found.questions,
+    )
+
+
+def print_scores(suite: Suite, scores: SuiteScores, console: Console) -> None:
+    """Print a suite's table, what is missing, and over which columns the average is.
+
+    Args:
+        suite: of the scores.
+        scores: of a model.
+        console: where to print.
+    """
+    headings = [
+        Heading("column"),
+        Heading("category"),
+        Heading("score", is_number=True),
+        Heading("of", is_number=True),
+        Heading("questions", is_number=True),
+    ]
+    rows = [_row(column) for column in scores.columns]
+    if scores.by_likelihood:
+        headings.append(Heading("by likelihood", is_number=True))
+        for cells, column in zip(rows, scores.by_likelihood, strict=True):
+            cells.append("" if column.value is None else f"{column.value:.2f}")
+    print_fitted(console, headings, rows, title=suite.title)
+    for line in average_lines(suite, scores):
+        console.print(line, markup=False, highlight=False)
+    for note in [*scores.notes, suite.note]:
+        if note:
+            console.print(note, markup=False, highlight=False)
+
+
+def print_columns(benchmark: Benchmark, answered: Sequence[JudgedItem], console: Console) -> None:
+    """Print all numbers of one benchmark.
+
+    Args:
+        benchmark: whose.
+        answered: every question once.
+        console: where to print.
+    """
+    headings = [
+        Heading("number"),
+        Heading("score", is_number=True),
+        Heading("of", is_number=True),
+        Heading("questions", is_number=True),
+    ]
+    rows: list[list[str]] = []
+    for column in benchmark.columns(answered):
+        questions = f"{column.questions:,}"
+        rows.append([column.name, f"{column.value:.2f}", f"{column.best:g}", questions])
+    print_fitted(console, headings, rows, title=benchmark.title)
+
+
+def _row(column: FilledColumn) -> list[str]:
+    """The cells of one column of the suite."""
+    # A zero would be a score.
+    if column.value is None or column.best is None:
+        return [column.name, column.category, "not available", "", ""]
+    return [
+        column.name,
+        column.category,
+        f"{column.value:.2f}",
+        f"{column.best:g}",
+        f"{column.questions:,}",
+    ]
+
+
+def average_lines(suite: Suite, scores: SuiteScores) -> Sequence[str]:
+    """Say what the average of a suite is, and over what.
+
+    Args:
+        suite: of the scores.
+        scores: of a model.
+
+    Returns:
+        At most one line.
+    """
+    missing = [column.name for column in scores.columns if column.value is None]
+    if suite.average is None:
+        return []
+    if scores.average is None:
+        return [
+            f"No average: {', '.join(missing)} missing. An average over fewer columns is another "
+            "number; --partial-average prints it."
+        ]
+    if missing:
+        return [
+            f"Average over {len(scores.averaged)} of {len(scores.columns)} columns "
+            f"({', '.join(scores.averaged)}): {scores.average:.2f}. Not comparable with the "
+            "paper's."
+        ]
+    return [f"Average over all {len(scores.columns)} columns: {scores.average:.2f}"]
