@@ -24,9 +24,9 @@ by `make docs` from results/.
 BLOCKS = """# Does an LLM of a few blocks rank arms as the whole one does?
 
 The same arms on the same pictures with the first blocks of SmolLM2-135M and with all thirty
-(`llm.blocks` of the [recipe reference](recipe-reference.md)), each trained to the plateau that
-`steps: auto` finds, or to its maximum. A few blocks are a screening device: this page says how far
-their order can be trusted. Made by `make docs` from results/.
+(`llm.blocks` of the [recipe reference](recipe-reference.md)), each trained for 800 steps of four
+pictures. A few blocks are a screening device: this page says how far their order can be trusted.
+Made by `make docs` from results/.
 """
 MEANING = (
     "A score is the mean over families and seeds; in brackets the arm's rank, and ↑ where it was "
@@ -180,8 +180,7 @@ def costs(columns: Sequence[Column]) -> list[str]:
         )
     lines += [
         "",
-        "On one core each, two runs at a time. Runs of budgets that were not enough are not "
-        "counted.",
+        "On one core each, two runs at a time, beside other work.",
     ]
     return lines
 
