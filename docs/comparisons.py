@@ -56,9 +56,9 @@ class Column:
 STRATEGIES = (
     Column("the whole LLM, standardised, 120 steps", RESULTS / "local-strategies"),
     Column("2 blocks, standardised, 400 steps", RESULTS / "scenes-standardized"),
-    Column("2 blocks, standardised, 1,200 steps", RESULTS / "scenes-standardized-long"),
+    Column("2 blocks, standardised, 1,200 steps", RESULTS / "conditioning" / "standardized-1200"),
     Column("2 blocks, whitened, 400 steps", RESULTS / "scenes-strategies"),
-    Column("2 blocks, whitened, 1,200 steps", RESULTS / "scenes-strategies-long"),
+    Column("2 blocks, whitened, 1,200 steps", RESULTS / "conditioning" / "whitened-1200"),
 )
 """The last one is what the others are compared with: best conditioned, longest trained."""
 DEPTHS = (
