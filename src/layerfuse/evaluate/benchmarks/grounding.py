@@ -319,7 +319,7 @@ def _cider(answered: Sequence[JudgedItem]) -> float:
         LayerfuseError: its library is not installed.
     """
     try:
-        from pycocoevalcap.cider.cider import (  # pyright: ignore[reportMissingImports]
+        from pycocoevalcap.cider.cider import (  # pyright: ignore[reportMissingTypeStubs]
             Cider,  # pyright: ignore[reportUnknownVariableType]
         )
     except ImportError as error:
