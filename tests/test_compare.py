@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pytest
 import yaml
 from PIL import Image
@@ -720,6 +721,27 @@ def test_llavas_file_of_mme_is_read(tmp_path: Path) -> None:
     judged = judged_answers(tmp_path / "mme.jsonl", BENCHMARKS["mme"], items)
 
     assert [each.judged.score for each in judged] == [1, 0] * 14
+
+
+def test_what_is_sent_to_a_server_is_read(tmp_path: Path) -> None:
+    """An Excel file with the question and what is right beside the prediction, one left empty."""
+    write_realmix(tmp_path / "realmix", 3, pictures=False)
+    benchmark = BENCHMARKS["realmix"]
+    # Any: openpyxl brings no types.
+    book: Any = openpyxl.Workbook()
+    head = ("index", "question", "answer", "prediction")
+    rows = [("q2/0", "which?", "0", 2), ("q0/0", "which?", "0", None), ("q1/0", "?", "0", "1")]
+    for cells in (head, *rows):
+        book.active.append(cells)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    book.save(folder / "realmix.xlsx")
+    file = folder / "realmix.xlsx"
+    assert Run("run", folder).file_of("realmix") == file
+
+    judged = judged_answers(file, benchmark, benchmark.load(tmp_path / "realmix"))
+
+    assert [each.judged.score for each in judged] == [0, 1, 1]
 
 
 def test_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def test_excel_without_its_library_says_what_to_install(
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
 
-    with pytest.raises(LayerfuseError, match="pip install openpyxl"):
+    with pytest.raises(LayerfuseError, match=r"layerfuse\[excel"):
         official_files.read_xlsx(tmp_path / "rows.xlsx")
 
 

@@ -518,7 +518,7 @@ def test_cider_without_its_library_says_what_to_install(
     write_refcoco(tmp_path, referring(), name="refcocog")
     items = BENCHMARKS["refcocog-captions"].load(tmp_path)
 
-    with pytest.raises(LayerfuseError, match="pip install pycocoevalcap"):
+    with pytest.raises(LayerfuseError, match=r"layerfuse\[captions"):
         columns("refcocog-captions", items, ["a cup"])
 
 

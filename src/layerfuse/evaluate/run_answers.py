@@ -1,7 +1,8 @@
 """Answers to a benchmark that lie in files: of layerfuse, of other tools, of papers.
 
 A file of answers is JSON lines, each with the `id` of a question and the `answer` to it; what
-LLaVA's files call them, `question_id` and `text`, is read too.
+LLaVA's files call them, `question_id` and `text`, is read too. An Excel file has the columns
+`index` and `prediction`, as what is sent to MMBench's server.
 """
 
 import json
@@ -15,7 +16,9 @@ from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.asking import ANSWERS, ASKED, read_asked
 from layerfuse.evaluate.benchmarks import Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
+from layerfuse.evaluate.benchmarks.official_files import read_xlsx
 
+EXCEL = ".xlsx"
 ANSWER_KEYS = ("answer", "output", "text", "prediction")
 """One of them: a line of layerfuse holds `output`, one of LLaVA `text`."""
 
@@ -72,7 +75,8 @@ class Run:
         Raises:
             LayerfuseError: there are two such files.
         """
-        places = (self.folder / benchmark / ANSWERS, self.folder / f"{benchmark}.jsonl")
+        places = [self.folder / benchmark / ANSWERS]
+        places += [self.folder / f"{benchmark}{suffix}" for suffix in (".jsonl", EXCEL)]
         found = [file for file in places if file.is_file()]
         if len(found) > 1:
             raise LayerfuseError(f"{found[0]} and {found[1]} answer {benchmark}: remove one")
@@ -98,7 +102,7 @@ def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> l
     """Read and score a file of answers.
 
     Args:
-        file: of JSON lines.
+        file: of JSON lines, or an Excel file.
         benchmark: that they answer.
         items: all its questions.
 
@@ -137,7 +141,9 @@ def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> l
 
 
 def _lines(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    """The lines of a file of JSON lines with their numbers, from 1."""
+    """The lines of a file of answers with their numbers, from 1."""
+    if file.suffix == EXCEL:
+        return _rows(file)
     lines: list[tuple[int, Mapping[str, Any]]] = []
     # Not `splitlines`, which would split at separators within an answer too.
     for number, line in enumerate(text_files.read_text(file).split("\n"), 1):
@@ -158,6 +164,18 @@ def _lines(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
         lines.append((number, cast("dict[str, Any]", content)))
     if not lines:
         raise LayerfuseError(f"{file} holds no answers")
+    return lines
+
+
+def _rows(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
+    """The rows of an Excel file as lines; what stands beside the predictions is not read."""
+    lines: list[tuple[int, Mapping[str, Any]]] = []
+    # The first line is the head.
+    for number, row in enumerate(read_xlsx(file, ("index", "prediction")), 2):
+        prediction = row["prediction"]
+        # An empty cell is an empty answer, and Excel makes numbers of digits.
+        said = "" if prediction is None else str(prediction)
+        lines.append((number, {"id": str(row["index"]), "prediction": said}))
     return lines
 
 

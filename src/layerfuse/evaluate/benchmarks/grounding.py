@@ -325,7 +325,7 @@ def _cider(answered: Sequence[JudgedItem]) -> float:
     except ImportError as error:
         raise LayerfuseError(
             "CIDEr needs the library pycocoevalcap, which is not installed: run "
-            "`pip install pycocoevalcap`"
+            "`pip install 'layerfuse[captions]'`"
         ) from error
     references: dict[str, list[str]] = {}
     captions: dict[str, list[str]] = {}

@@ -174,7 +174,7 @@ def read_xlsx(file: Path, needed: Sequence[str] = ()) -> list[Row]:
     except ImportError as error:
         raise LayerfuseError(
             f"reading {file} needs the library openpyxl, which is not installed: run "
-            "`pip install openpyxl`, or save the file as TSV"
+            "`pip install 'layerfuse[excel]'`, or save the file as TSV"
         ) from error
     library = cast("Any", openpyxl)
     try:
