@@ -9,13 +9,13 @@ import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer_parsing import LETTERS
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
 from layerfuse.recipe.reader import problems_of
 from layerfuse.recipe.strict import Strict
 
 SUITES = Path(__file__).parent / "suite_files"
 PROMPTS = SUITES / "prompts"
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 YAML = (".yaml", ".yml")
 """What tells a file of one's own from a name."""
 FIELDS = ("question", "options", "context")

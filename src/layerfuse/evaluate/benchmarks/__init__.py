@@ -13,7 +13,7 @@ from layerfuse.evaluate.benchmarks.grounding import (
     RefCocoPlus,
 )
 from layerfuse.evaluate.benchmarks.hallusion_bench import HallusionBench
-from layerfuse.evaluate.benchmarks.interface import BENCHMARKS, Benchmark, Box, Column, Item, Judged
+from layerfuse.evaluate.benchmarks.interface import BENCHMARKS, Benchmark, Column, Item, Judged
 from layerfuse.evaluate.benchmarks.mmbench import MmBench
 from layerfuse.evaluate.benchmarks.mme import Mme
 from layerfuse.evaluate.benchmarks.mmstar import MmStar
@@ -30,7 +30,6 @@ __all__ = [
     "BENCHMARKS",
     "Ai2d",
     "Benchmark",
-    "Box",
     "ChartQa",
     "Column",
     "CvBench",

@@ -7,18 +7,14 @@ from typing import ClassVar
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.answer_parsing import LETTERS
 from layerfuse.evaluate.benchmarks.choices import (
-    existing_file,
+    OptionsBenchmark,
     items_of_table,
-    judge_letter,
-    nothing_found,
     options_list,
     text_in,
 )
 from layerfuse.evaluate.benchmarks.interface import (
-    Benchmark,
     Column,
     Item,
-    Judged,
     JudgedItem,
     benchmark,
     share,
@@ -26,6 +22,8 @@ from layerfuse.evaluate.benchmarks.interface import (
 from layerfuse.evaluate.benchmarks.official_files import (
     Row,
     checked_items,
+    existing_file,
+    nothing_found,
     picture_from_cell,
     read_parquet,
     read_tsv,
@@ -34,7 +32,7 @@ from layerfuse.evaluate.benchmarks.official_files import (
 
 
 @benchmark
-class Ai2d(Benchmark):
+class Ai2d(OptionsBenchmark):
     """AI2D: questions about diagrams of school books, the test split."""
 
     name: ClassVar[str] = "ai2d"
@@ -70,15 +68,6 @@ class Ai2d(Benchmark):
         for number, row in enumerate(rows):
             items.append(_item(folder, number, row))
         return checked_items(files[0], items)
-
-    def judge(self, item: Item, answer: str) -> Judged:
-        """Score one answer by the option that it names.
-
-        Args:
-            item: the question.
-            answer: what the model said.
-        """
-        return judge_letter(item, answer)
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the accuracy.

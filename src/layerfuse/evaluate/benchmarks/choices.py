@@ -7,6 +7,7 @@ from typing import Any, cast
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.answer_parsing import LETTERS, option_letter, strict_option_letter
 from layerfuse.evaluate.benchmarks.interface import (
+    Benchmark,
     Column,
     Item,
     Judged,
@@ -82,33 +83,6 @@ def check_letter(file: Path, question: str, letter: str, options: Sequence[str])
     return letter
 
 
-def existing_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of some files that exists.
-
-    Args:
-        folder: where they may be.
-        names: of the files.
-
-    Returns:
-        The file; None if there is none of them.
-    """
-    for name in names:
-        file = folder / name
-        if file.is_file():
-            return file
-    return None
-
-
-def nothing_found(folder: Path, names: Sequence[str]) -> LayerfuseError:
-    """The error for a folder with none of the files that a benchmark reads.
-
-    Args:
-        folder: of the benchmark.
-        names: of the files, one of which is enough.
-    """
-    return LayerfuseError(f"{folder} has none of {', '.join(names)}; one of them is expected")
-
-
 def pictures_by_index(file: Path, rows: Sequence[Row]) -> dict[str, Picture]:
     """The pictures of a TSV file, whose rows may name another row that has the same picture.
 
@@ -157,6 +131,22 @@ def judge_letter(item: Item, answer: str) -> Judged:
         # The number of options is not known.
         letter = strict_option_letter(answer, len(LETTERS))
     return Judged(letter, float(letter == item.answers[0]))
+
+
+class OptionsBenchmark(Benchmark):
+    """A benchmark whose answers name one of the options A, B, ..."""
+
+    def judge(self, item: Item, answer: str) -> Judged:
+        """Score one answer by the option that it names.
+
+        Args:
+            item: the question.
+            answer: what the model said.
+
+        Returns:
+            The letter that was understood, and whether it is right.
+        """
+        return judge_letter(item, answer)
 
 
 def items_of_table(file: Path, rows: Sequence[Row]) -> list[Item]:

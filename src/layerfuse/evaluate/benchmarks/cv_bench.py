@@ -9,8 +9,6 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer_parsing import strict_option_letter
 from layerfuse.evaluate.benchmarks.choices import (
     check_letter,
-    existing_file,
-    nothing_found,
     options_list,
     text_in,
 )
@@ -27,6 +25,8 @@ from layerfuse.evaluate.benchmarks.interface import (
 from layerfuse.evaluate.benchmarks.official_files import (
     Row,
     checked_items,
+    existing_file,
+    nothing_found,
     picture_file,
     picture_from_cell,
     read_json_lines,

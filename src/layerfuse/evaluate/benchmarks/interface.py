@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.boxes import Box
 from layerfuse.vision.picture import Picture
-
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom of a box, in pixels of its picture."""
 
 
 @dataclass(frozen=True)

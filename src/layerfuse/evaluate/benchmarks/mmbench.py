@@ -6,18 +6,16 @@ from typing import ClassVar
 
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.benchmarks.choices import (
+    OptionsBenchmark,
     check_letter,
     groups_right,
-    judge_letter,
     options_of,
     pictures_by_index,
     text_in,
 )
 from layerfuse.evaluate.benchmarks.interface import (
-    Benchmark,
     Column,
     Item,
-    Judged,
     JudgedItem,
     benchmark,
     by_group,
@@ -32,7 +30,7 @@ _ROTATION = 10**6
 
 
 @benchmark
-class MmBench(Benchmark):
+class MmBench(OptionsBenchmark):
     """MMBench's development split in English, right only where every rotation is right."""
 
     name: ClassVar[str] = "mmbench"
@@ -81,15 +79,6 @@ class MmBench(Benchmark):
         checked_items(file, items)
         _check_rotations(file, items)
         return items
-
-    def judge(self, item: Item, answer: str) -> Judged:
-        """Score one answer by the option that it names.
-
-        Args:
-            item: one rotation of a question.
-            answer: what the model said.
-        """
-        return judge_letter(item, answer)
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the accuracies.

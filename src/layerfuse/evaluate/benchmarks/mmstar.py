@@ -7,25 +7,23 @@ from typing import ClassVar
 
 from layerfuse.evaluate.answer_parsing import LETTERS
 from layerfuse.evaluate.benchmarks.choices import (
+    OptionsBenchmark,
     check_letter,
-    existing_file,
     items_of_table,
-    judge_letter,
-    nothing_found,
     shares_by_group,
     text_in,
 )
 from layerfuse.evaluate.benchmarks.interface import (
-    Benchmark,
     Column,
     Item,
-    Judged,
     JudgedItem,
     benchmark,
     share,
 )
 from layerfuse.evaluate.benchmarks.official_files import (
     checked_items,
+    existing_file,
+    nothing_found,
     picture_from_cell,
     read_parquet,
     read_tsv,
@@ -33,7 +31,7 @@ from layerfuse.evaluate.benchmarks.official_files import (
 
 
 @benchmark
-class MmStar(Benchmark):
+class MmStar(OptionsBenchmark):
     """MMStar: 1,500 questions that cannot be answered without the picture."""
 
     name: ClassVar[str] = "mmstar"
@@ -77,15 +75,6 @@ class MmStar(Benchmark):
             )
             items.append(item)
         return checked_items(file, items)
-
-    def judge(self, item: Item, answer: str) -> Judged:
-        """Score one answer by the option that it names.
-
-        Args:
-            item: the question.
-            answer: what the model said.
-        """
-        return judge_letter(item, answer)
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the accuracy over all questions and over each category's.

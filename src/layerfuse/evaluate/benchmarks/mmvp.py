@@ -9,12 +9,10 @@ from typing import ClassVar
 
 from layerfuse.data import text_files
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.benchmarks.choices import check_letter, groups_right, judge_letter
+from layerfuse.evaluate.benchmarks.choices import OptionsBenchmark, check_letter, groups_right
 from layerfuse.evaluate.benchmarks.interface import (
-    Benchmark,
     Column,
     Item,
-    Judged,
     JudgedItem,
     benchmark,
     share,
@@ -25,7 +23,7 @@ _OPTION = re.compile(r"\(([a-z])\)")
 
 
 @benchmark
-class Mmvp(Benchmark):
+class Mmvp(OptionsBenchmark):
     """MMVP, in which a pair is right only if both its questions are."""
 
     name: ClassVar[str] = "mmvp"
@@ -54,15 +52,6 @@ class Mmvp(Benchmark):
         checked_items(file, items)
         _check_pairs(file, items)
         return items
-
-    def judge(self, item: Item, answer: str) -> Judged:
-        """Score one answer by the option that it names.
-
-        Args:
-            item: the question.
-            answer: what the model said.
-        """
-        return judge_letter(item, answer)
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the share of pairs whose questions are both right, and that of right questions.

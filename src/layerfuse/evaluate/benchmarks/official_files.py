@@ -195,6 +195,33 @@ def read_xlsx(file: Path, needed: Sequence[str] = ()) -> list[Row]:
     return _rows_of_lines(file, lines, needed)
 
 
+def existing_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of some files that exists.
+
+    Args:
+        folder: where they may be.
+        names: of the files.
+
+    Returns:
+        The file; None if there is none of them.
+    """
+    for name in names:
+        file = folder / name
+        if file.is_file():
+            return file
+    return None
+
+
+def nothing_found(folder: Path, names: Sequence[str]) -> LayerfuseError:
+    """The error for a folder with none of the files that a benchmark reads.
+
+    Args:
+        folder: of the benchmark.
+        names: of the files, one of which is enough.
+    """
+    return LayerfuseError(f"there is none of {', '.join(names)} in {folder}; one is expected there")
+
+
 def first_file(folder: Path, names: Sequence[str]) -> Path:
     """The first file that is there, of those under which a benchmark's questions are known.
 
@@ -208,10 +235,10 @@ def first_file(folder: Path, names: Sequence[str]) -> Path:
     Raises:
         LayerfuseError: none of them is there.
     """
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise LayerfuseError(f"there is none of {', '.join(names)} in {folder}; one is expected there")
+    file = existing_file(folder, names)
+    if file is None:
+        raise nothing_found(folder, names)
+    return file
 
 
 def cell_text(file: Path, number: int, row: Row, column: str) -> str:

@@ -7,9 +7,7 @@ from typing import ClassVar
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer_parsing import LETTERS
 from layerfuse.evaluate.benchmarks.choices import (
-    existing_file,
     judge_letter,
-    nothing_found,
     options_of,
     pictures_by_index,
     text_in,
@@ -26,6 +24,8 @@ from layerfuse.evaluate.benchmarks.interface import (
 from layerfuse.evaluate.benchmarks.official_files import (
     Row,
     checked_items,
+    existing_file,
+    nothing_found,
     picture_from_cell,
     read_parquet,
     read_tsv,

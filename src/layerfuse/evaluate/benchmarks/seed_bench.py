@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from layerfuse.evaluate.benchmarks.choices import (
+    OptionsBenchmark,
     check_letter,
-    judge_letter,
     shares_by_group,
     text_in,
 )
 from layerfuse.evaluate.benchmarks.interface import (
-    Benchmark,
     Column,
     Item,
-    Judged,
     JudgedItem,
     benchmark,
     share,
@@ -32,7 +30,7 @@ _NEEDED = ("question_id", "question", *_CHOICES, "answer", "data_type", "questio
 
 
 @benchmark
-class SeedBenchImage(Benchmark):
+class SeedBenchImage(OptionsBenchmark):
     """The image part of SEED-Bench, which papers call SEED-I or SEED^I."""
 
     name: ClassVar[str] = "seedbench_image"
@@ -63,15 +61,6 @@ class SeedBenchImage(Benchmark):
                 continue
             items.append(_item(folder, file, row, types))
         return checked_items(file, items)
-
-    def judge(self, item: Item, answer: str) -> Judged:
-        """Score one answer by the option that it names.
-
-        Args:
-            item: the question.
-            answer: what the model said.
-        """
-        return judge_letter(item, answer)
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the accuracy over all questions and over each type's.
