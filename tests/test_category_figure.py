@@ -12,13 +12,8 @@ from matplotlib.text import Annotation
 
 from layerfuse import plots
 from layerfuse.evaluate import compare_report
-from layerfuse.evaluate.compare import (
-    CategoryScore,
-    Cell,
-    ComparedRun,
-    Comparison,
-    category_scores,
-)
+from layerfuse.evaluate.category_scores import CategoryScore, category_scores
+from layerfuse.evaluate.compare import Cell, ComparedRun, Comparison
 from layerfuse.evaluate.compare_figures import draw_categories, min_max_bars, relative_bars
 
 CATEGORIES = {"GQA": "General", "MME": "General", "OCRBench": "OCR"}

@@ -22,17 +22,8 @@ from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.benchmarks.mme import COGNITION, PERCEPTION
-from layerfuse.evaluate.compare import (
-    CategoryScore,
-    Cell,
-    ComparedRun,
-    Comparison,
-    Difference,
-    category_scores,
-    clusters_of_items,
-    compare,
-    mcnemar,
-)
+from layerfuse.evaluate.category_scores import CategoryScore, category_scores
+from layerfuse.evaluate.compare import Cell, ComparedRun, Comparison, Difference, compare, mcnemar
 from layerfuse.evaluate.compare_report import report_comparison
 from layerfuse.evaluate.compare_table import (
     Table,
@@ -42,6 +33,7 @@ from layerfuse.evaluate.compare_table import (
     written,
 )
 from layerfuse.evaluate.published import PublishedRow, PublishedTable
+from layerfuse.evaluate.redrawing import clusters_of_items
 from layerfuse.evaluate.run_answers import Run, judged_answers
 from layerfuse.evaluate.suites import Suite
 from layerfuse.vision.picture import Picture

@@ -1,20 +1,18 @@
 """Compare the answers of several models: paired over pictures, beside published rows."""
 
 import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.asking import ANSWERS
-from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Column, Item
+from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
-from layerfuse.evaluate.clusters import connected_names
+from layerfuse.evaluate.redrawing import Vector, redraw
 from layerfuse.evaluate.run_answers import Run, judged_answers
 from layerfuse.evaluate.significance import holm
 from layerfuse.evaluate.suite_run import column_of
@@ -23,8 +21,6 @@ from layerfuse.progress import Progress, silent
 
 AVERAGE = "average"
 LEVEL = 0.95
-TRIES = 1000
-"""Draws in a row without a question of some column, after which there are too few pictures."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +117,6 @@ class Comparison:
     notes: list[str]
 
 
-Vector = NDArray[np.float64]
-
-
 @dataclass(frozen=True)
 class _ReadAnswers:
     """The answers of the runs to one benchmark."""
@@ -174,7 +167,15 @@ def compare(
         if chosen not in answers.judged or len(answers.judged) == 1:
             continue
         columns = [column for column in suite.columns if column.benchmark == benchmark]
-        for name, drawn in _redraw(columns, answers, resamples, seed, progress).items():
+        of_runs = redraw(
+            columns,
+            answers.benchmark,
+            answers.judged,
+            resamples=resamples,
+            seed=seed,
+            progress=progress,
+        )
+        for name, drawn in of_runs.items():
             redrawn[name].update(drawn)
     compared: list[ComparedRun] = []
     for name in names:
@@ -297,139 +298,6 @@ def _columns_of_run(suite: Suite, run: str, answered: dict[str, _ReadAnswers]) -
     return cells
 
 
-def _redraw(
-    columns: Sequence[SuiteColumn],
-    answers: _ReadAnswers,
-    resamples: int,
-    seed: int,
-    progress: Progress,
-) -> dict[str, dict[str, Vector]]:
-    """The numbers of each run on redrawn pictures, by run and column: the same draws for all."""
-    benchmark = answers.benchmark
-    clusters = clusters_of_items(benchmark, answers.items)
-    copies = {name: _Copies(judged, clusters) for name, judged in answers.judged.items()}
-    # Benchmarks are redrawn independently of each other, in whatever order.
-    rng = np.random.default_rng([seed, zlib.crc32(benchmark.name.encode())])
-    redrawn: dict[str, dict[str, list[float]]] = {}
-    for name in copies:
-        redrawn[name] = {column.name: [] for column in columns}
-    # The same for every run, whatever its answers.
-    names = _names(benchmark.columns(next(iter(answers.judged.values()))))
-    for draw in range(resamples):
-        drawn = _draw(rng, benchmark, copies, max(clusters) + 1, names)
-        for name, reported in drawn.items():
-            for column in columns:
-                value = column_of(column, reported).value
-                redrawn[name][column.name].append(value / column.divide)
-        progress(f"comparing {benchmark.name}", draw + 1, resamples)
-    arrays: dict[str, dict[str, Vector]] = {}
-    for name, by_column in redrawn.items():
-        arrays[name] = {column: np.array(values) for column, values in by_column.items()}
-    return arrays
-
-
-def clusters_of_items(benchmark: Benchmark, items: Sequence[Item]) -> list[int]:
-    """Number the questions by what is redrawn as a whole.
-
-    Args:
-        benchmark: of the questions.
-        items: all its questions.
-
-    Returns:
-        A number from 0 for each question, the same where questions share a picture or are judged
-        together, directly or over others.
-    """
-    shown: list[list[str]] = []
-    for item in items:
-        names: list[str] = []
-        for picture in item.pictures:
-            # Files may be missing. Pictures in a table are there once for each row, under names of
-            # their own.
-            name = picture.name if picture.reader is None else picture.digest()
-            names.append(f"picture {name}")
-        together = benchmark.redrawn_with(item)
-        if together:
-            names.append(f"together {together}")
-        shown.append(names or [f"question {item.id}"])
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(name, len(numbers)) for name in connected_names(shown)]
-
-
-def _draw(
-    rng: np.random.Generator,
-    benchmark: Benchmark,
-    copies: Mapping[str, "_Copies"],
-    count: int,
-    names: set[str],
-) -> dict[str, list[Column]]:
-    """What the benchmark reports of each run on redrawn pictures.
-
-    Args:
-        rng: draws them.
-        benchmark: of the answers.
-        copies: the answers of each run.
-        count: the number of clusters.
-        names: of the columns that are reported on all pictures.
-
-    Raises:
-        LayerfuseError: hardly any draw has a question of every column.
-    """
-    for _ in range(TRIES):
-        times = np.bincount(rng.integers(count, size=count), minlength=count)
-        try:
-            redrawn: dict[str, list[Column]] = {}
-            for name, of_run in copies.items():
-                redrawn[name] = benchmark.columns(list(of_run.drawn(times)))
-        except LayerfuseError:
-            # Some benchmarks refuse answers to a part of their questions.
-            continue
-        # Others leave a column out, and mean over fewer of them: such a draw is drawn again.
-        if all(_names(reported) == names for reported in redrawn.values()):
-            return redrawn
-    raise LayerfuseError(
-        f"{benchmark.title} has too few pictures, {count}: redrawn sets of them have no question "
-        "of some of its columns, so that runs cannot be compared"
-    )
-
-
-def _names(columns: Sequence[Column]) -> set[str]:
-    """The names of some columns."""
-    return {column.name for column in columns}
-
-
-class _Copies:
-    """The answers of one run by cluster, repeated as often as the cluster is drawn.
-
-    A cluster that is drawn twice is two clusters: otherwise four questions would be judged together
-    where two belong together.
-    """
-
-    def __init__(self, judged: Sequence[JudgedItem], clusters: Sequence[int]) -> None:
-        self.originals: dict[int, list[JudgedItem]] = {}
-        for each, cluster in zip(judged, clusters, strict=True):
-            self.originals.setdefault(cluster, []).append(each)
-        self.copies: dict[tuple[int, int], list[JudgedItem]] = {}
-
-    def drawn(self, times: NDArray[np.intp]) -> Iterator[JudgedItem]:
-        """The answers of all clusters, each as often as it is drawn."""
-        for cluster, of_cluster in self.originals.items():
-            for copy in range(int(times[cluster])):
-                yield from self._copy(cluster, of_cluster, copy)
-
-    def _copy(self, cluster: int, of_cluster: list[JudgedItem], copy: int) -> list[JudgedItem]:
-        if copy == 0:
-            return of_cluster
-        key = (cluster, copy)
-        if key not in self.copies:
-            renamed: list[JudgedItem] = []
-            for each in of_cluster:
-                together = f"{each.item.together} copy {copy}" if each.item.together else ""
-                item = replace(each.item, id=f"{each.item.id} copy {copy}", together=together)
-                renamed.append(JudgedItem(item, each.judged))
-            self.copies[key] = renamed
-        return self.copies[key]
-
-
 def _difference(observed: float, drawn: Vector) -> Difference:
     """A difference with its interval and p by redrawn differences; not corrected yet."""
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -540,57 +408,3 @@ def _compared_run(
         [redrawn[name][column] - redrawn[baseline][column] for column in columns], axis=0
     )
     return ComparedRun(name, cells, average, _difference(average - other, drawn))
-
-
-@dataclass(frozen=True)
-class CategoryScore:
-    """How a run does in one category of columns.
-
-    Attributes:
-        relative: mean over the columns of score / best score of all runs.
-        min_max: mean over the columns of the place between the lowest and the highest score of all
-            runs; None where all runs are equal in every column.
-    """
-
-    relative: float
-    min_max: float | None
-
-
-def category_scores(comparison: Comparison) -> dict[str, dict[str, CategoryScore]]:
-    """Normalise the scores within each category, as figure 3 of IGVA (2501.08443) does.
-
-    Args:
-        comparison: of runs; columns that some run lacks are left out.
-
-    Returns:
-        By category, then by run.
-    """
-    by_category: dict[str, list[str]] = {}
-    for column in comparison.columns:
-        # The mean of a category is over the same columns for all runs.
-        if all(column in run.cells for run in comparison.runs):
-            by_category.setdefault(comparison.categories[column], []).append(column)
-    scores: dict[str, dict[str, CategoryScore]] = {}
-    for category, columns in by_category.items():
-        scores[category] = {}
-        for run in comparison.runs:
-            scores[category][run.name] = _category_score(run, columns, comparison.runs)
-    return scores
-
-
-def _category_score(
-    run: ComparedRun, columns: Sequence[str], runs: Sequence[ComparedRun]
-) -> CategoryScore:
-    """The normalised score of a run over some columns."""
-    relative: list[float] = []
-    places: list[float] = []
-    for column in columns:
-        values = [other.cells[column].value for other in runs]
-        lowest, highest = min(values), max(values)
-        value = run.cells[column].value
-        # Where the best is nothing, all are equally good.
-        relative.append(value / highest if highest else 1.0)
-        if highest > lowest:
-            places.append((value - lowest) / (highest - lowest))
-    min_max = sum(places) / len(places) if places else None
-    return CategoryScore(sum(relative) / len(relative), min_max)

@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfuse.evaluate.compare import CategoryScore, Comparison, category_scores
+from layerfuse.evaluate.category_scores import CategoryScore, category_scores
+from layerfuse.evaluate.compare import Comparison
 
 # Tables need no figures; matplotlib is loaded when one is drawn.
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from layerfuse.evaluate.compare import Comparison, category_scores, compare
+from layerfuse.evaluate.category_scores import category_scores
+from layerfuse.evaluate.compare import Comparison, compare
 from layerfuse.evaluate.compare_figures import draw_categories
 from layerfuse.evaluate.compare_table import (
     Format,

@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from layerfuse.evaluate.benchmarks import BENCHMARKS
-from layerfuse.evaluate.compare import (
-    AVERAGE,
-    LEVEL,
-    Cell,
-    ComparedRun,
-    Comparison,
-    category_scores,
-)
+from layerfuse.evaluate.category_scores import category_scores
+from layerfuse.evaluate.compare import AVERAGE, LEVEL, Cell, ComparedRun, Comparison
 from layerfuse.evaluate.published import PublishedRow, PublishedTable
 from layerfuse.evaluate.suites import Suite, SuiteColumn
 
