@@ -821,3 +821,14 @@ def test_bad_answers_end_the_command_with_one_error(tmp_path: Path) -> None:
 
     assert ended.exit_code == 2
     assert "answers 1 of the 6 questions of real pictures" in one_line(ended)
+
+
+@pytest.mark.parametrize("option", ["--baseline=run", "--resamples=200", "--seed=1"])
+def test_one_run_has_nothing_to_be_compared_with(tmp_path: Path, option: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+
+    result = CliRunner().invoke(app, ["compare", str(run), "--suite=real", option])
+
+    assert result.exit_code == 2
+    assert "compares runs, and there is one" in one_line(result)

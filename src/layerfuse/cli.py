@@ -371,6 +371,7 @@ def evaluate(
 
 @app.command()
 def compare(
+    context: typer.Context,
     runs: Annotated[
         list[str],
         Argument(help="Folders of answers, as `eval --suite` writes them, or NAME=FOLDER."),
@@ -397,6 +398,11 @@ def compare(
     """Compare runs by their answers, paired over pictures, beside published rows."""
     from layerfuse.evaluate.compare_report import report_comparison
 
+    if len(runs) == 1:
+        # One run stands beside published rows alone: nothing is redrawn.
+        for name in ("baseline", "resamples", "seed"):
+            if _is_given(context, name):
+                raise LayerfuseError(f"--{name} compares runs, and there is one: leave it out")
     report_comparison(
         runs,
         suite,
