@@ -20,7 +20,8 @@ from layerfuse import FusionVLM
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.feature_store import cached_features
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.evaluate.asking import AskedModel, ask_benchmark, asked_question
+from layerfuse.evaluate.answer_folder import AskedModel
+from layerfuse.evaluate.asking import ask_benchmark, asked_question
 from layerfuse.evaluate.benchmarks import BENCHMARKS
 from layerfuse.evaluate.suites import Prompt
 from layerfuse.model.pretrained import compose_processor

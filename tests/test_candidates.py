@@ -1,19 +1,26 @@
 """Closed questions answered by likelihood."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from layerfuse.evaluate import candidates
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.answer_folder import AskedModel
+from layerfuse.evaluate.asking import answer_folder
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.candidates import (
+    CHOICES,
     MOST_CANDIDATES,
+    Choice,
     choose,
     judged_choices,
     possible_answers,
 )
+from layerfuse.evaluate.questions import Question
 from layerfuse.evaluate.suites import Prompt
 from layerfuse.vision.picture import Picture
 from tests import tiny
@@ -105,38 +112,73 @@ def naive_log_likelihood(answerer: Answerer, asked: Item, answer: str) -> float:
     return total
 
 
-def test_the_likeliest_answer_is_chosen(answerer: Answerer, closed_items: list[Item]) -> None:
+def choices_of(
+    answerer: Answerer, items: list[Item], folder: Path, batch_size: int = 32
+) -> list[Choice]:
+    """What the model chooses, kept in a folder."""
     benchmark = BENCHMARKS["mmstar"]
+    kept = answer_folder(folder, benchmark, items, PROMPT, AskedModel("runs/model", "abc"))
+    return choose(answerer, benchmark, items, PROMPT, kept, batch_size=batch_size)
 
-    choices = choose(answerer, benchmark, closed_items, PROMPT, batch_size=4)
 
-    assert [choice.item for choice in choices] == closed_items
-    for choice in choices:
+def test_the_likeliest_answer_is_chosen(
+    answerer: Answerer, closed_items: list[Item], tmp_path: Path
+) -> None:
+    choices = choices_of(answerer, closed_items, tmp_path / "a", batch_size=4)
+
+    assert [choice.id for choice in choices] == [item.id for item in closed_items]
+    for choice, asked in zip(choices, closed_items, strict=True):
         expected = {}
-        for letter in "ABC"[: len(choice.item.options)]:
-            expected[letter] = naive_log_likelihood(answerer, choice.item, letter)
+        for letter in "ABC"[: len(asked.options)]:
+            expected[letter] = naive_log_likelihood(answerer, asked, letter)
         assert choice.log_likelihoods == pytest.approx(expected, abs=1e-4)
         assert choice.chosen == max(expected, key=lambda letter: expected[letter])
-        assert choice.judged.score == float(choice.chosen == choice.item.answers[0])
+        assert choice.score == float(choice.chosen == asked.answers[0])
 
 
-def test_the_batch_changes_no_choice(answerer: Answerer, closed_items: list[Item]) -> None:
+def test_the_batch_changes_no_choice(
+    answerer: Answerer, closed_items: list[Item], tmp_path: Path
+) -> None:
     """Rows of a batch are padded to the longest of them."""
-    benchmark = BENCHMARKS["mmstar"]
-
-    together = choose(answerer, benchmark, closed_items, PROMPT, batch_size=32)
-    alone = choose(answerer, benchmark, closed_items, PROMPT, batch_size=1)
+    together = choices_of(answerer, closed_items, tmp_path / "together", batch_size=32)
+    alone = choices_of(answerer, closed_items, tmp_path / "alone", batch_size=1)
 
     for one, other in zip(together, alone, strict=True):
         assert one.log_likelihoods == pytest.approx(other.log_likelihoods, abs=1e-4)
         assert one.chosen == other.chosen
 
 
-def test_choices_are_scored_as_answers_are(answerer: Answerer, closed_items: list[Item]) -> None:
+def test_choices_go_on_where_they_were_stopped(
+    answerer: Answerer, closed_items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = choices_of(answerer, closed_items, tmp_path, batch_size=2)
+    file = tmp_path / CHOICES
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    # As a kill leaves it: two whole lines, and the beginning of the third.
+    file.write_text("".join(lines[:2]) + lines[2][:20])
+    asked: list[str] = []
+    measure = candidates.answer_likelihoods
+
+    def watch(model: Answerer, questions: list[Question], **options: Any) -> list[Any]:
+        asked.extend(question.id for question in questions)
+        return measure(model, questions, **options)
+
+    monkeypatch.setattr(candidates, "answer_likelihoods", watch)
+    assert choices_of(answerer, closed_items, tmp_path, batch_size=2) == whole
+    assert asked == ["three"] * 3
+    assert file.read_text().splitlines(keepends=True) == lines
+
+
+def test_choices_are_scored_as_answers_are(
+    answerer: Answerer, closed_items: list[Item], tmp_path: Path
+) -> None:
     benchmark = BENCHMARKS["mmstar"]
-    choices = choose(answerer, benchmark, closed_items, PROMPT)
+    choices = choices_of(answerer, closed_items, tmp_path / "a")
 
-    columns = benchmark.columns(judged_choices(choices))
+    columns = benchmark.columns(judged_choices(benchmark, closed_items, choices))
 
-    right = sum(choice.chosen == choice.item.answers[0] for choice in choices)
+    right = 0
+    for choice, asked in zip(choices, closed_items, strict=True):
+        right += choice.chosen == asked.answers[0]
     assert columns[0].value == pytest.approx(100 * right / 3)

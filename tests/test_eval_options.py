@@ -51,9 +51,9 @@ def test_columns_are_named_and_ignored(model: Path, tmp_path: Path) -> None:
 
     assert refused.exit_code == 2
     assert ended.exit_code == 0, ended.output
-    answers = read_lines(model / "evaluation" / "predictions.jsonl")
+    answers = read_lines(model / "evaluation" / "data" / "predictions.jsonl")
     assert len(answers) == 2
-    scores = json.loads((model / "evaluation" / "scores.json").read_text())
+    scores = json.loads((model / "evaluation" / "data" / "scores.json").read_text())
     assert scores["data"]["columns"] == {"image": "img"}
     assert scores["data"]["ignore_columns"] == ["depth"]
 

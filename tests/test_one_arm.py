@@ -140,9 +140,9 @@ def test_the_only_arm_needs_no_name(
 
     tested = CliRunner().invoke(app, ["eval", str(model), "--data", "data.json"])
     assert tested.exit_code == 0, tested.output
-    assert f"answers and scores: {model / 'evaluation'}" in tested.output
+    assert f"answers and scores: {model / 'evaluation' / 'data'}" in tested.output
     # The recipe's test has the same samples.
-    score = read_scores(model / "evaluation")["mean"]["score"]
+    score = read_scores(model / "evaluation" / "data")["mean"]["score"]
     assert f"accuracy: {score:.3f}" in trained.output
 
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
-from layerfuse.evaluate.asking import AskedModel, ask_benchmark
+from layerfuse.evaluate.answer_folder import AskedModel
+from layerfuse.evaluate.asking import ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.suite_run import (
@@ -329,8 +330,11 @@ def broken_bytes(items: list[Item], folder: Path) -> dict[str, Any]:
         (list_for_note, r"asked\.json holds \[\]; a mapping is expected"),
         (line_twice, r"answers\.jsonl, line 7 answers 'q0/0' a second time"),
         (changed_line({"id": "q9/0"}), "line 2 answers 'q9/0', no question of realmix"),
-        (changed_line({"output": 5}), "line 2 is no answer: its id or its output is no text"),
-        (changed_line({"more": 5}), "line 2 is no answer: .*'more'"),
+        (
+            changed_line({"output": 5}),
+            "line 2 is no answer: output: Input should be a valid string",
+        ),
+        (changed_line({"more": 5}), "line 2 is no answer: more: Unexpected keyword argument"),
         (broken_bytes, r"cannot read .*answers\.jsonl"),
     ],
 )

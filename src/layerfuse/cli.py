@@ -1,10 +1,8 @@
 """The command line: verbs only, everything heavy is imported when a verb runs."""
 
 import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +11,22 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from layerfuse import __version__
+from layerfuse.cli_evaluate import compare, evaluate, list_benchmarks, list_suites
+from layerfuse.cli_options import (
+    Batch,
+    Encoder,
+    Imports,
+    ModelFolder,
+    Number,
+    Output,
+    Overrides,
+    Pictures,
+    ProbeData,
+    ProbeTest,
+    RecipeFile,
+    Tasks,
+    import_strategies,
+)
 from layerfuse.errors import LayerfuseError
 
 
@@ -56,77 +70,6 @@ cache = typer.Typer(no_args_is_help=True, help="Features of pictures that were e
 app.add_typer(cache, name="cache")
 listing = typer.Typer(no_args_is_help=True, help="Tables of what there is.")
 app.add_typer(listing, name="list")
-
-RecipeFile = Annotated[Path, Argument(help="A recipe, for example recipes/quickstart.yaml")]
-Overrides = Annotated[list[str] | None, Argument(help="Changes to the recipe: key.sub=value ...")]
-Imports = Annotated[
-    list[str] | None,
-    Option("--import", help="A Python module that registers fusion strategies; repeatable."),
-]
-Encoder = Annotated[str, Argument(help="A local model, hub id or folder with an encoder.")]
-Pictures = Annotated[
-    str | None,
-    Argument(
-        help="A folder of images, a LLaVA JSON or a dataset. Default: generated and scikit-image's"
-    ),
-]
-Output = Annotated[Path | None, Option(help="Results folder.", show_default="runs/look-<encoder>")]
-Number = Annotated[Literal["float32", "bfloat16"], Option(help="Arithmetic of the encoder.")]
-Batch = Annotated[int, Option(help="Pictures encoded at once.", min=1)]
-ModelFolder = Annotated[
-    Path, Argument(help="Folder of a trained model, for example runs/<study>/arms/<arm>/model")
-]
-Tasks = Annotated[str | None, Option(help="Tasks, as count,shape. Default: all")]
-ProbeData = Annotated[str | None, Option(help="LLaVA JSON with short answers. Default: scenes")]
-ProbeTest = Annotated[str | None, Option(help="The same to test on. Default: 3/10 of the data")]
-
-
-def _refuse_options(context: typer.Context, asked: str) -> None:
-    """Raise LayerfuseError for options of `eval` that were given and would change nothing.
-
-    Args:
-        context: of the command line.
-        asked: what is asked: `suite`, `data` or `lmms`.
-    """
-    for name, useful in EVAL_OPTIONS.items():
-        if asked not in useful and _is_given(context, name):
-            option = name.replace("_", "-")
-            others = " or ".join(f"--{other}" for other in useful)
-            raise LayerfuseError(f"--{option} goes with {others} alone")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line, even with its default."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _import_strategies(modules: list[str] | None) -> None:
-    """Import the user's modules, so that the strategies they register have names.
-
-    Args:
-        modules: names of modules, as given to `--import`.
-
-    Raises:
-        LayerfuseError: a name is none of a module; a module is missing or lacks a package.
-    """
-    if not modules:
-        return
-    for name in modules:
-        # Paths to files are the usual mistake, which Python reads as a relative import.
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise LayerfuseError(
-                f"--import {name!r} is no name of a module; write it as Python imports it: "
-                "my_fusion for my_fusion.py in the working directory, package.module for one in a "
-                "package"
-            )
-    # A module beside the recipe is found as it is by `python -m`.
-    sys.path.insert(0, str(Path.cwd()))
-    for name in modules:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise LayerfuseError(f"--import {name}: {error}") from error
 
 
 @contextmanager
@@ -178,7 +121,7 @@ def study(
     """Train and compare every arm of a recipe, and write report.html. Continues what was begun."""
     from layerfuse.study.coordinate import study
 
-    _import_strategies(imports)
+    import_strategies(imports)
     report = study(
         recipe,
         tuple(overrides or ()),
@@ -207,7 +150,7 @@ def train(
     """Train and test one arm of a recipe, without a report. Continues what was begun."""
     from layerfuse.study.coordinate import train
 
-    _import_strategies(imports)
+    import_strategies(imports)
     trained = train(
         recipe,
         tuple(overrides or ()),
@@ -220,200 +163,9 @@ def train(
     typer.echo(f"model: {trained.model}")
 
 
-EVAL_OPTIONS = {
-    "benchmarks": ("suite", "lmms"),
-    "partial_average": ("suite",),
-    "likelihood": ("suite",),
-    "split": ("data",),
-    "limit": ("data", "lmms"),
-    "column": ("data",),
-    "ignore_column": ("data",),
-    "literal_answers": ("data",),
-    "max_new_tokens": ("data",),
-    "controls": ("data",),
-    "seed": ("data",),
-    "lmms_include": ("lmms",),
-}
-"""Options of `eval` that are of use with some of what can be asked, and with what."""
-
-
-@app.command("eval")
-def evaluate(
-    context: typer.Context,
-    model: ModelFolder,
-    suite: Annotated[
-        str | None, Option(help="A suite (see list suites), one benchmark, or a YAML file.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        Option(help="A LLaVA JSON file, a folder of images, or a Hugging Face dataset."),
-    ] = None,
-    lmms: Annotated[
-        str | None,
-        Option(help="Tasks of lmms-eval, as mme,pope or vsr; needs lmms-eval (make test-lmms)."),
-    ] = None,
-    benchmarks: Annotated[
-        Path,
-        Option(help="With --suite and --lmms: the folder of the benchmarks, one for each inside."),
-    ] = Path("benchmarks"),
-    lmms_include: Annotated[
-        Path | None, Option(help="With --lmms: a folder of further tasks, as YAML files.")
-    ] = None,
-    partial_average: Annotated[
-        bool,
-        Option("--partial-average", help="With --suite: average what there is."),
-    ] = False,
-    likelihood: Annotated[
-        bool,
-        Option(
-            "--likelihood",
-            help="With --suite: also choose among the possible answers of closed questions.",
-        ),
-    ] = False,
-    split: Annotated[str, Option(help="With --data: split of a dataset.")] = "test",
-    limit: Annotated[
-        int | None,
-        Option(help="With --data: use only the first samples. With --lmms: of each task.", min=1),
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        Option(help="What the data calls a column, as image=imgs; repeatable. As `columns`."),
-    ] = None,
-    ignore_column: Annotated[
-        list[str] | None,
-        Option(help="A column to leave out on purpose; repeatable. As `ignore_columns`."),
-    ] = None,
-    literal_answers: Annotated[
-        bool, Option("--literal-answers", help="Markers such as <image> in answers are text.")
-    ] = False,
-    batch_size: Annotated[int, Option(help="Questions answered at once.", min=1)] = 32,
-    max_new_tokens: Annotated[
-        int | None,
-        Option(help="With --data: longest answer, in tokens.", min=1, show_default="16"),
-    ] = None,
-    controls: Annotated[
-        bool, Option("--controls", help="Also ask guided strategies without their guidance.")
-    ] = False,
-    seed: Annotated[int, Option(help="Seed of the resampling of pictures.", min=0)] = 0,
-    output: Annotated[
-        Path | None,
-        Option(
-            help="Folder of the results.",
-            show_default="MODEL/evaluation, MODEL/suites/NAME, MODEL/lmms",
-        ),
-    ] = None,
-    imports: Imports = None,
-) -> None:
-    """Test a trained model: a suite of benchmarks as papers print it, any data by family, or tasks
-    of lmms-eval."""
-    _import_strategies(imports)
-    given = {"suite": suite, "data": data, "lmms": lmms}
-    asked = [name for name, value in given.items() if value is not None]
-    if len(asked) != 1:
-        raise LayerfuseError("give --suite NAME, --data FILE or --lmms TASKS, one of them")
-    _refuse_options(context, asked[0])
-    if lmms is not None:
-        from layerfuse.evaluate.lmms_run import evaluate_lmms
-
-        folder = evaluate_lmms(
-            model,
-            [name.strip() for name in lmms.split(",")],
-            include=lmms_include,
-            benchmarks=benchmarks,
-            output=output,
-            batch_size=batch_size,
-            limit=limit,
-        )
-        typer.echo(f"answers and scores: {folder}")
-        return
-
-    if suite is not None:
-        from layerfuse.evaluate.suite_run import evaluate_suite, needs_files
-        from layerfuse.evaluate.suites import load_suite
-
-        chosen = load_suite(suite)
-        if _is_given(context, "benchmarks") and not needs_files(chosen):
-            raise LayerfuseError(f"suite {chosen.name!r} needs no files: leave --benchmarks out")
-        folder = evaluate_suite(
-            model,
-            chosen,
-            benchmarks=benchmarks,
-            output=output,
-            batch_size=batch_size,
-            partial_average=partial_average,
-            likelihood=likelihood,
-        )
-        typer.echo(f"answers and scores: {folder}")
-        return
-
-    from layerfuse.evaluate.evaluation import data_of, evaluate
-    from layerfuse.recipe.evaluate_settings import Evaluation
-
-    if _is_given(context, "split") and Path(str(data)).is_file():
-        raise LayerfuseError(f"--split is of a dataset, and {data} is a file: leave it out")
-    tested = data_of(
-        str(data),
-        split,
-        limit,
-        columns=tuple(column or ()),
-        ignore_columns=tuple(ignore_column or ()),
-        literal_answers=literal_answers,
-    )
-    evaluation = Evaluation(
-        data=tested,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens or 16,
-        controls=("shuffled", "mean") if controls else (),
-    )
-    folder = evaluate(model, evaluation, output=output, seed=seed)
-    typer.echo(f"answers and scores: {folder}")
-
-
-@app.command()
-def compare(
-    context: typer.Context,
-    runs: Annotated[
-        list[str],
-        Argument(help="Folders of answers, as `eval --suite` writes them, or NAME=FOLDER."),
-    ],
-    suite: Annotated[str, Option(help="The suite that they are compared on.")],
-    benchmarks: Annotated[
-        Path, Option(help="The folder of the benchmarks, one for each inside.")
-    ] = Path("benchmarks"),
-    baseline: Annotated[
-        str | None, Option(help="The run to compare with.", show_default="the first")
-    ] = None,
-    published: Annotated[
-        bool, Option("--published/--no-published", help="Rows of papers below the runs.")
-    ] = True,
-    form: Annotated[
-        Literal["terminal", "markdown", "latex", "csv"], Option("--format", help="Of the tables.")
-    ] = "terminal",
-    resamples: Annotated[int, Option(help="Number of redrawn sets of pictures.", min=100)] = 1000,
-    seed: Annotated[int, Option(help="Seed of the redrawing.", min=0)] = 0,
-    output: Annotated[
-        Path | None, Option(help="Also write comparison.json, the tables and figures there.")
-    ] = None,
-) -> None:
-    """Compare runs by their answers, paired over pictures, beside published rows."""
-    from layerfuse.evaluate.compare_report import report_comparison
-
-    if len(runs) == 1:
-        # One run stands beside published rows alone: nothing is redrawn.
-        for name in ("baseline", "resamples", "seed"):
-            if _is_given(context, name):
-                raise LayerfuseError(f"--{name} compares runs, and there is one: leave it out")
-    report_comparison(
-        runs,
-        suite,
-        benchmarks=benchmarks,
-        baseline=baseline,
-        published=published,
-        form=form,
-        resamples=resamples,
-        seed=seed,
-        output=output,
-    )
+# Here for their place in the list of verbs.
+app.command("eval")(evaluate)
+app.command("compare")(compare)
 
 
 @app.command()
@@ -423,7 +175,7 @@ def show(recipe: RecipeFile, overrides: Overrides = None, imports: Imports = Non
         from layerfuse.cost.recipe_table import show
         from layerfuse.evaluate.planning import planned
 
-        _import_strategies(imports)
+        import_strategies(imports)
         resolved, _ = show(recipe, tuple(overrides or ()))
         typer.echo(planned(resolved))
 
@@ -526,7 +278,7 @@ def screen(
     """Train one arm, and judge the others by it in seconds each. Continues what was begun."""
     from layerfuse.study.screen import screen
 
-    _import_strategies(imports)
+    import_strategies(imports)
     file = screen(
         recipe,
         tuple(overrides or ()),
@@ -569,20 +321,8 @@ def recommend(
     )
 
 
-@listing.command("suites")
-def list_suites() -> None:
-    """Every suite of benchmarks, with its columns and where they come from."""
-    from layerfuse.evaluate.listings import list_suites
-
-    list_suites()
-
-
-@listing.command("benchmarks")
-def list_benchmarks() -> None:
-    """Every benchmark with the files that it expects, and its licence."""
-    from layerfuse.evaluate.listings import list_benchmarks
-
-    list_benchmarks()
+listing.command("suites")(list_suites)
+listing.command("benchmarks")(list_benchmarks)
 
 
 @listing.command("fusions")
@@ -599,7 +339,7 @@ def list_fusions(
     with _no_garbage_collection():
         from layerfuse.cost.fusions_table import list_fusions
 
-        _import_strategies(imports)
+        import_strategies(imports)
         list_fusions(encoder, llm)
 
 
@@ -614,7 +354,7 @@ def ask(
     """Ask a trained model one question about one picture."""
     from layerfuse.evaluate.answer import ask_model
 
-    _import_strategies(imports)
+    import_strategies(imports)
     typer.echo(ask_model(model, image, question, max_new_tokens))
 
 

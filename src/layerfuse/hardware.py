@@ -1,9 +1,15 @@
 """The device of this process, the arithmetic that it has, and the memory that is free."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+Value = TypeVar("Value")
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where a container finds the limits of its own."""
@@ -18,6 +24,58 @@ def device() -> torch.device:
     if accelerator is None or not torch.accelerator.is_available():
         return torch.device("cpu")
     return accelerator
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the processes that were launched together.
+
+    Attributes:
+        index: its place among them.
+        number: how many they are.
+    """
+
+    index: int
+    number: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes and prints."""
+        return self.index == 0
+
+    def gather(self, values: list[Value]) -> list[Value]:
+        """Put the lists of all processes together; each must call this.
+
+        Args:
+            values: those of this process.
+
+        Returns:
+            The values of all processes, in the order of the processes, in each of them.
+        """
+        return gather_object(values)
+
+    def from_first(self, value: Value) -> Value:
+        """Give the first process's value to all; each must call this.
+
+        Args:
+            value: counts in the first process.
+
+        Returns:
+            The first process's value.
+        """
+        [received] = broadcast_object_list([value])
+        return received
+
+
+def joined_process() -> Process:
+    """Join the processes that were launched together; alone, a process is the first of one.
+
+    Returns:
+        This process.
+    """
+    # Told of the CPU, processes without GPUs join too.
+    state = PartialState(cpu=device().type == "cpu")
+    return Process(state.process_index, state.num_processes)
 
 
 def native_dtype() -> str:

@@ -179,7 +179,7 @@ def test_answers_are_those_of_eval(model: Path, tasks: Path, tmp_path: Path, sim
     ended = CliRunner().invoke(app, arguments)
 
     assert ended.exit_code == 0, ended.output
-    by_eval = read_lines(model / "evaluation" / "predictions.jsonl")
+    by_eval = read_lines(model / "evaluation" / "data" / "predictions.jsonl")
     assert len(by_eval) == 2
     for record, answer in zip(records, by_eval, strict=True):
         sample = samples[int(record["id"])]

@@ -1,8 +1,9 @@
 """Ask a model, greedily and in batches."""
 
+import copy
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from layerfuse.data.collate import image_tokens, visual_inputs
-from layerfuse.data.feature_store import FeatureStore
+from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.questions import Question, with_all_pictures
@@ -27,6 +28,7 @@ from layerfuse.model.pretrained import load_image_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
+from layerfuse.vision.encoder import Encoder
 from layerfuse.vision.picture import Picture, as_read
 
 NEEDED_SETTINGS = ("vision_config", "text_config", "vision_groups", "fusion")
@@ -64,6 +66,33 @@ class Answerer:
         if store is not None:
             # The store holds the layers of all arms; this model reads its own.
             self.store = store.restrict(model.vision_tower.layers)
+
+    def with_cached_features(
+        self, pictures: Iterable[Picture], progress: Progress = silent
+    ) -> "Answerer":
+        """The same model, which reads the features of pictures from the cache.
+
+        Args:
+            pictures: all that it will be asked about; those that the cache lacks are encoded, each
+                once, and stay there.
+            progress: told of every batch that is encoded.
+
+        Returns:
+            The model with a store.
+
+        Raises:
+            LayerfuseError: a picture cannot be decoded, or the features do not fit into the cache.
+        """
+
+        def load() -> Encoder:
+            # A copy: the store wants one on the CPU, and the model's own stays where it is.
+            return copy.deepcopy(self.model.vision_tower).cpu()
+
+        store = cached_features(load, self.processor.image_processor, pictures, progress=progress)
+        if store.bad:
+            name, reason = next(iter(store.bad.items()))
+            raise LayerfuseError(f"cannot decode {name}: {reason}")
+        return Answerer(self.model, self.processor, store)
 
     def ask(
         self, images: Sequence[Path | str | Image.Image], question: str, max_new_tokens: int = 64

@@ -4,21 +4,19 @@ A model that says a right thing in a form that a benchmark does not read is wron
 right by this; one that was trained on short answers is hardly changed.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.answer_folder import AnswerFolder
 from layerfuse.evaluate.answer_parsing import LETTERS
 from layerfuse.evaluate.asking import asked_question
 from layerfuse.evaluate.benchmarks import Benchmark, Item
-from layerfuse.evaluate.benchmarks.interface import Judged, JudgedItem
+from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.likelihood import answer_likelihoods
 from layerfuse.evaluate.metrics import closed_answer
 from layerfuse.evaluate.questions import Question
 from layerfuse.evaluate.suites import Prompt
-from layerfuse.files import write_text
 from layerfuse.progress import Progress, silent
 
 CHOICES = "choices.jsonl"
@@ -30,20 +28,20 @@ MOST_CANDIDATES = 64
 
 @dataclass(frozen=True)
 class Choice:
-    """What a model finds likeliest.
+    """What a model finds likeliest: a line of choices.jsonl.
 
     Attributes:
-        item: the question.
+        id: of the question.
         log_likelihoods: of each possible answer with its end, in nats, in the order in which they
             were compared.
         chosen: the likeliest answer.
-        judged: what it scores.
+        score: 0..1.
     """
 
-    item: Item
+    id: str
     log_likelihoods: dict[str, float]
     chosen: str
-    judged: Judged
+    score: float
 
 
 def possible_answers(items: Sequence[Item]) -> dict[str, tuple[str, ...]]:
@@ -79,6 +77,7 @@ def choose(
     benchmark: Benchmark,
     items: Sequence[Item],
     prompt: Prompt,
+    kept: AnswerFolder,
     *,
     batch_size: int = 32,
     progress: Progress = silent,
@@ -90,68 +89,94 @@ def choose(
         benchmark: whose questions they are.
         items: all its questions.
         prompt: how they are put.
-        batch_size: answers compared at once.
-        progress: is told of the answers that are compared.
+        kept: the folder of its answers; choices that lie there already are kept.
+        batch_size: answers that a process compares at once.
+        progress: is told of the questions that are answered.
 
     Returns:
         A choice for each closed question, in the order of the questions.
 
     Raises:
-        LayerfuseError: an answer cannot be given by the model, or its likelihood is no number.
+        LayerfuseError: an answer cannot be given by the model, its likelihood is no number, or the
+            folder cannot be used.
     """
     possible = possible_answers(items)
     closed = [item for item in items if item.id in possible]
+
+    def compare(batch: Sequence[Item]) -> list[Choice]:
+        return _compare(answerer, benchmark, batch, prompt, possible, batch_size)
+
+    with kept.opened():
+        choices = kept.read(CHOICES, Choice)
+        waiting = [item for item in closed if item.id not in choices]
+        batches = _batches(waiting, possible, batch_size)
+        progress(benchmark.title, len(choices), len(closed))
+        for compared in kept.work(CHOICES, batches, compare):
+            for choice in compared:
+                choices[choice.id] = choice
+            progress(benchmark.title, len(choices), len(closed))
+    return [choices[item.id] for item in closed]
+
+
+def _batches(
+    items: Sequence[Item], possible: dict[str, tuple[str, ...]], batch_size: int
+) -> list[list[Item]]:
+    """Questions whose possible answers fill a batch, or one question with more of them."""
+    batches: list[list[Item]] = []
+    room = 0
+    for item in items:
+        answers = len(possible[item.id])
+        if answers > room:
+            batches.append([])
+            room = batch_size
+        batches[-1].append(item)
+        room -= answers
+    return batches
+
+
+def _compare(
+    answerer: Answerer,
+    benchmark: Benchmark,
+    batch: Sequence[Item],
+    prompt: Prompt,
+    possible: dict[str, tuple[str, ...]],
+    batch_size: int,
+) -> list[Choice]:
+    """The choices of the questions of one batch."""
     asked: list[Question] = []
-    for item in closed:
+    for item in batch:
         asked += [asked_question(item, prompt, answer) for answer in possible[item.id]]
-    likelihoods = iter(
-        answer_likelihoods(answerer, asked, batch_size=batch_size, progress=progress)
-    )
+    likelihoods = iter(answer_likelihoods(answerer, asked, batch_size=batch_size))
     choices: list[Choice] = []
-    for item in closed:
+    for item in batch:
         answers = possible[item.id]
         totals = [next(likelihoods).total for _ in answers]
         chosen = answers[closed_answer(totals)]
         choices.append(
             Choice(
-                item=item,
+                id=item.id,
                 log_likelihoods=dict(zip(answers, totals, strict=True)),
                 chosen=chosen,
-                judged=benchmark.judge(item, chosen),
+                score=benchmark.judge(item, chosen).score,
             )
         )
     return choices
 
 
-def write_choices(file: Path, choices: Sequence[Choice]) -> None:
-    """Write choices as JSON lines.
-
-    Args:
-        file: is replaced if it exists.
-        choices: of one benchmark.
-
-    Raises:
-        LayerfuseError: the file cannot be written.
-    """
-    lines: list[str] = []
-    for choice in choices:
-        content = {
-            "id": choice.item.id,
-            "log_likelihoods": choice.log_likelihoods,
-            "chosen": choice.chosen,
-            "score": choice.judged.score,
-        }
-        lines.append(json.dumps(content, ensure_ascii=False) + "\n")
-    write_text(file, "".join(lines))
-
-
-def judged_choices(choices: Sequence[Choice]) -> list[JudgedItem]:
+def judged_choices(
+    benchmark: Benchmark, items: Sequence[Item], choices: Sequence[Choice]
+) -> list[JudgedItem]:
     """Give choices as answers, for the columns of their benchmark.
 
     Args:
-        choices: of all questions.
+        benchmark: of the questions.
+        items: all its questions.
+        choices: of all questions, in their order.
 
     Returns:
         The questions with what the likeliest answer scores.
     """
-    return [JudgedItem(choice.item, choice.judged) for choice in choices]
+    judged: list[JudgedItem] = []
+    for item, choice in zip(items, choices, strict=True):
+        judged.append(JudgedItem(item, benchmark.judge(item, choice.chosen)))
+    return judged

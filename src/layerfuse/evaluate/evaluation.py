@@ -15,9 +15,10 @@ from layerfuse.data.lengths import Lengths, Limits, positions_of
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.answer_folder import AnswerFolder, Asked, AskedModel, digest_of
 from layerfuse.evaluate.averages import scored_by_likelihood, scores
 from layerfuse.evaluate.predict import predict
-from layerfuse.evaluate.questions import asked_alone
+from layerfuse.evaluate.questions import Question, asked_alone, questions
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
 from layerfuse.evaluate.score_table import (
     Bootstrap,
@@ -29,6 +30,7 @@ from layerfuse.evaluate.score_table import (
 )
 from layerfuse.evaluate.significance import Scores, arm_score
 from layerfuse.files import write_text
+from layerfuse.hardware import joined_process
 from layerfuse.model.pretrained import processed_size
 from layerfuse.progress import shown_progress, silent
 from layerfuse.recipe.data_source import Data, ReadColumn
@@ -162,6 +164,7 @@ def evaluate(
     evaluation: Evaluation,
     *,
     output: Path | None = None,
+    cached: bool = False,
     resamples: int = 2000,
     seed: int = 0,
     console: Console | None = None,
@@ -171,7 +174,9 @@ def evaluate(
     Args:
         model: its folder.
         evaluation: the data and how it is asked.
-        output: folder of predictions.jsonl and scores.json. Default: `evaluation` in the model's.
+        output: where answers and scores go; a run that was stopped goes on from them. Default:
+            `evaluation/NAME` in the model's folder, where NAME is that of the data.
+        cached: read the pictures' features from the cache, and keep there what it lacks.
         resamples: number of bootstrap resamples over pictures.
         seed: of the resampling.
         console: where to print; the terminal by default.
@@ -180,32 +185,74 @@ def evaluate(
         The folder that was written.
 
     Raises:
-        LayerfuseError: there is no model, or the data cannot be used.
+        LayerfuseError: there is no model, the data cannot be used, or the folder holds answers to
+            something else.
     """
+    process = joined_process()
     if console is None:
-        console = Console()
+        # Of several processes the first one speaks.
+        console = Console(quiet=not process.is_first)
     # The data first: it is checked in a moment, while a large model loads for minutes.
     samples = load(evaluation.data)
     faulty = faults(samples)
     if faulty:
         _, reason = next(iter(faulty.values()))
         raise LayerfuseError(f"{reason}; {len(faulty)} of {len(samples)} samples cannot be used")
+    asked = list(questions(samples))
+    if not asked:
+        raise LayerfuseError("the data holds no question with an answer")
     # One bar is enough: that of the questions.
     transformers_logging.disable_progress_bar()
     answerer = load_answerer(model)
     _check_lengths(model, answerer, samples, evaluation)
-    folder = output or model / "evaluation"
-    try:
-        # Before the questions: an answer that cannot be kept need not be given.
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LayerfuseError(f"cannot make the folder {folder}: {error}") from error
+    folder = output or model / "evaluation" / _name_of(evaluation.data)
+    kept = _answer_folder(folder, asked, evaluation, AskedModel.of(model))
     with shown_progress(console) as progress:
-        answers = predict(answerer, samples, evaluation, progress)
-    if not answers:
-        raise LayerfuseError("the data holds no question with an answer")
+        if cached:
+            pictures = [picture for question in asked for picture in question.sample.pictures]
+            answerer = answerer.with_cached_features(pictures, progress)
+        with kept.opened():
+            answers = predict(answerer, samples, evaluation, progress, kept=kept)
+    result = _model_scores(str(model), evaluation.data, answers, Bootstrap(resamples, seed))
+    if process.is_first:
+        # Answers first: scores can be made again from them
+        write_records(folder / PREDICTIONS, answers)
+        write_text(folder / SCORES, json.dumps(asdict(result), indent=1) + "\n")
+    _print(result, console)
+    console.print(f"answers and scores: {folder}", markup=False, highlight=False, soft_wrap=True)
+    return folder
 
-    bootstrap = Bootstrap(resamples, seed)
+
+def _name_of(data: Data) -> str:
+    """What the folder of the answers to some data is called."""
+    if data.scenes is not None:
+        return "scenes"
+    if data.path is not None:
+        # `.` and `..` are names of folders too.
+        return Path(data.path).resolve().stem
+    # A hub id holds a slash.
+    return f"{data.dataset}-{data.split}".replace("/", "--")
+
+
+def _answer_folder(
+    folder: Path, asked: Sequence[Question], evaluation: Evaluation, model: AskedModel
+) -> AnswerFolder:
+    """The folder that keeps the answers to questions of the user's own."""
+    described: list[list[object]] = []
+    for question in asked:
+        # Without the folder, which may be moved.
+        pictures = [Path(picture.name).name for picture in question.sample.pictures]
+        words = [message["content"] for message in question.messages]
+        described.append([question.id, words, question.answer, pictures])
+    prompt = evaluation.model_dump(mode="json", include={"max_new_tokens", "log_likelihood"})
+    asked_for = Asked("data", model.digest, prompt, digest_of(described), model.folder)
+    return AnswerFolder(folder, asked_for, [question.id for question in asked])
+
+
+def _model_scores(
+    model: str, data: Data, answers: list[AnswerRecord], bootstrap: Bootstrap
+) -> ModelScores:
+    """What a model scores with its answers to some data."""
     mean, families = _scores(answers, bootstrap, family_of)
     _, categories = _scores(answers, bootstrap, category_of)
     measured = scored_by_likelihood(answers)
@@ -221,21 +268,16 @@ def evaluate(
             # The same table, as if what the model said under the control were its answers
             under_control.append(replace(answer, score=answer.controls[control].score))
         controls[control], _ = _scores(under_control, bootstrap, family_of)
-    result = ModelScores(
-        model=str(model),
-        data=evaluation.data.model_dump(mode="json", exclude_none=True),
-        resamples=resamples,
-        seed=seed,
+    return ModelScores(
+        model=model,
+        data=data.model_dump(mode="json", exclude_none=True),
+        resamples=bootstrap.resamples,
+        seed=bootstrap.seed,
         mean=mean,
         families=families,
         categories=categories,
         controls=controls,
     )
-    # Answers first: scores can be made again from them
-    write_records(folder / PREDICTIONS, answers)
-    write_text(folder / SCORES, json.dumps(asdict(result), indent=1) + "\n")
-    _print(result, console)
-    return folder
 
 
 def _check_lengths(
@@ -275,12 +317,12 @@ def _scores(
     """The mean over groups of answers, and the score of each group."""
     table = ScoreTable.from_models([TestedModel("model", 0, answers)], bootstrap, key)
     # In the order of the table, whose groups are sorted
-    questions = dict.fromkeys(table.groups, 0)
+    num_questions = dict.fromkeys(table.groups, 0)
     for answer in answers:
-        questions[str(key(answer))] += 1
+        num_questions[str(key(answer))] += 1
     groups: dict[str, ModelScore] = {}
     for group, of_group in zip(table.groups, table.each, strict=True):
-        groups[group] = _model_score(of_group, questions[group])
+        groups[group] = _model_score(of_group, num_questions[group])
     return _model_score(table.mean, len(answers)), groups
 
 

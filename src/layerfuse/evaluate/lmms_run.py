@@ -120,6 +120,8 @@ def evaluate_lmms(
     if results:
         _write(library, results, str(model), folder)
         _print(results, console)
+        place = f"answers and scores: {folder}"
+        console.print(place, markup=False, highlight=False, soft_wrap=True)
     return folder
 
 

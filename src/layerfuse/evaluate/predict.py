@@ -1,7 +1,8 @@
 """Ask a model every question of some samples and score its answers; guided strategies also without
 their guidance: does the instruction matter?"""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from layerfuse.data.feature_store import digests_of
 from layerfuse.data.sample import Sample
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.answer_folder import ANSWERS, AnswerFolder, GivenAnswer, Row
 from layerfuse.evaluate.likelihood import AnswerLikelihood, answer_likelihoods
-from layerfuse.evaluate.metrics import exact_match
+from layerfuse.evaluate.metrics import exact_match, normalize
 from layerfuse.evaluate.questions import Question, questions
 from layerfuse.evaluate.records import AnswerRecord, ControlRecord
 from layerfuse.fusion import FixedWeights, Guidance
@@ -22,6 +24,8 @@ from layerfuse.progress import Progress, silent
 from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.vision.picture import Picture
 
+LIKELIHOODS = "likelihoods.jsonl"
+"""How likely the right answers are, in the folder of the answers."""
 DIGEST_LENGTH = 16
 """Hexadecimal digits by which records tell pictures apart: 64 bits."""
 
@@ -34,6 +38,7 @@ def predict(
     *,
     guidance: Guidance = "instruction",
     likelihoods: Sequence[AnswerLikelihood] | None = None,
+    kept: AnswerFolder | None = None,
 ) -> list[AnswerRecord]:
     """Ask a model every question of some samples, greedily, and score its answers.
 
@@ -48,9 +53,15 @@ def predict(
         guidance: what weighs the layers of guided strategies, but for the controls.
         likelihoods: of the right answers, with this guidance, where they are known already; None
             measures them if the evaluation says so.
+        kept: an open folder: what lies there is not asked again, what is asked is added as it
+            comes, and all processes that were launched together share the work. None keeps
+            nothing, and asks everything in this process.
 
     Returns:
         A record for each question, in the order of the turns.
+
+    Raises:
+        LayerfuseError: the folder holds something else, or cannot be written.
     """
     asked = list(questions(samples))
     instruction = answerer.instructions(asked)
@@ -62,10 +73,10 @@ def predict(
             controls.remove("shuffled")
     measures_likelihood = evaluation.log_likelihood and likelihoods is None
     passes = 1 + len(controls) + measures_likelihood
-    test = _Passes(answerer, asked, evaluation, passes, progress)
+    test = _Passes(answerer, asked, evaluation, passes, progress, kept)
     if measures_likelihood:
         likelihoods = test.likelihoods(instruction, guidance)
-    predictions = test.answers(instruction, guidance, likelihoods)
+    predictions = test.answers(ANSWERS, instruction, guidance, likelihoods)
     # What stays so for strategies without guidance.
     weights: list[list[float] | None] = [None] * len(asked)
     controlled_answers: list[dict[str, ControlRecord]] = [{} for _ in asked]
@@ -73,7 +84,7 @@ def predict(
         weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
         for control in controls:
             guide, weighed_by = controlled(control, instruction, weights)
-            texts = test.answers(guide, weighed_by)
+            texts = test.answers(f"answers.{control}.jsonl", guide, weighed_by)
             for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
                 answers[control] = ControlRecord(text, exact_match(text, question.answer))
     digests = _digests(answerer, asked, progress)
@@ -95,6 +106,21 @@ def predict(
     return records
 
 
+@dataclass(frozen=True)
+class KeptLikelihood:
+    """How likely the right answer to a question is: a line of likelihoods.jsonl.
+
+    Attributes:
+        id: of the question.
+        likelihood: of its right answer.
+        seconds: that it took; those of a batch are shared among its questions.
+    """
+
+    id: str
+    likelihood: AnswerLikelihood
+    seconds: float
+
+
 @dataclass
 class _Passes:
     """The passes of a test over its questions: one that reads the right answers, one as trained,
@@ -105,6 +131,7 @@ class _Passes:
     evaluation: Evaluation
     num_passes: int
     progress: Progress
+    kept: AnswerFolder | None
     num_finished: int = 0
 
     def likelihoods(self, guide: Tensor | None, weighed_by: Guidance) -> list[AnswerLikelihood]:
@@ -114,19 +141,28 @@ class _Passes:
             guide: (questions, E), what guides each question; None without guidance.
             weighed_by: what weighs the layers of guided strategies.
         """
-        measured = answer_likelihoods(
-            self.answerer,
-            self.asked,
-            batch_size=self.evaluation.batch_size,
-            instruction=guide,
-            guidance=weighed_by,
-            progress=self._progress_of_pass(),
-        )
-        self.num_finished += 1
-        return measured
+
+        def measure(places: Sequence[int]) -> list[KeptLikelihood]:
+            started = time.perf_counter()
+            measured = answer_likelihoods(
+                self.answerer,
+                [self.asked[place] for place in places],
+                batch_size=len(places),
+                instruction=_of_places(guide, places),
+                guidance=weighed_by,
+            )
+            seconds = _seconds_each(started, len(places))
+            rows: list[KeptLikelihood] = []
+            for place, likelihood in zip(places, measured, strict=True):
+                rows.append(KeptLikelihood(self.asked[place].id, likelihood, seconds))
+            return rows
+
+        rows = self._pass(LIKELIHOODS, KeptLikelihood, {}, measure)
+        return [rows[question.id].likelihood for question in self.asked]
 
     def answers(
         self,
+        name: str,
         guide: Tensor | None,
         weighed_by: Guidance,
         likelihoods: Sequence[AnswerLikelihood] | None = None,
@@ -134,41 +170,97 @@ class _Passes:
         """What the model answers. Answers that are known to be right are not generated again.
 
         Args:
+            name: of the file that keeps them.
             guide: (questions, E), what guides each question; None without guidance.
             weighed_by: what weighs the layers of guided strategies.
             likelihoods: of the right answers with this guide; None where they are not known.
         """
         max_new_tokens = self.evaluation.max_new_tokens
-        texts = [question.answer.strip() for question in self.asked]
-        open_places: list[int] = []
-        for place in range(len(self.asked)):
-            known = likelihoods[place] if likelihoods is not None else None
-            if known is None or not known.greedy or known.tokens > max_new_tokens:
-                open_places.append(place)
-        if guide is not None:
-            guide = guide[open_places]
-        generated = self.answerer.answer(
-            [self.asked[place] for place in open_places],
-            max_new_tokens=max_new_tokens,
-            batch_size=self.evaluation.batch_size,
-            instruction=guide,
-            guidance=weighed_by,
-            progress=self._progress_of_pass(num_known=len(self.asked) - len(open_places)),
-        )
-        for place, text in zip(open_places, generated, strict=True):
-            texts[place] = text
-        self.num_finished += 1
-        return texts
 
-    def _progress_of_pass(self, num_known: int = 0) -> Progress:
-        """What a pass tells, as a part of all passes; so many questions need nothing in it."""
-        earlier = self.num_finished * len(self.asked) + num_known
+        def generate(places: Sequence[int]) -> list[GivenAnswer]:
+            started = time.perf_counter()
+            texts = self.answerer.answer(
+                [self.asked[place] for place in places],
+                max_new_tokens=max_new_tokens,
+                batch_size=len(places),
+                instruction=_of_places(guide, places),
+                guidance=weighed_by,
+            )
+            seconds = _seconds_each(started, len(places))
+            rows: list[GivenAnswer] = []
+            for place, text in zip(places, texts, strict=True):
+                rows.append(_given(self.asked[place], text, seconds))
+            return rows
+
+        known: dict[str, GivenAnswer] = {}
+        if likelihoods is not None:
+            for question, likelihood in zip(self.asked, likelihoods, strict=True):
+                if likelihood.greedy and likelihood.tokens <= max_new_tokens:
+                    known[question.id] = _given(question, question.answer.strip(), 0.0)
+        rows = self._pass(name, GivenAnswer, known, generate)
+        return [rows[question.id].output for question in self.asked]
+
+    def _pass(
+        self,
+        name: str,
+        kind: type[Row],
+        known: Mapping[str, Row],
+        work: Callable[[Sequence[int]], list[Row]],
+    ) -> dict[str, Row]:
+        """One pass over all questions.
+
+        Args:
+            name: of the file that keeps its lines.
+            kind: of the lines.
+            known: lines that need no work, by the ids of their questions.
+            work: gives the lines of the questions at some places.
+
+        Returns:
+            The lines by the ids of their questions.
+        """
+        rows: dict[str, Row] = {}
+        if self.kept is not None:
+            rows = self.kept.read(name, kind)
+            self.kept.append(name, [row for row in known.values() if row.id not in rows])
+        rows = {**known, **rows}
+        waiting = [place for place, asked in enumerate(self.asked) if asked.id not in rows]
+        size = self.evaluation.batch_size
+        batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+        done: Iterator[list[Row]] = map(work, batches)
+        if self.kept is not None:
+            done = self.kept.work(name, batches, work)
+        earlier = self.num_finished * len(self.asked)
         of_all = self.num_passes * len(self.asked)
+        for given in done:
+            for row in given:
+                rows[row.id] = row
+            self.progress("evaluate", earlier + len(rows), of_all)
+        self.num_finished += 1
+        return rows
 
-        def of_all_passes(phase: str, done: int, total: int, note: str = "") -> None:
-            self.progress(phase, earlier + done, of_all, note)
 
-        return of_all_passes
+def _of_places(guide: Tensor | None, places: Sequence[int]) -> Tensor | None:
+    """What guides the questions at some places."""
+    if guide is None:
+        return None
+    return guide[list(places)]
+
+
+def _seconds_each(started: float, number: int) -> float:
+    """What each of some questions took that were asked together."""
+    return round((time.perf_counter() - started) / number, 4)
+
+
+def _given(question: Question, text: str, seconds: float) -> GivenAnswer:
+    """What is kept of one answer."""
+    return GivenAnswer(
+        id=question.id,
+        prompt=question_of(question.messages),
+        output=text,
+        parsed=normalize(text),
+        score=exact_match(text, question.answer),
+        seconds=seconds,
+    )
 
 
 def _digests(answerer: Answerer, asked: Sequence[Question], progress: Progress) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from layerfuse.data import text_files
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.asking import ANSWERS, ASKED, read_asked
+from layerfuse.evaluate.answer_folder import ANSWERS, ASKED, read_asked
 from layerfuse.evaluate.benchmarks import Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.benchmarks.official_files import read_xlsx

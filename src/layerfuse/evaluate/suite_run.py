@@ -1,7 +1,7 @@
 """Ask a model a whole suite, and print the table that its paper prints."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -10,21 +10,18 @@ from transformers.utils import logging as transformers_logging
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
-from layerfuse.evaluate.asking import AskedModel, ask_benchmark
+from layerfuse.evaluate.answer_folder import AskedModel
+from layerfuse.evaluate.asking import answer_folder, ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Column, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.benchmarks.official_files import check_pictures
-from layerfuse.evaluate.candidates import (
-    CHOICES,
-    choose,
-    judged_choices,
-    possible_answers,
-    write_choices,
-)
+from layerfuse.evaluate.candidates import choose, judged_choices, possible_answers
 from layerfuse.evaluate.suites import Prompt, Suite, SuiteColumn, load_prompts
 from layerfuse.files import write_text
+from layerfuse.hardware import joined_process
 from layerfuse.progress import Progress, shown_progress
 from layerfuse.tables import Heading, print_fitted
+from layerfuse.vision.picture import Picture
 
 SUITE = "suite.json"
 SCORES = "scores.json"
@@ -105,6 +102,12 @@ class Availability:
     missing: dict[str, str]
     notes: list[str]
 
+    def pictures(self) -> Iterator[Picture]:
+        """The pictures of all questions that can be asked, as often as they are asked about."""
+        for available in self.available:
+            for item in available.items:
+                yield from item.pictures
+
 
 def evaluate_suite(
     model: Path,
@@ -115,6 +118,7 @@ def evaluate_suite(
     batch_size: int = 32,
     partial_average: bool = False,
     likelihood: bool = False,
+    cached: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Ask a trained model the benchmarks of a suite that are at hand, and write what it scores.
@@ -124,9 +128,10 @@ def evaluate_suite(
         suite: what is asked.
         benchmarks: the folder of the benchmarks, one folder for each, by its name.
         output: where answers and scores go. Default: `suites/NAME` in the model's folder.
-        batch_size: questions answered at once.
+        batch_size: questions that a process answers at once.
         partial_average: average what there is, where columns are missing.
         likelihood: also let the model choose among the possible answers of closed questions.
+        cached: read the pictures' features from the cache, and keep there what it lacks.
         console: where to print; the terminal by default.
 
     Returns:
@@ -137,8 +142,10 @@ def evaluate_suite(
             the folder holds answers to something else or cannot be written, or a partial average
             of a suite without an average is asked for.
     """
+    process = joined_process()
     if console is None:
-        console = Console()
+        # Of several processes the first one speaks.
+        console = Console(quiet=not process.is_first)
     # Before the model: files are checked in a moment, while a large model loads for minutes.
     if partial_average and suite.average is None:
         raise LayerfuseError(f"suite {suite.name!r} has no average: leave --partial-average out")
@@ -152,80 +159,95 @@ def evaluate_suite(
     folder = output or model / "suites" / suite.name
     # One bar is enough: that of the questions.
     transformers_logging.disable_progress_bar()
-    answerer = load_answerer(model)
+    run = _SuiteRun(suite, found, folder, AskedModel.of(model), batch_size, load_answerer(model))
     with shown_progress(console) as progress:
-        answered = _ask_all(answerer, model, suite, found, folder, batch_size, progress)
+        if cached:
+            run.answerer = run.answerer.with_cached_features(found.pictures(), progress)
+        answered = run.ask(progress)
         scores = fill(suite, str(model), answered, found, partial_average=partial_average)
         if likelihood:
-            chosen = _choose_all(answerer, suite, found, folder, batch_size, progress)
+            chosen = run.choose(progress)
             by_likelihood = fill(suite, str(model), chosen, found, partial_average=False)
             scores = replace(scores, by_likelihood=by_likelihood.columns)
-    write_text(folder / SUITE, json.dumps(asdict(scores), indent=1) + "\n")
+    if process.is_first:
+        write_text(folder / SUITE, json.dumps(asdict(scores), indent=1) + "\n")
     print_scores(suite, scores, console)
     if len(answered) == 1 and len(suite.columns) == 1:
         [(name, judged)] = answered.items()
         print_columns(BENCHMARKS[name], judged, console)
+    console.print(f"answers and scores: {folder}", markup=False, highlight=False, soft_wrap=True)
     return folder
 
 
-def _choose_all(
-    answerer: Answerer,
-    suite: Suite,
-    found: Availability,
-    folder: Path,
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, list[JudgedItem]]:
-    """What the model finds likeliest, by the benchmark; those with open questions are left out."""
-    chosen: dict[str, list[JudgedItem]] = {}
-    for available in found.available:
-        # A score over the closed ones alone would be that of another benchmark.
-        if len(possible_answers(available.items)) < len(available.items):
-            continue
-        choices = choose(
-            answerer,
-            BENCHMARKS[available.name],
-            available.items,
-            available.prompt,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        write_choices(folder / available.name / CHOICES, choices)
-        chosen[available.name] = judged_choices(choices)
-    return chosen
+@dataclass
+class _SuiteRun:
+    """A model that is asked the benchmarks of a suite that are at hand."""
+
+    suite: Suite
+    found: Availability
+    folder: Path
+    model: AskedModel
+    batch_size: int
+    answerer: Answerer
+
+    def ask(self, progress: Progress) -> dict[str, list[JudgedItem]]:
+        """The judged answers to all benchmarks, by the benchmark."""
+        answered: dict[str, list[JudgedItem]] = {}
+        total = sum(len(available.items) for available in self.found.available)
+        done = 0
+        for available in self.found.available:
+            answered[available.name] = ask_benchmark(
+                self.answerer,
+                BENCHMARKS[available.name],
+                available.items,
+                available.prompt,
+                self.folder / available.name,
+                model=self.model,
+                batch_size=self.batch_size,
+                progress=_of_suite(progress, f"suite {self.suite.name}", done, total),
+            )
+            if joined_process().is_first:
+                _write_columns(self.folder / available.name, answered[available.name])
+            done += len(available.items)
+        return answered
+
+    def choose(self, progress: Progress) -> dict[str, list[JudgedItem]]:
+        """What the model finds likeliest, by the benchmark; those with open questions are left
+        out: a score over their closed ones alone would be that of another benchmark."""
+        closed: list[AvailableBenchmark] = []
+        for available in self.found.available:
+            if len(possible_answers(available.items)) == len(available.items):
+                closed.append(available)
+        chosen: dict[str, list[JudgedItem]] = {}
+        total = sum(len(available.items) for available in closed)
+        done = 0
+        for available in closed:
+            benchmark = BENCHMARKS[available.name]
+            choices = choose(
+                self.answerer,
+                benchmark,
+                available.items,
+                available.prompt,
+                answer_folder(
+                    self.folder / available.name,
+                    benchmark,
+                    available.items,
+                    available.prompt,
+                    self.model,
+                ),
+                batch_size=self.batch_size,
+                progress=_of_suite(progress, f"likelihood {self.suite.name}", done, total),
+            )
+            chosen[available.name] = judged_choices(benchmark, available.items, choices)
+            done += len(available.items)
+        return chosen
 
 
-def _ask_all(
-    answerer: Answerer,
-    model: Path,
-    suite: Suite,
-    found: Availability,
-    folder: Path,
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, list[JudgedItem]]:
-    """The judged answers to all benchmarks that are at hand, by the benchmark."""
-    # Once: it reads all weights.
-    asked_model = AskedModel.of(model)
-    total = sum(len(available.items) for available in found.available)
-    answered: dict[str, list[JudgedItem]] = {}
-    done = 0
-    for available in found.available:
-        answered[available.name] = ask_benchmark(
-            answerer,
-            BENCHMARKS[available.name],
-            available.items,
-            available.prompt,
-            folder / available.name,
-            model=asked_model,
-            batch_size=batch_size,
-            progress=_of_suite(progress, suite, done, total),
-        )
-        columns = BENCHMARKS[available.name].columns(answered[available.name])
-        content = {"benchmark": available.name, "columns": [asdict(each) for each in columns]}
-        write_text(folder / available.name / SCORES, json.dumps(content, indent=1) + "\n")
-        done += len(available.items)
-    return answered
+def _write_columns(folder: Path, judged: Sequence[JudgedItem]) -> None:
+    """Write all numbers of a benchmark into the folder of its answers, which has its name."""
+    columns = [asdict(column) for column in BENCHMARKS[folder.name].columns(judged)]
+    content = {"benchmark": folder.name, "columns": columns}
+    write_text(folder / SCORES, json.dumps(content, indent=1) + "\n")
 
 
 def needs_files(suite: Suite) -> bool:
@@ -241,18 +263,18 @@ def needs_files(suite: Suite) -> bool:
     return False
 
 
-def _of_suite(progress: Progress, suite: Suite, before: int, of_all: int) -> Progress:
+def _of_suite(progress: Progress, name: str, before: int, of_all: int) -> Progress:
     """Progress of one benchmark as that of the suite: one bar, whose time left is that of all.
 
     Args:
         progress: is told of the suite.
-        suite: that is asked.
+        name: what is done with the suite.
         before: questions of the benchmarks before this one.
         of_all: questions of all benchmarks.
     """
 
     def report(phase: str, done: int, total: int, note: str = "") -> None:
-        progress(f"suite {suite.name}", before + done, of_all, phase)
+        progress(name, before + done, of_all, phase)
 
     return report
 

@@ -1,0 +1,5 @@
+"""`python -m layerfuse`, which launchers of several processes call."""
+
+from layerfuse.cli import app
+
+app()
