@@ -1,12 +1,19 @@
 """Benchmarks of a few questions in their official layouts, and files of answers to them."""
 
+import base64
+import csv
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
+from layerfuse.evaluate.benchmarks import Benchmark, Column, Item
+from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.benchmarks.mme import COGNITION, PERCEPTION
 from layerfuse.evaluate.suites import Suite
 
@@ -18,6 +25,71 @@ def write_picture(file: Path, shade: int) -> None:
     """Save a picture of one colour, and its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (40, 30), (shade, 0, 90)).save(file)
+
+
+def png(shade: int = 0) -> bytes:
+    """A small encoded picture; those of different shades differ."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (shade, 90, 200)).save(file, "PNG")
+    return file.getvalue()
+
+
+def png_text(shade: int = 0) -> str:
+    """A small picture in base64."""
+    return base64.b64encode(png(shade)).decode()
+
+
+def write_png(file: Path) -> None:
+    """Write a small picture under any name, and its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Not saved by Pillow, which chooses the format by a suffix: SEED-Bench's pictures have none.
+    file.write_bytes(png())
+
+
+def write_tsv(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write a table with a header line, as VLMEvalKit does."""
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table as the hub has it, and its folder."""
+    # Slow to import, and needed by few tests.
+    import pyarrow
+    from pyarrow import parquet
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
+
+
+def answer_all(
+    benchmark: Benchmark, items: Sequence[Item], answer: Callable[[Item], str]
+) -> list[JudgedItem]:
+    """Judge what a made-up model says to each question."""
+    return [JudgedItem(item, benchmark.judge(item, answer(item))) for item in items]
+
+
+def columns_of(benchmark: Benchmark, answered: Sequence[JudgedItem]) -> dict[str, Column]:
+    """What a benchmark reports, by name, checked for what holds of every benchmark."""
+    columns = benchmark.columns(answered)
+    by_name = {column.name: column for column in columns}
+    assert len(by_name) == len(columns)
+    assert benchmark.headline in by_name
+    for column in columns:
+        assert 0 <= column.value <= column.best
+    return by_name
+
+
+def values_of(benchmark: Benchmark, answered: Sequence[JudgedItem]) -> dict[str, float]:
+    """The numbers that a benchmark reports, by name."""
+    return {name: column.value for name, column in columns_of(benchmark, answered).items()}
+
+
+def near(value: Fraction | float) -> Any:
+    """A value, up to the rounding of floats."""
+    return pytest.approx(float(value), abs=1e-12)
 
 
 def write_realmix(

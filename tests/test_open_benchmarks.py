@@ -488,8 +488,8 @@ def test_captions_are_asked_by_box_with_all_sentences(tmp_path: Path) -> None:
     items = BENCHMARKS["refcocog-captions"].load(tmp_path)
 
     assert [item.question for item in items] == [
-        "[0.10, 0.30, 0.30, 0.50]",
-        "[0.00, 0.25, 1.00, 0.75]",
+        "[0.1, 0.3, 0.3, 0.5]",
+        "[0.0, 0.25, 1.0, 0.75]",
     ]
     assert items[0].answers == ("The red cup.", "a cup on the left")
     assert score("refcocog-captions", items, ["the red cup", "a dish"]) == [1.0, 0.0]
@@ -503,6 +503,10 @@ def test_a_box_is_written_in_each_scale() -> None:
     assert written_box(box, "thousand", (100, 50), False) == "[100, 100, 300, 500]"
     assert written_box(box, "thousand", (100, 50), True) == "[100, 300, 300, 500]"
     assert written_box(box, "pixels", (100, 50), True) == "[10, 30, 30, 50]"
+    # Without zeros at the end, as the boxes that LLaVA-1.5 is trained on; COCO's boxes may reach
+    # over the edge by rounding.
+    beyond = (-0.2, 5.0, 33.3, 25.0)
+    assert written_box(beyond, "unit", (100, 50), False) == "[0.0, 0.1, 0.33, 0.5]"
     with pytest.raises(LayerfuseError, match="one of pixels, unit, thousand, not 'percent'"):
         written_box(box, "percent", (100, 50), True)
 

@@ -119,9 +119,10 @@ def test_prompts_fill_their_fields_once(text: str, context: str, expected: str) 
 
 
 def test_options_are_left_out_where_there_are_none() -> None:
-    open_question = Item("1", (), "How many?", ("2",))
+    closing_line = "Please answer directly with a single word or number."
+    open_question = Item("1", (), "How many?", ("2",), context=closing_line)
     choice = load_prompts("llava-1.5")["realworldqa"].ask(open_question)
-    assert choice.startswith("How many?\nPlease answer directly")
+    assert choice == f"How many?\n{closing_line}"
 
 
 @pytest.mark.parametrize("name", PROMPTS)

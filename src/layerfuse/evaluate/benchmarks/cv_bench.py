@@ -44,7 +44,11 @@ _ANSWER = re.compile(r"\(([A-Z])\)")
 
 @benchmark
 class CvBench(Benchmark):
-    """CV-Bench, whose score is the mean of its 2D and its 3D half."""
+    """CV-Bench, whose score is the mean of its 2D and its 3D half.
+
+    The score is (2D + 3D) / 2, where 2D is (ADE20K + COCO) / 2 and 3D is Omni3D: the formula of
+    lmms_eval/tasks/cv_bench/utils.py in EvolvingLMMs-Lab/lmms-eval.
+    """
 
     name: ClassVar[str] = "cvbench"
     title: ClassVar[str] = "CV-Bench"
@@ -95,7 +99,8 @@ class CvBench(Benchmark):
             item: the question.
             answer: what the model said.
         """
-        # As in the official evaluation, which compares letters.
+        # Stricter than Cambrian's own script, which takes the first character of any answer for
+        # its letter, so that "both" is B (eval/eval/omni/omni_test.py of cambrian-mllm/cambrian).
         letter = strict_option_letter(answer, len(item.options))
         return Judged(letter, float(letter == item.answers[0]))
 

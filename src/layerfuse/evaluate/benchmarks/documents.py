@@ -93,7 +93,8 @@ class InfoVqa(Anls):
 class ChartQa(Benchmark):
     """ChartQA's test split: questions by people, and questions made from summaries of charts.
 
-    Its headline is the mean of the two halves, which have 1,250 questions each.
+    Its headline is the mean of the two halves, which have 1,250 questions each. The files are those
+    of the folder `ChartQA Dataset` in vis-nlp/ChartQA.
     """
 
     name = "chartqa"

@@ -86,6 +86,8 @@ class ReferringExpressions(Benchmark):
     def __init__(self, scale: str = "unit", padded: bool = True) -> None:
         """Say how the model writes boxes; the defaults are LLaVA-1.5's.
 
+        Its training data have boxes of the padded picture: issue 606 of haotian-liu/LLaVA.
+
         Args:
             scale: `unit` for 0..1 of the picture's sides, `thousand` for 0..1000, or `pixels`.
             padded: whether boxes are in the picture padded to a square with the picture in its
@@ -162,8 +164,8 @@ class RefCocoG(ReferringExpressions):
 class RefCocoGCaptions(Benchmark):
     """Captions of the parts of pictures in RefCOCOg: CIDEr against the sentences of people.
 
-    What is asked is a box, such as `[0.10, 0.20, 0.30, 0.40]`, which a prompt puts behind words
-    such as LLaVA's `Please provide a short description for this region:`.
+    What is asked is a box, such as `[0.1, 0.2, 0.35, 0.4]`, which a prompt puts behind words such
+    as LLaVA's `Please provide a short description for this region:`.
 
     CIDEr weighs a word by how rare it is in all references, so it exists only for all answers
     together: a single answer scores whether it is one of the references, word for word.
@@ -271,8 +273,9 @@ def written_box(box: Box, scale: str, size: tuple[int, int], padded: bool) -> st
         padded: as for `read_box`.
 
     Returns:
-        Left, top, right and bottom in brackets: hundredths of the `unit` scale as LLaVA-1.5 has
-        them, whole numbers of the others.
+        Left, top, right and bottom in brackets: hundredths of the `unit` scale without zeros at
+        the end, as LLaVA-1.5's training data have them (`[0.28, 0.34, 0.4, 0.71]`), and whole
+        numbers of the others.
 
     Raises:
         LayerfuseError: the scale is unknown.
@@ -294,7 +297,8 @@ def written_box(box: Box, scale: str, size: tuple[int, int], padded: bool) -> st
             continue
         share_of_side = pixels / (span[0] if is_across else span[1])
         if scale == "unit":
-            edges.append(f"{share_of_side:.2f}")
+            # Plus 0, as an edge a little beyond the picture would be -0.0.
+            edges.append(str(round(share_of_side, 2) + 0.0))
         else:
             edges.append(f"{share_of_side * boxes.WHOLE_SIDE[scale]:.0f}")
     return f"[{', '.join(edges)}]"

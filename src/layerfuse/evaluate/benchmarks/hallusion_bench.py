@@ -33,7 +33,11 @@ _WORDS = {"0": "no", "1": "yes"}
 
 @benchmark
 class HallusionBench(Benchmark):
-    """HallusionBench, judged by the words yes and no instead of by GPT-4."""
+    """HallusionBench, judged by the words yes and no instead of by GPT-4.
+
+    What is judged together, and that not to know is right where there is no figure: utils.py of
+    tianyi-lab/HallusionBench.
+    """
 
     name: ClassVar[str] = "hallusionbench"
     title: ClassVar[str] = "HallusionBench"

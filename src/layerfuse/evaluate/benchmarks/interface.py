@@ -22,8 +22,9 @@ class Item:
         answers: what is right: the option's letter, the one answer, or those of all annotators.
         group: the task, split or topic by which the benchmark reports.
         options: texts of the options A, B, ... of a closed question; empty for an open one.
-        context: words that belong to the question and that a prompt may leave out, such as a hint
-            or the words that a reader of text found in the picture; empty where there are none.
+        context: words that belong to the question and that a prompt may leave out, such as a
+            hint, the words that a reader of text found in the picture, or the benchmark's own line
+            on how to answer; empty where there are none.
         together: what is judged with it, such as both questions about one picture; empty where it
             is judged alone.
         boxes: that are right, or that the question is about; empty where it has none.

@@ -23,7 +23,13 @@ from layerfuse.evaluate.benchmarks.interface import (
 )
 from layerfuse.evaluate.benchmarks.official_files import Row, checked_items, first_file, read_tsv
 
-_FILES = ("MMBench_DEV_EN.tsv", "MMBench_DEV_EN_V11.tsv", "mmbench_dev_20230712.tsv")
+_FILES = (
+    "MMBench_DEV_EN.tsv",
+    "MMBench_DEV_EN_V11.tsv",
+    "mmbench_dev_20230712.tsv",
+    "mmbench_dev_en_20231003.tsv",
+)
+"""VLMEvalKit's files, LLaVA's (docs/Evaluation.md) and that of open-compass/MMBench (README.md)"""
 _SPLIT = "dev"
 _ROTATION = 10**6
 """what each further rotation of a question adds to its index"""

@@ -57,7 +57,12 @@ _INSTRUCTIONS = (
 
 @benchmark
 class Mme(Benchmark):
-    """MME, as its evaluation tool scores it: accuracy and accuracy+ of each task, in sums."""
+    """MME, as its evaluation tool scores it: accuracy and accuracy+ of each task, in sums.
+
+    LLaVA's file of questions, `llava_mme.jsonl` of its `eval.zip` (docs/Evaluation.md of
+    haotian-liu/LLaVA), names the pictures of the release, and `readme.txt` of the release its
+    terms of use.
+    """
 
     name: ClassVar[str] = "mme"
     title: ClassVar[str] = "MME"
@@ -292,7 +297,7 @@ def _read_picture(task: str, pictures: Path, file: Path) -> list[Item]:
 
 
 def _suffix_in_release(task: str) -> str:
-    """What the names of a task's pictures end with in MME's release."""
+    """What the names of a task's pictures end with in MME's release; see `llava_mme.jsonl`."""
     return ".png" if task in COGNITION else ".jpg"
 
 

@@ -40,7 +40,10 @@ TYPES = (
 
 @benchmark
 class OcrBench(Benchmark):
-    """OCRBench: how many questions are right, of 1,000."""
+    """OCRBench: how many questions are right, of 1,000.
+
+    Types and sums are those of OCRBench/example.py in Yuliang-Liu/MultimodalOCR.
+    """
 
     name = "ocrbench"
     title = "OCRBench"

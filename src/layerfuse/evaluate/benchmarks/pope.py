@@ -27,9 +27,10 @@ SPLITS = ("random", "popular", "adversarial")
 """The kinds of absent objects: any, frequent ones, and those that often go with one that is there.
 """
 LLAVA_RANDOM_QUESTIONS = 2910
-"""Questions of the random split in POPE's commit e3e3926, with which LLaVA-1.5 was scored."""
+"""Questions of the random split in POPE's commit e3e3926, with which LLaVA-1.5 was scored
+(docs/Evaluation.md of haotian-liu/LLaVA)."""
 SPLIT_QUESTIONS = 3000
-"""Questions of every split since October 2023, and of the other two before."""
+"""Questions of every split in POPE's present release, and of the other two in that commit."""
 
 _LLAVA_SPLITS = ("adversarial", "random", "popular")
 """in the order in which LLaVA's file numbers them"""
@@ -38,7 +39,11 @@ _LLAVA_OFFSET = 10_000_000
 
 @benchmark
 class Pope(Benchmark):
-    """POPE on pictures of COCO, whose score is the mean of its three splits' F1."""
+    """POPE on pictures of COCO, whose score is the mean of its three splits' F1.
+
+    How lines and ids are written: output/coco of AoiDragon/POPE, and `llava_pope_test.jsonl` of
+    LLaVA's `eval.zip`.
+    """
 
     name: ClassVar[str] = "pope"
     title: ClassVar[str] = "POPE"
@@ -92,12 +97,12 @@ class Pope(Benchmark):
         random = numbers["random"]
         if random == LLAVA_RANDOM_QUESTIONS:
             notes.append(
-                "the random split has 2,910 questions: the revision before October 2023, with "
+                "the random split has 2,910 questions: the revision of POPE's commit e3e3926, with "
                 "which the scores of LLaVA-1.5 were published"
             )
         elif random == SPLIT_QUESTIONS:
             notes.append(
-                "the random split has 3,000 questions: a later revision than that of LLaVA-1.5's "
+                "the random split has 3,000 questions: another revision than that of LLaVA-1.5's "
                 "published scores, which has 2,910"
             )
         for split, number in numbers.items():
@@ -213,8 +218,8 @@ def _read_split(file: Path, pictures: Path, split: str) -> list[Item]:
 def _check_one_revision(folder: Path, items: Sequence[Item]) -> None:
     """Refuse splits of different revisions, and one that was cut off between two lines.
 
-    POPE asks about the same present objects of the same pictures in every split. Its older
-    revision has `imange` for `image` in some questions, which tells it from later ones too.
+    POPE asks about the same present objects of the same pictures in every split. The revision of
+    commit e3e3926 has `imange` for `image` in questions with `an`, which tells it from others too.
 
     Raises:
         LayerfuseError: the splits ask about different ones.

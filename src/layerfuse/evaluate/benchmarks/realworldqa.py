@@ -1,5 +1,12 @@
-"""RealWorldQA: questions about pictures from cars and of daily life."""
+"""RealWorldQA: questions about pictures from cars and of daily life.
 
+Every question ends with a line that tells how to answer: with an option's letter, or with a single
+word or number. lmms-eval asks this line as it stands (`lmms_eval/tasks/realworldqa/utils.py` of
+EvolvingLMMs-Lab/lmms-eval), and so does Cambrian. Here it is the context of the question, so that a
+prompt can place it behind the options, or leave it out and use words of its own.
+"""
+
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -34,6 +41,27 @@ from layerfuse.evaluate.benchmarks.official_files import (
 from layerfuse.evaluate.metrics import exact_match, normalize
 from layerfuse.vision.picture import Picture
 
+LETTER_LINE = "Please answer directly with only the letter of the correct option and nothing else."
+"""the closing line of questions with options"""
+WORD_LINE = "Please answer directly with a single word or number."
+"""the closing line of the others"""
+
+_CLOSING_LINE = re.compile(r"please answer directly[^\n]*", re.IGNORECASE)
+_NUMBERS = {
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+"""the words that lmms-eval takes for numbers"""
+
 
 @benchmark
 class RealWorldQa(Benchmark):
@@ -52,8 +80,9 @@ class RealWorldQa(Benchmark):
             folder: with the file or files.
 
         Returns:
-            All questions, without the words that tell how to answer; those of Parquet files, which
-            have no ids, are called by their number.
+            All questions; `context` is the line that tells how to answer, or the same line where a
+            file leaves it out. Those of Parquet files, which have no ids, are called by their
+            number.
 
         Raises:
             LayerfuseError: a file is missing, cut off, or of another benchmark.
@@ -79,16 +108,40 @@ class RealWorldQa(Benchmark):
         return checked_items(files[0], items)
 
     def judge(self, item: Item, answer: str) -> Judged:
-        """Score one answer: by the option that it names, or by its words where it has none.
+        """Score one answer: by the option that it names, or by its words where there are none.
 
         Args:
             item: the question.
-            answer: what the model said.
+            answer: what the model said; a number up to ten may be a word, as for lmms-eval.
         """
         # An open question may have a letter as its answer, such as that on a sign.
         if item.options and item.answers[0] in list(LETTERS):
             return judge_letter(item, answer)
-        return Judged(normalize(answer) or None, exact_match(answer, item.answers[0]))
+        said = _in_digits(answer)
+        return Judged(said or None, exact_match(said, _in_digits(item.answers[0])))
+
+    def notes(self, items: Sequence[Item]) -> list[str]:
+        """Say which questions no answer is right to.
+
+        VLMEvalKit's table lacks some options that the original has, among them right ones (issue
+        677 of open-compass/VLMEvalKit).
+
+        Args:
+            items: all questions.
+
+        Returns:
+            A sentence, where there are such questions.
+        """
+        lacking: list[str] = []
+        for item in items:
+            if item.options and _is_missing(item.answers[0], item.options):
+                lacking.append(item.id)
+        if not lacking:
+            return []
+        return [
+            f"the right option is missing from {len(lacking)} of the {len(items)} questions, to "
+            f"which no answer is right: {', '.join(lacking)}"
+        ]
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the accuracy.
@@ -105,39 +158,79 @@ def _item(row: Row, number: str, picture: Picture) -> Item:
     Raises:
         LayerfuseError: it has no answer.
     """
-    question, options = split_option_lines(text_in(row, "question"))
-    # VLMEvalKit's table has columns for them.
-    if not options:
-        options = options_of(row)
     answer = text_in(row, "answer")
     if not answer:
         raise LayerfuseError(f"RealWorldQA's question {number} has no answer; one is expected")
+    asked, closing_line = split_closing_line(text_in(row, "question"))
+    question, options = split_option_lines(asked)
+    # Options that are written in some other way stay where they are, and the letter alone counts.
+    if _is_missing(answer, options):
+        question, options = asked, ()
+    # VLMEvalKit's table has columns for them.
+    if not options:
+        options = options_of(row)
+    if not closing_line:
+        closing_line = LETTER_LINE if options else WORD_LINE
     return Item(
         id=number,
         pictures=(picture,),
         question=question,
         answers=(answer,),
         options=options,
+        context=closing_line,
     )
 
 
-def split_option_lines(text: str) -> tuple[str, tuple[str, ...]]:
-    """Take the options out of a question that has each in a line such as `A. left`.
+def split_closing_line(text: str) -> tuple[str, str]:
+    """Part a question from the words that tell how to answer it.
 
     Args:
-        text: a question of RealWorldQA; a line that begins with `Please answer directly` tells how
-            to answer.
+        text: a question of RealWorldQA.
 
     Returns:
-        The question without both, and its options.
+        What is asked, and the line that begins with `Please answer directly`; empty where there is
+        none.
+    """
+    found = _CLOSING_LINE.search(text)
+    if found is None:
+        return text.strip(), ""
+    asked = text[: found.start()] + text[found.end() :]
+    return asked.strip(), found[0].strip()
+
+
+def split_option_lines(asked: str) -> tuple[str, tuple[str, ...]]:
+    """Take the options out of a question that has each in a line such as `A. left`.
+
+    Some lines lack the full stop behind the letter, such as option B of question 105 (issue 677 of
+    open-compass/VLMEvalKit).
+
+    Args:
+        asked: a question without its closing line.
+
+    Returns:
+        The question without its options, and these.
     """
     question: list[str] = []
     options: list[str] = []
-    for line in text.split("\n"):
+    for line in asked.split("\n"):
         # Only the next letter makes an option, and none does behind the last.
-        next_letter = LETTERS[len(options) : len(options) + 1]
-        if next_letter and line.startswith(f"{next_letter}. "):
-            options.append(line.removeprefix(f"{next_letter}. ").strip())
-        elif not line.startswith("Please answer directly"):
+        letter = LETTERS[len(options) : len(options) + 1]
+        if letter and line.startswith(f"{letter}. "):
+            options.append(line.removeprefix(f"{letter}. ").strip())
+        # Not for the first, as a line of the question itself may begin with the article `A`.
+        elif options and letter and line.startswith(f"{letter} "):
+            options.append(line.removeprefix(f"{letter} ").strip())
+        else:
             question.append(line)
     return "\n".join(question).strip(), tuple(options)
+
+
+def _is_missing(answer: str, options: Sequence[str]) -> bool:
+    """Whether an answer is the letter of an option that is not among these."""
+    return answer in list(LETTERS) and answer not in list(LETTERS[: len(options)])
+
+
+def _in_digits(answer: str) -> str:
+    """An answer as it is compared: normalized, and a number in digits."""
+    said = normalize(answer)
+    return _NUMBERS.get(said, said)

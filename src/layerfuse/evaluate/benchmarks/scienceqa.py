@@ -37,7 +37,11 @@ _LATER_GRADES = tuple(f"grade{year}" for year in range(7, 13))
 
 @benchmark
 class ScienceQa(Benchmark):
-    """ScienceQA's test split, with LLaVA's way of reading answers."""
+    """ScienceQA's test split, with LLaVA's way of reading answers.
+
+    Sources: llava/eval/eval_science_qa.py of haotian-liu/LLaVA for how an answer is read and for
+    the questions with a picture; tools/evaluate_acc.py of lupantech/ScienceQA for the categories.
+    """
 
     name: ClassVar[str] = "scienceqa"
     title: ClassVar[str] = "ScienceQA"

@@ -31,7 +31,11 @@ _NEEDED = ("question_id", "question", *_CHOICES, "answer", "data_type", "questio
 
 @benchmark
 class SeedBenchImage(OptionsBenchmark):
-    """The image part of SEED-Bench, which papers call SEED-I or SEED^I."""
+    """The image part of SEED-Bench, which papers call SEED-I or SEED^I.
+
+    It is what has the `data_type` image: DATASET.md of AILab-CVC/SEED-Bench, and
+    scripts/convert_seed_for_submission.py of haotian-liu/LLaVA.
+    """
 
     name: ClassVar[str] = "seedbench_image"
     title: ClassVar[str] = "SEED-Bench (image)"

@@ -29,7 +29,7 @@ def questions(stand_in: Any) -> Any:
         if not isinstance(row["issimple"], bool):
             raise LayerfuseError(
                 f"{file} has {short(row['issimple'])} as 'issimple' in row {number}; "
-                "true or false is expected. Is it the file of the training split?"
+                "true or false is expected"
             )
         image = official_files.cell_text(file, number, row, "image")
         item = Item(
