@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from layerfuse import __version__
 from layerfuse.cli_evaluate import compare, evaluate, list_benchmarks, list_suites
 from layerfuse.cli_options import (
+    AspectRatio,
     Batch,
     Encoder,
     Imports,
@@ -195,6 +196,7 @@ def similarity(
     limit: Annotated[int | None, Option(help="Use only the first pictures.", min=1)] = None,
     batch_size: Batch = 16,
     dtype: Number = "float32",
+    image_aspect_ratio: AspectRatio = None,
     seed: Annotated[int, Option(help="Seed of the sample of tokens.", min=0)] = 0,
     output: Output = None,
 ) -> None:
@@ -211,6 +213,7 @@ def similarity(
         limit=limit,
         batch_size=batch_size,
         dtype=dtype,
+        image_aspect_ratio=image_aspect_ratio,
         seed=seed,
         output=output,
     )
@@ -229,6 +232,7 @@ def probe(
     grid: Annotated[int, Option(help="Side of the grid of pooled tokens.", min=1)] = 4,
     batch_size: Batch = 16,
     dtype: Number = "float32",
+    image_aspect_ratio: AspectRatio = None,
     seed: Annotated[int, Option(help="Seed of splits and resamples.", min=0)] = 0,
     output: Output = None,
 ) -> None:
@@ -244,6 +248,7 @@ def probe(
         grid=grid,
         batch_size=batch_size,
         dtype=dtype,
+        image_aspect_ratio=image_aspect_ratio,
         seed=seed,
         output=output,
     )
@@ -303,6 +308,7 @@ def recommend(
         Path | None, Option(help="A finished study: how well do the criteria rank its arms?")
     ] = None,
     dtype: Number = "float32",
+    image_aspect_ratio: AspectRatio = None,
     output: Output = None,
 ) -> None:
     """Which layers to train with first, with the evidence, and as arms of a recipe."""
@@ -317,6 +323,7 @@ def recommend(
         recipe=recipe,
         against=against,
         dtype=dtype,
+        image_aspect_ratio=image_aspect_ratio,
         output=output,
     )
 

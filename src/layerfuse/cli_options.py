@@ -25,6 +25,13 @@ Pictures = Annotated[
 ]
 Output = Annotated[Path | None, Option(help="Results folder.", show_default="runs/look-<encoder>")]
 Number = Annotated[Literal["float32", "bfloat16"], Option(help="Arithmetic of the encoder.")]
+AspectRatio = Annotated[
+    Literal["pad", "square", "crop"] | None,
+    Option(
+        help="What becomes of pictures that are no squares, as in a recipe.",
+        show_default="as the encoder's files say",
+    ),
+]
 Batch = Annotated[int, Option(help="Pictures encoded at once.", min=1)]
 ModelFolder = Annotated[
     Path, Argument(help="Folder of a trained model, for example runs/<study>/arms/<arm>/model")

@@ -30,6 +30,7 @@ from layerfuse.look.similarity import FILE, look_folder, make_folder
 from layerfuse.look.tasks import Problem, Task, find_tasks, task_names
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, shown_progress, silent
+from layerfuse.vision.aspect_ratio import ImageAspectRatio
 from layerfuse.vision.encoder import Encoder, load_encoder
 from layerfuse.vision.picture import Picture
 from layerfuse.vision.selection import LayerSpec, select
@@ -156,6 +157,7 @@ def probe(
     grid: int = GRID_SIDE,
     batch_size: int = 16,
     dtype: str = "float32",
+    image_aspect_ratio: ImageAspectRatio | None = None,
     seed: int = 0,
     output: Path | None = None,
     console: Console | None = None,
@@ -171,6 +173,8 @@ def probe(
         grid: side of the grid of pooled tokens.
         batch_size: pictures encoded at once.
         dtype: number type of the encoder, a name in `DTYPES`.
+        image_aspect_ratio: what becomes of pictures that are no squares, as in a recipe; None: what
+            the encoder's own files say.
         seed: of the division into training and test pictures, and of the resamples.
         output: folder of everything written; `look_folder(encoder)` by default.
         console: where tables are printed.
@@ -191,7 +195,7 @@ def probe(
     transformers_logging.disable_progress_bar()
     tower = load_encoder(encoder, DTYPES[dtype])
     selections = _selections(layers, tower.layers[-1], folder)
-    processor = load_image_processor(encoder)
+    processor = load_image_processor(encoder, image_aspect_ratio)
     make_folder(folder)
 
     with shown_progress(console) as progress:
@@ -213,6 +217,7 @@ def probe(
         asked=tasks,
         grid_side=grid,
         dtype=dtype,
+        image_aspect_ratio=image_aspect_ratio,
         seed=seed,
         train_pictures=len(problem.train),
         test_pictures=len(problem.test),

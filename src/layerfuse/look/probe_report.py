@@ -163,6 +163,8 @@ class ProbeReport:
         asked: the tasks that were asked for, with commas between them; None: all.
         grid_side: cells along each side of the grid.
         dtype: number type of the encoder.
+        image_aspect_ratio: what became of pictures that are no squares; None: what the encoder's
+            files say, as in files of earlier versions.
         seed: of the division into training and test pictures, and of the resamples.
         train_pictures: their number.
         test_pictures: their number.
@@ -179,6 +181,7 @@ class ProbeReport:
     asked: str | None
     grid_side: int
     dtype: str
+    image_aspect_ratio: str | None
     seed: int
     train_pictures: int
     test_pictures: int
@@ -203,6 +206,7 @@ class ProbeReport:
             "grid": self.grid.to_json(),
             "grid_side": self.grid_side,
             "dtype": self.dtype,
+            "image_aspect_ratio": self.image_aspect_ratio,
             "seed": self.seed,
             "train_pictures": self.train_pictures,
             "test_pictures": self.test_pictures,
@@ -232,6 +236,7 @@ class ProbeReport:
             asked=content["asked"],
             grid_side=content["grid_side"],
             dtype=content["dtype"],
+            image_aspect_ratio=content.get("image_aspect_ratio"),
             seed=content["seed"],
             train_pictures=content["train_pictures"],
             test_pictures=content["test_pictures"],

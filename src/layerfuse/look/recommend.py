@@ -22,6 +22,7 @@ from layerfuse.look.similarity_report import LayerMeasurements, LayerScores, Sim
 from layerfuse.look.tasks import task_names
 from layerfuse.look.validation import trained_scores, validate
 from layerfuse.recipe.reader import load_recipe
+from layerfuse.vision.aspect_ratio import ImageAspectRatio
 from layerfuse.vision.encoder import load_vision_config
 from layerfuse.vision.layer_groups import LayerGroups
 from layerfuse.vision.selection import select
@@ -43,6 +44,8 @@ class _Looking:
     """Name or folder."""
     dtype: str
     """Number type, a name in `DTYPES`."""
+    image_aspect_ratio: ImageAspectRatio | None
+    """What becomes of pictures that are no squares."""
     folder: Path
     """Where measurements are looked for and written."""
     console: Console
@@ -71,6 +74,7 @@ def recommend(
     recipe: Path | None = None,
     against: Path | None = None,
     dtype: str = "float32",
+    image_aspect_ratio: ImageAspectRatio | None = None,
     output: Path | None = None,
     console: Console | None = None,
 ) -> Path:
@@ -90,6 +94,8 @@ def recommend(
         against: the folder of a finished study, to learn how well every cheap criterion ranks its
             arms.
         dtype: number type of the encoder, a name in `DTYPES`.
+        image_aspect_ratio: what becomes of pictures that are no squares, as in a recipe; None: what
+            the encoder's own files say.
         output: folder of everything written; `look_folder(encoder)` by default.
         console: where tables are printed.
 
@@ -108,7 +114,7 @@ def recommend(
     if recipe is not None:
         load_recipe(recipe)
 
-    looking = _Looking(encoder, dtype, folder, console)
+    looking = _Looking(encoder, dtype, image_aspect_ratio, folder, console)
     measured = _measured(looking, images)
     candidates = _candidates(measured.groups, depth)
     asked = task_names(tasks)
@@ -149,6 +155,7 @@ def _measured(looking: _Looking, images: str | None) -> LayerMeasurements:
         encoder=looking.encoder,
         source=images,
         dtype=looking.dtype,
+        image_aspect_ratio=looking.image_aspect_ratio,
         limit=None,
     )
     if report is None:
@@ -156,6 +163,7 @@ def _measured(looking: _Looking, images: str | None) -> LayerMeasurements:
             looking.encoder,
             images,
             dtype=looking.dtype,
+            image_aspect_ratio=looking.image_aspect_ratio,
             output=looking.folder,
             console=looking.console,
         )
@@ -180,6 +188,7 @@ def _probed(
         source=data,
         test=test,
         dtype=looking.dtype,
+        image_aspect_ratio=looking.image_aspect_ratio,
         grid_side=GRID_SIDE,
     )
     # A file of the same samples may still lack tasks or combinations
@@ -192,6 +201,7 @@ def _probed(
         tasks=tasks,
         layers=combinations,
         dtype=looking.dtype,
+        image_aspect_ratio=looking.image_aspect_ratio,
         output=looking.folder,
         console=looking.console,
     )

@@ -36,6 +36,7 @@ from layerfuse.look.similarity_report import (
 )
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, shown_progress, silent
+from layerfuse.vision.aspect_ratio import ImageAspectRatio
 from layerfuse.vision.encoder import Encoder, load_encoder
 from layerfuse.vision.picture import Picture
 
@@ -180,6 +181,7 @@ def similarity(
     limit: int | None = None,
     batch_size: int = 16,
     dtype: str = "float32",
+    image_aspect_ratio: ImageAspectRatio | None = None,
     seed: int = 0,
     output: Path | None = None,
     console: Console | None = None,
@@ -196,6 +198,8 @@ def similarity(
         limit: use only the first pictures.
         batch_size: pictures encoded at once.
         dtype: number type of the encoders, a name in `DTYPES`.
+        image_aspect_ratio: what becomes of pictures that are no squares, as in a recipe; None: what
+            the encoder's own files say.
         seed: draws the tokens.
         output: folder of everything written; `look_folder(encoder)` by default.
         console: where tables are printed.
@@ -220,7 +224,7 @@ def similarity(
     depth = layers[-1]
     if not 0 <= groups <= depth:
         raise LayerfuseError(f"{groups} groups cannot be made; valid: 0..{depth}")
-    processors = [load_image_processor(name) for name in names]
+    processors = [load_image_processor(name, image_aspect_ratio) for name in names]
 
     make_folder(folder)
     unfinished = folder / "similarity.unfinished"
@@ -244,6 +248,7 @@ def similarity(
         split=split,
         limit=limit,
         dtype=dtype,
+        image_aspect_ratio=image_aspect_ratio,
         seed=seed,
         by=by,
     )

@@ -228,6 +228,8 @@ class SimilaritySettings:
         split: of a dataset; None in files of earlier versions.
         limit: only so many pictures were used; None: all.
         dtype: number type of the encoder.
+        image_aspect_ratio: what became of pictures that are no squares; None: what the encoder's
+            files say, as in files of earlier versions.
         seed: of the draws of tokens.
         by: the matrix that the groups come from.
     """
@@ -241,6 +243,7 @@ class SimilaritySettings:
     split: str | None
     limit: int | None
     dtype: str
+    image_aspect_ratio: str | None
     seed: int
     by: str
 
@@ -277,10 +280,11 @@ class SimilarityReport:
             layers=content["layers"],
             left_out=content["left_out"],
             source=content["source"],
-            # Earlier versions did not write these two
+            # Earlier versions did not write these three
             split=content.get("split"),
             limit=content.get("limit"),
             dtype=content["dtype"],
+            image_aspect_ratio=content.get("image_aspect_ratio"),
             seed=content["seed"],
             by=content["by"],
         )
