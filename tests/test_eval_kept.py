@@ -41,17 +41,10 @@ WORDS = ("What is it?", "Which colour has the large thing in the middle?", "How 
 NUM_QUESTIONS = 2 * len(WORDS)
 
 
-def save_model(folder: Path, strategy: str = "text_routed", seed: int = 1) -> Path:
-    """Save a random model that is guided by the question."""
-    vlm = tiny.model(strategy, seed=seed)
-    vlm.save_pretrained(folder)
-    tiny.processor(vlm).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "model")
+    """The folder of a random model that is guided by the question."""
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "model", "text_routed")
 
 
 @pytest.fixture
@@ -141,7 +134,7 @@ def test_lines_are_written_while_it_runs(
 
 def test_the_folder_has_the_name_of_the_data(data: Path, tmp_path: Path) -> None:
     """Two files are tested one after the other, and both results stay."""
-    folder = save_model(tmp_path / "model", "concat")
+    folder = tiny.save_model(tmp_path / "model")
     other = data.with_name("other.json")
     other.write_bytes(data.read_bytes())
 
@@ -243,7 +236,7 @@ def test_answers_of_another_model_are_not_continued(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
     run(model, data, tmp_path / "out")
-    other = save_model(tmp_path / "other", seed=2)
+    other = tiny.save_model(tmp_path / "other", "text_routed", seed=2)
 
     with pytest.raises(LayerfuseError, match="holds answers of another model"):
         run(other, data, tmp_path / "out")

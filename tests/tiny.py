@@ -1,5 +1,6 @@
 """Tiny random models and a tiny tokenizer, built in code."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,3 +164,12 @@ def processor(model: FusionVLM, **options: Any) -> Processor:
         layers=len(model.config.vision_layers),
         **options,
     )
+
+
+def save_model(folder: Path, strategy: str = "concat", seed: int = 1) -> Path:
+    """Save a random model and its processor; those of the usual seed give answers that differ and
+    can be read."""
+    vlm = model(strategy, seed=seed)
+    vlm.save_pretrained(folder)
+    processor(vlm).save_pretrained(folder)
+    return folder

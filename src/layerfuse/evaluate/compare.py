@@ -15,7 +15,7 @@ from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.redrawing import Vector, redraw
 from layerfuse.evaluate.run_answers import Run, judged_answers
 from layerfuse.evaluate.significance import holm
-from layerfuse.evaluate.suite_run import column_of
+from layerfuse.evaluate.suite_scores import column_of
 from layerfuse.evaluate.suites import Suite, SuiteColumn
 from layerfuse.progress import Progress, silent
 

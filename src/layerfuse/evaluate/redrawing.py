@@ -11,7 +11,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import Benchmark, Column, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.clusters import connected_names
-from layerfuse.evaluate.suite_run import column_of
+from layerfuse.evaluate.suite_scores import column_of
 from layerfuse.evaluate.suites import SuiteColumn
 from layerfuse.progress import Progress, silent
 
