@@ -1,4 +1,4 @@
-"""Answers to a benchmark: kept as they come, continued, refused where they are to something else."""
+"""Answers to a benchmark: kept as they come, continued, and refused where they answer another."""
 
 import errno
 import json
