@@ -39,6 +39,7 @@ from layerfuse.evaluate.benchmarks.official_files import (
     shards_like,
 )
 from layerfuse.evaluate.metrics import exact_match, normalize
+from layerfuse.evaluate.vqa_words import NUMBER_WORDS
 from layerfuse.vision.picture import Picture
 
 LETTER_LINE = "Please answer directly with only the letter of the correct option and nothing else."
@@ -47,19 +48,8 @@ WORD_LINE = "Please answer directly with a single word or number."
 """the closing line of the others"""
 
 _CLOSING_LINE = re.compile(r"please answer directly[^\n]*", re.IGNORECASE)
-_NUMBERS = {
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-}
+# "none" may be what an open question asks for.
+_NUMBERS = {word: digits for word, digits in NUMBER_WORDS.items() if word != "none"}
 """the words that lmms-eval takes for numbers"""
 
 
