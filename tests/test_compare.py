@@ -1,68 +1,38 @@
-"""`layerfuse compare`: tables by hand, resamples by a naive reference, bad files of answers."""
+"""Runs that are compared: by hand, and by resamples of a naive reference."""
 
 import io
 import json
 import math
 import random
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openpyxl
 import pytest
-import yaml
 from PIL import Image
-from rich.console import Console
-from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.benchmarks.mme import COGNITION, PERCEPTION
 from layerfuse.evaluate.category_scores import CategoryScore, category_scores
-from layerfuse.evaluate.compare import Cell, ComparedRun, Comparison, Difference, compare, mcnemar
-from layerfuse.evaluate.compare_report import report_comparison
+from layerfuse.evaluate.compare import Comparison, Difference, compare, mcnemar
 from layerfuse.evaluate.compare_table import (
-    Table,
-    category_table,
     comparison_table,
-    difference_table,
-    written,
 )
-from layerfuse.evaluate.published import PublishedRow, PublishedTable
 from layerfuse.evaluate.redrawing import clusters_of_items
-from layerfuse.evaluate.run_answers import Run, judged_answers
-from layerfuse.evaluate.suites import Suite
+from layerfuse.evaluate.run_answers import Run
 from layerfuse.vision.picture import Picture
+from tests.compared import REAL, mme_answers, right_answers, run_of
 from tests.made_up_benchmarks import (
     column,
     suite_of,
-    write_answers,
     write_lines,
     write_mme,
     write_ocrbench,
     write_realmix,
 )
-from tests.studies import one_line
-
-REAL = suite_of(
-    column("counting", "realmix", column="counting", category="numbers"),
-    column("colour", "realmix", column="colour", category="looks", divide=2),
-)
-
-
-def run_of(folder: Path, name: str, benchmark: str, answers: Mapping[str, str]) -> Run:
-    """Write the answers of a run, as another tool would."""
-    write_answers(folder / name / f"{benchmark}.jsonl", answers)
-    return Run(name, folder / name)
-
-
-def right_answers(count: int, right: Callable[[int], bool]) -> dict[str, str]:
-    """Answers to `write_realmix`: the number where it is right, else none."""
-    return {f"q{number}/0": str(number) if right(number) else "?" for number in range(count)}
 
 
 def compare_quickly(*args: Any, **options: Any) -> Comparison:
@@ -146,20 +116,6 @@ def test_mcnemar_is_the_sum_of_both_tails(better: int, worse: int) -> None:
 
 
 # Resamples
-
-
-def mme_answers(seed: int, share_right: float, pictures: int) -> dict[str, str]:
-    """Answers to `write_mme`, right with some probability."""
-    random_numbers = random.Random(seed)
-    answers: dict[str, str] = {}
-    for task in PERCEPTION + COGNITION:
-        suffix = "jpg" if task in PERCEPTION else "png"
-        for picture in range(pictures):
-            for number, right in ((1, "Yes"), (2, "No")):
-                wrong = "No" if right == "Yes" else "Yes"
-                said = right if random_numbers.random() < share_right else wrong
-                answers[f"{task}/{picture:04}.{suffix}/{number}"] = said
-    return answers
 
 
 def naive_perception(answers: Mapping[str, str], drawn: list[str]) -> float:
@@ -434,401 +390,3 @@ def test_different_prompts_are_said(tmp_path: Path) -> None:
     assert note.startswith("real pictures: not all runs were asked in the same way")
     assert note.endswith("Asked alike: a, c; b")
     assert compare_quickly([runs[0], *runs[2:]], REAL, tmp_path).notes == []
-
-
-# Tables, exactly
-
-
-def compared(name: str, values: dict[str, float], average: float | None, **others: Any) -> Any:
-    """A run whose columns differ from the baseline by `differences`."""
-    differences = others.get("differences", {})
-    cells: dict[str, Cell] = {}
-    for key, value in values.items():
-        best = 2000.0 if key == "MME" else 100.0
-        cells[key] = Cell(value, best, value, 60, differences.get(key))
-    return ComparedRun(name, cells, average, others.get("average_difference"))
-
-
-BETTER = Difference(2.5, (0.5, 4.25), p=0.01, p_holm=0.02, better=8, worse=1, mcnemar=0.0390625)
-WORSE = Difference(-100, (-150.5, -20), p=0.004, p_holm=0.008)
-TIE = Difference(0.5, (-1, 2), p=0.4, p_holm=0.4)
-SUITE = suite_of(
-    column("GQA", "gqa", category="General"),
-    column("SQA", "scienceqa", column="image accuracy", category="Knowledge"),
-    column("MME", "mme", column="perception", category="General", divide=20),
-    note="a note on the suite.",
-)
-COMPARISON = Comparison(
-    suite="mine",
-    columns=["GQA", "SQA", "MME"],
-    categories={"GQA": "General", "SQA": "Knowledge", "MME": "General"},
-    baseline="base_1",
-    runs=[
-        compared("base_1", {"GQA": 60, "SQA": 70.126, "MME": 1500}, 68.375),
-        compared(
-            "50% | <x>",
-            {"GQA": 62.5, "MME": 1400},
-            None,
-            differences={"GQA": BETTER, "MME": WORSE},
-            average_difference=TIE,
-        ),
-    ],
-    missing={"SQA": "no answers of 50% | <x>"},
-    resamples=1000,
-    seed=0,
-    notes=["MME: a note."],
-)
-PUBLISHED = [
-    PublishedTable(
-        paper="2410.1",
-        title="A paper",
-        table="Table 1",
-        evidence="figure",
-        note="Read off.",
-        rows=[
-            PublishedRow(
-                model="LLaVA",
-                note="With OCR.",
-                scores={"gqa": 62, "scienceqa": 66.8, "mme": 1510.7, "pope": 85.9},
-            ),
-            PublishedRow(model="Other", evidence="code", scores={"mme/perception": 1480}),
-            PublishedRow(model="Not of these", scores={"pope": 85}),
-        ],
-    ),
-    PublishedTable(
-        paper="2410.1",
-        title="A paper",
-        table="Table 2",
-        evidence="code",
-        note="Not shown.",
-        rows=[PublishedRow(model="LLaVA", note="Nor this.", scores={"mme/cognition": 300})],
-    ),
-]
-MEANING = (
-    "+ and -: better or worse than base_1 beyond noise: paired bootstrap over pictures (1,000 "
-    "resamples), p < 0.05 after Holm's correction for the number of columns. One training each: "
-    "the noise between seeds is not in it."
-)
-
-
-def test_the_table_has_published_rows_below() -> None:
-    table = comparison_table(COMPARISON, SUITE, PUBLISHED)
-
-    assert table.head == ["model", "GQA", "SQA", "MME", "average"]
-    assert table.rows == [
-        ["base_1", "60.00", "70.13", "1500", "68.38"],
-        ["50% | <x>", "62.50+", "", "1400-", ""],
-        # 62, 66.8 and 1510.7 / 20: the headline of a benchmark has two names.
-        ["LLaVA [2410.1, figure]", "62", "66.8", "1510.7", "68.11"],
-        ["Other [2410.1, code]", "", "", "1480", ""],
-    ]
-    assert table.notes == [
-        MEANING,
-        "SQA: no answers of 50% | <x>",
-        "MME: a note.",
-        "suite mine: a note on the suite.",
-        "LLaVA [2410.1]: With OCR.",
-        "2410.1, Table 1: Read off.",
-    ]
-
-
-def test_markdown_exactly() -> None:
-    table = comparison_table(COMPARISON, SUITE)
-    assert written(table, "markdown") == (
-        "| model | GQA | SQA | MME | average |\n"
-        "| --- | --- | --- | --- | --- |\n"
-        "| base_1 | 60.00 | 70.13 | 1500 | 68.38 |\n"
-        "| 50% \\| <x> | 62.50+ |  | 1400- |  |\n"
-        f"\n{MEANING}\n"
-        "\nSQA: no answers of 50% | <x>\n"
-        "\nMME: a note.\n"
-        "\nsuite mine: a note on the suite.\n"
-    )
-
-
-def test_latex_exactly() -> None:
-    comparison = replace(COMPARISON, notes=["two\nlines"])
-    table = comparison_table(comparison, SUITE)
-    assert written(table, "latex") == (
-        "\\begin{tabular}{lrrrr}\n"
-        "\\toprule\n"
-        "model & GQA & SQA & MME & average \\\\\n"
-        "\\midrule\n"
-        "base\\_1 & 60.00 & 70.13 & 1500 & 68.38 \\\\\n"
-        "50\\% \\textbar{} \\textless{}x\\textgreater{} & 62.50+ &  & 1400- &  \\\\\n"
-        "\\bottomrule\n"
-        "\\end{tabular}\n"
-        f"% {MEANING}\n"
-        "% SQA: no answers of 50% | <x>\n"
-        "% two lines\n"
-        "% suite mine: a note on the suite.\n"
-    )
-    special = Table([r"a\b", "{c}", "~^", "$#&"], [], [])
-    assert (
-        r"a\textbackslash{}b & \{c\} & \textasciitilde{}\textasciicircum{} & \$\#\& \\"
-        in written(special, "latex")
-    )
-
-
-def test_csv_exactly() -> None:
-    table = comparison_table(COMPARISON, SUITE, PUBLISHED)
-    assert written(table, "csv") == (
-        "model,GQA,SQA,MME,average\n"
-        "base_1,60.00,70.13,1500,68.38\n"
-        "50% | <x>,62.50+,,1400-,\n"
-        '"LLaVA [2410.1, figure]",62,66.8,1510.7,68.11\n'
-        '"Other [2410.1, code]",,,1480,\n'
-    )
-    with pytest.raises(ValueError, match="no text form 'terminal'"):
-        written(table, "terminal")
-
-
-def test_differences_exactly() -> None:
-    assert difference_table(COMPARISON).rows == [
-        ["50% | <x>", "GQA", "+2.50", "+0.50 to +4.25", "0.01", "0.02", "+8 -1: 0.0391"],
-        ["50% | <x>", "MME", "-100.00", "-150.50 to -20.00", "0.004", "0.008", ""],
-        ["50% | <x>", "average", "+0.50", "-1.00 to +2.00", "0.4", "0.4", ""],
-    ]
-
-
-def test_categories_are_shares_of_the_best_run() -> None:
-    """By hand: General is (60 / 62.5 + 1) / 2 and (1 + 1400 / 1500) / 2; Knowledge is not whole."""
-    scores = category_scores(COMPARISON)
-    assert list(scores) == ["General"]
-    assert scores["General"]["base_1"].relative == pytest.approx(0.98)
-    assert scores["General"]["50% | <x>"].relative == pytest.approx((1 + 14 / 15) / 2)
-    assert scores["General"]["base_1"].min_max == 0.5
-    three = [*COMPARISON.runs, compared("c", {"GQA": 61.25, "MME": 1450}, None)]
-    assert category_scores(replace(COMPARISON, runs=three))["General"]["c"].min_max == 0.5
-    table = category_table(COMPARISON)
-    assert table.head == ["model", "General"]
-    assert table.rows == [["base_1", "0.980 (0.50)"], ["50% | <x>", "0.967 (0.50)"]]
-
-
-def test_too_few_resamples_for_a_mark_are_said() -> None:
-    few = replace(COMPARISON, resamples=70)
-    notes = comparison_table(few, SUITE).notes
-    assert "70 resamples are too few for marks in 2 columns: give --resamples 80 or more." in notes
-    enough = replace(COMPARISON, resamples=80)
-    assert not any("too few" in note for note in comparison_table(enough, SUITE).notes)
-
-
-# Files of answers
-
-
-def mme_items(tmp_path: Path) -> list[Item]:
-    write_mme(tmp_path / "mme", 1)
-    return BENCHMARKS["mme"].load(tmp_path / "mme")
-
-
-ANSWER = '{"id": "q0/0", "answer": "0"}\n'
-OTHERS = '{"id": "q1/0", "answer": "1"}\n'
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "answers.jsonl holds no answers"),
-        ("\n \n", "answers.jsonl holds no answers"),
-        (ANSWER, "answers 1 of the 2 questions of real pictures; the first .* is 'q1/0'"),
-        (ANSWER + OTHERS + ANSWER, "line 3 answers 'q0/0' a second time"),
-        (
-            ANSWER + '\n{"id": "q7/0", "answer": "1"}',
-            "line 3 answers 'q7/0', no question of real pictures, whose ids are such as 'q0/0'",
-        ),
-        ('{"id": "count/0001.jpg/1", "answer": "Yes"}', "no question of real pictures"),
-        ('{"id": null, "answer": "Yes"}', "line 1 answers 'None', no question"),
-        (ANSWER + '{"id": "q1/0", "answer": "1', "line 2 is no JSON, or cut off"),
-        (ANSWER + '{"id": "q1/0", "answer": 1}', "line 2: the answer 1 is no text"),
-        (ANSWER + '{"id": "q1/0", "answer": null}', "line 2: the answer None is no text"),
-        (ANSWER + '{"id": "q1/0", "answer": NaN}', "line 2: the answer nan is no text"),
-        (ANSWER + '{"id": "q1/0", "answer": ["1"]}', r"line 2: the answer \['1'\] is no text"),
-        (ANSWER + '{"id": "q1/0"}', "line 2 holds no answer; expected one of answer, output, "),
-        (ANSWER + "{}", "line 2 holds no answer; .*found: nothing"),
-        (ANSWER + '{"answer": "1"}', "line 2: a line names no question: expected id or"),
-        (ANSWER + '["q1/0", "1"]', "line 2 holds .*; expected: an object"),
-        (ANSWER + '"1"', "line 2 holds '1'; expected: an object"),
-        ("[" * 100_000, "line 1 is no JSON, or cut off"),
-        # What is right beside what was said: which is which cannot be known.
-        (
-            ANSWER + '{"id": "q1/0", "answer": "1", "prediction": "5"}',
-            "line 2 holds answer and prediction, and which of them the model said is not known",
-        ),
-    ],
-)
-def test_each_bad_file_of_answers_is_one_clear_error(
-    tmp_path: Path, text: str, message: str
-) -> None:
-    write_realmix(tmp_path / "realmix", 2, pictures=False)
-    benchmark = BENCHMARKS["realmix"]
-    file = tmp_path / "answers.jsonl"
-    file.write_text(text)
-    with pytest.raises(LayerfuseError, match=message) as caught:
-        judged_answers(file, benchmark, benchmark.load(tmp_path / "realmix"))
-    assert str(file) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"\xff\xfe{}", "UTF-16"), (b'{"id": "\xe4"}', "not UTF-8"), (None, "cannot read")],
-)
-def test_files_that_are_no_text_are_refused(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
-    file = tmp_path / "answers.jsonl"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(LayerfuseError, match=message):
-        judged_answers(file, BENCHMARKS["mme"], mme_items(tmp_path))
-
-
-@pytest.mark.parametrize("key", ["answer", "output", "text", "prediction"])
-@pytest.mark.parametrize("id_key", ["id", "question_id"])
-def test_answers_of_other_tools_are_read(tmp_path: Path, key: str, id_key: str) -> None:
-    """With a byte order mark, empty lines, and separators of lines within an answer."""
-    write_realmix(tmp_path / "realmix", 2, pictures=False)
-    benchmark = BENCHMARKS["realmix"]
-    lines = [
-        {id_key: "q1/0", key: "1\u2028", "model_id": "m"},
-        {id_key: "q0/0", key: "5", "prompt": "which one?"},
-    ]
-    text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-    file = tmp_path / "answers.jsonl"
-    file.write_text("\ufeff" + text, encoding="utf-8")
-
-    judged = judged_answers(file, benchmark, benchmark.load(tmp_path / "realmix"))
-
-    assert [each.item.id for each in judged] == ["q0/0", "q1/0"]
-    assert [each.judged.score for each in judged] == [0, 1]
-
-
-def test_llavas_file_of_mme_is_read(tmp_path: Path) -> None:
-    items = mme_items(tmp_path)
-    lines: list[dict[str, str]] = []
-    for item in items:
-        prompt = f"{item.question}\nAnswer the question using a single word or phrase."
-        lines.append({"question_id": item.together, "prompt": prompt, "text": "Yes"})
-    write_lines(tmp_path / "mme.jsonl", lines)
-
-    judged = judged_answers(tmp_path / "mme.jsonl", BENCHMARKS["mme"], items)
-
-    assert [each.judged.score for each in judged] == [1, 0] * 14
-
-
-def test_what_is_sent_to_a_server_is_read(tmp_path: Path) -> None:
-    """An Excel file with the question and what is right beside the prediction, one left empty."""
-    write_realmix(tmp_path / "realmix", 3, pictures=False)
-    benchmark = BENCHMARKS["realmix"]
-    # Any: openpyxl brings no types.
-    book: Any = openpyxl.Workbook()
-    head = ("index", "question", "answer", "prediction")
-    rows = [("q2/0", "which?", "0", 2), ("q0/0", "which?", "0", None), ("q1/0", "?", "0", "1")]
-    for cells in (head, *rows):
-        book.active.append(cells)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    book.save(folder / "realmix.xlsx")
-    file = folder / "realmix.xlsx"
-    assert Run("run", folder).file_of("realmix") == file
-
-    judged = judged_answers(file, benchmark, benchmark.load(tmp_path / "realmix"))
-
-    assert [each.judged.score for each in judged] == [0, 1, 1]
-
-
-def test_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("lr=0.1", "b"):
-        Path(name).mkdir()
-    assert Run.parse("lr=0.1") == Run("lr=0.1", Path("lr=0.1"))
-    assert Run.parse("low=lr=0.1") == Run("low", Path("lr=0.1"))
-    assert Run.parse("b/../b/").name == "b"
-    with pytest.raises(LayerfuseError, match="no folder c: give one that `layerfuse eval --suite`"):
-        Run.parse("a=c")
-    with pytest.raises(LayerfuseError, match="'=b' names no run"):
-        Run.parse("=b")
-
-
-def test_two_files_of_answers_to_one_benchmark_are_refused(tmp_path: Path) -> None:
-    run = run_of(tmp_path, "a", "realmix", {"q0/0": "0"})
-    assert run.file_of("realmix") == tmp_path / "a" / "realmix.jsonl"
-    assert run.file_of("gqa") is None
-    write_answers(tmp_path / "a" / "realmix" / "answers.jsonl", {"q0/0": "0"})
-    with pytest.raises(LayerfuseError, match="answer realmix: remove one"):
-        run.file_of("realmix")
-
-
-# The command
-
-
-def write_suite(folder: Path, suite: Suite) -> Path:
-    file = folder / "suite.yaml"
-    file.write_text(yaml.safe_dump(suite.model_dump(mode="json")))
-    return file
-
-
-@pytest.mark.parametrize("form", ["terminal", "markdown", "latex", "csv"])
-def test_runs_are_compared_on_the_command_line(tmp_path: Path, form: str) -> None:
-    write_realmix(tmp_path / "realmix", 12, pictures=False)
-    for name, least in (("a", 6), ("b", 0)):
-        run_of(tmp_path, name, "realmix", right_answers(12, lambda number, n=least: number >= n))
-    suite = write_suite(tmp_path, REAL)
-    arguments = ["compare", str(tmp_path / "a"), f"new={tmp_path / 'b'}", "--suite", str(suite)]
-    options = ["--benchmarks", str(tmp_path), "--format", form, "--resamples", "100"]
-
-    ended = CliRunner().invoke(
-        app, [*arguments, *options, "--no-published", "--output", str(tmp_path / "out")]
-    )
-
-    assert ended.exit_code == 0, ended.output
-    suffixes = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
-    numbers = {"scores": "50.00", "differences": "+50.00", "categories": "0.500 (0.00)"}
-    for table, number in numbers.items():
-        for of_form, suffix in suffixes.items():
-            text = (tmp_path / "out" / f"{table}{suffix}").read_text()
-            assert number in text
-            if of_form == form:
-                assert text in ended.stdout
-        assert number in ended.stdout
-    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert content["category_scores"]["numbers"]["a"] == {"relative": 0.5, "min_max": 0.0}
-    assert [run["name"] for run in content["runs"]] == ["a", "new"]
-    assert content["runs"][1]["cells"]["counting"]["difference"]["difference"] == 50
-
-
-def test_published_rows_stand_below_a_run(tmp_path: Path) -> None:
-    write_mme(tmp_path / "mme", 1)
-    run = run_of(tmp_path, "a", "mme", mme_answers(0, 0.5, 1))
-    suite = write_suite(tmp_path, suite_of(column("MME", "mme", column="perception")))
-    said = io.StringIO()
-    console = Console(file=said, width=200)
-
-    comparison = report_comparison(
-        [str(run.folder)], str(suite), benchmarks=tmp_path, form="csv", console=console
-    )
-
-    assert comparison.notes == ["28 questions were found; the published MME has 2374"]
-    assert '"MMFuser-7B [2410.11829, figure]",1479.7' in said.getvalue()
-
-
-def test_bad_answers_end_the_command_with_one_error(tmp_path: Path) -> None:
-    write_realmix(tmp_path / "realmix", 6, pictures=False)
-    run = run_of(tmp_path, "a", "realmix", {"q0/0": "0"})
-    suite = write_suite(tmp_path, REAL)
-    arguments = ["compare", str(run.folder), "--suite", str(suite), "--benchmarks", str(tmp_path)]
-
-    ended = CliRunner().invoke(app, arguments)
-
-    assert ended.exit_code == 2
-    assert "answers 1 of the 6 questions of real pictures" in one_line(ended)
-
-
-@pytest.mark.parametrize("option", ["--baseline=run", "--resamples=200", "--seed=1"])
-def test_one_run_has_nothing_to_be_compared_with(tmp_path: Path, option: str) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-
-    result = CliRunner().invoke(app, ["compare", str(run), "--suite=real", option])
-
-    assert result.exit_code == 2
-    assert "compares runs, and there is one" in one_line(result)
