@@ -26,13 +26,15 @@ VERDICTS = {"unjudged": "none: one seed"}
 def results_page(name: str) -> str:
     """A finished study's table, from its committed summary."""
     summary = json.loads((RESULTS / name / "summary.json").read_text("utf-8"))
-    families = summary["families"]
+    # Summaries of older versions show families.
+    shown_by = summary.get("shown_by", "families")
+    groups = list(summary["chance"][shown_by])
     lines = [f"# Results: {name}", "", summary["findings"]["headline"], ""]
     sentences = ("training", "learning", "layers", "seeds")
     lines += [summary["findings"][key] + "\n" for key in sentences]
-    head = ["arm", "mean (95 % interval)", "difference", "verdict", "training", *families]
+    head = ["arm", "mean (95 % interval)", "difference", "verdict", "training", *groups]
     lines += ["| " + " | ".join(head) + " |"]
-    lines += ["|---" * (5 + len(families)) + "|"]
+    lines += ["|---" * (5 + len(groups)) + "|"]
     for arm in summary["arms"]:
         low, high = arm["mean"]["interval"]
         cells = [
@@ -47,9 +49,9 @@ def results_page(name: str) -> str:
         else:
             cells += ["", "baseline"]
         cells.append(ArmLearning.from_json(summary["learning"][arm["arm"]]).text)
-        cells += [f"{arm['families'][family]['score']:.2f}" for family in families]
+        cells += [f"{arm[shown_by][group]['score']:.2f}" for group in groups]
         lines.append("| " + " | ".join(cells) + " |")
-    chance = [f"{summary['chance']['families'][family]:.2f}" for family in families]
+    chance = [f"{summary['chance'][shown_by][group]:.2f}" for group in groups]
     mean = f"{summary['chance']['mean']:.3f}"
     lines.append("| " + " | ".join(["chance", mean, "", "", "", *chance]) + " |")
     lines += [

@@ -17,6 +17,7 @@ from layerfuse.evaluate.records import (
     read_runs,
     write_records,
 )
+from layerfuse.study.findings import layer_sentence
 from layerfuse.study.summary import summarize
 from tests.made_up import run_record
 from tests.made_up_studies import (
@@ -128,8 +129,9 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
         "guidance",
         "learning",
         "probes",
+        "shown_by",
     ]
-    assert list(content["chance"]) == ["mean", "families"]
+    assert list(content["chance"]) == ["mean", "families", "categories"]
     assert list(content["noise"]) == ["sd", "df", "spread", "spread_arm"]
     high, base = content["arms"]
     # No question is novel: `seen` and `novel` are not there.
@@ -154,6 +156,42 @@ def test_json_has_the_fields_that_readers_of_summary_json_know(tmp_path: Path):
     assert list(high["mean"]) == ["score", "interval", "covers"]
     assert high["versus_baseline"]["verdict"] == "better"
     assert base["versus_baseline"] is None
+
+
+@pytest.mark.parametrize(("families", "shown_by"), [(10, "families"), (11, "categories")])
+def test_of_many_families_the_categories_are_shown(
+    tmp_path: Path, families: int, shown_by: str
+) -> None:
+    """One of the layers answers everything, the other only what is counted."""
+    runs = []
+    for arm, seed in (("base", 0), ("base", 1), ("deep", 0), ("deep", 1)):
+        answers = []
+        for picture in range(12 * families):
+            family = picture % families
+            category = "counting" if family < 6 else "colour"
+            right = arm == "deep" or (category == "counting" and picture % 7 != seed)
+            answer = answer_to(
+                picture,
+                0,
+                right=right,
+                answer="xyz"[picture % 3],
+                family=f"family {family:02d}",
+            )
+            answers.append(replace(answer, category=category))
+        layers = (4,) if arm == "base" else (8,)
+        runs.append(finished_run(arm, seed, answers, layers=layers))
+
+    summary = summarize(runs, "base")
+
+    assert summary.shown_by == shown_by
+    assert len(summary.chance.families) == families
+    assert list(summary.chance.categories) == ["colour", "counting"]
+    shown = summary.chance.families if shown_by == "families" else summary.chance.categories
+    assert [leader.family for leader in summary.leaders] == list(shown)
+    # The commonest of three answers of a family, over the families of the category.
+    assert summary.chance.categories["counting"] == pytest.approx(1 / 3, abs=0.1)
+    if shown_by == "categories":
+        assert "leads on colour" in layer_sentence(summary)
 
 
 def test_json_has_seen_and_held_out_scores_where_a_study_has_them(tmp_path: Path):

@@ -340,14 +340,17 @@ def layer_sentence(summary: Summary) -> str:
         else:
             rest += 1
     if not clear_families:
-        return f"Among {count} single-layer arms none leads in a family beyond noise{remark}."
+        one = "category" if summary.shown_by == "categories" else "family"
+        return f"Among {count} single-layer arms none leads in a {one} beyond noise{remark}."
 
     parts = []
     for arm, families in clear_families.items():
         parts.append(f"{arm} leads on {listed(families)}")
     tail = ""
     if rest:
-        tail = f"; elsewhere ({rest} of {len(summary.leaders)} families) the order is noise"
+        tail = (
+            f"; elsewhere ({rest} of {len(summary.leaders)} {summary.shown_by}) the order is noise"
+        )
     return f"Of the {count} single-layer arms, {listed(parts)} beyond noise{tail}{remark}."
 
 

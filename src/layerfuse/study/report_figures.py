@@ -44,10 +44,12 @@ def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
             if stage not in stages:
                 stages.append(stage)
     # `plots` lies on a lower floor and knows nothing of studies.
+    by_category = summary.shown_by == "categories"
     arms = []
     for arm in summary.arms:
         families = {}
-        for family, score in arm.families.items():
+        scores_of_groups = arm.categories if by_category else arm.families
+        for family, score in scores_of_groups.items():
             families[family] = plots.Share(score.score, score.interval)
         arms.append(
             plots.ArmResult(
@@ -62,7 +64,7 @@ def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
         arms=arms,
         baseline=summary.baseline,
         chance=summary.chance.mean,
-        family_chance=summary.chance.families,
+        family_chance=summary.chance.categories if by_category else summary.chance.families,
     )
     legend = LEGEND_ROW * math.ceil(len(arms) / LEGEND_COLUMNS)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,6 +41,10 @@ from layerfuse.study.training_status import ProbeComparison, compare_with_probe
 BOOTSTRAP = Bootstrap(resamples=Statistics().resamples, seed=Statistics().seed)
 
 
+MOST_FAMILIES = 10
+"""Of more families, tables and figures show the categories."""
+
+
 @dataclass(frozen=True)
 class ChanceScores:
     """What the commonest answer of each family scores, as shares of 1.
@@ -48,10 +52,12 @@ class ChanceScores:
     Attributes:
         mean: over the families, each counting the same.
         families: by family of questions.
+        categories: by category of questions.
     """
 
     mean: float
     families: dict[str, float]
+    categories: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ class Summary:
         resolvable: the difference to the baseline that a study with this noise shows with a
             probability of 80 %; None where nothing is judged.
         single_layer: names of the arms that use one layer alone.
-        leaders: the leading one of these for each family; none of fewer than two.
+        leaders: the leading one of these for each group of questions; none of fewer than two.
         arms: all that have a finished run, the highest score first.
         guidance: one row per guided arm and control.
         learning: what each arm had learned when its training stopped; empty where nothing is known.
@@ -149,6 +155,8 @@ class Summary:
         seed_look: the look at which seeds were last added or no longer; None where seeds are a
             list.
         budgets: what more steps did; None where the recipe gave the steps.
+        shown_by: the groups of questions that are shown one by one: families, or categories where
+            there are too many families.
     """
 
     # The order of the fields is that of summary.json.
@@ -171,6 +179,7 @@ class Summary:
     claims: list[JudgedClaim] = field(default_factory=list[JudgedClaim])
     seed_look: SeedLook | None = None
     budgets: StepBudgets | None = None
+    shown_by: Literal["families", "categories"] = "families"
 
     def to_json(self) -> dict[str, Any]:
         """Give the summary as summary.json holds it, without its sentences.
@@ -480,9 +489,9 @@ def summarize(
     for arm, columns in enumerate(table.columns):
         if runs[columns[0]].record.fusion["name"] == "single":
             single.append(arm)
-    chance_by_family = {}
-    for family, scores in zip(table.groups, table.each, strict=True):
-        chance_by_family[family] = scores.chance.score
+    shown_by: Literal["families", "categories"] = "families"
+    if len(table.groups) > MOST_FAMILIES and len(tables.categories.groups) > 1:
+        shown_by = "categories"
     seed_look = None
     if auto is not None:
         seed_look = look_at(runs, baseline, auto, table)
@@ -499,11 +508,15 @@ def summarize(
         items=len(runs[0].answers),
         images=table.images,
         families=table.groups,
-        chance=ChanceScores(mean=table.mean.chance.score, families=chance_by_family),
+        chance=ChanceScores(
+            mean=table.mean.chance.score,
+            families=_chance_by_group(table),
+            categories=_chance_by_group(tables.categories),
+        ),
         noise=table.mean.noise,
         resolvable=resolved_by(table.mean, table.arms.index(baseline)),
         single_layer=[table.arms[arm] for arm in single],
-        leaders=layer_leaders(table, single),
+        leaders=layer_leaders(table if shown_by == "families" else tables.categories, single),
         arms=arms,
         guidance=guidance_rows(runs, bootstrap),
         learning=learning,
@@ -512,4 +525,13 @@ def summarize(
         claims=judge_claims(claims, runs, bootstrap, unsettled),
         seed_look=seed_look,
         budgets=budgets,
+        shown_by=shown_by,
     )
+
+
+def _chance_by_group(table: ScoreTable) -> dict[str, float]:
+    """What the commonest answer of each group of questions scores."""
+    chance: dict[str, float] = {}
+    for group, scores in zip(table.groups, table.each, strict=True):
+        chance[group] = scores.chance.score
+    return chance
