@@ -18,6 +18,13 @@ from pyarrow import parquet
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import official_files
 from layerfuse.evaluate.benchmarks.interface import Item
+from layerfuse.evaluate.benchmarks.pictures import (
+    check_pictures,
+    picture_file,
+    picture_from_base64,
+    picture_from_bytes,
+    picture_from_cell,
+)
 from layerfuse.vision.picture import Picture
 
 ROWS = [{"id": 1, "question": "how many?"}, {"id": 2, "question": "which\ncolour?"}]
@@ -211,13 +218,11 @@ def test_excel_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "picture",
     [
-        official_files.picture_from_bytes("a", png()),
-        official_files.picture_from_base64("a", base64.b64encode(png()).decode()),
-        official_files.picture_from_base64(
-            "a", "data:image/png;base64," + base64.b64encode(png()).decode()
-        ),
-        official_files.picture_from_cell("a", {"bytes": png(), "path": "a.png"}),
-        official_files.picture_from_cell("a", png()),
+        picture_from_bytes("a", png()),
+        picture_from_base64("a", base64.b64encode(png()).decode()),
+        picture_from_base64("a", "data:image/png;base64," + base64.b64encode(png()).decode()),
+        picture_from_cell("a", {"bytes": png(), "path": "a.png"}),
+        picture_from_cell("a", png()),
     ],
 )
 def test_a_picture_in_memory_opens_also_in_another_process(picture: Picture) -> None:
@@ -226,23 +231,23 @@ def test_a_picture_in_memory_opens_also_in_another_process(picture: Picture) -> 
 
 def test_bad_pictures_are_named() -> None:
     with pytest.raises(LayerfuseError, match=r"row 3 is not valid base64: .* 5 characters"):
-        official_files.picture_from_base64("row 3", "iVBOR")
+        picture_from_base64("row 3", "iVBOR")
     with pytest.raises(LayerfuseError, match="row 3 is empty"):
-        official_files.picture_from_bytes("row 3", b"")
+        picture_from_bytes("row 3", b"")
     with pytest.raises(LayerfuseError, match="row 3 is a mapping with 'path'; its encoded bytes"):
-        official_files.picture_from_cell("row 3", {"path": "a.png"})
+        picture_from_cell("row 3", {"path": "a.png"})
 
 
 def test_missing_pictures_are_counted(tmp_path: Path) -> None:
     (tmp_path / "there.png").write_bytes(png())
     items: list[Item] = []
     for name in ("there.png", "gone.png", "lost.png", "gone.png"):
-        picture = official_files.picture_file(tmp_path, name)
+        picture = picture_file(tmp_path, name)
         items.append(Item(str(len(items)), (picture,), "what?", ("this",)))
 
-    official_files.check_pictures(items[:1])
+    check_pictures(items[:1])
     with pytest.raises(LayerfuseError, match=r"2 of 3 pictures are missing, .*/gone\.png"):
-        official_files.check_pictures([items[0], *items[1:]])
+        check_pictures([items[0], *items[1:]])
 
 
 def test_repeated_ids_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from layerfuse.evaluate.benchmarks.grounding import (
     written_box,
 )
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
-from layerfuse.evaluate.benchmarks.official_files import check_pictures
+from layerfuse.evaluate.benchmarks.pictures import check_pictures
 
 
 def write_json(file: Path, value: Any) -> None:

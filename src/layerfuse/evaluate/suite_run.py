@@ -14,7 +14,7 @@ from layerfuse.evaluate.answer_folder import AskedModel
 from layerfuse.evaluate.asking import answer_folder, ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
-from layerfuse.evaluate.benchmarks.official_files import check_pictures
+from layerfuse.evaluate.benchmarks.pictures import check_pictures
 from layerfuse.evaluate.candidates import choose, judged_choices, possible_answers
 from layerfuse.evaluate.suite_scores import column_of, fill, print_columns, print_scores
 from layerfuse.evaluate.suites import Prompt, Suite, load_prompts

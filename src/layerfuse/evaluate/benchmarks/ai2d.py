@@ -24,11 +24,11 @@ from layerfuse.evaluate.benchmarks.official_files import (
     checked_items,
     existing_file,
     nothing_found,
-    picture_from_cell,
     read_parquet,
     read_tsv,
     shards_like,
 )
+from layerfuse.evaluate.benchmarks.pictures import picture_from_cell
 
 
 @benchmark

@@ -15,7 +15,8 @@ from layerfuse.evaluate.benchmarks.interface import (
     by_group,
     share,
 )
-from layerfuse.evaluate.benchmarks.official_files import Row, picture_from_base64
+from layerfuse.evaluate.benchmarks.official_files import Row
+from layerfuse.evaluate.benchmarks.pictures import picture_from_base64
 from layerfuse.vision.picture import Picture
 
 _LONGEST_REFERENCE = 64

@@ -27,11 +27,10 @@ from layerfuse.evaluate.benchmarks.official_files import (
     checked_items,
     existing_file,
     nothing_found,
-    picture_file,
-    picture_from_cell,
     read_json_lines,
     read_parquet,
 )
+from layerfuse.evaluate.benchmarks.pictures import picture_file, picture_from_cell
 from layerfuse.vision.picture import Picture
 
 SOURCES = ("ADE20K", "COCO", "Omni3D")

@@ -16,6 +16,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     by_group,
     share,
 )
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 from layerfuse.vision.picture import Picture
 
 
@@ -62,7 +63,7 @@ class DocVqa(Anls):
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
             image = Path(official_files.cell_text(file, number, row, "image")).name
-            item = _question(file, number, row, official_files.picture_file(pictures, image))
+            item = _question(file, number, row, picture_file(pictures, image))
             items.append(item)
         return official_files.checked_items(file, items)
 
@@ -84,7 +85,7 @@ class InfoVqa(Anls):
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
             image = official_files.cell_text(file, number, row, "image_local_name")
-            picture = official_files.picture_file(folder / "infographicsvqa_images", image)
+            picture = picture_file(folder / "infographicsvqa_images", image)
             items.append(_question(file, number, row, picture))
         return official_files.checked_items(file, items)
 
@@ -114,7 +115,7 @@ class ChartQa(Benchmark):
                 item = Item(
                     # The files have no ids.
                     id=f"{group}-{number}",
-                    pictures=(official_files.picture_file(folder / "test" / "png", image),),
+                    pictures=(picture_file(folder / "test" / "png", image),),
                     question=official_files.cell_text(file, number, row, "query"),
                     answers=(official_files.cell_text(file, number, row, "label"),),
                     group=group,

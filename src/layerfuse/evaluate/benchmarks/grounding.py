@@ -39,6 +39,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     by_group,
     share,
 )
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 
 IOU_NEEDED = 0.5
 """The overlap, in shares of the union, from which on a box is right."""
@@ -103,7 +104,7 @@ class ReferringExpressions(Benchmark):
         for reference in read_references(file, self.splits):
             item = Item(
                 id=reference.id,
-                pictures=(official_files.picture_file(folder, reference.image),),
+                pictures=(picture_file(folder, reference.image),),
                 question=reference.sentence,
                 # What is right is a box, however a model writes it.
                 answers=(),
@@ -200,7 +201,7 @@ class RefCocoGCaptions(Benchmark):
             first = of_part[0]
             item = Item(
                 id=first.id,
-                pictures=(official_files.picture_file(folder, first.image),),
+                pictures=(picture_file(folder, first.image),),
                 question=written_box(first.box, self.scale, first.size, self.padded),
                 answers=tuple(reference.sentence for reference in of_part),
                 group=first.split,

@@ -16,7 +16,8 @@ from layerfuse.evaluate.benchmarks.interface import (
     benchmark,
     share,
 )
-from layerfuse.evaluate.benchmarks.official_files import Row, checked_items, picture_file, read_json
+from layerfuse.evaluate.benchmarks.official_files import Row, checked_items, read_json
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 
 _NEEDED = (
     "category",

@@ -18,7 +18,8 @@ from layerfuse.evaluate.benchmarks.interface import (
     by_group,
     share,
 )
-from layerfuse.evaluate.benchmarks.official_files import checked_items, picture_file
+from layerfuse.evaluate.benchmarks.official_files import checked_items
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 
 PERCEPTION = (
     "existence",

@@ -17,7 +17,8 @@ from layerfuse.evaluate.benchmarks.interface import (
     benchmark,
     share,
 )
-from layerfuse.evaluate.benchmarks.official_files import checked_items, picture_file
+from layerfuse.evaluate.benchmarks.official_files import checked_items
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 
 _OPTION = re.compile(r"\(([a-z])\)")
 

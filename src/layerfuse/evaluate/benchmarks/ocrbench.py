@@ -15,6 +15,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     benchmark,
     by_group,
 )
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 
 _RECOGNITION = (
     "Regular Text Recognition",
@@ -68,7 +69,7 @@ class OcrBench(Benchmark):
             item = Item(
                 # The ids in the file are those of the datasets it draws on, which repeat.
                 id=f"{number}-{dataset}",
-                pictures=(official_files.picture_file(folder / "OCRBench_Images", image),),
+                pictures=(picture_file(folder / "OCRBench_Images", image),),
                 question=official_files.cell_text(file, number, row, "question"),
                 answers=_answers(file, number, row),
                 group=kind,

@@ -1,23 +1,19 @@
-"""Files of benchmarks as rows: JSON, JSON lines, TSV, Parquet and Excel, and pictures within them.
+"""Files of benchmarks as rows: JSON, JSON lines, TSV, Parquet and Excel.
 
 Every function gives one error that names the file, what was expected of it and what it has.
 """
 
-import base64
-import binascii
 import csv
 import io
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from layerfuse.data import text_files
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.benchmarks.interface import Item
-from layerfuse.vision.picture import Picture
 
 Row = dict[str, Any]
 """One record of a file: its cells by the names of their columns."""
@@ -72,7 +68,7 @@ def read_json(
         value = _with_ids(file, value, id_column)
     if not isinstance(value, list):
         raise LayerfuseError(
-            f"{file} holds {_described(value)}; a list of records is expected. Is it the file of "
+            f"{file} holds {described(value)}; a list of records is expected. Is it the file of "
             "another benchmark?"
         )
     return _checked_rows(file, cast("list[Any]", value), needed)
@@ -97,7 +93,7 @@ def read_json_lines(file: Path, needed: Sequence[str] = ()) -> list[Row]:
         value = [cast("Row", value)]
     if not isinstance(value, list):
         raise LayerfuseError(
-            f"{file} holds {_described(value)}; one JSON record per line is expected"
+            f"{file} holds {described(value)}; one JSON record per line is expected"
         )
     return _checked_rows(file, cast("list[Any]", value), needed)
 
@@ -261,7 +257,7 @@ def cell_text(file: Path, number: int, row: Row, column: str) -> str:
     is_number = isinstance(cell, (int, float)) and not isinstance(cell, bool)
     if not is_number and not isinstance(cell, str):
         raise LayerfuseError(
-            f"{file} has {_described(cell)} as {column!r} in row {number}; a text is expected"
+            f"{file} has {described(cell)} as {column!r} in row {number}; a text is expected"
         )
     return str(cell)
 
@@ -284,7 +280,7 @@ def cell_texts(file: Path, number: int, row: Row, column: str) -> tuple[str, ...
     cell = row[column]
     if not isinstance(cell, list) or not cell:
         raise LayerfuseError(
-            f"{file} has {_described(cell)} as {column!r} in row {number}; a list of texts is "
+            f"{file} has {described(cell)} as {column!r} in row {number}; a list of texts is "
             "expected, with at least one"
         )
     texts: list[str] = []
@@ -322,113 +318,6 @@ def shards_like(folder: Path, pattern: str) -> list[Path]:
                 f"{folder} has {len(others)} of the {of} files like {file.name}; all are expected"
             )
     return files
-
-
-def picture_from_bytes(name: str, data: bytes) -> Picture:
-    """A picture whose encoded bytes are at hand.
-
-    Args:
-        name: by which errors call it; distinct pictures have distinct names.
-        data: such as those of a PNG file.
-
-    Returns:
-        The picture.
-
-    Raises:
-        LayerfuseError: there are no bytes.
-    """
-    if not data:
-        raise LayerfuseError(f"the picture {name} is empty; an encoded picture is expected")
-    # `bytes` gives its argument back without a copy, and can be sent to other processes.
-    return Picture(name, reader=partial(bytes, data))
-
-
-def picture_from_base64(name: str, text: str) -> Picture:
-    """A picture that is written in base64.
-
-    Args:
-        name: by which errors call it; distinct pictures have distinct names.
-        text: with or without `data:image/png;base64,` before it, and line ends within it.
-
-    Returns:
-        The picture.
-
-    Raises:
-        LayerfuseError: the text is no base64, or is cut off.
-    """
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    without_space = "".join(text.split())
-    try:
-        # At once, so that a broken cell is found when the file is read and not hours later.
-        data = base64.b64decode(without_space, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise LayerfuseError(
-            f"the picture {name} is not valid base64: {error}. It begins with "
-            f"{short(without_space[:20])} and has {len(without_space)} characters; was the file "
-            "cut off?"
-        ) from error
-    return picture_from_bytes(name, data)
-
-
-def picture_from_cell(name: str, cell: Any) -> Picture:
-    """A picture in a cell of a Parquet file.
-
-    Args:
-        name: by which errors call it; distinct pictures have distinct names.
-        cell: the mapping `{"bytes": ..., "path": ...}`, or the bytes alone.
-
-    Returns:
-        The picture.
-
-    Raises:
-        LayerfuseError: the cell holds no bytes.
-    """
-    data = cell
-    if isinstance(cell, Mapping):
-        data = cast("Mapping[str, Any]", cell).get("bytes")
-    if not isinstance(data, bytes):
-        raise LayerfuseError(
-            f"the picture {name} is {_described(cell)}; its encoded bytes are expected"
-        )
-    return picture_from_bytes(name, data)
-
-
-def picture_file(folder: Path, name: str) -> Picture:
-    """A picture in a file, which need not be there: answers are scored without pictures.
-
-    Args:
-        folder: of the pictures.
-        name: of the file, as the benchmark gives it.
-
-    Returns:
-        The picture.
-    """
-    return Picture(str(folder / name))
-
-
-def check_pictures(items: Iterable[Item]) -> None:
-    """Refuse questions whose pictures' files are missing; asking needs them, scoring does not.
-
-    Args:
-        items: the questions.
-
-    Raises:
-        LayerfuseError: counts the missing files and names the first.
-    """
-    # Many questions are about the same picture; a dict, unlike a set, keeps the order.
-    names: dict[str, None] = {}
-    for item in items:
-        for picture in item.pictures:
-            # What has a reader is in memory.
-            if picture.reader is None:
-                names[picture.name] = None
-    missing = [name for name in names if not Path(name).is_file()]
-    if missing:
-        raise LayerfuseError(
-            f"{len(missing)} of {len(names)} pictures are missing, the first is {missing[0]}. "
-            "Unpack the benchmark's pictures there"
-        )
 
 
 def unique_ids(items: Iterable[Item]) -> None:
@@ -491,7 +380,7 @@ def _under_key(file: Path, value: Any, key: str) -> Any:
     """
     if not isinstance(value, dict):
         raise LayerfuseError(
-            f"{file} holds {_described(value)}; a mapping with a list under {key!r} is expected. "
+            f"{file} holds {described(value)}; a mapping with a list under {key!r} is expected. "
             "Is it the file of another benchmark?"
         )
     mapping = cast("Row", value)
@@ -511,14 +400,14 @@ def _with_ids(file: Path, value: Any, id_column: str) -> list[Any]:
     """
     if not isinstance(value, dict):
         raise LayerfuseError(
-            f"{file} holds {_described(value)}; a mapping from ids to records is expected. Is it "
+            f"{file} holds {described(value)}; a mapping from ids to records is expected. Is it "
             "the file of another benchmark?"
         )
     rows: list[Any] = []
     for name, record in cast("Row", value).items():
         if not isinstance(record, dict):
             raise LayerfuseError(
-                f"{file} has {_described(record)} under {name!r}; a record is expected. Is it the "
+                f"{file} has {described(record)} under {name!r}; a record is expected. Is it the "
                 "file of another benchmark?"
             )
         rows.append({**cast("Row", record), id_column: name})
@@ -579,7 +468,7 @@ def _checked_rows(file: Path, values: list[Any], needed: Sequence[str]) -> list[
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
             raise LayerfuseError(
-                f"{file} has {_described(value)} as record {number}; a mapping is expected. Is it "
+                f"{file} has {described(value)} as record {number}; a mapping is expected. Is it "
                 "the file of another benchmark?"
             )
         row = cast("Row", value)
@@ -603,7 +492,7 @@ def _names(mapping: Mapping[str, Any]) -> str:
     return shown or "nothing"
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
     """What kind of value this is, for errors."""
     if isinstance(value, list):
         return f"a list of {len(cast('list[Any]', value))}"

@@ -16,11 +16,8 @@ from layerfuse.evaluate.benchmarks.interface import (
     benchmark,
     by_group,
 )
-from layerfuse.evaluate.benchmarks.official_files import (
-    checked_items,
-    picture_file,
-    read_json_lines,
-)
+from layerfuse.evaluate.benchmarks.official_files import checked_items, read_json_lines
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 from layerfuse.evaluate.metrics import BinaryCounts, count_yes_no
 
 SPLITS = ("random", "popular", "adversarial")

@@ -19,10 +19,10 @@ from layerfuse.evaluate.benchmarks.interface import (
 from layerfuse.evaluate.benchmarks.official_files import (
     Row,
     checked_items,
-    picture_file,
     read_json,
     read_json_value,
 )
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 
 _SPLIT = "test"
 _COLUMNS = ("question", "choices", "answer", "hint", "image", "grade", "subject")

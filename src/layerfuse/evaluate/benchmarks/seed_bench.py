@@ -20,10 +20,10 @@ from layerfuse.evaluate.benchmarks.interface import (
 from layerfuse.evaluate.benchmarks.official_files import (
     Row,
     checked_items,
-    picture_file,
     read_json,
     read_json_value,
 )
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 _NEEDED = ("question_id", "question", *_CHOICES, "answer", "data_type", "question_type_id")

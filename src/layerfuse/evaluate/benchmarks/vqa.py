@@ -22,6 +22,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     share,
 )
 from layerfuse.evaluate.benchmarks.official_files import Row
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 from layerfuse.vision.picture import Picture
 
 _OCR_LINE = "Reference OCR token:"
@@ -128,7 +129,7 @@ class VizWiz(SoftAccuracy):
             item = Item(
                 # There is one question about each picture, and no id besides its name.
                 id=Path(image).stem,
-                pictures=(official_files.picture_file(folder / "val", image),),
+                pictures=(picture_file(folder / "val", image),),
                 question=official_files.cell_text(file, number, row, "question"),
                 answers=_answers(file, number, row),
                 group=official_files.cell_text(file, number, row, "answer_type"),
@@ -183,7 +184,7 @@ class TextVqa(SoftAccuracy):
                 context = words[key]
             item = Item(
                 id=official_files.cell_text(file, number, row, "question_id"),
-                pictures=(official_files.picture_file(folder / "train_images", f"{image}.jpg"),),
+                pictures=(picture_file(folder / "train_images", f"{image}.jpg"),),
                 question=question,
                 answers=_ten_answers(file, number, row),
                 context=context,
@@ -221,7 +222,7 @@ class Gqa(Benchmark):
             image = official_files.cell_text(file, number, row, "imageId")
             item = Item(
                 id=official_files.cell_text(file, number, row, "questionId"),
-                pictures=(official_files.picture_file(folder / "images", f"{image}.jpg"),),
+                pictures=(picture_file(folder / "images", f"{image}.jpg"),),
                 question=official_files.cell_text(file, number, row, "question"),
                 answers=(official_files.cell_text(file, number, row, "answer"),),
                 group=_gqa_group(file, number, row),
@@ -326,7 +327,7 @@ def _coco_picture(file: Path, folder: Path, number: int, row: Row) -> Picture:
             f"{file} has {image!r} as 'image_id' in row {number}; the whole number of a picture of "
             "COCO is expected"
         )
-    return official_files.picture_file(folder / "val2014", f"COCO_val2014_{image.zfill(12)}.jpg")
+    return picture_file(folder / "val2014", f"COCO_val2014_{image.zfill(12)}.jpg")
 
 
 def _answers(file: Path, number: int, row: Row) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from typing import Any
 from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
-from layerfuse.evaluate.benchmarks import Item, official_files
+from layerfuse.evaluate.benchmarks import Item
+from layerfuse.evaluate.benchmarks.pictures import check_pictures
 from layerfuse.vision.picture import Picture
 
 BENCHMARKS_VARIABLE = "LAYERFUSE_BENCHMARKS"
@@ -48,7 +49,7 @@ def as_dataset(items: Sequence[Item]) -> Any:
         LayerfuseError: pictures are missing.
     """
     # Now, and not when the model has answered half of the questions.
-    official_files.check_pictures(items)
+    check_pictures(items)
     rows: list[dict[str, str]] = []
     for item in items:
         row = {

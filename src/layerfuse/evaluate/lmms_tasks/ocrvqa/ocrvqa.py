@@ -7,6 +7,7 @@ from typing import Any
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate import metrics
 from layerfuse.evaluate.benchmarks import Item, official_files
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 from layerfuse.evaluate.lmms_tasks.local_files import Document, as_dataset, folder_of
 
 TEST = 3
@@ -42,7 +43,7 @@ def questions(stand_in: Any) -> Any:
             )
         # So the script of its authors calls what it downloads.
         suffix = Path(official_files.cell_text(file, number, book, "imageURL")).suffix
-        picture = official_files.picture_file(folder / "images", f"{book['id']}{suffix}")
+        picture = picture_file(folder / "images", f"{book['id']}{suffix}")
         genre = official_files.cell_text(file, number, book, "genre")
         for place, (question, answer) in enumerate(zip(asked, answers, strict=True), start=1):
             items.append(Item(f"{book['id']}-{place}", (picture,), question, (answer,), genre))

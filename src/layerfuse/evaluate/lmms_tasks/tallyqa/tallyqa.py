@@ -6,6 +6,7 @@ from typing import Any
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate import metrics
 from layerfuse.evaluate.benchmarks import Item, official_files
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 from layerfuse.evaluate.lmms_tasks.local_files import Document, as_dataset, folder_of
 
 
@@ -35,7 +36,7 @@ def questions(stand_in: Any) -> Any:
         item = Item(
             # The ids of questions are those of the datasets that they come from.
             id=str(number),
-            pictures=(official_files.picture_file(folder / "images", image),),
+            pictures=(picture_file(folder / "images", image),),
             question=official_files.cell_text(file, number, row, "question"),
             answers=(official_files.cell_text(file, number, row, "answer"),),
             group="simple" if row["issimple"] else "complex",

@@ -7,6 +7,7 @@ from typing import Any
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.answer_parsing import leading_yes_no
 from layerfuse.evaluate.benchmarks import Item, official_files
+from layerfuse.evaluate.benchmarks.pictures import picture_file
 from layerfuse.evaluate.lmms_tasks.local_files import Document, as_dataset, folder_of
 
 WORDS = {0: "no", 1: "yes"}
@@ -57,7 +58,7 @@ def _statements(folder: Path, split: str) -> Any:
         item = Item(
             # The files have no ids.
             id=str(number),
-            pictures=(official_files.picture_file(folder / "images", image),),
+            pictures=(picture_file(folder / "images", image),),
             question=official_files.cell_text(file, number, row, "caption"),
             answers=(WORDS[row["label"]],),
             group=official_files.cell_text(file, number, row, "relation"),
