@@ -292,6 +292,10 @@ def broken_bytes(items: list[Item], folder: Path) -> dict[str, Any]:
             changed_line({"output": 5}),
             "line 2 is no answer: output: Input should be a valid string",
         ),
+        (
+            changed_line({"score": "1"}),
+            "line 2 is no answer: score: Input should be a valid number",
+        ),
         (changed_line({"more": 5}), "line 2 is no answer: more: Unexpected keyword argument"),
         (broken_bytes, r"cannot read .*answers\.jsonl"),
     ],

@@ -148,6 +148,32 @@ def test_the_batch_changes_no_choice(
         assert one.chosen == other.chosen
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "rows"), [(1, [2, 3, 3]), (4, [2, 3, 3]), (5, [5, 3]), (32, [8])]
+)
+def test_no_batch_has_more_rows_than_it_may(
+    answerer: Answerer,
+    closed_items: list[Item],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    rows: list[int],
+) -> None:
+    """The answers to one question stay together, in a forward of their own where they are more."""
+    asked: list[int] = []
+    measure = candidates.answer_likelihoods
+
+    def watch(model: Answerer, questions: list[Question], **options: Any) -> list[Any]:
+        assert options["batch_size"] == batch_size
+        asked.append(len(questions))
+        return measure(model, questions, **options)
+
+    monkeypatch.setattr(candidates, "answer_likelihoods", watch)
+    choices_of(answerer, closed_items, tmp_path / "a", batch_size=batch_size)
+
+    assert asked == rows
+
+
 def test_choices_go_on_where_they_were_stopped(
     answerer: Answerer, closed_items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

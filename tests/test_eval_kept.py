@@ -21,7 +21,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate import predict as predict_module
 from layerfuse.evaluate.answer import Answerer, load_answerer
 from layerfuse.evaluate.evaluation import data_of, evaluate
-from layerfuse.evaluate.likelihood import answer_likelihoods
+from layerfuse.evaluate.likelihood import AnswerLikelihood, answer_likelihoods
 from layerfuse.evaluate.questions import Question, questions
 from layerfuse.evaluate.suite_run import evaluate_suite
 from layerfuse.recipe.evaluate_settings import Evaluation
@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two pictures with four questions each, the second of each with the answer that is given."""
+    """Two pictures with four questions each."""
     records: list[dict[str, Any]] = []
     for number in range(2):
         write_picture(tmp_path / f"{number}.png", 60 + 90 * number)
@@ -181,6 +181,41 @@ def test_a_run_that_was_stopped_goes_on(
     for name, content in kept.items():
         assert (tmp_path / "out" / name).read_bytes().startswith(content)
     assert len(asked) == calls - 1
+
+
+def test_answers_that_are_known_are_lines_too(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that greedy decoding is known to give, which are not generated: once, also if the run
+    is stopped behind them."""
+
+    def half_known(_: Answerer, asked: list[Question], **__: Any) -> list[AnswerLikelihood]:
+        found: list[AnswerLikelihood] = []
+        for question in asked:
+            is_known = int(question.id.rpartition("/")[2]) % 2 == 0
+            found.append(AnswerLikelihood(total=-3.0, tokens=2, greedy=is_known))
+        return found
+
+    def stop(*_: Any, **__: Any) -> list[str]:
+        raise StoppedError
+
+    monkeypatch.setattr(predict_module, "answer_likelihoods", half_known)
+    with monkeypatch.context() as patch:
+        patch.setattr(Answerer, "answer", stop)
+        with pytest.raises(StoppedError):
+            run(model, data, tmp_path / "out", controls=())
+    file = tmp_path / "out" / "answers.jsonl"
+    assert len(read_lines(file)) == NUM_QUESTIONS / 2
+
+    run(model, data, tmp_path / "out", controls=())
+
+    lines = read_lines(file)
+    assert len(lines) == NUM_QUESTIONS
+    for line in lines[: NUM_QUESTIONS // 2]:
+        sample, turn = line["id"].split("/")
+        assert line["output"] == f"answer {sample} {turn}"
+        assert (line["score"], line["seconds"]) == (1, 0)
+    assert all(line["seconds"] > 0 for line in lines[NUM_QUESTIONS // 2 :])
 
 
 def test_a_finished_run_asks_nothing(
