@@ -93,3 +93,10 @@ def test_one_run_has_nothing_to_be_compared_with(tmp_path: Path, option: str) ->
 
     assert result.exit_code == 2
     assert "compares runs, and there is one" in one_line(result)
+
+
+def test_a_folder_of_benchmarks_is_refused_where_none_has_files(tmp_path: Path) -> None:
+    arguments = ["compare", "a", "b", "--suite", "offline", "--benchmarks", str(tmp_path)]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2
+    assert "suite 'offline' needs no files: leave --benchmarks out" in one_line(refused)

@@ -1,13 +1,16 @@
 """The verbs that test models and compare what they answered."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer import Argument, Option
 
 from layerfuse.cli_options import Imports, ModelFolder, import_strategies, is_given
 from layerfuse.errors import LayerfuseError
+
+if TYPE_CHECKING:
+    from layerfuse.evaluate.suites import Suite
 
 EVAL_OPTIONS = {
     "benchmarks": ("suite", "lmms"),
@@ -121,12 +124,11 @@ def evaluate(
             limit=limit,
         )
     elif suite is not None:
-        from layerfuse.evaluate.suite_run import evaluate_suite, needs_files
+        from layerfuse.evaluate.suite_run import evaluate_suite
         from layerfuse.evaluate.suites import load_suite
 
         chosen = load_suite(suite)
-        if is_given(context, "benchmarks") and not needs_files(chosen):
-            raise LayerfuseError(f"suite {chosen.name!r} needs no files: leave --benchmarks out")
+        _refuse_benchmarks(context, chosen)
         evaluate_suite(
             model,
             chosen,
@@ -159,6 +161,14 @@ def evaluate(
             controls=("shuffled", "mean") if controls else (),
         )
         evaluate_data(model, evaluation, output=output, cached=cached, seed=seed)
+
+
+def _refuse_benchmarks(context: typer.Context, suite: "Suite") -> None:
+    """Raise LayerfuseError for a folder of benchmarks where a suite needs none."""
+    from layerfuse.evaluate.suite_run import needs_files
+
+    if is_given(context, "benchmarks") and not needs_files(suite):
+        raise LayerfuseError(f"suite {suite.name!r} needs no files: leave --benchmarks out")
 
 
 def _refuse_options(context: typer.Context, asked: str) -> None:
@@ -202,12 +212,14 @@ def compare(
 ) -> None:
     """Compare runs by their answers, paired over pictures, beside published rows."""
     from layerfuse.evaluate.compare_report import report_comparison
+    from layerfuse.evaluate.suites import load_suite
 
     if len(runs) == 1:
         # One run stands beside published rows alone: nothing is redrawn.
         for name in ("baseline", "resamples", "seed"):
             if is_given(context, name):
                 raise LayerfuseError(f"--{name} compares runs, and there is one: leave it out")
+    _refuse_benchmarks(context, load_suite(suite))
     report_comparison(
         runs,
         suite,
