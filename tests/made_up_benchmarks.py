@@ -78,6 +78,9 @@ def columns_of(benchmark: Benchmark, answered: Sequence[JudgedItem]) -> dict[str
     assert len(by_name) == len(columns)
     assert benchmark.headline in by_name
     for column in columns:
+        if column.mean_of:
+            scores = [each.judged.score for each in column.mean_of]
+            assert column.value == pytest.approx(column.best * sum(scores) / len(scores))
         assert 0 <= column.value <= column.best
     return by_name
 

@@ -1,6 +1,9 @@
 """Option letters and boxes, as they are read in what a model says."""
 
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer_parsing import (
@@ -8,7 +11,7 @@ from layerfuse.evaluate.answer_parsing import (
     scienceqa_letter,
     strict_option_letter,
 )
-from layerfuse.evaluate.boxes import Box, box_iou, read_box
+from layerfuse.evaluate.boxes import Box, BoxForm, box_iou, is_off_scale, read_box
 
 ANIMALS = ["dog", "cat", "a bird", "two cats"]
 
@@ -248,16 +251,36 @@ def test_options_without_letters_are_refused() -> None:
     ],
 )
 def test_read_box_gives_pixels_of_the_picture(
-    text: str, scale: str, size: tuple[int, int], padded: bool, box: Box | None
+    text: str, scale: Any, size: tuple[int, int], padded: bool, box: Box | None
 ) -> None:
-    assert read_box(text, scale, size, padded) == (box and pytest.approx(box, abs=1e-12))
+    form = BoxForm(scale=scale, padded=padded)
+    assert read_box(text, form, size) == (box and pytest.approx(box, abs=1e-12))
 
 
 def test_read_box_refuses_an_unknown_scale_and_an_empty_picture() -> None:
-    with pytest.raises(LayerfuseError, match="pixels, unit, thousand, not 'percent'"):
-        read_box("[1, 2, 3, 4]", "percent", (10, 10), False)
+    with pytest.raises(ValidationError, match="'unit', 'pixels' or 'thousand'"):
+        BoxForm.model_validate({"scale": "percent"})
     with pytest.raises(LayerfuseError, match="not 0 x 10"):
-        read_box("[1, 2, 3, 4]", "unit", (0, 10), False)
+        read_box("[1, 2, 3, 4]", BoxForm(), (0, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "scale", "off"),
+    [
+        ("[0.1, 0.2, 0.3, 0.4]", "unit", False),
+        # A box may go beyond the picture
+        ("[0.1, 0.2, 1.2, 2]", "unit", False),
+        ("[10, 20, 30, 40]", "unit", True),
+        ("[0, 0, 1, 2.1]", "unit", True),
+        ("[10, 20, 30, 40]", "pixels", False),
+        ("[10, 20, 30, 40]", "thousand", False),
+        # No box at all
+        ("10, 20", "unit", False),
+        ("", "unit", False),
+    ],
+)
+def test_numbers_far_above_one_are_no_shares_of_a_picture(text: str, scale: Any, off: bool) -> None:
+    assert is_off_scale(text, BoxForm(scale=scale)) == off
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from layerfuse.evaluate.answer_folder import AskedModel
 from layerfuse.evaluate.asking import ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
+from layerfuse.evaluate.boxes import BoxForm
 from layerfuse.evaluate.suites import Prompt
 from tests import tiny
 from tests.made_up_benchmarks import (
@@ -324,6 +325,19 @@ def test_a_moved_model_and_moved_benchmarks_are_the_same(
     ask(answerer, items_of(moved, "realmix"), tmp_path / "a", model=AskedModel("other", "abc"))
 
     assert (tmp_path / "a" / "answers.jsonl").read_bytes() == before
+
+
+def test_only_what_a_prompt_says_is_compared_with_earlier_runs(
+    answerer: Answerer, benchmarks: Path, tmp_path: Path
+) -> None:
+    """Answers from before prompts had a form of boxes are continued, others are refused."""
+    items = items_of(benchmarks, "realmix")
+    ask(answerer, items, tmp_path / "a")
+    asked = json.loads((tmp_path / "a" / "asked.json").read_text())
+    assert asked["prompt"] == {"text": PROMPT.text, "max_new_tokens": 8, "stop": []}
+    boxed = PROMPT.model_copy(update={"boxes": BoxForm(scale="pixels")})
+    with pytest.raises(LayerfuseError, match="holds answers to another prompt"):
+        ask(answerer, items, tmp_path / "a", prompt=boxed)
 
 
 def test_a_model_is_known_by_its_files(model: Path, tmp_path: Path) -> None:

@@ -9,10 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
+from PIL import Image
 
 from layerfuse import plots
 from layerfuse.evaluate import compare_report
-from layerfuse.evaluate.category_scores import CategoryScore, category_scores
+from layerfuse.evaluate.category_scores import (
+    CategoryColumns,
+    CategoryScore,
+    category_columns,
+    category_scores,
+)
 from layerfuse.evaluate.compare import Cell, ComparedRun, Comparison
 from layerfuse.evaluate.compare_figures import draw_categories, min_max_bars, relative_bars
 
@@ -53,6 +59,21 @@ def drawn(data: plots.CategoryResult) -> Axes:
     return ax
 
 
+def drawn_relative(comparison: Comparison) -> Axes:
+    """The axes of the shares of the best run."""
+    return drawn(relative_bars(category_scores(comparison), category_columns(comparison)))
+
+
+def drawn_min_max(comparison: Comparison) -> Axes:
+    """The axes of the places between the lowest and the best run."""
+    return drawn(min_max_bars(category_scores(comparison), category_columns(comparison)))
+
+
+def names_of(ax: Axes) -> list[str]:
+    """The names of the categories, each in one line."""
+    return [label.get_text().replace("\n", " ") for label in ax.get_xticklabels()]
+
+
 def heights_of(ax: Axes) -> dict[str, list[float]]:
     """The heights of the bars of each run."""
     heights: dict[str, list[float]] = {}
@@ -63,18 +84,14 @@ def heights_of(ax: Axes) -> dict[str, list[float]]:
 
 
 def test_bars_are_shares_of_the_best_run() -> None:
-    scores = category_scores(comparison_of(SCORES))
-
-    ax = drawn(relative_bars(scores))
+    ax = drawn_relative(comparison_of(SCORES))
 
     assert heights_of(ax) == {"last layer": [75, 50], "concat": [75, 100], "middle": [75, 25]}
     assert ax.get_ylabel() == "score, % of the best run’s"
 
 
 def test_bars_are_places_between_the_lowest_and_the_best_run() -> None:
-    scores = category_scores(comparison_of(SCORES))
-
-    ax = drawn(min_max_bars(scores))
+    ax = drawn_min_max(comparison_of(SCORES))
 
     heights = heights_of(ax)
     assert heights["last layer"] == pytest.approx([50, 100 / 3])
@@ -84,9 +101,9 @@ def test_bars_are_places_between_the_lowest_and_the_best_run() -> None:
 
 
 def test_bars_stand_in_the_group_of_their_category() -> None:
-    ax = drawn(relative_bars(category_scores(comparison_of(SCORES))))
+    ax = drawn_relative(comparison_of(SCORES))
 
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["General", "OCR"]
+    assert names_of(ax) == ["General", "OCR"]
     middles: list[list[float]] = []
     for bars in ax.containers:
         assert isinstance(bars, BarContainer)
@@ -98,17 +115,17 @@ def test_bars_stand_in_the_group_of_their_category() -> None:
 
 
 def test_numbers_stand_above_few_bars_and_not_above_many() -> None:
-    few = drawn(relative_bars(category_scores(comparison_of(SCORES))))
+    few = drawn_relative(comparison_of(SCORES))
     assert [text.get_text() for text in few.texts] == ["75", "50", "75", "100", "75", "25"]
 
     many = {f"run {index}": SCORES["concat"] for index in range(16)}
-    assert not drawn(relative_bars(category_scores(comparison_of(many)))).texts
+    assert not drawn_relative(comparison_of(many)).texts
 
 
 def test_sixteen_runs_look_different() -> None:
     many = {f"run {index}": SCORES["concat"] for index in range(16)}
 
-    ax = drawn(relative_bars(category_scores(comparison_of(many))))
+    ax = drawn_relative(comparison_of(many))
 
     looks: set[tuple[Any, ...]] = set()
     for bars in ax.containers:
@@ -120,9 +137,8 @@ def test_sixteen_runs_look_different() -> None:
 def test_a_category_in_which_all_runs_are_equal_has_no_places() -> None:
     equal = {"a": {"GQA": 1.0, "OCRBench": 5.0}, "b": {"GQA": 2.0, "OCRBench": 5.0}}
     categories = {"GQA": "General", "OCRBench": "OCR"}
-    scores = category_scores(comparison_of(equal, categories))
 
-    ax = drawn(min_max_bars(scores))
+    ax = drawn_min_max(comparison_of(equal, categories))
 
     assert np.isnan([heights[1] for heights in heights_of(ax).values()]).all()
     assert [heights[0] for heights in heights_of(ax).values()] == [0, 100]
@@ -132,24 +148,70 @@ def test_a_category_in_which_all_runs_are_equal_has_no_places() -> None:
 
 
 def test_columns_that_a_run_lacks_are_in_no_bar() -> None:
-    """Without GQA, the first run is the half of the best in General."""
+    """Without GQA, the first run is the half of the best in General, whose name says so."""
     lacking = {name: dict(of_run) for name, of_run in SCORES.items()}
     del lacking["middle"]["GQA"]
 
-    ax = drawn(relative_bars(category_scores(comparison_of(lacking))))
+    ax = drawn_relative(comparison_of(lacking))
 
     assert heights_of(ax) == {"last layer": [50, 50], "concat": [100, 100], "middle": [75, 25]}
+    assert names_of(ax) == ["General (1 of 2: MME)", "OCR"]
+    assert names_of(drawn_min_max(comparison_of(lacking))) == ["General (1 of 2: MME)", "OCR"]
+
+
+def test_columns_in_which_all_runs_are_equal_are_in_no_place() -> None:
+    equal = {"a": {"GQA": 4.0, "MME": 1.0, "OCRBench": 5.0}, "b": {"GQA": 4.0, "MME": 2.0}}
+    equal["b"]["OCRBench"] = 10.0
+
+    comparison = comparison_of(equal)
+
+    assert names_of(drawn_relative(comparison)) == ["General", "OCR"]
+    assert names_of(drawn_min_max(comparison)) == ["General (1 of 2: MME)", "OCR"]
+    assert heights_of(drawn_relative(comparison)) == {"a": [75, 50], "b": [100, 100]}
+
+
+def test_columns_in_which_every_run_has_nothing_are_in_no_bar() -> None:
+    """They would make all runs look alike: the first has half of the best in General, not 3/4."""
+    nothing = {"a": {"GQA": 0.0, "MME": 1.0, "OCRBench": 0.0}, "b": {"GQA": 0.0, "MME": 2.0}}
+    nothing["b"]["OCRBench"] = 0.0
+    comparison = comparison_of(nothing)
+
+    scores = category_scores(comparison)
+
+    # Nothing is left of OCR.
+    assert scores == {"General": {"a": CategoryScore(0.5, 0.0), "b": CategoryScore(1.0, 1.0)}}
+    assert category_columns(comparison) == {
+        "General": CategoryColumns(["GQA", "MME"], ["MME"], ["MME"]),
+        "OCR": CategoryColumns(["OCRBench"], [], []),
+    }
 
 
 def test_long_names_of_categories_go_on_in_a_second_line() -> None:
     scores: dict[str, dict[str, CategoryScore]] = {}
+    columns: dict[str, CategoryColumns] = {}
     for number in range(8):
         scores[f"Hallucination of things {number}"] = {"a": CategoryScore(1, None)}
+        columns[f"Hallucination of things {number}"] = CategoryColumns(["POPE"], ["POPE"], [])
 
-    ax = drawn(relative_bars(scores))
+    ax = drawn(relative_bars(scores, columns))
 
     names = [label.get_text() for label in ax.get_xticklabels()]
     assert names[0] == "Hallucination\nof things 0"
+
+
+def test_the_figure_grows_with_the_lines_of_names(tmp_path: Path) -> None:
+    """Else the names of columns that are left out would take their room from the bars."""
+    long = "A benchmark whose name is much longer than the room that a category has"
+    many = {run: {**of_run, long: 1.0} for run, of_run in SCORES.items()}
+    categories = {**CATEGORIES, long: "General"}
+    del many["middle"]["GQA"]
+    draw_categories(comparison_of(SCORES), tmp_path / "short")
+    draw_categories(comparison_of(many, categories), tmp_path / "long")
+
+    with Image.open(tmp_path / "short" / "categories.png") as picture:
+        height = picture.height
+    with Image.open(tmp_path / "long" / "categories.png") as picture:
+        assert picture.height > height
 
 
 def test_the_figure_is_written_where_there_is_something_to_compare(tmp_path: Path) -> None:

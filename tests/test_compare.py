@@ -15,23 +15,29 @@ from PIL import Image
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
+from layerfuse.evaluate.benchmarks.interface import Judged, JudgedItem
 from layerfuse.evaluate.benchmarks.mme import COGNITION, PERCEPTION
+from layerfuse.evaluate.benchmarks.pope import SPLITS
 from layerfuse.evaluate.category_scores import CategoryScore, category_scores
 from layerfuse.evaluate.compare import Comparison, Difference, compare, mcnemar
 from layerfuse.evaluate.compare_table import (
     comparison_table,
 )
-from layerfuse.evaluate.redrawing import clusters_of_items
+from layerfuse.evaluate.redrawing import clusters_of_items, redraw
 from layerfuse.evaluate.run_answers import Run
+from layerfuse.evaluate.suite_scores import UnreadAnswers
 from layerfuse.vision.picture import Picture
 from tests.compared import REAL, mme_answers, right_answers, run_of
 from tests.made_up_benchmarks import (
     column,
+    columns_of,
     suite_of,
     write_lines,
     write_mme,
     write_ocrbench,
     write_realmix,
+    write_refcoco,
+    write_scienceqa,
 )
 
 
@@ -106,6 +112,101 @@ def test_equal_runs_do_not_differ(tmp_path: Path) -> None:
         assert cell.difference == Difference(0, (0, 0), 1, 1, 0, 0, 1)
     scores = category_scores(comparison)
     assert scores["looks"]["b"] == CategoryScore(1, None)
+
+
+def pope_answers(folder: Path, name: str, wrong: Mapping[str, str]) -> Run:
+    """Ask POPE's three splits about eight things each, of which the first four are there, and
+    answer all rightly but some, by the id."""
+    answers: dict[str, str] = {}
+    for split in SPLITS:
+        rows: list[dict[str, Any]] = []
+        for number in range(8):
+            label = "yes" if number < 4 else "no"
+            text = f"Is there thing {number}?"
+            rows.append({"question_id": number, "image": "a.jpg", "text": text, "label": label})
+            answers[f"{split}/{number}"] = label
+        write_lines(folder / "pope" / f"coco_pope_{split}.json", rows)
+    return run_of(folder, name, "pope", {**answers, **wrong})
+
+
+def test_mcnemar_is_of_the_mean_of_answers_alone(tmp_path: Path) -> None:
+    """The first run misses a thing of the random split, the second sees two that are not there."""
+    runs = [
+        pope_answers(tmp_path, "a", {"random/0": "no"}),
+        pope_answers(tmp_path, "b", {"random/6": "yes", "random/7": "yes"}),
+    ]
+    suite = suite_of(
+        column("F1", "pope"),
+        column("accuracy", "pope", column="accuracy"),
+        column("random accuracy", "pope", column="random accuracy"),
+        column("random recall", "pope", column="random recall"),
+    )
+
+    cells = compare_quickly(runs, suite, tmp_path).runs[1].cells
+
+    differences = {name: cell.difference for name, cell in cells.items()}
+    for name in ("accuracy", "random accuracy"):
+        found = differences[name]
+        assert found is not None
+        assert (found.better, found.worse, found.mcnemar) == (1, 2, 1.0)
+    # F1 falls by other answers than accuracy.
+    for name in ("F1", "random recall"):
+        found = differences[name]
+        assert found is not None
+        assert (found.better, found.worse, found.mcnemar) == (None, None, None)
+
+
+def test_mcnemar_is_over_the_questions_of_a_category(tmp_path: Path) -> None:
+    """Two of ScienceQA's four made-up questions have a picture: no group is called so."""
+    write_scienceqa(tmp_path / "scienceqa")
+    runs = [
+        run_of(tmp_path, "a", "scienceqa", {"0": "A", "1": "B", "2": "B", "3": "B"}),
+        run_of(tmp_path, "b", "scienceqa", {"0": "B", "1": "A", "2": "B", "3": "A"}),
+    ]
+    suite = suite_of(column("SQA-I", "scienceqa", column="image accuracy"))
+
+    found = compare_quickly(runs, suite, tmp_path).runs[1].cells["SQA-I"].difference
+
+    assert found is not None
+    assert (found.better, found.worse) == (1, 0)
+
+
+def judged_of(groups: Mapping[str, int]) -> list[JudgedItem]:
+    """So many answers of each group, of which the first is wrong."""
+    judged: list[JudgedItem] = []
+    for group, count in groups.items():
+        for number in range(count):
+            picture = Picture(f"{group} {number}.jpg")
+            item = Item(f"{group}/{number}", (picture,), "?", ("a cup",), group=group)
+            said = "a dog" if number == 0 else "a cup"
+            judged.append(JudgedItem(item, Judged(said, float(number > 0))))
+    return judged
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "groups", "means"),
+    [
+        ("ocrbench", {"Doc-oriented VQA": 3}, {"score": 3, "Doc-oriented VQA": 3}),
+        ("refcocog-captions", {"val": 2, "test": 2}, {}),
+        # Of groups of different sizes not all answers weigh the same.
+        ("realmix", {"counting": 2, "colour": 3}, {"counting": 2, "colour": 3}),
+        ("realmix", {"counting": 3, "colour": 3}, {"mean": 6, "counting": 3, "colour": 3}),
+        (
+            "cvbench",
+            {"ADE20K/Count": 2, "COCO/Count": 2, "Omni3D/Depth": 3},
+            {"2D": 4, "3D": 3, "ADE20K": 2, "COCO": 2, "Omni3D": 3, "Count": 4, "Depth": 3},
+        ),
+    ],
+)
+def test_columns_know_of_which_answers_they_are_the_mean(
+    benchmark: str, groups: dict[str, int], means: dict[str, int]
+) -> None:
+    judged = judged_of(groups)
+
+    columns = columns_of(BENCHMARKS[benchmark], judged)
+
+    found = {name: len(column.mean_of) for name, column in columns.items() if column.mean_of}
+    assert found == means
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (8, 1), (5, 5), (3, 17)])
@@ -234,7 +335,15 @@ def test_p_values_are_corrected_for_the_columns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("difference", "p", "mark"),
-    [(3.0, 0.04, "+"), (-3.0, 0.04, "-"), (3.0, 0.06, ""), (-3.0, 1.0, "")],
+    [
+        (3.0, 0.04, "+"),
+        (-3.0, 0.04, "-"),
+        (3.0, 0.06, ""),
+        (-3.0, 1.0, ""),
+        # What is printed is p < 0.05.
+        (3.0, 0.05, ""),
+        (3.0, 7 * (2 / 280), ""),
+    ],
 )
 def test_marks_are_by_the_corrected_p(difference: float, p: float, mark: str) -> None:
     assert Difference(difference, (0, 0), p=0.001, p_holm=p).mark == mark
@@ -265,6 +374,30 @@ def test_benchmarks_are_redrawn_independently(tmp_path: Path) -> None:
     # In whatever order.
     reordered = suite.model_copy(update={"columns": suite.columns[::-1]})
     assert compare(runs, reordered, tmp_path, resamples=1000).runs[1].cells == second.cells
+
+
+def test_redrawn_captions_lie_around_their_score() -> None:
+    """A reference that is drawn twice does not make its words less rare, in every draw."""
+    pytest.importorskip("pycocoevalcap.cider.cider")
+    captions = BENCHMARKS["refcocog-captions"]
+    words = ["red", "blue", "small", "large", "cup", "plate", "dog", "table", "left", "near"]
+    chosen = random.Random(0)
+    judged: list[JudgedItem] = []
+    for number in range(60):
+        said = " ".join(chosen.sample(words, 5))
+        # A word of the reference is another one.
+        reference = f"{said.rpartition(' ')[0]} thing"
+        picture = Picture(f"{number}.jpg")
+        item = Item(str(number), (picture,), "?", (reference,), group="val")
+        judged.append(JudgedItem(item, captions.judge(item, said)))
+    (suite_column,) = suite_of(column("CIDEr", captions.name, column="val")).columns
+
+    drawn = redraw([suite_column], captions, {"a": judged}, resamples=100, seed=0)
+
+    observed = columns_of(captions, judged)["val"].value
+    low, middle, high = np.quantile(drawn["a"]["CIDEr"], [0, 0.5, 1])
+    assert low < observed < high
+    assert middle == pytest.approx(observed, rel=0.01)
 
 
 def test_what_is_judged_together_is_redrawn_together() -> None:
@@ -359,6 +492,27 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "MME: no answers of a" in table.notes
 
 
+def test_answers_that_say_nothing_are_counted(tmp_path: Path) -> None:
+    """POPE reads yes in an empty answer, exact match nothing."""
+    write_realmix(tmp_path / "realmix", 6, pictures=False)
+    answers = right_answers(6, lambda number: number > 1)
+    runs = [run_of(tmp_path, "a", "realmix", right_answers(6, lambda number: True))]
+    runs.append(run_of(tmp_path, "b", "realmix", {**answers, "q0/0": " "}))
+    pope_answers(tmp_path, "a", {})
+    pope_answers(tmp_path, "b", {"random/0": "", "random/7": "\n"})
+    suite = suite_of(column("mean", "realmix"), column("F1", "pope"), average=None)
+
+    comparison = compare_quickly(runs, suite, tmp_path)
+
+    a, b = comparison.runs
+    assert a.unread == {}
+    assert b.unread == {"realmix": UnreadAnswers(6, 1, 1), "pope": UnreadAnswers(24, 0, 2)}
+    notes = comparison_table(comparison, suite).notes
+    assert "b, real pictures: of 6 answers nothing could be read in 1, 1 empty" in notes
+    assert "b, POPE: of 24 answers 2 empty" in notes
+    assert not any(note.startswith("a, ") for note in notes)
+
+
 def test_a_run_without_answers_is_refused(tmp_path: Path) -> None:
     write_realmix(tmp_path / "realmix", 6, pictures=False)
     answers = right_answers(6, lambda number: True)
@@ -390,3 +544,16 @@ def test_different_prompts_are_said(tmp_path: Path) -> None:
     assert note.startswith("real pictures: not all runs were asked in the same way")
     assert note.endswith("Asked alike: a, c; b")
     assert compare_quickly([runs[0], *runs[2:]], REAL, tmp_path).notes == []
+
+
+def test_boxes_in_another_scale_are_said(tmp_path: Path) -> None:
+    write_refcoco(tmp_path / "refcoco")
+    items = BENCHMARKS["refcoco"].load(tmp_path / "refcoco")
+    pixels = run_of(tmp_path, "new", "refcoco", {item.id: "[10, 5, 30, 25]" for item in items})
+    shares = run_of(tmp_path, "old", "refcoco", {item.id: "[0.2, 0.2, 0.8, 0.8]" for item in items})
+
+    suite = suite_of(column("RefCOCO", "refcoco"))
+    compared = compare_quickly([shares, pixels], suite, tmp_path)
+
+    (note,) = [note for note in compared.notes if "boxes.yaml" in note]
+    assert note.startswith("new: RefCOCO: 3 of 3 answers are boxes with a number above")

@@ -91,6 +91,7 @@ MEANING = (
     "resamples), p < 0.05 after Holm's correction for the number of columns. One training each: "
     "the noise between seeds is not in it."
 )
+UNCORRECTED = "The mark of the average is of one test of its own, uncorrected."
 
 
 def test_the_table_has_published_rows_below() -> None:
@@ -98,14 +99,15 @@ def test_the_table_has_published_rows_below() -> None:
 
     assert table.head == ["model", "GQA", "SQA", "MME", "average"]
     assert table.rows == [
-        ["base_1", "60.00", "70.13", "1500", "68.38"],
-        ["50% | <x>", "62.50+", "", "1400-", ""],
+        ["base_1", "60.00", "70.13", "1500.0", "68.38"],
+        ["50% | <x>", "62.50+", "", "1400.0-", ""],
         # 62, 66.8 and 1510.7 / 20: the headline of a benchmark has two names.
         ["LLaVA [2410.1, figure]", "62", "66.8", "1510.7", "68.11"],
         ["Other [2410.1, code]", "", "", "1480", ""],
     ]
     assert table.notes == [
         MEANING,
+        UNCORRECTED,
         "SQA: no answers of 50% | <x>",
         "MME: a note.",
         "suite mine: a note on the suite.",
@@ -114,14 +116,40 @@ def test_the_table_has_published_rows_below() -> None:
     ]
 
 
+def test_numbers_have_the_last_digit_of_published_ones() -> None:
+    """MME and CIDEr have one decimal in papers, OCRBench counts answers."""
+    suite = suite_of(
+        column("MME", "mme"),
+        column("CIDEr", "refcocog-captions", column="val"),
+        column("Key Information", "ocrbench", column="Key Information Extraction"),
+    )
+    cells = {
+        "MME": Cell(1531.28, 2000, 1531.28, 2000),
+        "CIDEr": Cell(60.54, 1000, 60.54, 10),
+        "Key Information": Cell(41, 100, 41, 100),
+    }
+    comparison = replace(
+        COMPARISON, columns=list(cells), runs=[ComparedRun("a", cells, None)], missing={}
+    )
+    assert comparison_table(comparison, suite).rows == [["a", "1531.3", "60.5", "41", ""]]
+
+
+def test_the_average_that_is_not_there_has_no_note() -> None:
+    without = [COMPARISON.runs[0], replace(COMPARISON.runs[1], average_difference=None)]
+    notes = comparison_table(replace(COMPARISON, runs=without), SUITE).notes
+    assert MEANING in notes
+    assert UNCORRECTED not in notes
+
+
 def test_markdown_exactly() -> None:
     table = comparison_table(COMPARISON, SUITE)
     assert written(table, "markdown") == (
         "| model | GQA | SQA | MME | average |\n"
         "| --- | --- | --- | --- | --- |\n"
-        "| base_1 | 60.00 | 70.13 | 1500 | 68.38 |\n"
-        "| 50% \\| <x> | 62.50+ |  | 1400- |  |\n"
+        "| base_1 | 60.00 | 70.13 | 1500.0 | 68.38 |\n"
+        "| 50% \\| <x> | 62.50+ |  | 1400.0- |  |\n"
         f"\n{MEANING}\n"
+        f"\n{UNCORRECTED}\n"
         "\nSQA: no answers of 50% | <x>\n"
         "\nMME: a note.\n"
         "\nsuite mine: a note on the suite.\n"
@@ -136,11 +164,12 @@ def test_latex_exactly() -> None:
         "\\toprule\n"
         "model & GQA & SQA & MME & average \\\\\n"
         "\\midrule\n"
-        "base\\_1 & 60.00 & 70.13 & 1500 & 68.38 \\\\\n"
-        "50\\% \\textbar{} \\textless{}x\\textgreater{} & 62.50+ &  & 1400- &  \\\\\n"
+        "base\\_1 & 60.00 & 70.13 & 1500.0 & 68.38 \\\\\n"
+        "50\\% \\textbar{} \\textless{}x\\textgreater{} & 62.50+ &  & 1400.0- &  \\\\\n"
         "\\bottomrule\n"
         "\\end{tabular}\n"
         f"% {MEANING}\n"
+        f"% {UNCORRECTED}\n"
         "% SQA: no answers of 50% | <x>\n"
         "% two lines\n"
         "% suite mine: a note on the suite.\n"
@@ -156,8 +185,8 @@ def test_csv_exactly() -> None:
     table = comparison_table(COMPARISON, SUITE, PUBLISHED)
     assert written(table, "csv") == (
         "model,GQA,SQA,MME,average\n"
-        "base_1,60.00,70.13,1500,68.38\n"
-        "50% | <x>,62.50+,,1400-,\n"
+        "base_1,60.00,70.13,1500.0,68.38\n"
+        "50% | <x>,62.50+,,1400.0-,\n"
         '"LLaVA [2410.1, figure]",62,66.8,1510.7,68.11\n'
         '"Other [2410.1, code]",,,1480,\n'
     )
@@ -185,11 +214,31 @@ def test_categories_are_shares_of_the_best_run() -> None:
     table = category_table(COMPARISON)
     assert table.head == ["model", "General"]
     assert table.rows == [["base_1", "0.980 (0.50)"], ["50% | <x>", "0.967 (0.50)"]]
+    # Of Knowledge nothing can be compared.
+    assert table.notes[1:] == ["General: over 2 of 2: GQA, MME", "Knowledge: over 0 of 1"]
+
+
+def test_categories_say_over_which_of_their_columns_they_are() -> None:
+    runs = [
+        compared("a", {"GQA": 60, "MME": 0}, None),
+        compared("b", {"GQA": 60, "MME": 0, "SQA": 70}, None),
+    ]
+    table = category_table(replace(COMPARISON, runs=runs))
+
+    # No notes are in CSV.
+    assert written(table, "csv") == (
+        "model,General (1 of 2: GQA; place 0 of 2)\na,1.000\nb,1.000\n"
+    )
+    assert table.notes[1:] == [
+        "General: over 1 of 2: GQA; the place over 0 of 2",
+        "Knowledge: over 0 of 1",
+    ]
 
 
 def test_too_few_resamples_for_a_mark_are_said() -> None:
-    few = replace(COMPARISON, resamples=70)
+    # 2 · 2 / (79 + 1) is 0.05, which is not below it.
+    few = replace(COMPARISON, resamples=79)
     notes = comparison_table(few, SUITE).notes
-    assert "70 resamples are too few for marks in 2 columns: give --resamples 80 or more." in notes
+    assert "79 resamples are too few for marks in 2 columns: give --resamples 80 or more." in notes
     enough = replace(COMPARISON, resamples=80)
     assert not any("too few" in note for note in comparison_table(enough, SUITE).notes)

@@ -53,6 +53,11 @@ def test_runs_are_compared_on_the_command_line(tmp_path: Path, form: str) -> Non
         assert number in ended.stdout
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert content["category_scores"]["numbers"]["a"] == {"relative": 0.5, "min_max": 0.0}
+    assert content["category_columns"]["numbers"] == {
+        "all": ["counting"],
+        "relative": ["counting"],
+        "min_max": ["counting"],
+    }
     assert [run["name"] for run in content["runs"]] == ["a", "new"]
     assert content["runs"][1]["cells"]["counting"]["difference"]["difference"] == 50
 

@@ -10,12 +10,14 @@ import pytest
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS
 from layerfuse.evaluate.benchmarks.mmstar import split_options
+from layerfuse.evaluate.run_answers import judged_answers
 from tests.made_up_benchmarks import (
     answer_all,
     near,
     png,
     png_text,
     values_of,
+    write_lines,
     write_parquet,
     write_png,
     write_tsv,
@@ -61,6 +63,27 @@ def test_seed_bench_reads_the_questions_about_pictures(tmp_path: Path):
     assert values["accuracy"] == near(Fraction(100, 3))
     assert values["Scene Understanding"] == 50
     assert values["Instances Counting"] == 0
+
+
+def test_answers_to_all_of_seed_bench_are_scored_without_those_about_videos(tmp_path: Path):
+    content = {"questions": write_seed(tmp_path), "question_type": {}}
+    (tmp_path / "SEED-Bench.json").write_text(json.dumps(content))
+    benchmark = BENCHMARKS["seedbench_image"]
+    items = benchmark.load(tmp_path)
+    # LLaVA has whole numbers as ids of the questions about pictures.
+    lines = [{"question_id": id, "text": "C", "prompt": "What?"} for id in (101, 102, 103, "104")]
+    file = tmp_path / "answers.jsonl"
+    write_lines(file, lines)
+
+    judged = judged_answers(file, benchmark, items)
+
+    assert [each.item.id for each in judged] == ["101", "102", "103"]
+    (note,) = benchmark.notes(items)
+    assert note.startswith("SEED-Bench (image): 1 questions about videos are left out, and so are")
+    # What is in neither part is still refused.
+    write_lines(file, [*lines, {"question_id": 105, "text": "C"}])
+    with pytest.raises(LayerfuseError, match="line 5 answers '105', no question of SEED-Bench"):
+        judged_answers(file, benchmark, items)
 
 
 def test_seed_bench_refuses_what_does_not_fit(tmp_path: Path):

@@ -148,6 +148,15 @@ def test_vqa_is_a_function_of_how_many_annotators_agree(annotators: int) -> None
         ("a cat", ["a cat"] * 10, 0.0),
         ("Unanswerable.", ["unanswerable"] * 4 + ["blurry"] * 6, 1.0),
         ("two", ["two"] * 9 + ["2"], 9 * (1 / 3) / 10),
+        # Contractions with curly apostrophes, which annotators do not write; a few are straight
+        ("dont", ["don't"] * 10, 0.0),
+        ("dont", ["don’t"] * 10, 1.0),
+        ("don't", ["don't"] * 10, 1.0),
+        ("cant", ["can't"] * 10, 1.0),
+        ("weve", ["we've"] * 10, 1.0),
+        ("couldn'tve", ["couldn’t’ve"] * 10, 1.0),
+        ("let's", ["let's"] * 10, 1.0),
+        ("somebody’d", ["somebodyd"] * 10, 1.0),
     ],
 )
 def test_vizwiz_normalizes_the_prediction_alone(

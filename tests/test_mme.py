@@ -8,7 +8,7 @@ import pytest
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import Item
 from layerfuse.evaluate.benchmarks.mme import COGNITION, PERCEPTION, Mme, find_by_llava_id
-from layerfuse.evaluate.benchmarks.pictures import check_pictures
+from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
 from tests.made_up_benchmarks import answer_all, columns_of, near, write_png
 
 

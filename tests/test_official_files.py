@@ -18,7 +18,7 @@ from pyarrow import parquet
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import official_files
 from layerfuse.evaluate.benchmarks.interface import Item
-from layerfuse.evaluate.benchmarks.pictures import (
+from layerfuse.evaluate.benchmarks.official_pictures import (
     check_pictures,
     picture_file,
     picture_from_base64,
@@ -197,6 +197,43 @@ def test_excel_without_its_library_says_what_to_install(
 
     with pytest.raises(LayerfuseError, match=r"layerfuse\[excel"):
         official_files.read_xlsx(tmp_path / "rows.xlsx")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    # Columns without a name are no columns that could be lost.
+    for cells in (("id", "a", None, None), (1, "x", 5, 6)):
+        book.active.append(cells)
+    book.save(tmp_path / "rows.xlsx")
+    (tmp_path / "rows.tsv").write_text("id\ta\ta\n1\tx\ty\n")
+
+    assert official_files.read_xlsx(tmp_path / "rows.xlsx", ("id",))[0]["a"] == "x"
+    with pytest.raises(LayerfuseError, match=r"rows\.tsv has 2 columns 'a'; columns of different"):
+        official_files.read_tsv(tmp_path / "rows.tsv")
+    book.active["C1"] = "id"
+    book.save(tmp_path / "rows.xlsx")
+    with pytest.raises(LayerfuseError, match=r"rows\.xlsx has 2 columns 'id'"):
+        official_files.read_xlsx(tmp_path / "rows.xlsx")
+
+
+def test_formulas_of_excel_are_no_texts(tmp_path: Path) -> None:
+    """A text that begins with `=` is written as a formula, whose result nobody calculated."""
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for cells in (("id", "option", "prediction"), (1, "=3", "= 5"), (2, "=4", "text")):
+        book.active.append(cells)
+    file = tmp_path / "rows.xlsx"
+    book.save(file)
+
+    assert [row["option"] for row in official_files.read_xlsx(file, ("id",))] == ["=3", "=4"]
+    message = "has the formula '= 5' as 'prediction' in row 1; a text or a number is expected"
+    with pytest.raises(LayerfuseError, match=message):
+        official_files.read_xlsx(file, ("id", "prediction"))
+    # As Excel writes what is typed behind an apostrophe.
+    book.active["C2"].data_type = "s"
+    book.save(file)
+    assert official_files.read_xlsx(file, ("prediction",))[0]["prediction"] == "= 5"
 
 
 def test_excel_is_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,10 @@ from PIL import Image
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Column, Item
-from layerfuse.evaluate.benchmarks.grounding import (
-    RefCoco,
-    RefCocoGCaptions,
-    caption_words,
-    written_box,
-)
+from layerfuse.evaluate.benchmarks.grounding import caption_words, written_box
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
-from layerfuse.evaluate.benchmarks.pictures import check_pictures
+from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
+from layerfuse.evaluate.boxes import BoxForm
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -246,6 +243,52 @@ def test_words_of_another_version_of_textvqa_are_refused(tmp_path: Path) -> None
         BENCHMARKS["textvqa"].load(tmp_path)
 
 
+def test_questions_that_fewer_than_ten_people_answered_are_noted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for number, counted in enumerate((("yes", 10), ("yes", 9), ("yes", 1))):
+        row = {
+            "image": f"{number}.jpg",
+            "question": "Is it on?",
+            "answers": people(counted),
+            "answer_type": "yes/no",
+        }
+        rows.append(row)
+    write_json(tmp_path / "val.json", rows)
+    benchmark = BENCHMARKS["vizwiz"]
+
+    items = benchmark.load(tmp_path)
+
+    (note,) = benchmark.notes(items)
+    assert note.startswith("VizWiz-VQA (val): 2 of 3 questions have the answers of fewer than 10")
+    assert benchmark.notes(items[:1]) == []
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "What is the BRAND?\nReference OCR token: DAKOTA\nAnswer the question using a word.",
+        "Reference OCR token: DAKOTA\nwhat is the brand?\nAnswer the question using a word.",
+        "What is the brand?\nAnswer the question using a word.",
+    ],
+)
+def test_llavas_answers_to_textvqa_are_known_by_picture_and_prompt(
+    tmp_path: Path, prompt: str
+) -> None:
+    write_textvqa(tmp_path, ["dakota"] * 10)
+    benchmark = BENCHMARKS["textvqa"]
+    items = benchmark.load(tmp_path)
+    line = {"question_id": "003a8ae2ef43b901", "prompt": prompt, "text": "dakota"}
+
+    assert benchmark.id_in(line, items) == "34602"
+    # Those of layerfuse, and of tools with the question's own id.
+    assert benchmark.id_in({"id": "34602", "prompt": prompt}, items) == "34602"
+    assert benchmark.id_in({"question_id": 34602, "prompt": prompt}, items) == "34602"
+    assert benchmark.id_in({"question_id": 34602}, items) == "34602"
+    for changes in ({"question_id": "003a8ae2ef43b902"}, {"prompt": "Who is it?\nAnswer."}):
+        with pytest.raises(LayerfuseError, match=r"TextVQA does not ask '.*' about a picture"):
+            benchmark.id_in({**line, **changes}, items)
+
+
 def write_gqa(folder: Path) -> None:
     """Write three questions of GQA."""
     questions: dict[str, Any] = {}
@@ -396,6 +439,30 @@ def test_ocrbench_counts_what_is_right(tmp_path: Path) -> None:
     assert score("ocrbench", [items[4]], ["x_{1}=b"]) == [0.0]
 
 
+def test_another_number_of_questions_of_ocrbench_is_noted(tmp_path: Path) -> None:
+    write_ocrbench(tmp_path)
+    benchmark = BENCHMARKS["ocrbench"]
+    (first, *_) = benchmark.load(tmp_path)
+
+    (note,) = benchmark.notes(benchmark.load(tmp_path))
+
+    assert "5 questions were found (3, 0, 1, 0, 1 of these types)" in note
+    assert "1,000: 300 Text Recognition, 200 Scene Text-centric VQA, 200 Doc-oriented VQA, " in note
+    published = {
+        "Irregular Text Recognition": 300,
+        "Scene Text-centric VQA": 200,
+        "Doc-oriented VQA": 200,
+        "Key Information Extraction": 200,
+        "Handwritten Mathematical Expression Recognition": 100,
+    }
+    items: list[Item] = []
+    for kind, count in published.items():
+        items += [replace(first, group=kind)] * count
+    assert benchmark.notes(items) == []
+    # A thousand of other types are no OCRBench either.
+    assert len(benchmark.notes([*items[1:], items[-1]])) == 1
+
+
 def test_an_unknown_type_of_ocrbench_is_refused(tmp_path: Path) -> None:
     write_ocrbench(tmp_path)
     file = tmp_path / "OCRBench.json"
@@ -440,10 +507,10 @@ def test_refcoco_reads_boxes_in_the_padded_picture(tmp_path: Path) -> None:
     assert BENCHMARKS["refcoco"].judge(items[0], exact).parsed == "[10.0, 5.0, 30.0, 25.0]"
     assert BENCHMARKS["refcoco"].judge(items[0], "no idea").parsed is None
     assert score("refcoco", [items[0]] * 3, [exact, less, "no idea"]) == [1.0, 0.0, 0.0]
-    unpadded = RefCoco(scale="thousand", padded=False)
-    assert unpadded.judge(items[0], "(100,100),(300,500)").score == 1.0
-    assert unpadded.judge(items[0], "(100,100),(300,300)").score == 1.0
-    assert unpadded.judge(items[0], "(100,100),(300,299)").score == 0.0
+    form = BoxForm(scale="thousand", padded=False)
+    unpadded = BENCHMARKS["refcoco"].with_box_form(items[0], form)
+    answers = ["(100,100),(300,500)", "(100,100),(300,300)", "(100,100),(300,299)"]
+    assert score("refcoco", [unpadded] * 3, answers) == [1.0, 1.0, 0.0]
     assert columns("refcoco", items, [exact, less, half.replace("0.40", "0.41")]) == [
         Column("average", 75.0, 100.0, 3),
         Column("val", 100.0, 100.0, 1),
@@ -493,22 +560,49 @@ def test_captions_are_asked_by_box_with_all_sentences(tmp_path: Path) -> None:
     ]
     assert items[0].answers == ("The red cup.", "a cup on the left")
     assert score("refcocog-captions", items, ["the red cup", "a dish"]) == [1.0, 0.0]
-    told = RefCocoGCaptions(scale="pixels", padded=False).load(tmp_path)
-    assert told[0].question == "[10, 5, 30, 25]"
+    form = BoxForm(scale="pixels", padded=False)
+    told = BENCHMARKS["refcocog-captions"].with_box_form(items[0], form)
+    assert (told.question, told.id) == ("[10, 5, 30, 25]", items[0].id)
+
+
+def test_boxes_in_another_scale_are_counted_and_noted(tmp_path: Path) -> None:
+    write_refcoco(tmp_path, referring(), referring(), referring(), referring())
+    benchmark = BENCHMARKS["refcoco"]
+    items = benchmark.load(tmp_path)
+    # The second is in pixels, the third a little beyond the picture, the last none.
+    said = ["[0.1, 0.3, 0.3, 0.5]", "[10, 30, 30, 50]", "[0.1, 0.3, 1.1, 0.5]", "10, 30"]
+
+    in_pixels = BoxForm(scale="pixels")
+    answered: list[JudgedItem] = []
+    said_so: list[JudgedItem] = []
+    for item, answer in zip(items, said, strict=True):
+        answered.append(JudgedItem(item, benchmark.judge(item, answer)))
+        told = benchmark.with_box_form(item, in_pixels)
+        said_so.append(JudgedItem(told, benchmark.judge(told, answer)))
+
+    (note,) = benchmark.notes_on_answers(answered)
+    assert note.startswith("RefCOCO: 1 of 4 answers are boxes with a number above 2, and were read")
+    assert "boxes.yaml" in note
+    assert benchmark.notes_on_answers(answered[:1]) == []
+    assert benchmark.notes_on_answers(said_so) == []
+
+
+def test_a_benchmark_without_boxes_has_no_form_of_them() -> None:
+    with pytest.raises(LayerfuseError, match=r"GQA .* has no boxes whose form could be said"):
+        BENCHMARKS["gqa"].with_box_form(Item("1", (), "what?", ("a",)), BoxForm())
 
 
 def test_a_box_is_written_in_each_scale() -> None:
     box = (10.0, 5.0, 30.0, 25.0)
 
-    assert written_box(box, "thousand", (100, 50), False) == "[100, 100, 300, 500]"
-    assert written_box(box, "thousand", (100, 50), True) == "[100, 300, 300, 500]"
-    assert written_box(box, "pixels", (100, 50), True) == "[10, 30, 30, 50]"
+    unpadded_thousand = BoxForm(scale="thousand", padded=False)
+    assert written_box(box, unpadded_thousand, (100, 50)) == "[100, 100, 300, 500]"
+    assert written_box(box, BoxForm(scale="thousand"), (100, 50)) == "[100, 300, 300, 500]"
+    assert written_box(box, BoxForm(scale="pixels"), (100, 50)) == "[10, 30, 30, 50]"
     # Without zeros at the end, as the boxes that LLaVA-1.5 is trained on; COCO's boxes may reach
     # over the edge by rounding.
     beyond = (-0.2, 5.0, 33.3, 25.0)
-    assert written_box(beyond, "unit", (100, 50), False) == "[0.0, 0.1, 0.33, 0.5]"
-    with pytest.raises(LayerfuseError, match="one of pixels, unit, thousand, not 'percent'"):
-        written_box(box, "percent", (100, 50), True)
+    assert written_box(beyond, BoxForm(padded=False), (100, 50)) == "[0.0, 0.1, 0.33, 0.5]"
 
 
 def test_words_of_captions_are_without_punctuation() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import Item
-from layerfuse.evaluate.benchmarks.pictures import check_pictures
+from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
 from layerfuse.evaluate.benchmarks.pope import SPLITS, Pope
 from tests.made_up_benchmarks import answer_all, near, values_of, write_lines, write_png
 

@@ -8,7 +8,7 @@ import pytest
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS
-from layerfuse.evaluate.benchmarks.pictures import check_pictures
+from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
 from tests.made_up_benchmarks import answer_all, values_of, write_png
 
 

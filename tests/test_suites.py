@@ -13,9 +13,11 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.benchmarks.mme import COGNITION, PERCEPTION
 from layerfuse.evaluate.benchmarks.ocrbench import TYPES
+from layerfuse.evaluate.boxes import BoxForm
 from layerfuse.evaluate.published import published_tables
+from layerfuse.evaluate.suite_run import look_for
 from layerfuse.evaluate.suites import Prompt, load_prompts, load_suite, suite_names
-from tests.made_up_benchmarks import column, suite_of
+from tests.made_up_benchmarks import column, suite_of, write_realmix, write_refcoco
 from tests.studies import one_line
 
 PROMPTS = ("llava-1.5", "llava-1.5-no-ocr")
@@ -141,6 +143,8 @@ def test_ocr_tokens_are_asked_for_with_one_set_of_prompts_alone(name: str) -> No
         ({"text": "{question}", "stop": [""]}, "at least 1 character"),
         ({"text": "{question}", "max_new_tokens": 0}, "greater than 0"),
         ({"text": "{question}", "tokens": 5}, "unknown key; valid: text"),
+        ({"text": "{question}", "boxes": {"scale": "percent"}}, "'unit', 'pixels' or 'thousand'"),
+        ({"text": "{question}", "boxes": {"pad": False}}, "unknown key; valid: scale, padded"),
     ],
 )
 def test_prompts_that_cannot_be_asked_are_refused(
@@ -209,6 +213,37 @@ def test_prompts_of_ones_own_lie_beside_the_suite(
     prompts = load_prompts(load_suite("../own.yaml").prompts)
 
     assert prompts["gqa"].ask(Item("1", (), "what?", ())) == "Say: what?"
+
+
+def test_questions_are_asked_with_the_boxes_that_their_prompt_says(tmp_path: Path) -> None:
+    write_refcoco(tmp_path / "refcoco")
+    words = {"text": "{question}", "boxes": {"scale": "thousand", "padded": False}}
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump({"refcoco": words, "mme": words}))
+    suite = suite_of(column("REC", "refcoco"))
+
+    (usual,) = look_for(suite, tmp_path).available
+    suite = suite.model_copy(update={"prompts": str(tmp_path / "words.yaml")})
+    (other,) = look_for(suite, tmp_path).available
+
+    assert usual.items[0].box_form == BoxForm()
+    assert other.items[0].box_form == BoxForm(scale="thousand", padded=False)
+    # The box of 10, 5, 30, 25 in a picture of 40 x 30 pixels.
+    said = "[250, 167, 750, 833]"
+    assert BENCHMARKS["refcoco"].judge(other.items[0], said).score == 1
+    assert BENCHMARKS["refcoco"].judge(usual.items[0], said).score == 0
+
+
+def test_boxes_of_a_benchmark_that_has_none_are_refused(tmp_path: Path) -> None:
+    write_realmix(tmp_path / "realmix", 1)
+    words = {"text": "{question}", "boxes": {"scale": "pixels"}}
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump({"realmix": words}))
+    suite = suite_of(column("real", "realmix"))
+
+    with pytest.raises(LayerfuseError, match="real pictures has no boxes whose form could be said"):
+        look_for(
+            suite.model_copy(update={"prompts": str(tmp_path / "words.yaml")}),
+            tmp_path,
+        )
 
 
 def test_a_suite_is_plain_data() -> None:

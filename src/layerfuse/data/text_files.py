@@ -100,7 +100,7 @@ def read_json(file: Path) -> Any:
     if _plain_suffix(file) == ".jsonl" and text[start] != "[":
         return _read_lines(file, text)
     try:
-        value, end = json.JSONDecoder(object_pairs_hook=_mapping).raw_decode(text, start)
+        value, end = json.JSONDecoder(object_pairs_hook=mapping_of).raw_decode(text, start)
     except json.JSONDecodeError as error:
         raise _invalid(file, error.lineno, error.colno, error.msg) from error
     # RecursionError: lists in lists without an end; ValueError: a number of thousands of digits.
@@ -124,8 +124,18 @@ def read_json(file: Path) -> Any:
     raise _invalid(file, error.lineno, error.colno, error.msg)
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping in JSON; ValueError for a key that stands twice, of which one would be lost."""
+def mapping_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a mapping in JSON, as `object_pairs_hook` of its reader.
+
+    Args:
+        pairs: of keys and values, as they stand.
+
+    Returns:
+        The mapping.
+
+    Raises:
+        ValueError: a key stands twice, of which one would be lost.
+    """
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -155,7 +165,7 @@ def _read_lines(file: Path, text: str) -> list[Any]:
         if not line.strip(_JSON_SPACE):
             continue
         try:
-            records.append(json.loads(line, object_pairs_hook=_mapping))
+            records.append(json.loads(line, object_pairs_hook=mapping_of))
         except json.JSONDecodeError as error:
             raise _invalid(file, number, error.colno, error.msg) from error
         except (RecursionError, ValueError) as error:

@@ -15,7 +15,7 @@ from layerfuse.evaluate.answer_folder import (
     digest_of,
 )
 from layerfuse.evaluate.benchmarks import Benchmark, Item
-from layerfuse.evaluate.benchmarks.interface import JudgedItem
+from layerfuse.evaluate.benchmarks.interface import JudgedItem, judged_item
 from layerfuse.evaluate.questions import Question, with_all_pictures
 from layerfuse.evaluate.suites import Prompt
 from layerfuse.model.chat_template import literal
@@ -68,7 +68,7 @@ def ask_benchmark(
                 outputs[row.id] = row.output
             progress(benchmark.title, len(outputs), len(items))
     # Judged again: an answer of an earlier version may have been read in another way.
-    return [JudgedItem(item, benchmark.judge(item, outputs[item.id])) for item in items]
+    return [judged_item(benchmark, item, outputs[item.id]) for item in items]
 
 
 def answer_folder(
@@ -90,19 +90,37 @@ def answer_folder(
     Returns:
         The folder, not opened yet.
     """
+    asked = asked_of(benchmark, items, prompt, model)
+    return AnswerFolder(folder, asked, [item.id for item in items])
+
+
+def asked_of(
+    benchmark: Benchmark, items: Sequence[Item], prompt: Prompt, model: AskedModel
+) -> Asked:
+    """Say what the answers of a model to a benchmark are to.
+
+    Args:
+        benchmark: whose questions they are.
+        items: all its questions.
+        prompt: how they are put.
+        model: that answers.
+
+    Returns:
+        What is written down beside the answers.
+    """
     questions: list[list[object]] = []
     for item in items:
         # Without the folder, which may be moved.
         pictures = [Path(picture.name).name for picture in item.pictures]
         questions.append([item.id, prompt.ask(item), pictures])
-    asked = Asked(
+    return Asked(
         benchmark=benchmark.name,
         model=model.digest,
-        prompt=prompt.model_dump(mode="json"),
+        # Without what it does not say: answers to a prompt without a form of boxes are continued.
+        prompt=prompt.model_dump(mode="json", exclude_none=True),
         questions=digest_of(questions),
         folder=model.folder,
     )
-    return AnswerFolder(folder, asked, [item.id for item in items])
 
 
 def _ask_batch(

@@ -2,28 +2,45 @@
 
 import math
 import re
+from typing import Literal
 
-from layerfuse.errors import LayerfuseError, short
+from layerfuse.errors import LayerfuseError
+from layerfuse.recipe.strict import Strict
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a box, in pixels of its picture."""
 
 WHOLE_SIDE = {"unit": 1.0, "thousand": 1000.0}
 """What the far side of a picture is in scales that do not depend on its size."""
-SCALES = ("pixels", *WHOLE_SIDE)
+FAR_BEYOND = 2.0
+"""A box a little beyond its picture has numbers a little above 1; above this the scale is another
+one."""
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 """A number that is not the end of a word: the 2 of `bbox_2d` and the 1 of `x1` are none."""
 
 
-def read_box(text: str, scale: str, size: tuple[int, int], padded: bool) -> Box | None:
+class BoxForm(Strict):
+    """How a model writes boxes and is told them. The defaults are LLaVA-1.5's, whose training data
+    have boxes of the padded picture: issue 606 of haotian-liu/LLaVA."""
+
+    scale: Literal["unit", "pixels", "thousand"] = "unit"
+    """Of the four numbers: `unit` for 0..1 of the picture's sides, `thousand` for 0..1000, or
+    `pixels`."""
+    padded: bool = True
+    """Whether the numbers are of the picture after LLaVA's padding to a square, which puts it in
+    the middle, with the odd row or column at the bottom or right; else of the picture itself."""
+
+
+LLAVA_BOXES = BoxForm()
+
+
+def read_box(text: str, form: BoxForm, size: tuple[int, int]) -> Box | None:
     """Read a box in an answer.
 
     Args:
         text: an answer such as `[0.1, 0.2, 0.3, 0.4]`: left, top, right, bottom.
-        scale: of its numbers: `pixels`, `unit` (0..1) or `thousand` (0..1000) of the picture.
+        form: how the box is written.
         size: width and height of the picture in pixels.
-        padded: whether the numbers are of the picture after LLaVA's padding to a square, which
-            puts it in the middle, with the odd row or column at the bottom or right.
 
     Returns:
         The box in pixels of the picture without padding, as it was written: it may go beyond the
@@ -31,19 +48,17 @@ def read_box(text: str, scale: str, size: tuple[int, int], padded: bool) -> Box 
         than four numbers, or one that is infinite.
 
     Raises:
-        LayerfuseError: the scale is unknown, or the picture is without pixels.
+        LayerfuseError: the picture is without pixels.
     """
-    if scale not in SCALES:
-        raise LayerfuseError(f"a box's scale is one of {', '.join(SCALES)}, not {short(scale)}")
     width, height = size
     if width < 1 or height < 1:
         raise LayerfuseError(f"a picture has at least one pixel, not {width} x {height}")
-    numbers = [float(number) for number in NUMBER.findall(text)]
+    numbers = _numbers_in(text)
     if len(numbers) != 4:
         return None
-    span = (max(size), max(size)) if padded else size
-    left, right = (_pixels(number, scale, span[0]) for number in numbers[0::2])
-    top, bottom = (_pixels(number, scale, span[1]) for number in numbers[1::2])
+    span = (max(size), max(size)) if form.padded else size
+    left, right = (_pixels(number, form.scale, span[0]) for number in numbers[0::2])
+    top, bottom = (_pixels(number, form.scale, span[1]) for number in numbers[1::2])
     # Whole pixels, because that is where LLaVA pastes the picture.
     before = (span[0] - width) // 2
     above = (span[1] - height) // 2
@@ -51,6 +66,25 @@ def read_box(text: str, scale: str, size: tuple[int, int], padded: bool) -> Box 
     if all(math.isfinite(side) for side in box):
         return box
     return None
+
+
+def is_off_scale(text: str, form: BoxForm) -> bool:
+    """Say whether a box is probably written in another scale than it is read in.
+
+    Args:
+        text: an answer.
+        form: how its box is read.
+
+    Returns:
+        True for four numbers that are read as shares of the picture's sides, and of which one is
+        far above 1. Of the other scales nothing can be said: small numbers are small boxes.
+    """
+    numbers = _numbers_in(text)
+    return form.scale == "unit" and len(numbers) == 4 and max(numbers) > FAR_BEYOND
+
+
+def _numbers_in(text: str) -> list[float]:
+    return [float(number) for number in NUMBER.findall(text)]
 
 
 def _pixels(number: float, scale: str, span: int) -> float:

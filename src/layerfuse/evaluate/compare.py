@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,20 @@ import numpy as np
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.asking import ANSWERS
-from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
+from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Column, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.redrawing import Vector, redraw
 from layerfuse.evaluate.run_answers import Run, judged_answers
 from layerfuse.evaluate.significance import holm
-from layerfuse.evaluate.suite_scores import column_of
+from layerfuse.evaluate.suite_scores import UnreadAnswers, column_of, unread_answers
 from layerfuse.evaluate.suites import Suite, SuiteColumn
 from layerfuse.progress import Progress, silent
 
 AVERAGE = "average"
 LEVEL = 0.95
+"""Of the intervals."""
+SIGNIFICANT = 0.05
+"""Below this p a difference is marked."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Difference:
         interval: its 95 % interval [low, high] over pictures, each redrawn for both models.
         p: of no difference, two-sided, by the same resamples.
         p_holm: the same, corrected for the number of columns; an average is one number, and its p.
-        better: questions of the column that the model alone answers rightly; None where scores are
-            not 0 or 1, or which questions the column is over is not known.
+        better: questions of the column that the model alone answers rightly; None where the column
+            is no mean of answers, or these are not all right or wrong.
         worse: those that the baseline alone answers rightly; None likewise.
         mcnemar: p of McNemar's exact test on these; None likewise.
     """
@@ -49,7 +52,8 @@ class Difference:
     @property
     def mark(self) -> str:
         """`+` or `-` where the difference is beyond noise, corrected for the number of columns."""
-        if self.p_holm > 1 - LEVEL:
+        # Rounded, as the product of a share and a number of columns may lie a hair below 0.05.
+        if round(self.p_holm, 12) >= SIGNIFICANT:
             return ""
         return "+" if self.difference > 0 else "-"
 
@@ -82,12 +86,14 @@ class ComparedRun:
         cells: by column; what it has no answers to is left out.
         average: over all columns; None where some are left out, or the suite has none.
         average_difference: of the average to that of the baseline; None likewise.
+        unread: by benchmark, how many answers say nothing; only where there are such answers.
     """
 
     name: str
     cells: dict[str, Cell]
     average: float | None
     average_difference: Difference | None = None
+    unread: dict[str, UnreadAnswers] = field(default_factory=dict[str, UnreadAnswers])
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ class _ReadAnswers:
     items: list[Item]
     judged: dict[str, list[JudgedItem]]
     """by the name of the run; of those that have answers"""
+    columns: dict[str, list[Column]]
+    """what the benchmark reports of them, by the name of the run"""
 
 
 def compare(
@@ -183,7 +191,8 @@ def compare(
         if name != chosen:
             cells = _with_differences(suite, cells, values[chosen], redrawn, name, chosen)
             cells = _with_mcnemar(suite, cells, answered, name, chosen)
-        compared.append(_compared_run(suite, name, cells, values[chosen], redrawn, chosen))
+        run = _compared_run(suite, name, cells, values[chosen], redrawn, chosen)
+        compared.append(replace(run, unread=_unread(name, answered)))
     return Comparison(
         suite=suite.name,
         columns=[column.name for column in suite.columns],
@@ -232,9 +241,11 @@ def _read(runs: Sequence[Run], suite: Suite, benchmarks: Path) -> dict[str, _Rea
         benchmark = BENCHMARKS[name]
         items = benchmark.load(benchmarks / name)
         judged: dict[str, list[JudgedItem]] = {}
+        columns: dict[str, list[Column]] = {}
         for run, file in files.items():
             judged[run] = judged_answers(file, benchmark, items)
-        answered[name] = _ReadAnswers(benchmark, items, judged)
+            columns[run] = benchmark.columns(judged[run])
+        answered[name] = _ReadAnswers(benchmark, items, judged, columns)
     for run in runs:
         # The model's folder instead of that of its answers is the usual mistake.
         if not any(run.name in answers.judged for answers in answered.values()):
@@ -269,6 +280,9 @@ def _notes(runs: Sequence[Run], answered: dict[str, _ReadAnswers]) -> list[str]:
     notes: list[str] = []
     for name, answers in answered.items():
         notes += answers.benchmark.notes(answers.items)
+        for run_name, judged in answers.judged.items():
+            for note in answers.benchmark.notes_on_answers(judged):
+                notes.append(f"{run_name}: {note}")
         # By the prompt: the runs whose questions were put so.
         asked: dict[str, list[str]] = {}
         for run in runs:
@@ -284,6 +298,15 @@ def _notes(runs: Sequence[Run], answered: dict[str, _ReadAnswers]) -> list[str]:
     return notes
 
 
+def _unread(run: str, answered: dict[str, _ReadAnswers]) -> dict[str, UnreadAnswers]:
+    """How many answers of a run say nothing, by benchmark."""
+    of_run: dict[str, list[JudgedItem]] = {}
+    for benchmark, answers in answered.items():
+        if run in answers.judged:
+            of_run[benchmark] = answers.judged[run]
+    return unread_answers(of_run)
+
+
 def _columns_of_run(suite: Suite, run: str, answered: dict[str, _ReadAnswers]) -> dict[str, Cell]:
     """The cells of one run, without differences."""
     cells: dict[str, Cell] = {}
@@ -291,7 +314,7 @@ def _columns_of_run(suite: Suite, run: str, answered: dict[str, _ReadAnswers]) -
         answers = answered.get(column.benchmark)
         if answers is None or run not in answers.judged:
             continue
-        found = column_of(column, answers.benchmark.columns(answers.judged[run]))
+        found = column_of(column, answers.columns[run])
         cells[column.name] = Cell(
             found.value, found.best, found.value / column.divide, found.questions
         )
@@ -344,10 +367,11 @@ def _with_mcnemar(
         cell = cells.get(column.name)
         if cell is None or cell.difference is None:
             continue
-        judged = answered[column.benchmark].judged
-        mine = _scores_in(column, cell, judged[run])
-        others = _scores_in(column, cell, judged[baseline])
-        if not {*mine, *others} <= {0.0, 1.0} or not mine:
+        answers = answered[column.benchmark]
+        mine = _scores_of_mean(column, answers, run)
+        others = _scores_of_mean(column, answers, baseline)
+        # A soft score is neither right nor wrong.
+        if not mine or not {*mine, *others} <= {0.0, 1.0}:
             continue
         pairs = list(zip(mine, others, strict=True))
         better = sum(own > other for own, other in pairs)
@@ -359,13 +383,10 @@ def _with_mcnemar(
     return completed
 
 
-def _scores_in(column: SuiteColumn, cell: Cell, judged: Sequence[JudgedItem]) -> list[float]:
-    """The scores of the questions that a column is over; empty where these are not known."""
-    # Pairs and rotations, which some columns count instead of questions, are fewer.
-    if cell.questions == len(judged):
-        return [each.judged.score for each in judged]
-    scores = [each.judged.score for each in judged if each.item.group == column.column]
-    return scores if cell.questions == len(scores) else []
+def _scores_of_mean(column: SuiteColumn, answers: _ReadAnswers, run: str) -> list[float]:
+    """The scores that a run's column is the mean of, in the order of the questions."""
+    found = column_of(column, answers.columns[run])
+    return [each.judged.score for each in found.mean_of]
 
 
 def mcnemar(better: int, worse: int) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from layerfuse.evaluate.category_scores import category_scores
+from layerfuse.evaluate.category_scores import category_columns, category_scores
 from layerfuse.evaluate.compare import Comparison, compare
 from layerfuse.evaluate.compare_figures import draw_categories
 from layerfuse.evaluate.compare_table import (
@@ -112,6 +112,10 @@ def _write(comparison: Comparison, tables: dict[str, Table], output: Path) -> No
     content["category_scores"] = {
         category: {run: asdict(score) for run, score in of_runs.items()}
         for category, of_runs in scores.items()
+    }
+    columns = category_columns(comparison)
+    content["category_columns"] = {
+        category: asdict(of_category) for category, of_category in columns.items()
     }
     write_text(output / COMPARISON, json.dumps(content, indent=1) + "\n")
     for name, table in tables.items():

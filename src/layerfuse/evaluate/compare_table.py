@@ -2,15 +2,19 @@
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from layerfuse.evaluate.benchmarks import BENCHMARKS
-from layerfuse.evaluate.category_scores import category_scores
-from layerfuse.evaluate.compare import AVERAGE, LEVEL, Cell, ComparedRun, Comparison
+from layerfuse.evaluate.category_scores import (
+    CategoryColumns,
+    category_columns,
+    category_scores,
+)
+from layerfuse.evaluate.compare import AVERAGE, SIGNIFICANT, Cell, ComparedRun, Comparison
 from layerfuse.evaluate.published import PublishedRow, PublishedTable
+from layerfuse.evaluate.suite_scores import unread_lines
 from layerfuse.evaluate.suites import Suite, SuiteColumn
 
 Format = Literal["terminal", "markdown", "latex", "csv"]
@@ -47,7 +51,7 @@ def comparison_table(
     head = ["model", *comparison.columns]
     if suite.average is not None:
         head.append(AVERAGE)
-    rows = [_row(run, comparison, suite) for run in comparison.runs]
+    rows = [_row(run, suite) for run in comparison.runs]
     notes = _notes(comparison)
     if suite.note:
         notes.append(f"suite {suite.name}: {suite.note}")
@@ -68,12 +72,12 @@ def comparison_table(
     return Table(head, rows, notes)
 
 
-def _row(run: ComparedRun, comparison: Comparison, suite: Suite) -> list[str]:
+def _row(run: ComparedRun, suite: Suite) -> list[str]:
     """The cells of a run: numbers with the mark of their difference to the baseline."""
     cells = [run.name]
-    for column in comparison.columns:
-        cell = run.cells.get(column)
-        cells.append("" if cell is None else _number(cell))
+    for column in suite.columns:
+        cell = run.cells.get(column.name)
+        cells.append("" if cell is None else _number(cell, column))
     if suite.average is not None:
         average = ""
         if run.average is not None:
@@ -84,10 +88,13 @@ def _row(run: ComparedRun, comparison: Comparison, suite: Suite) -> list[str]:
     return cells
 
 
-def _number(cell: Cell) -> str:
-    """A number as papers print it: sums of hundreds of points without decimals."""
+def _number(cell: Cell, column: SuiteColumn) -> str:
+    """A number with the digits that papers print: counts of right answers whole, sums of hundreds
+    of points and CIDEr with one decimal, percentages with two, as the most precise papers."""
     mark = cell.difference.mark if cell.difference is not None else ""
-    decimals = 2 if cell.best <= 100 else 0
+    decimals = 2 if cell.best <= 100 else 1
+    if column.benchmark in BENCHMARKS and BENCHMARKS[column.benchmark].counts_answers:
+        decimals = 0
     return f"{cell.value:.{decimals}f}{mark}"
 
 
@@ -134,15 +141,19 @@ def _notes(comparison: Comparison) -> list[str]:
             f"over pictures ({comparison.resamples:,} resamples), p < 0.05 after Holm's correction "
             "for the number of columns. One training each: the noise between seeds is not in it."
         )
+        if any(run.average_difference is not None for run in comparison.runs):
+            notes.append("The mark of the average is of one test of its own, uncorrected.")
         # The smallest p that so many resamples can give, after the correction.
-        if 2 * compared / (comparison.resamples + 1) > 1 - LEVEL:
-            needed = math.ceil(2 * compared / (1 - LEVEL))
+        if 2 * compared / (comparison.resamples + 1) >= SIGNIFICANT:
+            needed = round(2 * compared / SIGNIFICANT)
             notes.append(
                 f"{comparison.resamples:,} resamples are too few for marks in {compared} columns: "
                 f"give --resamples {needed} or more."
             )
     for column, reason in comparison.missing.items():
         notes.append(f"{column}: {reason}")
+    for run in comparison.runs:
+        notes += [f"{run.name}, {line}" for line in unread_lines(run.unread)]
     return [*notes, *comparison.notes]
 
 
@@ -187,9 +198,11 @@ def category_table(comparison: Comparison) -> Table:
         comparison: of runs.
 
     Returns:
-        One row a model: score / best, and the place between lowest and highest in brackets.
+        One row a model: score / best, and the place between lowest and highest in brackets. A
+        head names the columns where they are not all of the category's, the notes always.
     """
     scores = category_scores(comparison)
+    columns = category_columns(comparison)
     rows: list[list[str]] = []
     for run in comparison.runs:
         cells = [run.name]
@@ -198,11 +211,34 @@ def category_table(comparison: Comparison) -> Table:
             between = "" if score.min_max is None else f" ({score.min_max:.2f})"
             cells.append(f"{score.relative:.3f}{between}")
         rows.append(cells)
-    note = (
+    notes = [
         "Each score over the best of these models, averaged within the category; in brackets its "
-        "place between the lowest (0) and the highest (1)."
-    )
-    return Table(["model", *scores], rows, [note])
+        "place between the lowest (0) and the highest (1). Left out are columns that a model has "
+        "no answers to and those in which all have 0; of the place also those in which all are "
+        "equal."
+    ]
+    for category, of_category in columns.items():
+        notes.append(_category_note(category, of_category))
+    heads = [_category_head(category, columns[category]) for category in scores]
+    return Table(["model", *heads], rows, notes)
+
+
+def _category_head(category: str, columns: CategoryColumns) -> str:
+    """The category, with what it is over where that is not all: CSV has no place for notes."""
+    parts: list[str] = []
+    if columns.relative != columns.all:
+        parts.append(columns.of_all(columns.relative))
+    if columns.min_max != columns.relative:
+        parts.append(f"place {columns.of_all(columns.min_max)}")
+    return f"{category} ({'; '.join(parts)})" if parts else category
+
+
+def _category_note(category: str, columns: CategoryColumns) -> str:
+    """Over which columns both scores of a category are."""
+    note = f"{category}: over {columns.of_all(columns.relative)}"
+    if columns.min_max != columns.relative:
+        note += f"; the place over {columns.of_all(columns.min_max)}"
+    return note
 
 
 def written(table: Table, form: Format) -> str:

@@ -7,11 +7,17 @@ with their odd corners, so that scores can be set beside those in papers.
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.vqa_words import ARTICLES, CONTRACTIONS, NUMBER_WORDS, PUNCTUATION
+from layerfuse.evaluate.vqa_words import (
+    ARTICLES,
+    CONTRACTIONS,
+    NUMBER_WORDS,
+    PUNCTUATION,
+    VIZWIZ_CONTRACTIONS,
+)
 
 QUOTES = "'\"“”„‘’‚«»‹›「」『』"
 STOPS = ".,!…。．、，！।॥۔،።፣"
@@ -25,7 +31,8 @@ marks of direction, soft hyphens."""
 
 AGREEING = 3
 """How many other annotators must have given an answer of VQA for it to be wholly right."""
-TEXTVQA_ANNOTATORS = 10
+ANNOTATORS = 10
+"""How many people answered each question of VQA, OK-VQA, TextVQA and VizWiz."""
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
 FULL_STOP = re.compile(r"\.(?!\d)")
 """A full stop that is not before a digit. The script's pattern also means to ask what is before
@@ -88,7 +95,7 @@ def vqa_normalize(text: str) -> str:
         `1,000` is `1000`, `red/blue` is `red blue`, and `red, blue,green` is `red bluegreen`.
         Only the first 32 full stops disappear.
     """
-    return _vqa_words(_vqa_punctuation(_one_line(text)))
+    return _vqa_words(_vqa_punctuation(_one_line(text)), CONTRACTIONS)
 
 
 def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
@@ -122,7 +129,8 @@ def vizwiz_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Score an answer by those of annotators, as VizWiz's own script does.
 
     Source: `evaluate` of the VizWiz API's `vqaEval.py`, which differs from VQA's: the prediction
-    is always normalized, and the answers never are.
+    is always normalized, and the answers never are. Its contractions have curly apostrophes, so
+    that `dont` is never an annotator's `don't`.
 
     Args:
         prediction: what the model said.
@@ -134,7 +142,8 @@ def vizwiz_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         LayerfuseError: there are no answers.
     """
-    return _leave_one_out(vqa_normalize(prediction), answers)
+    said = _vqa_words(_vqa_punctuation(_one_line(prediction)), VIZWIZ_CONTRACTIONS)
+    return _leave_one_out(said, answers)
 
 
 def textvqa_normalize(text: str) -> str:
@@ -171,9 +180,9 @@ def textvqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         LayerfuseError: there are not ten answers.
     """
-    if len(answers) != TEXTVQA_ANNOTATORS:
+    if len(answers) != ANNOTATORS:
         raise LayerfuseError(
-            f"TextVQA wants the answers of {TEXTVQA_ANNOTATORS} annotators, not {len(answers)}"
+            f"TextVQA wants the answers of {ANNOTATORS} annotators, not {len(answers)}"
         )
     given = [textvqa_normalize(answer) for answer in answers]
     return _leave_one_out(textvqa_normalize(prediction), given)
@@ -197,14 +206,14 @@ def _vqa_punctuation(text: str) -> str:
     return FULL_STOP.sub("", written, count=FULL_STOPS_REMOVED)
 
 
-def _vqa_words(text: str) -> str:
+def _vqa_words(text: str, contractions: Mapping[str, str]) -> str:
     """Apply the rules of VQA for numbers, articles and contractions."""
     words: list[str] = []
     for word in text.lower().split():
         # Numbers, articles, contractions: each is looked up in what the one before has made.
         number = NUMBER_WORDS.get(word, word)
         if number not in ARTICLES:
-            words.append(CONTRACTIONS.get(number, number))
+            words.append(contractions.get(number, number))
     return " ".join(words)
 
 

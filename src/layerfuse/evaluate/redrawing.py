@@ -45,16 +45,17 @@ def redraw(
     Raises:
         LayerfuseError: there are so few pictures that hardly any draw has all columns.
     """
-    of_first = next(iter(judged.values()))
+    scored = {name: benchmark.scored_together(of_run) for name, of_run in judged.items()}
+    of_first = next(iter(scored.values()))
     clusters = clusters_of_items(benchmark, [each.item for each in of_first])
-    copies = {name: _Copies(of_run, clusters) for name, of_run in judged.items()}
+    copies = {name: _Copies(of_run, clusters) for name, of_run in scored.items()}
     # By the benchmark's name, in whatever order they are compared.
     rng = np.random.default_rng([seed, zlib.crc32(benchmark.name.encode())])
     redrawn: dict[str, dict[str, list[float]]] = {}
     for name in copies:
         redrawn[name] = {column.name: [] for column in columns}
     # The same for every run, whatever its answers.
-    names = _names(benchmark.columns(of_first))
+    names = _names(benchmark.redrawn_columns(of_first))
     for draw in range(resamples):
         drawn = _draw(rng, benchmark, copies, max(clusters) + 1, names)
         for name, reported in drawn.items():
@@ -120,7 +121,7 @@ def _draw(
         try:
             redrawn: dict[str, list[Column]] = {}
             for name, of_run in copies.items():
-                redrawn[name] = benchmark.columns(list(of_run.drawn(times)))
+                redrawn[name] = benchmark.redrawn_columns(list(of_run.drawn(times)))
         except LayerfuseError as error:
             # Some benchmarks refuse answers to a part of their questions.
             refused = error
@@ -167,6 +168,6 @@ class _Copies:
             for each in of_cluster:
                 together = f"{each.item.together} copy {copy}" if each.item.together else ""
                 item = replace(each.item, id=f"{each.item.id} copy {copy}", together=together)
-                renamed.append(JudgedItem(item, each.judged))
+                renamed.append(replace(each, item=item))
             self.copies[key] = renamed
         return self.copies[key]

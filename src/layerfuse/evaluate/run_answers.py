@@ -2,7 +2,9 @@
 
 A file of answers is JSON lines, each with the `id` of a question and the `answer` to it; what
 LLaVA's files call them, `question_id` and `text`, is read too. An Excel file has the columns
-`index` and `prediction`, as what is sent to MMBench's server.
+`index` and `prediction`, as what is sent to MMBench's server. How the model of
+another tool writes boxes is said by a file `boxes.yaml` in the folder of its answers, such as
+`{scale: pixels, padded: false}`.
 """
 
 import json
@@ -11,13 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
+from pydantic import ValidationError
+
 from layerfuse.data import text_files
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.answer_folder import ANSWERS, ASKED, read_asked
+from layerfuse.evaluate.answer_folder import ANSWERS, ASKED, AskedModel, read_asked
+from layerfuse.evaluate.asking import asked_of
 from layerfuse.evaluate.benchmarks import Benchmark, Item
-from layerfuse.evaluate.benchmarks.interface import JudgedItem
-from layerfuse.evaluate.benchmarks.official_files import read_xlsx
+from layerfuse.evaluate.benchmarks.interface import JudgedItem, judged_item
+from layerfuse.evaluate.benchmarks.official_files import cell_text, read_xlsx
+from layerfuse.evaluate.boxes import BoxForm
+from layerfuse.evaluate.suites import Prompt
+from layerfuse.recipe.reader import problems_of
 
+BOXES = "boxes.yaml"
+"""How the boxes of another tool's answers are written, in the folder of the run."""
 EXCEL = ".xlsx"
 ANSWER_KEYS = ("answer", "output", "text", "prediction")
 """One of them: a line of layerfuse holds `output`, one of LLaVA `text`."""
@@ -111,10 +122,18 @@ def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> l
 
     Raises:
         LayerfuseError: the file is empty or cut off, a line is no answer, answers an unknown
-            question or one that is answered already, or questions have no answer.
+            question or one that is answered already, questions have no answer, or what lies beside
+            the file says that other questions were asked.
     """
+    asked = file.parent / ASKED
+    if file.name == ANSWERS and asked.is_file():
+        items = _as_asked(asked, benchmark, items)
+    else:
+        items = _with_said_boxes(file, benchmark, items)
     outputs: dict[str, str] = {}
     known = {item.id for item in items}
+    # The same for all questions, of which there is at least one.
+    left_out = items[0].left_out
     for number, line in _lines(file):
         place = f"{file}, line {number}"
         answer = _answer_in(line, place)
@@ -122,6 +141,8 @@ def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> l
             item_id = benchmark.id_in(line, items)
         except LayerfuseError as error:
             raise LayerfuseError(f"{place}: {error}") from error
+        if item_id in left_out:
+            continue
         if item_id not in known:
             raise LayerfuseError(
                 f"{place} answers {short(item_id)}, no question of {benchmark.title}, whose ids "
@@ -137,7 +158,70 @@ def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> l
             f"{file} answers {len(outputs):,} of the {len(items):,} questions of "
             f"{benchmark.title}; the first without an answer is {missing[0]!r}"
         )
-    return [JudgedItem(item, benchmark.judge(item, outputs[item.id])) for item in items]
+    return [judged_item(benchmark, item, outputs[item.id]) for item in items]
+
+
+def _as_asked(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> Sequence[Item]:
+    """The questions as a model was asked them.
+
+    Args:
+        file: asked.json.
+        benchmark: that the answers beside it are scored as answers to.
+        items: all its questions, as they are at hand.
+
+    Raises:
+        LayerfuseError: another benchmark was asked, or other questions of it.
+    """
+    asked = read_asked(file)
+    name = asked.get("benchmark", benchmark.name)
+    if name != benchmark.name:
+        raise LayerfuseError(
+            f"{file} says that the answers beside it are to another benchmark, {short(name)}, and "
+            f"not to {benchmark.name}"
+        )
+    if "prompt" not in asked:
+        return items
+    try:
+        prompt = Prompt.model_validate(asked["prompt"])
+    except ValidationError as error:
+        raise LayerfuseError(f"{file}, prompt:\n{problems_of(error)}") from error
+    if prompt.boxes is not None:
+        form = prompt.boxes
+        items = [benchmark.with_box_form(item, form) for item in items]
+    # Which model answered changes nothing about the questions.
+    at_hand = asked_of(benchmark, items, prompt, AskedModel("", ""))
+    if asked.get("questions", at_hand.questions) != at_hand.questions:
+        raise LayerfuseError(
+            f"{file} says that the answers beside it are to other questions than those of "
+            f"{benchmark.title} at hand, or to the same about other pictures: score them with the "
+            "files that they were asked with"
+        )
+    return items
+
+
+def _with_said_boxes(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> Sequence[Item]:
+    """The questions, with how another tool's model writes boxes where a file of the run says it.
+
+    Args:
+        file: of answers.
+        benchmark: that they answer.
+        items: all its questions.
+
+    Raises:
+        LayerfuseError: that file does not say how boxes are written.
+    """
+    folder = file.parent.parent if file.name == ANSWERS else file.parent
+    said = folder / BOXES
+    # It is about the benchmarks with boxes alone, of all that the run has answers to.
+    if not items[0].boxes or not said.is_file():
+        return items
+    try:
+        form = BoxForm.model_validate(yaml.safe_load(text_files.read_text(said)))
+    except yaml.YAMLError as error:
+        raise LayerfuseError(f"cannot read {said}: {error}") from error
+    except ValidationError as error:
+        raise LayerfuseError(f"{said}:\n{problems_of(error)}") from error
+    return [benchmark.with_box_form(item, form) for item in items]
 
 
 def _lines(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
@@ -150,8 +234,8 @@ def _lines(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
         if not line.strip():
             continue
         try:
-            content: Any = json.loads(line)
-        # RecursionError: lists in lists without an end.
+            content: Any = json.loads(line, object_pairs_hook=text_files.mapping_of)
+        # RecursionError: lists in lists without an end; ValueError: a key that stands twice too.
         except (ValueError, RecursionError) as error:
             raise LayerfuseError(
                 f"{file}, line {number} is no JSON, or cut off: {error}"
@@ -172,10 +256,11 @@ def _rows(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
     lines: list[tuple[int, Mapping[str, Any]]] = []
     # The first line is the head.
     for number, row in enumerate(read_xlsx(file, ("index", "prediction")), 2):
-        prediction = row["prediction"]
         # An empty cell is an empty answer, and Excel makes numbers of digits.
-        said = "" if prediction is None else str(prediction)
-        lines.append((number, {"id": str(row["index"]), "prediction": said}))
+        index = cell_text(file, number, row, "index")
+        lines.append(
+            (number, {"id": index, "prediction": cell_text(file, number, row, "prediction")})
+        )
     return lines
 
 

@@ -14,7 +14,7 @@ from layerfuse.evaluate.answer_folder import AskedModel
 from layerfuse.evaluate.asking import answer_folder, ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
-from layerfuse.evaluate.benchmarks.pictures import check_pictures
+from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
 from layerfuse.evaluate.candidates import choose, judged_choices, possible_answers
 from layerfuse.evaluate.suite_scores import column_of, fill, print_columns, print_scores
 from layerfuse.evaluate.suites import Prompt, Suite, load_prompts
@@ -201,7 +201,7 @@ class _SuiteRun:
 
 def _write_columns(folder: Path, judged: Sequence[JudgedItem]) -> None:
     """Write all numbers of a benchmark into the folder of its answers, which has its name."""
-    columns = [asdict(column) for column in BENCHMARKS[folder.name].columns(judged)]
+    columns = [column.written() for column in BENCHMARKS[folder.name].columns(judged)]
     content = {"benchmark": folder.name, "columns": columns}
     write_text(folder / SCORES, json.dumps(content, indent=1) + "\n")
 
@@ -273,6 +273,9 @@ def look_for(suite: Suite, benchmarks: Path) -> Availability:
             raise LayerfuseError(f"{known.title}: {error}") from error
         _check_columns(known, suite, items)
         notes += known.notes(items)
+        form = prompts[name].boxes
+        if form is not None:
+            items = [known.with_box_form(item, form) for item in items]
         available.append(AvailableBenchmark(name, items, prompts[name]))
     return Availability(available, missing, notes)
 

@@ -1,6 +1,6 @@
 """What a model scores on a suite: the table that its paper prints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -40,6 +40,21 @@ class FilledColumn:
 
 
 @dataclass(frozen=True)
+class UnreadAnswers:
+    """How many answers to a benchmark say nothing, which its score does not tell from wrong ones.
+
+    Attributes:
+        answers: to all of its questions.
+        unreadable: of them, those in which the benchmark found nothing that it reads.
+        empty: of them, those without a word; most benchmarks can read nothing in these either.
+    """
+
+    answers: int
+    unreadable: int
+    empty: int
+
+
+@dataclass(frozen=True)
 class SuiteScores:
     """What a model scores on a suite: the content of suite.json.
 
@@ -53,6 +68,7 @@ class SuiteScores:
         notes: what a reader must know of the questions.
         by_likelihood: the columns of closed questions as the likeliest of their possible answers
             scores; empty where that was not asked for.
+        unread: by benchmark, how many answers say nothing; only where there are such answers.
     """
 
     suite: str
@@ -62,6 +78,7 @@ class SuiteScores:
     averaged: list[str]
     notes: list[str]
     by_likelihood: list[FilledColumn] = field(default_factory=list[FilledColumn])
+    unread: dict[str, UnreadAnswers] = field(default_factory=dict[str, UnreadAnswers])
 
 
 def column_of(column: SuiteColumn, reported: Sequence[Column]) -> Column:
@@ -111,8 +128,10 @@ def fill(
         The scores; no average where columns are missing, unless it was asked for.
     """
     reported: dict[str, list[Column]] = {}
+    all_notes = list(notes)
     for name, of_benchmark in answered.items():
         reported[name] = BENCHMARKS[name].columns(of_benchmark)
+        all_notes += BENCHMARKS[name].notes_on_answers(of_benchmark)
     filled = [_filled(column, reported, missing) for column in suite.columns]
     measured = [column for column in filled if column.averaged is not None]
     average = None
@@ -122,7 +141,48 @@ def fill(
     if suite.average is not None and measured and (is_whole or partial_average):
         averaged = [column.name for column in measured]
         average = sum(column.averaged or 0.0 for column in measured) / len(measured)
-    return SuiteScores(suite.name, model, filled, average, averaged, notes)
+    return SuiteScores(
+        suite.name, model, filled, average, averaged, all_notes, unread=unread_answers(answered)
+    )
+
+
+def unread_answers(answered: Mapping[str, Sequence[JudgedItem]]) -> dict[str, UnreadAnswers]:
+    """Count the answers that say nothing.
+
+    Args:
+        answered: the judged answers, by benchmark.
+
+    Returns:
+        By benchmark; those of which all answers say something are left out.
+    """
+    unread: dict[str, UnreadAnswers] = {}
+    for name, of_benchmark in answered.items():
+        unreadable = sum(each.judged.parsed is None for each in of_benchmark)
+        empty = sum(each.is_empty for each in of_benchmark)
+        if unreadable or empty:
+            unread[name] = UnreadAnswers(len(of_benchmark), unreadable, empty)
+    return unread
+
+
+def unread_lines(unread: Mapping[str, UnreadAnswers]) -> list[str]:
+    """Say how many answers say nothing.
+
+    Args:
+        unread: by benchmark.
+
+    Returns:
+        A line for each benchmark.
+    """
+    lines: list[str] = []
+    for name, counts in unread.items():
+        parts: list[str] = []
+        if counts.unreadable:
+            parts.append(f"nothing could be read in {counts.unreadable:,}")
+        if counts.empty:
+            parts.append(f"{counts.empty:,} empty")
+        title = BENCHMARKS[name].title
+        lines.append(f"{title}: of {counts.answers:,} answers {', '.join(parts)}")
+    return lines
 
 
 def _filled(
@@ -153,7 +213,8 @@ def _filled(
 
 
 def print_scores(suite: Suite, scores: SuiteScores, console: Console) -> None:
-    """Print a suite's table, what is missing, and over which columns the average is.
+    """Print a suite's table, what is missing, over which columns the average is, and how many
+    answers say nothing.
 
     Args:
         suite: of the scores.
@@ -173,7 +234,7 @@ def print_scores(suite: Suite, scores: SuiteScores, console: Console) -> None:
         for cells, column in zip(rows, scores.by_likelihood, strict=True):
             cells.append("" if column.value is None else f"{column.value:.2f}")
     print_fitted(console, headings, rows, title=suite.title)
-    for line in average_lines(suite, scores):
+    for line in [*average_lines(suite, scores), *unread_lines(scores.unread)]:
         console.print(line, markup=False, highlight=False)
     for note in [*scores.notes, suite.note]:
         if note:

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer_parsing import LETTERS
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
+from layerfuse.evaluate.boxes import BoxForm
 from layerfuse.recipe.reader import problems_of
 from layerfuse.recipe.strict import Strict
 
@@ -34,6 +35,9 @@ class Prompt(Strict):
     """Longest answer, in tokens."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end an answer, beside the model's own end."""
+    boxes: BoxForm | None = None
+    """How the model writes boxes and is told them, such as `{scale: thousand, padded: false}`, for
+    benchmarks with boxes. Default: LLaVA-1.5's 0..1 of the padded picture."""
 
     @model_validator(mode="after")
     def _asks(self) -> Self:

@@ -1,6 +1,7 @@
 """The words that the evaluation of VQA writes in one way, as data.
 
 Source: `vqaEval.py` of the VQA API and `EvalAIAnswerProcessor` of M4C, which have the same tables.
+VizWiz's API has contractions of its own.
 """
 
 NUMBER_WORDS = {
@@ -152,3 +153,25 @@ CONTRACTIONS = {
     "youve": "you've",
 }
 """Contractions without their apostrophes, and how they are written."""
+
+_STRAIGHT_IN_VIZWIZ = (
+    *("aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"),
+    *("couldn'tve", "hadn'tve"),
+)
+"""Entries that VizWiz has with the apostrophes of VQA, the last two on their left side alone."""
+
+
+def _vizwiz_contractions() -> dict[str, str]:
+    """VQA's contractions with the apostrophes of VizWiz's script."""
+    contractions: dict[str, str] = {}
+    for word, written in CONTRACTIONS.items():
+        found = word if word in _STRAIGHT_IN_VIZWIZ else word.replace("'", "’")
+        # Words without an apostrophe of their own stay straight, the two others become curly.
+        is_straight = word in _STRAIGHT_IN_VIZWIZ and "'" not in word
+        contractions[found] = written if is_straight else written.replace("'", "’")
+    return contractions
+
+
+VIZWIZ_CONTRACTIONS = _vizwiz_contractions()
+"""The same with curly apostrophes, but for a few, as `vqaEval.py` of VizWiz's API has them: `dont`
+becomes `don’t` there, which an annotator's `don't` is not equal to."""

@@ -28,7 +28,7 @@ from layerfuse.evaluate.benchmarks.official_files import (
     read_tsv,
     shards_like,
 )
-from layerfuse.evaluate.benchmarks.pictures import picture_from_cell
+from layerfuse.evaluate.benchmarks.official_pictures import picture_from_cell
 
 
 @benchmark

@@ -16,7 +16,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     share,
 )
 from layerfuse.evaluate.benchmarks.official_files import Row
-from layerfuse.evaluate.benchmarks.pictures import picture_from_base64
+from layerfuse.evaluate.benchmarks.official_pictures import picture_from_base64
 from layerfuse.vision.picture import Picture
 
 _LONGEST_REFERENCE = 64

@@ -20,6 +20,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     JudgedItem,
     benchmark,
     by_group,
+    mean_of_columns,
     share,
 )
 from layerfuse.evaluate.benchmarks.official_files import (
@@ -30,7 +31,7 @@ from layerfuse.evaluate.benchmarks.official_files import (
     read_json_lines,
     read_parquet,
 )
-from layerfuse.evaluate.benchmarks.pictures import picture_file, picture_from_cell
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file, picture_from_cell
 from layerfuse.vision.picture import Picture
 
 SOURCES = ("ADE20K", "COCO", "Omni3D")
@@ -124,12 +125,12 @@ class CvBench(Benchmark):
                 f"{', '.join(missing)}"
             )
         ade20k, coco, omni3d = [share(sources[source], source) for source in SOURCES]
-        two_d = _mean("2D", [ade20k, coco])
-        three_d = _mean("3D", [omni3d])
+        two_d = mean_of_columns("2D", [ade20k, coco])
+        three_d = mean_of_columns("3D", [omni3d])
         # The tasks are reported beside the score and are no part of it.
         tasks = by_group(answered, key=_task)
         by_task = [share(tasks[task], task) for task in sorted(tasks)]
-        both = _mean("accuracy", [two_d, three_d])
+        both = mean_of_columns("accuracy", [two_d, three_d])
         return [both, two_d, three_d, ade20k, coco, omni3d, *by_task]
 
 
@@ -184,10 +185,3 @@ def _source(item: Item) -> str:
 def _task(item: Item) -> str:
     """What a question asks for."""
     return item.group.partition("/")[2]
-
-
-def _mean(name: str, parts: Sequence[Column]) -> Column:
-    """The mean of some accuracies, each of the same weight."""
-    value = sum(part.value for part in parts) / len(parts)
-    questions = sum(part.questions for part in parts)
-    return Column(name, value, 100.0, questions)

@@ -14,9 +14,10 @@ from layerfuse.evaluate.benchmarks.interface import (
     JudgedItem,
     benchmark,
     by_group,
+    mean_of_columns,
     share,
 )
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 from layerfuse.vision.picture import Picture
 
 
@@ -132,8 +133,7 @@ class ChartQa(Benchmark):
         """Give the numbers that the benchmark reports; see `Benchmark.columns`."""
         halves = [share(of_group, name) for name, of_group in by_group(answered).items()]
         # Not of all questions: the official number is the mean of the two.
-        average = sum(half.value for half in halves) / len(halves)
-        return [Column("average", average, 100.0, len(answered)), *halves]
+        return [mean_of_columns("average", halves), *halves]
 
 
 def _question(file: Path, number: int, row: official_files.Row, picture: Picture) -> Item:

@@ -21,7 +21,7 @@ words of; small differences from published numbers have that cause.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -37,15 +37,20 @@ from layerfuse.evaluate.benchmarks.interface import (
     JudgedItem,
     benchmark,
     by_group,
+    mean_of_columns,
     share,
 )
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
+from layerfuse.evaluate.boxes import BoxForm
 
 IOU_NEEDED = 0.5
 """The overlap, in shares of the union, from which on a box is right."""
 
 HIGHEST_CIDER = 1000.0
 """CIDEr of captions that equal their only reference: 10, in percent as papers print it."""
+
+_LIBRARY_HIGHEST = 10.0
+"""The same, as the library gives it."""
 
 _WORD = re.compile(r"\w+(?:'\w+)*")
 
@@ -84,19 +89,6 @@ class ReferringExpressions(Benchmark):
     headline: ClassVar[str] = "average"
     splits: ClassVar[tuple[str, ...]] = ("val", "testA", "testB")
 
-    def __init__(self, scale: str = "unit", padded: bool = True) -> None:
-        """Say how the model writes boxes; the defaults are LLaVA-1.5's.
-
-        Its training data have boxes of the padded picture: issue 606 of haotian-liu/LLaVA.
-
-        Args:
-            scale: `unit` for 0..1 of the picture's sides, `thousand` for 0..1000, or `pixels`.
-            padded: whether boxes are in the picture padded to a square with the picture in its
-                middle; else in the picture itself.
-        """
-        self.scale = scale
-        self.padded = padded
-
     def load(self, folder: Path) -> list[Item]:
         """Read the questions, grouped by split; see `Benchmark.load`."""
         file = folder / self.expected[0]
@@ -119,18 +111,35 @@ class ReferringExpressions(Benchmark):
         """Score one answer; see `Benchmark.judge`."""
         if item.size is None:
             raise LayerfuseError(f"the question {item.id} does not say how large its picture is")
-        box = boxes.read_box(answer, self.scale, item.size, self.padded)
+        box = boxes.read_box(answer, item.box_form, item.size)
         if box is None:
             return Judged(None, 0.0)
         is_right = boxes.box_iou(box, item.boxes[0]) >= IOU_NEEDED
         # In pixels, so that answers of models with different scales can be compared.
         edges = ", ".join(f"{edge:.1f}" for edge in box)
-        return Judged(f"[{edges}]", float(is_right))
+        off_scale = boxes.is_off_scale(answer, item.box_form)
+        return Judged(f"[{edges}]", float(is_right), off_scale)
+
+    def notes_on_answers(self, answered: Sequence[JudgedItem]) -> list[str]:
+        """Count boxes that are probably in another scale; see `Benchmark.notes_on_answers`."""
+        off_scale = [each for each in answered if each.judged.off_scale]
+        if not off_scale:
+            return []
+        return [
+            f"{self.title}: {len(off_scale):,} of {len(answered):,} answers are boxes with a "
+            f"number above {boxes.FAR_BEYOND:g}, and were read as 0..1 of the picture; their scale "
+            "is probably another one. Say it by `boxes` of the prompt, or for answers of other "
+            "tools by a file boxes.yaml in their folder, such as `{scale: pixels, padded: false}`"
+        ]
+
+    def with_box_form(self, item: Item, form: BoxForm) -> Item:
+        """Give a question to be answered by a box in a form; see `Benchmark.with_box_form`."""
+        return replace(item, box_form=form)
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the numbers that the benchmark reports; see `Benchmark.columns`."""
         of_splits = [share(of_split, name) for name, of_split in by_group(answered).items()]
-        return [_average(of_splits), *of_splits]
+        return [mean_of_columns("average", of_splits), *of_splits]
 
 
 @benchmark
@@ -178,16 +187,6 @@ class RefCocoGCaptions(Benchmark):
     expected = ("refcocog.jsonl", "train2014/COCO_train2014_*.jpg")
     headline = "average"
 
-    def __init__(self, scale: str = "unit", padded: bool = True) -> None:
-        """Say how the model is told boxes; the defaults are LLaVA-1.5's.
-
-        Args:
-            scale: as for `ReferringExpressions`.
-            padded: as there.
-        """
-        self.scale = scale
-        self.padded = padded
-
     def load(self, folder: Path) -> list[Item]:
         """Read the parts of pictures, each with all its sentences; see `Benchmark.load`."""
         file = folder / self.expected[0]
@@ -202,7 +201,7 @@ class RefCocoGCaptions(Benchmark):
             item = Item(
                 id=first.id,
                 pictures=(picture_file(folder, first.image),),
-                question=written_box(first.box, self.scale, first.size, self.padded),
+                question=written_box(first.box, boxes.LLAVA_BOXES, first.size),
                 answers=tuple(reference.sentence for reference in of_part),
                 group=first.split,
                 boxes=(first.box,),
@@ -210,6 +209,13 @@ class RefCocoGCaptions(Benchmark):
             )
             items.append(item)
         return official_files.checked_items(file, items)
+
+    def with_box_form(self, item: Item, form: BoxForm) -> Item:
+        """Give a question that tells its box in a form; see `Benchmark.with_box_form`."""
+        if item.size is None:
+            raise LayerfuseError(f"the question {item.id} does not say how large its picture is")
+        question = written_box(item.boxes[0], form, item.size)
+        return replace(item, question=question, box_form=form)
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`, and above on what a single one scores."""
@@ -220,12 +226,33 @@ class RefCocoGCaptions(Benchmark):
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the numbers that the benchmark reports; see `Benchmark.columns`."""
+        return self.redrawn_columns(self.scored_together(answered))
+
+    def scored_together(self, answered: Sequence[JudgedItem]) -> list[JudgedItem]:
+        """Score each caption by its CIDEr, as a share of the highest; see `Benchmark`.
+
+        References that are drawn twice must not make their words less rare: all words would weigh
+        less in redrawn pictures than in all, and the interval would lie beside the number.
+        """
+        scores: dict[str, float] = {}
+        # Each split by itself, as how rare a word is depends on the references beside it.
+        for of_split in by_group(answered).values():
+            for each, cider in zip(of_split, _ciders(of_split), strict=True):
+                scores[each.item.id] = cider / _LIBRARY_HIGHEST
+        scored: list[JudgedItem] = []
+        for each in answered:
+            judged = replace(each.judged, score=scores[each.item.id])
+            scored.append(replace(each, judged=judged))
+        return scored
+
+    def redrawn_columns(self, redrawn: Sequence[JudgedItem]) -> list[Column]:
+        """Give the mean CIDEr of each split, and the mean of the splits; see `Benchmark`."""
         of_splits: list[Column] = []
-        for name, of_split in by_group(answered).items():
-            # Each split by itself, as how rare a word is depends on the references beside it.
-            value = 100 * _cider(of_split)
+        for name, of_split in by_group(redrawn).items():
+            total = sum(each.judged.score for each in of_split)
+            value = HIGHEST_CIDER * total / len(of_split)
             of_splits.append(Column(name, value, HIGHEST_CIDER, len(of_split)))
-        return [_average(of_splits), *of_splits]
+        return [mean_of_columns("average", of_splits), *of_splits]
 
 
 def read_references(file: Path, splits: Sequence[str]) -> list[Reference]:
@@ -264,28 +291,20 @@ def read_references(file: Path, splits: Sequence[str]) -> list[Reference]:
     return references
 
 
-def written_box(box: Box, scale: str, size: tuple[int, int], padded: bool) -> str:
+def written_box(box: Box, form: BoxForm, size: tuple[int, int]) -> str:
     """Write a box as a model is told it: what `read_box` reads, up to rounding.
 
     Args:
         box: in pixels.
-        scale: as for `read_box`.
+        form: in which it is told.
         size: width and height of the picture in pixels.
-        padded: as for `read_box`.
 
     Returns:
         Left, top, right and bottom in brackets: hundredths of the `unit` scale without zeros at
         the end, as LLaVA-1.5's training data have them (`[0.28, 0.34, 0.4, 0.71]`), and whole
         numbers of the others.
-
-    Raises:
-        LayerfuseError: the scale is unknown.
     """
-    if scale not in boxes.SCALES:
-        raise LayerfuseError(
-            f"a box's scale is one of {', '.join(boxes.SCALES)}, not {short(scale)}"
-        )
-    span = (max(size), max(size)) if padded else size
+    span = (max(size), max(size)) if form.padded else size
     # As `read_box` takes them away.
     before = (span[0] - size[0]) // 2
     above = (span[1] - size[1]) // 2
@@ -293,15 +312,15 @@ def written_box(box: Box, scale: str, size: tuple[int, int], padded: bool) -> st
     for place, edge in enumerate(box):
         is_across = place % 2 == 0
         pixels = edge + (before if is_across else above)
-        if scale == "pixels":
+        if form.scale == "pixels":
             edges.append(f"{pixels:.0f}")
             continue
         share_of_side = pixels / (span[0] if is_across else span[1])
-        if scale == "unit":
+        if form.scale == "unit":
             # Plus 0, as an edge a little beyond the picture would be -0.0.
             edges.append(str(round(share_of_side, 2) + 0.0))
         else:
-            edges.append(f"{share_of_side * boxes.WHOLE_SIDE[scale]:.0f}")
+            edges.append(f"{share_of_side * boxes.WHOLE_SIDE[form.scale]:.0f}")
     return f"[{', '.join(edges)}]"
 
 
@@ -317,8 +336,8 @@ def caption_words(caption: str) -> list[str]:
     return _WORD.findall(caption.lower())
 
 
-def _cider(answered: Sequence[JudgedItem]) -> float:
-    """CIDEr of some captions, 0..10.
+def _ciders(answered: Sequence[JudgedItem]) -> list[float]:
+    """CIDEr of each of some captions, 0..10, with the words weighed by the references of all.
 
     Raises:
         LayerfuseError: its library is not installed.
@@ -339,15 +358,8 @@ def _cider(answered: Sequence[JudgedItem]) -> float:
         sentences = [" ".join(caption_words(sentence)) for sentence in each.item.answers]
         references[each.item.id] = sentences
         captions[each.item.id] = [" ".join(caption_words(each.judged.parsed or ""))]
-    score, _ = cast("Any", Cider)().compute_score(references, captions)
-    return float(score)
-
-
-def _average(columns: Sequence[Column]) -> Column:
-    """The mean of the splits, each weighing the same."""
-    value = sum(column.value for column in columns) / len(columns)
-    questions = sum(column.questions for column in columns)
-    return Column("average", value, columns[0].best, questions)
+    _, scores = cast("Any", Cider)().compute_score(references, captions)
+    return [float(score) for score in scores]
 
 
 def _side(file: Path, number: int, row: official_files.Row, column: str) -> int:

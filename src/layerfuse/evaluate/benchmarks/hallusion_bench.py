@@ -17,7 +17,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     share,
 )
 from layerfuse.evaluate.benchmarks.official_files import Row, checked_items, read_json
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 
 _NEEDED = (
     "category",

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.boxes import Box
+from layerfuse.evaluate.boxes import LLAVA_BOXES, Box, BoxForm
 from layerfuse.vision.picture import Picture
 
 
@@ -29,6 +29,9 @@ class Item:
             is judged alone.
         boxes: that are right, or that the question is about; empty where it has none.
         size: width and height of the picture in pixels, where boxes belong to it.
+        box_form: how the model that is asked writes boxes and is told them.
+        left_out: ids of questions in the same files that the benchmark does not ask, but that
+            files of answers may hold, such as those about videos; the same for all its questions.
     """
 
     id: str
@@ -41,6 +44,9 @@ class Item:
     together: str = ""
     boxes: tuple[Box, ...] = ()
     size: tuple[int, int] | None = None
+    box_form: BoxForm = LLAVA_BOXES
+    # Thousands of ids, which say nothing of this question.
+    left_out: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -50,18 +56,28 @@ class Judged:
     Attributes:
         parsed: what the benchmark reads in the answer; None where it finds nothing.
         score: 0..1, before anything is judged together.
+        off_scale: whether it is a box that was probably written in another scale than it was read
+            in.
     """
 
     parsed: str | None
     score: float
+    off_scale: bool = False
 
 
 @dataclass(frozen=True)
 class JudgedItem:
-    """A question with what its answer scored."""
+    """A question with what its answer scored.
+
+    Attributes:
+        item: the question.
+        judged: what was understood, and its score.
+        is_empty: whether the answer was nothing, or spaces alone.
+    """
 
     item: Item
     judged: Judged
+    is_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,12 +89,26 @@ class Column:
         value: on the benchmark's own scale.
         best: the highest value that it can have.
         questions: how many it is over.
+        mean_of: the answers whose scores it is the mean of, each of the same weight, up to a
+            constant factor; empty where it is something else, such as F1, CIDEr, a score of pairs,
+            or a mean of groups of different sizes.
     """
 
     name: str
     value: float
     best: float
     questions: int
+    # Says where the number comes from, and is no part of it.
+    mean_of: Sequence[JudgedItem] = field(default=(), repr=False, compare=False)
+
+    def written(self) -> dict[str, str | float]:
+        """Give the number as it is written to files, without the answers that it comes from."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "best": self.best,
+            "questions": self.questions,
+        }
 
 
 class Benchmark(ABC):
@@ -92,6 +122,7 @@ class Benchmark(ABC):
             for the page of benchmarks.
         headline: the column that stands for the benchmark where a table has one column for it.
         needs_files: whether it has files to be downloaded; else it makes its own questions.
+        counts_answers: whether its numbers are those of right answers, and whole, not shares.
     """
 
     name: ClassVar[str]
@@ -100,6 +131,7 @@ class Benchmark(ABC):
     expected: ClassVar[tuple[str, ...]]
     headline: ClassVar[str]
     needs_files: ClassVar[bool] = True
+    counts_answers: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, folder: Path) -> list[Item]:
@@ -170,6 +202,28 @@ class Benchmark(ABC):
         """
         return item.together
 
+    def scored_together(self, answered: Sequence[JudgedItem]) -> list[JudgedItem]:
+        """Score the answers whose scores depend on all questions, once, before any are redrawn.
+
+        Args:
+            answered: every question once.
+
+        Returns:
+            The answers in the same order, for `redrawn_columns`.
+        """
+        return list(answered)
+
+    def redrawn_columns(self, redrawn: Sequence[JudgedItem]) -> list[Column]:
+        """Give the numbers that the benchmark reports on redrawn pictures.
+
+        Args:
+            redrawn: answers of `scored_together`, some of them several times, others never.
+
+        Returns:
+            The same columns as those of all questions, where each of them has a question.
+        """
+        return self.columns(redrawn)
+
     def notes(self, items: Sequence[Item]) -> list[str]:
         """Say what a reader of the scores must know of the questions, such as their revision.
 
@@ -180,6 +234,32 @@ class Benchmark(ABC):
             Sentences; may be empty.
         """
         return []
+
+    def notes_on_answers(self, answered: Sequence[JudgedItem]) -> list[str]:
+        """Say what a reader of the scores must know of the answers, such as a doubtful scale.
+
+        Args:
+            answered: every question once.
+
+        Returns:
+            Sentences; may be empty.
+        """
+        return []
+
+    def with_box_form(self, item: Item, form: BoxForm) -> Item:
+        """Give a question to a model that writes boxes in some form, and is told them in it.
+
+        Args:
+            item: the question, as `load` gave it.
+            form: of the boxes.
+
+        Returns:
+            The question.
+
+        Raises:
+            LayerfuseError: the benchmark has no boxes.
+        """
+        raise LayerfuseError(f"{self.title} has no boxes whose form could be said")
 
 
 BENCHMARKS: dict[str, Benchmark] = {}
@@ -203,6 +283,20 @@ def benchmark(registered: type[Registered]) -> type[Registered]:
     return registered
 
 
+def judged_item(benchmark: Benchmark, item: Item, answer: str) -> JudgedItem:
+    """Judge the answer to a question.
+
+    Args:
+        benchmark: whose question it is.
+        item: the question.
+        answer: what the model said, as it said it.
+
+    Returns:
+        The question with what the answer scores.
+    """
+    return JudgedItem(item, benchmark.judge(item, answer), is_empty=not answer.strip())
+
+
 def share(answered: Sequence[JudgedItem], name: str = "accuracy") -> Column:
     """The mean score of some answers, in percent.
 
@@ -214,7 +308,28 @@ def share(answered: Sequence[JudgedItem], name: str = "accuracy") -> Column:
         The column.
     """
     total = sum(each.judged.score for each in answered)
-    return Column(name, 100 * total / len(answered), 100.0, len(answered))
+    return Column(name, 100 * total / len(answered), 100.0, len(answered), answered)
+
+
+def mean_of_columns(name: str, parts: Sequence[Column]) -> Column:
+    """The mean of some columns, each of the same weight, whatever its number of questions.
+
+    Args:
+        name: of the mean.
+        parts: at least one, over different questions and with one highest value.
+
+    Returns:
+        The column.
+    """
+    value = sum(part.value for part in parts) / len(parts)
+    questions = sum(part.questions for part in parts)
+    sizes = {len(part.mean_of) for part in parts}
+    answered: list[JudgedItem] = []
+    # Only of parts of one size do all answers weigh the same.
+    if len(sizes) == 1:
+        for part in parts:
+            answered += part.mean_of
+    return Column(name, value, parts[0].best, questions, answered)
 
 
 def by_group(

@@ -19,7 +19,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     share,
 )
 from layerfuse.evaluate.benchmarks.official_files import checked_items
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 
 PERCEPTION = (
     "existence",

@@ -27,7 +27,7 @@ from layerfuse.evaluate.benchmarks.official_files import (
     read_parquet,
     read_tsv,
 )
-from layerfuse.evaluate.benchmarks.pictures import picture_from_cell
+from layerfuse.evaluate.benchmarks.official_pictures import picture_from_cell
 
 
 @benchmark

@@ -15,7 +15,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     benchmark,
     by_group,
 )
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 
 _RECOGNITION = (
     "Regular Text Recognition",
@@ -29,6 +29,15 @@ _RECOGNITION = (
 
 _FORMULAS = "Handwritten Mathematical Expression Recognition"
 """the type whose answers are LaTeX, all from HME100k: their spaces mean nothing, their case does"""
+
+_PUBLISHED = {
+    "Text Recognition": 300,
+    "Scene Text-centric VQA": 200,
+    "Doc-oriented VQA": 200,
+    "Key Information Extraction": 200,
+    _FORMULAS: 100,
+}
+"""how many questions the published file has of each type, or of each sum that is reported"""
 
 TYPES = (
     *_RECOGNITION,
@@ -51,6 +60,7 @@ class OcrBench(Benchmark):
     licence = "not stated; the datasets it draws on have their own"
     expected = ("OCRBench.json", "OCRBench_Images/")
     headline = "score"
+    counts_answers = True
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions, grouped by their type; see `Benchmark.load`."""
@@ -76,6 +86,22 @@ class OcrBench(Benchmark):
             )
             items.append(item)
         return official_files.checked_items(file, items)
+
+    def notes(self, items: Sequence[Item]) -> list[str]:
+        """Say where these are not the published questions; see `Benchmark.notes`."""
+        found = dict.fromkeys(_PUBLISHED, 0)
+        for item in items:
+            reported = "Text Recognition" if item.group in _RECOGNITION else item.group
+            found[reported] += 1
+        if found == _PUBLISHED:
+            return []
+        expected = ", ".join(f"{count} {name}" for name, count in _PUBLISHED.items())
+        there = ", ".join(str(count) for count in found.values())
+        return [
+            f"{self.title}: {len(items):,} questions were found ({there} of these types), and the "
+            f"published file has {sum(_PUBLISHED.values()):,}: {expected}. The score is of other "
+            "questions than in papers, and so is an average with it"
+        ]
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer: it is right if it contains a right one; see `Benchmark.judge`."""
@@ -103,7 +129,7 @@ class OcrBench(Benchmark):
 def _right(answered: Sequence[JudgedItem], name: str) -> Column:
     """How many answers are right, of all, as the benchmark counts."""
     right = sum(each.judged.score for each in answered)
-    return Column(name, right, float(len(answered)), len(answered))
+    return Column(name, right, float(len(answered)), len(answered), answered)
 
 
 def _answers(file: Path, number: int, row: official_files.Row) -> tuple[str, ...]:

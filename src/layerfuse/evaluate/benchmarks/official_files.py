@@ -8,6 +8,7 @@ import io
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,14 @@ from layerfuse.evaluate.benchmarks.interface import Item
 
 Row = dict[str, Any]
 """One record of a file: its cells by the names of their columns."""
+
+
+@dataclass(frozen=True)
+class _Formula:
+    """A formula in a cell of an Excel file, such as `=A1+1`."""
+
+    text: str
+
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 """which of how many files this is, as the hub names them"""
@@ -162,7 +171,7 @@ def read_xlsx(file: Path, needed: Sequence[str] = ()) -> list[Row]:
 
     Raises:
         LayerfuseError: the library openpyxl is not installed; or the file is missing, empty, cut
-            off, or lacks a column.
+            off, lacks a column, has two of one name, or a formula in a needed one.
     """
     _check_exists(file, "an Excel file")
     try:
@@ -174,8 +183,11 @@ def read_xlsx(file: Path, needed: Sequence[str] = ()) -> list[Row]:
         ) from error
     library = cast("Any", openpyxl)
     try:
-        book = library.load_workbook(file, read_only=True, data_only=True)
-        table = list(book.worksheets[0].iter_rows(values_only=True))
+        # Formulas as they are: their results are not in files that Excel did not calculate.
+        book = library.load_workbook(file, read_only=True, data_only=False)
+        table: list[list[Any]] = []
+        for cells in book.worksheets[0].iter_rows():
+            table.append([_excel_value(cell) for cell in cells])
         book.close()
     # openpyxl raises what zipfile, its XML reader and its own checks raise.
     except Exception as error:
@@ -188,7 +200,10 @@ def read_xlsx(file: Path, needed: Sequence[str] = ()) -> list[Row]:
         filled = ["" if cell is None else cell for cell in cells]
         if any(cell != "" for cell in filled):
             lines.append(filled)
-    return _rows_of_lines(file, lines, needed)
+    rows = _rows_of_lines(file, lines, needed)
+    for number, row in enumerate(rows, start=1):
+        _replace_formulas(file, number, row, needed)
+    return rows
 
 
 def existing_file(folder: Path, names: Sequence[str]) -> Path | None:
@@ -414,15 +429,46 @@ def _with_ids(file: Path, value: Any, id_column: str) -> list[Any]:
     return rows
 
 
+def _excel_value(cell: Any) -> Any:
+    """What a cell of openpyxl holds, formulas marked as such."""
+    return _Formula(str(cell.value)) if cell.data_type == "f" else cell.value
+
+
+def _replace_formulas(file: Path, number: int, row: Row, needed: Sequence[str]) -> None:
+    """Write the formulas of a row as texts.
+
+    Raises:
+        LayerfuseError: one stands in a needed column.
+    """
+    for column, cell in row.items():
+        if not isinstance(cell, _Formula):
+            continue
+        if column in needed:
+            raise LayerfuseError(
+                f"{file} has the formula {short(cell.text)} as {column!r} in row {number}; a text "
+                "or a number is expected. Many tools write a text that begins with = as a formula: "
+                "give JSON lines or TSV instead"
+            )
+        row[column] = cell.text
+
+
 def _rows_of_lines(file: Path, lines: Sequence[Sequence[Any]], needed: Sequence[str]) -> list[Row]:
     """The rows of a table whose first line names the columns.
 
     Raises:
-        LayerfuseError: there are no rows, or one has another number of cells than the header.
+        LayerfuseError: there are no rows, one has another number of cells than the header, or two
+            columns have one name.
     """
     if not lines:
         raise LayerfuseError(f"{file} has no line; a header and rows are expected")
     header = [str(name) for name in lines[0]]
+    for name in header:
+        # Columns without a name are not read, however many there are.
+        if name and header.count(name) > 1:
+            raise LayerfuseError(
+                f"{file} has {header.count(name)} columns {name!r}; columns of different names are "
+                "expected, of which none is lost"
+            )
     rows: list[Row] = []
     for number, cells in enumerate(lines[1:], start=1):
         # A download that was cut off ends within a row.

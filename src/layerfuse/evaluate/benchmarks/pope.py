@@ -15,9 +15,10 @@ from layerfuse.evaluate.benchmarks.interface import (
     JudgedItem,
     benchmark,
     by_group,
+    mean_of_columns,
 )
 from layerfuse.evaluate.benchmarks.official_files import checked_items, read_json_lines
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 from layerfuse.evaluate.metrics import BinaryCounts, count_yes_no
 
 SPLITS = ("random", "popular", "adversarial")
@@ -160,7 +161,7 @@ class Pope(Benchmark):
         splits = by_group(answered)
         of_splits: list[Column] = []
         f1_values: list[float] = []
-        accuracies: list[float] = []
+        accuracies: list[Column] = []
         for split in SPLITS:
             if split not in splits:
                 raise LayerfuseError(
@@ -169,14 +170,14 @@ class Pope(Benchmark):
             # The mean is over splits, which may have different numbers of questions.
             counts = _count(splits[split])
             f1_values.append(counts.f1)
-            accuracies.append(counts.accuracy)
-            of_splits += _split_columns(split, counts)
+            of_split = _split_columns(split, counts, splits[split])
+            accuracies += [column for column in of_split if column.name == f"{split} accuracy"]
+            of_splits += of_split
         questions = len(answered)
         mean_f1 = 100 * sum(f1_values) / len(SPLITS)
-        mean_accuracy = 100 * sum(accuracies) / len(SPLITS)
         return [
             Column("F1", mean_f1, 100.0, questions),
-            Column("accuracy", mean_accuracy, 100.0, questions),
+            mean_of_columns("accuracy", accuracies),
             *of_splits,
         ]
 
@@ -247,7 +248,9 @@ def _count(answered: Sequence[JudgedItem]) -> BinaryCounts:
     return count_yes_no(said, right)
 
 
-def _split_columns(split: str, counts: BinaryCounts) -> list[Column]:
+def _split_columns(
+    split: str, counts: BinaryCounts, answered: Sequence[JudgedItem]
+) -> list[Column]:
     """The numbers of one split, in percent."""
     values = {
         "F1": counts.f1,
@@ -258,5 +261,7 @@ def _split_columns(split: str, counts: BinaryCounts) -> list[Column]:
     }
     columns: list[Column] = []
     for name, value in values.items():
-        columns.append(Column(f"{split} {name}", 100 * value, 100.0, counts.answers))
+        # The others are no means over all answers.
+        mean_of = answered if name == "accuracy" else ()
+        columns.append(Column(f"{split} {name}", 100 * value, 100.0, counts.answers, mean_of))
     return columns

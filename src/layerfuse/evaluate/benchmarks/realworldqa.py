@@ -37,7 +37,7 @@ from layerfuse.evaluate.benchmarks.official_files import (
     read_tsv,
     shards_like,
 )
-from layerfuse.evaluate.benchmarks.pictures import picture_from_cell
+from layerfuse.evaluate.benchmarks.official_pictures import picture_from_cell
 from layerfuse.evaluate.metrics import exact_match, normalize
 from layerfuse.evaluate.vqa_words import NUMBER_WORDS
 from layerfuse.vision.picture import Picture

@@ -15,6 +15,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     JudgedItem,
     benchmark,
     by_group,
+    mean_of_columns,
     share,
 )
 from layerfuse.evaluate.benchmarks.official_files import checked_items
@@ -53,8 +54,7 @@ class _Samples(Benchmark):
         groups: list[Column] = []
         for name, of_group in by_group(answered).items():
             groups.append(share(of_group, name))
-        mean = sum(column.value for column in groups) / len(groups)
-        return [Column("mean", mean, 100.0, len(answered)), *groups]
+        return [mean_of_columns("mean", groups), *groups]
 
 
 @benchmark

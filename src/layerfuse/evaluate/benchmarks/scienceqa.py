@@ -22,7 +22,7 @@ from layerfuse.evaluate.benchmarks.official_files import (
     read_json,
     read_json_value,
 )
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 
 _SPLIT = "test"
 _COLUMNS = ("question", "choices", "answer", "hint", "image", "grade", "subject")

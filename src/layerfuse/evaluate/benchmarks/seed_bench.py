@@ -1,6 +1,7 @@
 """SEED-Bench: questions with four options, of which those about pictures are read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -23,7 +24,7 @@ from layerfuse.evaluate.benchmarks.official_files import (
     read_json,
     read_json_value,
 )
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 _NEEDED = ("question_id", "question", *_CHOICES, "answer", "data_type", "question_type_id")
@@ -50,7 +51,8 @@ class SeedBenchImage(OptionsBenchmark):
             folder: with the files.
 
         Returns:
-            The questions; `group` is the type of question in words.
+            The questions; `group` is the type of question in words, and `left_out` has the ids of
+            those about videos, which files of answers to all of SEED-Bench hold too.
 
         Raises:
             LayerfuseError: a file is missing, cut off, or of another benchmark.
@@ -59,12 +61,25 @@ class SeedBenchImage(OptionsBenchmark):
         rows = read_json(file, _NEEDED, key="questions")
         types = _question_types(file)
         items: list[Item] = []
+        about_videos: set[str] = set()
         for row in rows:
             # What happens in a video needs more than one picture.
-            if text_in(row, "data_type") != "image":
-                continue
-            items.append(_item(folder, file, row, types))
-        return checked_items(file, items)
+            if text_in(row, "data_type") == "image":
+                items.append(_item(folder, file, row, types))
+            else:
+                about_videos.add(text_in(row, "question_id"))
+        left_out = frozenset(about_videos)
+        return checked_items(file, [replace(item, left_out=left_out) for item in items])
+
+    def notes(self, items: Sequence[Item]) -> list[str]:
+        """Say how many questions are left out; see `Benchmark.notes`."""
+        left_out = items[0].left_out
+        if not left_out:
+            return []
+        return [
+            f"{self.title}: {len(left_out):,} questions about videos are left out, and so are the "
+            "answers to them in files of answers"
+        ]
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the accuracy over all questions and over each type's.

@@ -22,7 +22,7 @@ from layerfuse.evaluate.benchmarks.interface import (
     share,
 )
 from layerfuse.evaluate.benchmarks.official_files import Row
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 from layerfuse.vision.picture import Picture
 
 _OCR_LINE = "Reference OCR token:"
@@ -50,6 +50,18 @@ class SoftAccuracy(Benchmark):
     """
 
     headline: ClassVar[str] = "accuracy"
+
+    def notes(self, items: Sequence[Item]) -> list[str]:
+        """Count the questions that fewer than ten people answered; see `Benchmark.notes`."""
+        fewer = [item for item in items if len(item.answers) < metrics.ANNOTATORS]
+        if not fewer:
+            return []
+        return [
+            f"{self.title}: {len(fewer):,} of {len(items):,} questions have the answers of fewer "
+            f"than {metrics.ANNOTATORS} people. An answer is wholly right only if "
+            f"{metrics.AGREEING} others than the one left out gave it, so that these score less, "
+            "and those of one person 0"
+        ]
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
@@ -191,6 +203,35 @@ class TextVqa(SoftAccuracy):
             )
             items.append(item)
         return official_files.checked_items(file, items)
+
+    def id_in(self, line: Mapping[str, Any], items: Sequence[Item]) -> str:
+        """Say which question a line of a file of answers is about, also one of LLaVA's files.
+
+        Args:
+            line: of JSON lines; one of LLaVA has the picture's id as `question_id`, and the
+                `prompt` with the question, as `eval_textvqa.py` of haotian-liu/LLaVA reads it.
+            items: all questions.
+
+        Returns:
+            The question's id, or what stands in its place.
+
+        Raises:
+            LayerfuseError: the line names no question.
+        """
+        named = super().id_in(line, items)
+        if "id" in line or "prompt" not in line:
+            return named
+        # Other tools have the question's id there, and a prompt beside it.
+        if any(item.id == named for item in items):
+            return named
+        question, _ = _question_and_words(str(line["prompt"]))
+        for item in items:
+            # The question first: it is quicker to compare than the name of the picture is to read.
+            if item.question.lower() == question and Path(item.pictures[0].name).stem == named:
+                return item.id
+        raise LayerfuseError(
+            f"TextVQA does not ask {short(question)} about a picture {short(named)}"
+        )
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
@@ -360,10 +401,10 @@ def _ten_answers(file: Path, number: int, row: Row) -> tuple[str, ...]:
         LayerfuseError: there is another number of them.
     """
     answers = official_files.cell_texts(file, number, row, "answers")
-    if len(answers) != metrics.TEXTVQA_ANNOTATORS:
+    if len(answers) != metrics.ANNOTATORS:
         raise LayerfuseError(
             f"{file} has {len(answers)} answers in row {number}; those of "
-            f"{metrics.TEXTVQA_ANNOTATORS} people are expected"
+            f"{metrics.ANNOTATORS} people are expected"
         )
     return answers
 
@@ -378,19 +419,37 @@ def _words_in_pictures(file: Path) -> dict[tuple[str, str], str]:
     for number, row in enumerate(
         official_files.read_json_lines(file, ("question_id", "text")), start=1
     ):
-        # The words come behind the question or before it, and a third line is the prompt's.
-        lines = official_files.cell_text(file, number, row, "text").split("\n")
-        ocr_lines = [line for line in lines if line.startswith(_OCR_LINE)]
-        questions = [line for line in lines if not line.startswith(_OCR_LINE)]
-        if len(ocr_lines) != 1 or not questions:
+        text = official_files.cell_text(file, number, row, "text")
+        question, of_picture = _question_and_words(text)
+        if not question or of_picture is None:
             raise LayerfuseError(
                 f"{file} has {short(row['text'])} as 'text' in row {number}; a question and a line "
                 f"with {_OCR_LINE!r} are expected"
             )
         # What LLaVA calls the question's id is the picture's.
         image = official_files.cell_text(file, number, row, "question_id")
-        words[image, questions[0].lower()] = ocr_lines[0].removeprefix(_OCR_LINE).strip()
+        words[image, question] = of_picture
     return words
+
+
+def _question_and_words(prompt: str) -> tuple[str, str | None]:
+    """The question in lower case and the words in the picture that a prompt of LLaVA holds.
+
+    Args:
+        prompt: a line with the question, one with the words before or behind it, or none, and one
+            on how to answer.
+
+    Returns:
+        An empty question where there is none; None for words where there is no line of them, or
+        more than one.
+    """
+    lines = prompt.split("\n")
+    ocr_lines = [line for line in lines if line.startswith(_OCR_LINE)]
+    others = [line for line in lines if not line.startswith(_OCR_LINE)]
+    question = others[0].lower() if others else ""
+    if len(ocr_lines) != 1:
+        return question, None
+    return question, ocr_lines[0].removeprefix(_OCR_LINE).strip()
 
 
 def _gqa_group(file: Path, number: int, row: Row) -> str:

@@ -14,7 +14,7 @@ from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
 from layerfuse.evaluate.benchmarks import Item
-from layerfuse.evaluate.benchmarks.pictures import check_pictures
+from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
 from layerfuse.vision.picture import Picture
 
 BENCHMARKS_VARIABLE = "LAYERFUSE_BENCHMARKS"

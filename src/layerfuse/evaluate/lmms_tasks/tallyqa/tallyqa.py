@@ -6,7 +6,7 @@ from typing import Any
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate import metrics
 from layerfuse.evaluate.benchmarks import Item, official_files
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 from layerfuse.evaluate.lmms_tasks.local_files import Document, as_dataset, folder_of
 
 

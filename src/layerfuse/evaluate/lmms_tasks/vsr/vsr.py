@@ -7,7 +7,7 @@ from typing import Any
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.evaluate.answer_parsing import leading_yes_no
 from layerfuse.evaluate.benchmarks import Item, official_files
-from layerfuse.evaluate.benchmarks.pictures import picture_file
+from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 from layerfuse.evaluate.lmms_tasks.local_files import Document, as_dataset, folder_of
 
 WORDS = {0: "no", 1: "yes"}
