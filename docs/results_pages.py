@@ -63,6 +63,7 @@ def results_page(name: str) -> str:
         "the arm had learned what it could when it stopped: [how far training "
         "went](training-length.md).",
         *picture_noise_note(summary),
+        *categories_table(summary),
         *claims_section(summary),
         *guidance_table(summary.get("guidance", [])),
         *prediction_table(
@@ -75,6 +76,36 @@ def results_page(name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def categories_table(summary: dict[str, Any]) -> list[str]:
+    """The arms over categories of questions, where a study shows these in the place of families."""
+    if summary.get("shown_by") != "categories":
+        return []
+    lines = [
+        "",
+        "## Over categories",
+        "",
+        f"The mean above is over {len(summary['families'])} families, of which one with few "
+        "questions counts as much as one with many. Over the "
+        f"{len(summary['chance']['categories'])} categories, each counting the same (verdicts are "
+        "corrected for all arms, but not for there being two means):",
+        "",
+        "| arm | mean of categories (95 % interval) | difference | verdict |",
+        "|---" * 4 + "|",
+    ]
+    arms = sorted(summary["arms"], key=lambda arm: -arm["over_categories"]["mean"]["score"])
+    for arm in arms:
+        mean = arm["over_categories"]["mean"]
+        low, high = mean["interval"]
+        cells = [arm["arm"], f"{mean['score']:.3f} ({low:.3f} to {high:.3f})", "", "baseline"]
+        versus = arm["over_categories"]["versus_baseline"]
+        if versus:
+            low, high = versus["interval"]
+            cells[2] = f"{versus['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+            cells[3] = VERDICTS.get(versus["verdict"], versus["verdict"])
+        lines.append(table_row(cells))
+    return lines
 
 
 def picture_noise_note(summary: dict[str, Any]) -> list[str]:

@@ -190,8 +190,22 @@ def test_of_many_families_the_categories_are_shown(
     assert [leader.family for leader in summary.leaders] == list(shown)
     # The commonest of three answers of a family, over the families of the category.
     assert summary.chance.categories["counting"] == pytest.approx(1 / 3, abs=0.1)
-    if shown_by == "categories":
-        assert "leads on colour" in layer_sentence(summary)
+    deep, base = summary.arms
+    if shown_by == "families":
+        assert deep.over_categories is None
+        assert "over_categories" not in deep.to_json()
+        return
+    assert "leads on colour" in layer_sentence(summary)
+    # All right; of the other, what is counted, whatever its number of families.
+    assert deep.over_categories is not None
+    assert base.over_categories is not None
+    assert deep.over_categories.mean.score == 1
+    counting = base.categories["counting"].score
+    assert base.over_categories.mean.score == pytest.approx(counting / 2)
+    assert base.over_categories.versus_baseline is None
+    assert deep.over_categories.versus_baseline is not None
+    assert deep.over_categories.versus_baseline.difference == pytest.approx(1 - counting / 2)
+    assert deep.over_categories.versus_baseline.verdict == "better"
 
 
 def test_json_has_seen_and_held_out_scores_where_a_study_has_them(tmp_path: Path):

@@ -1,7 +1,7 @@
 """What a study says in numbers, made from its finished runs: summary.json without its sentences."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -61,6 +61,20 @@ class ChanceScores:
 
 
 @dataclass(frozen=True)
+class CategoryMean:
+    """What an arm scores over categories of questions, each counting the same.
+
+    Attributes:
+        mean: over categories and seeds.
+        versus_baseline: the arm minus the baseline, corrected for the comparisons of all arms; None
+            for the baseline itself.
+    """
+
+    mean: ArmScore
+    versus_baseline: JudgedContrast | None
+
+
+@dataclass(frozen=True)
 class ArmSummary:
     """What one arm is, what it scores, and how it compares.
 
@@ -82,6 +96,7 @@ class ArmSummary:
         versus_chance: the arm minus guessing.
         versus_baseline: the arm minus the baseline; None for the baseline itself.
         first: whether it is the highest-scoring arm, or not separable from that.
+        over_categories: its score over categories, where these are shown; else None.
     """
 
     # The order of the fields is that of summary.json.
@@ -102,6 +117,7 @@ class ArmSummary:
     versus_chance: JudgedContrast
     versus_baseline: JudgedContrast | None
     first: bool
+    over_categories: CategoryMean | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the arm as summary.json holds it.
@@ -115,6 +131,8 @@ class ArmSummary:
             del row["seen"]
         if self.novel is None:
             del row["novel"]
+        if self.over_categories is None:
+            del row["over_categories"]
         return row
 
 
@@ -277,6 +295,11 @@ class StudyTables:
     seen: ScoreTable | None
     novel: ScoreTable | None
 
+    @property
+    def has_many_families(self) -> bool:
+        """Whether categories are shown in the place of families."""
+        return len(self.families.groups) > MOST_FAMILIES and len(self.categories.groups) > 1
+
 
 def novelty_key(families: set[str], novel: bool) -> GroupKey:
     """Make a key that groups by family and leaves out other families and the other novelty."""
@@ -410,6 +433,26 @@ def summarize_arm(
     )
 
 
+def category_means(tables: StudyTables, baseline: int) -> list[CategoryMean | None]:
+    """Compare all arms over categories, where these are shown.
+
+    Args:
+        tables: the scores of the study.
+        baseline: position of the baseline.
+
+    Returns:
+        In the order of the tables; None for each arm of a study whose families are shown.
+    """
+    table = tables.categories
+    if not tables.has_many_families:
+        return [None] * len(table.arms)
+    versus_baseline = compare_all(table.mean, baseline)
+    means: list[CategoryMean | None] = []
+    for arm in range(len(table.arms)):
+        means.append(CategoryMean(arm_score(table.mean, arm), versus_baseline.get(arm)))
+    return means
+
+
 def summarize_arms(runs: list[FinishedRun], tables: StudyTables, baseline: int) -> list[ArmSummary]:
     """Describe and compare all arms.
 
@@ -422,8 +465,10 @@ def summarize_arms(runs: list[FinishedRun], tables: StudyTables, baseline: int) 
         One summary an arm, the highest score first.
     """
     summaries = []
+    over_categories = category_means(tables, baseline)
     for arm, verdicts in enumerate(judge_arms(tables, baseline)):
-        summaries.append(summarize_arm(runs, arm, tables, verdicts))
+        summary = summarize_arm(runs, arm, tables, verdicts)
+        summaries.append(replace(summary, over_categories=over_categories[arm]))
     # Stable: of equal scores the arm that comes first in the study stays first.
     summaries.sort(key=lambda summary: -summary.mean.score)
     return summaries
@@ -490,7 +535,7 @@ def summarize(
         if runs[columns[0]].record.fusion["name"] == "single":
             single.append(arm)
     shown_by: Literal["families", "categories"] = "families"
-    if len(table.groups) > MOST_FAMILIES and len(tables.categories.groups) > 1:
+    if tables.has_many_families:
         shown_by = "categories"
     seed_look = None
     if auto is not None:
