@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from layerfuse.evaluate.learning_status import ArmLearning, RunLearning, RunState
 from layerfuse.look.probe_report import ProbedSelection, Probes, TaskReading
 from layerfuse.study.coordinate import study
 from layerfuse.study.training_status import (
@@ -14,6 +15,7 @@ from layerfuse.study.training_status import (
     compare_with_probe,
     read_blind_losses,
     read_probes,
+    training_sentence,
 )
 from tests.studies import read_samples, write_recipe, write_samples
 
@@ -43,6 +45,27 @@ def test_a_study_knows_the_loss_of_guessing_and_reports_by_it(
 def test_studies_of_before_have_no_file() -> None:
     assert read_blind_losses(Path("nowhere")) == {}
     assert read_probes(Path("nowhere")) == []
+
+
+def learning_with(state: RunState, gain: float | None) -> ArmLearning:
+    """An arm of one run that gained so much in its last quarter."""
+    return ArmLearning(state, 1, [RunLearning(state, None, None, gain)])
+
+
+def test_arms_that_still_improved_are_named_together() -> None:
+    arms = {
+        "a": learning_with("still improving", 0.05),
+        "b": learning_with("flat", 0.01),
+        "c": learning_with("still improving", 0.021),
+        "d": learning_with("blind", None),
+    }
+
+    assert training_sentence(arms, {}) == (
+        "When training stopped, arms had not learned what they could: still improving, +2.1 to "
+        "+5.0 points in the last quarter (a, c); blind (d)."
+    )
+    del arms["a"]
+    assert "still improving, +2.1 points in the last quarter (c)" in training_sentence(arms, {})
 
 
 def probes_reading(kind: str, layers: list[int], **accuracies: float) -> Probes:

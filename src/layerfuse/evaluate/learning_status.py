@@ -110,13 +110,20 @@ class ArmLearning:
         return self.state not in UNSETTLED
 
     @property
+    def gain(self) -> float | None:
+        """What an arm that was still improving gained in the last quarter, in the mean of its runs,
+        as a share of 1; None for other arms, and where it was not measured."""
+        if self.state != "still improving":
+            return None
+        return _mean([run.accuracy_gain for run in self.runs])
+
+    @property
     def text(self) -> str:
         """The state, and what it rests on where the runs differ."""
         if self.state == "unstable":
             return f"unstable, {self.agreeing} of {len(self.runs)} runs left the plateau"
-        gain = _mean([run.accuracy_gain for run in self.runs])
-        if self.state == "still improving" and gain is not None:
-            return f"still improving, {100 * gain:+.1f} points in the last quarter"
+        if self.gain is not None:
+            return f"still improving, {100 * self.gain:+.1f} points in the last quarter"
         if self.agreeing < len(self.runs):
             return f"{self.state}, {self.agreeing} of {len(self.runs)} runs"
         return self.state

@@ -108,6 +108,14 @@ def compare_with_probe(
     return best
 
 
+def _gained(points: Sequence[float]) -> str:
+    """Say how much arms that were still improving gained in the last quarter."""
+    span = f"{min(points):+.1f}"
+    if f"{max(points):+.1f}" != span:
+        span = f"{span} to {max(points):+.1f}"
+    return f"still improving, {span} points in the last quarter"
+
+
 def training_sentence(
     arms: Mapping[str, ArmLearning], probes: Mapping[str, ProbeComparison]
 ) -> str:
@@ -123,9 +131,14 @@ def training_sentence(
     unjudged = [name for name, arm in arms.items() if arm.state == "not judged"]
     # By state, so that each is named once.
     unsettled: dict[str, list[str]] = {}
+    gains: dict[str, float] = {}
     for name, arm in arms.items():
-        if not arm.settled:
+        if arm.gain is not None:
+            gains[name] = 100 * arm.gain
+        elif not arm.settled:
             unsettled.setdefault(arm.text, []).append(name)
+    if gains:
+        unsettled = {_gained(list(gains.values())): list(gains), **unsettled}
     if len(unjudged) == len(arms):
         text = (
             "Whether the arms had learned what they could is not judged: it needs short answers "
