@@ -20,7 +20,6 @@ from layerfuse.study.budgets import ArmAtBudget, StepBudget, StepBudgets, order_
 from layerfuse.study.coordinate import study, train
 from layerfuse.study.plan import runs
 from layerfuse.study.report import write_report
-from layerfuse.study.screen import screen
 from tests.made_up_runs import made_up_runs, read_summary, run_study, seeds_by_arm
 from tests.studies import (
     comparable_results,
@@ -495,8 +494,6 @@ def test_verbs_of_one_arm_ask_for_a_number(recipe: dict[str, Any], tmp_path: Pat
     advice = r"auto_steps=null stages\.align\.steps=16"
     with pytest.raises(LayerfuseError, match=f"layerfuse train.*{advice}"):
         train(path, arm="one", output=tmp_path / "run")
-    with pytest.raises(LayerfuseError, match=f"layerfuse screen.*{advice}"):
-        screen(path, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
     overrides = ("auto_steps=null", "stages.align.steps=1")

@@ -20,7 +20,6 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sources import load
 from layerfuse.data.subset import draw_subset
 from layerfuse.errors import LayerfuseError
-from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.data_source import Data
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
@@ -32,8 +31,7 @@ from layerfuse.study.data_sizes_report import (
     write_sizes_report,
 )
 from layerfuse.study.report import write_report
-from layerfuse.study.screen import screen
-from layerfuse.train.arm import Trained, calibrate, encoder_for, train_arm
+from layerfuse.train.arm import Trained, encoder_for, train_arm
 from layerfuse.vision.encoder import Encoder
 from tests.counting_encoder import CountingEncoder
 from tests.made_up_studies import random_study
@@ -416,8 +414,6 @@ def test_verbs_of_one_size_ask_for_one(sized: dict[str, Any], tmp_path: Path) ->
     advice = r"data_sizes=null stages\.align\.data\.subset=8"
     with pytest.raises(LayerfuseError, match=f"layerfuse train.*{advice}"):
         train(file, arm="one", output=tmp_path / "run")
-    with pytest.raises(LayerfuseError, match=f"layerfuse screen.*{advice}"):
-        screen(file, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
     overrides = ("data_sizes=null", "stages.align.data.subset=8")
@@ -471,28 +467,6 @@ def test_show_counts_the_samples_of_the_subset(recipe: dict[str, Any], tmp_path:
     show(write_recipe(tmp_path, with_subset(recipe, 3)), console=Console(file=text, width=70))
     said = " ".join(text.getvalue().split())
     assert "samples: 3; batch: 2; steps: 2;" in said
-
-
-def test_screening_measures_constants_on_the_subset_of_the_seed(
-    recipe: dict[str, Any], samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the run that it stands for."""
-    measured_on: list[list[str]] = []
-
-    def recorded(model: FusionVLM, processor: Any, given: Samples, store: Any) -> None:
-        measured_on.append([sample.id for sample in given])
-        calibrate(model, processor, given, store)
-
-    monkeypatch.setattr("layerfuse.study.lesson.calibrate", recorded)
-    screen(
-        write_recipe(tmp_path, {**with_subset(recipe, 6), "seeds": [3]}),
-        teacher="two",
-        output=tmp_path / "screen",
-        console=Console(quiet=True),
-    )
-
-    # Both arms, fitted to one of them.
-    assert measured_on == [drawn(samples, 6, seed=3)] * 2
 
 
 def made_up_size(

@@ -94,7 +94,7 @@ def test_a_recommendation_measures_again_what_was_cut_otherwise(folder: Path) ->
 
     for name in ("probe.json", "similarity.json"):
         report = json.loads((folder / "look" / name).read_text())
-        assert report["image_aspect_ratio"] is None
+        assert "image_aspect_ratio" not in report
 
 
 def test_another_ratio_is_refused(folder: Path) -> None:

@@ -255,48 +255,6 @@ def probe(
 
 
 @app.command()
-def screen(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    teacher: Annotated[
-        str | None,
-        Option(
-            help="An arm of the recipe, or the folder of a trained model of the same models.",
-            show_default="the arm that reads the most layers",
-        ),
-    ] = None,
-    study: Annotated[
-        Path | None,
-        Option(
-            help="A study of this recipe: its trained teacher is used, its results are compared.",
-            show_default="runs/<name>",
-        ),
-    ] = None,
-    limit: Annotated[
-        int, Option(help="Training pictures whose tokens are fitted, at most.", min=5)
-    ] = 2000,
-    output: Annotated[
-        Path | None, Option(help="Folder of the screening.", show_default="runs/<name>/screen")
-    ] = None,
-    imports: Imports = None,
-) -> None:
-    """Train one arm, and judge the others by it in seconds each. Continues what was begun."""
-    from layerfuse.study.screen import screen
-
-    import_strategies(imports)
-    file = screen(
-        recipe,
-        tuple(overrides or ()),
-        teacher=teacher,
-        study=study,
-        limit=limit,
-        output=output,
-        modules=tuple(imports or ()),
-    )
-    typer.echo(f"screening: {file}")
-
-
-@app.command()
 def recommend(
     encoder: Encoder,
     images: Pictures = None,

@@ -197,7 +197,7 @@ class ProbeReport:
             Plain values.
         """
         # In the order of earlier versions: a file that is written again is the same file
-        return {
+        content = {
             "encoder": self.encoder,
             "depth": self.depth,
             "source": self.source,
@@ -206,7 +206,6 @@ class ProbeReport:
             "grid": self.grid.to_json(),
             "grid_side": self.grid_side,
             "dtype": self.dtype,
-            "image_aspect_ratio": self.image_aspect_ratio,
             "seed": self.seed,
             "train_pictures": self.train_pictures,
             "test_pictures": self.test_pictures,
@@ -214,6 +213,9 @@ class ProbeReport:
             "left_out": self.left_out,
             "mean": self.mean.to_json(),
         }
+        if self.image_aspect_ratio is not None:
+            content["image_aspect_ratio"] = self.image_aspect_ratio
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "ProbeReport":

@@ -261,7 +261,11 @@ class SimilarityReport:
         Returns:
             Plain values, those of both parts side by side.
         """
-        return {**asdict(self.settings), **self.measured.to_json()}
+        settings = asdict(self.settings)
+        # A file of an earlier version that is written again is the same file
+        if self.settings.image_aspect_ratio is None:
+            del settings["image_aspect_ratio"]
+        return {**settings, **self.measured.to_json()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "SimilarityReport":

@@ -147,12 +147,11 @@ def read_budgets(folder: Path) -> StepBudgets | None:
     return StepBudgets.from_json(json.loads(file.read_text("utf-8")))
 
 
-def refuse_auto_steps(recipe: Recipe, verb: str) -> None:
+def refuse_auto_steps(recipe: Recipe) -> None:
     """Refuse a recipe with `steps: auto` where one number of steps alone has a meaning.
 
     Args:
         recipe: any.
-        verb: of the command line.
 
     Raises:
         LayerfuseError: the recipe has `steps: auto`.
@@ -164,7 +163,7 @@ def refuse_auto_steps(recipe: Recipe, verb: str) -> None:
     if recipe.auto_steps is not None:
         override = f"auto_steps=null {override}"
     raise LayerfuseError(
-        f"the recipe has `steps: auto`, which compares arms, and `layerfuse {verb}` trains one: "
+        "the recipe has `steps: auto`, which compares arms, and `layerfuse train` trains one: "
         f"give its steps as a number, such as {override}"
     )
 

@@ -132,8 +132,8 @@ def train(
             training, for anything in the recipe, the data or the models that does not fit.
     """
     recipe = load_recipe(recipe_path, overrides)
-    refuse_data_sizes(recipe, "train")
-    refuse_auto_steps(recipe, "train")
+    refuse_data_sizes(recipe)
+    refuse_auto_steps(recipe)
     chosen = _choose_arm(recipe, arm)
     seeds = [seed] if seed is not None else (chosen.seeds or recipe.all_seeds)[:1]
     chosen = chosen.model_copy(update={"seeds": seeds})

@@ -41,19 +41,18 @@ def study_sizes(recipe: Recipe, folder: Path, one_study: OneStudy, console: Cons
     return folder / "report.html"
 
 
-def refuse_data_sizes(recipe: Recipe, verb: str) -> None:
+def refuse_data_sizes(recipe: Recipe) -> None:
     """Refuse a recipe over data sizes where one size alone has a meaning.
 
     Args:
         recipe: any.
-        verb: of the command line.
 
     Raises:
         LayerfuseError: the recipe has `data_sizes`.
     """
     if recipe.data_sizes is not None:
         raise LayerfuseError(
-            f"the recipe has data_sizes, and `layerfuse {verb}` trains on one size of the data: "
+            "the recipe has data_sizes, and `layerfuse train` trains on one size of the data: "
             f"choose it by data_sizes=null stages.{recipe.last_stage}.data.subset="
             f"{recipe.data_sizes[-1]}"
         )
