@@ -323,6 +323,27 @@ def ask(
     typer.echo(ask_model(model, image, question, max_new_tokens))
 
 
+@app.command()
+def export(
+    model: ModelFolder,
+    to: Annotated[Literal["llava"], Option(help="llava: transformers' own LLaVA.")],
+    output: Annotated[
+        Path | None, Option(help="A new folder.", show_default="<model>-<to>")
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Write a trained model for other programs, checked to give the same logits."""
+    from layerfuse.export.formats import export
+
+    import_strategies(imports)
+    exported = export(model, to, output)
+    typer.echo(
+        f"{exported.folder}: the largest difference of two logits is {exported.difference:.2g}"
+    )
+    for note in exported.notes:
+        typer.echo(note)
+
+
 @cache.command("list")
 def cache_list() -> None:
     """What the cache holds, by encoder, preprocessing and layer."""

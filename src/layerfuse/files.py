@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all, and locks between processes."""
+"""Files and folders that are written whole or not at all, and locks between processes."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,35 @@ def write_text(file: Path, text: str) -> None:
         unfinished.replace(file)
     except OSError as error:
         raise LayerfuseError(f"cannot write {file}: {error}") from error
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that is there when all of it is written.
+
+    Args:
+        folder: may exist if it is empty.
+
+    Yields:
+        An empty folder beside it, to write into. It takes the folder's name at the end, and is
+        removed after an error.
+
+    Raises:
+        LayerfuseError: the folder holds something, the disk is full, or it may not be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LayerfuseError(f"{folder} is there already: remove it, or give another --output")
+    unfinished = folder.with_name(folder.name + ".tmp")
+    try:
+        # left by a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.replace(folder)
+    except OSError as error:
+        raise LayerfuseError(f"cannot write {folder}: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager

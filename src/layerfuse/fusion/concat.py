@@ -10,8 +10,9 @@ three-layer fusion of "Rethinking Visual Layer Selection" (2504.21447).
 import torch
 from torch import Tensor
 
-from layerfuse.fusion.base import Fusion, Shapes, StrategyConfig, options, register
+from layerfuse.fusion.base import Shapes, StrategyConfig, options, register
 from layerfuse.fusion.blocks import Projector, ProjectorKind
+from layerfuse.fusion.flat_projector import FixedMix, Part
 from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
@@ -26,7 +27,7 @@ class ConcatConfig(StrategyConfig):
 
 
 @register("concat", ConcatConfig)
-class Concat(Fusion[ConcatConfig]):
+class Concat(FixedMix[ConcatConfig]):
     """All layers side by side, projected to the LLM's width."""
 
     kind = "external direct"
@@ -49,3 +50,6 @@ class Concat(Fusion[ConcatConfig]):
         # n times (B, N, Dv) -> (B, N, n · Dv)
         side_by_side = torch.cat(layers, dim=-1)
         return Fused(self.projector(side_by_side))
+
+    def parts(self) -> list[Part]:
+        return [{layer: 1.0} for layer in self.shapes.selection.layers]

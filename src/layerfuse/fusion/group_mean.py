@@ -9,8 +9,9 @@ Fusion in Multimodal LLMs" (2503.06063); DCI of DenseConnector (2405.13800) with
 import torch
 from torch import Tensor
 
-from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
+from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
 from layerfuse.fusion.blocks import Projector, ProjectorKind
+from layerfuse.fusion.flat_projector import FixedMix, Part
 from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
@@ -24,7 +25,7 @@ class GroupMeanConfig(BaseLayerConfig):
 
 
 @register("group_mean", GroupMeanConfig)
-class GroupMean(Fusion[GroupMeanConfig]):
+class GroupMean(FixedMix[GroupMeanConfig]):
     """Group means beside the base layer, projected to the LLM's width."""
 
     kind = "external direct"
@@ -50,3 +51,7 @@ class GroupMean(Fusion[GroupMeanConfig]):
         # m + 1 times (B, N, Dv) -> (B, N, (m + 1) · Dv)
         side_by_side = torch.cat(means + base, dim=-1)
         return Fused(self.projector(side_by_side))
+
+    def parts(self) -> list[Part]:
+        parts = [dict.fromkeys(group, 1 / len(group)) for group in self.shapes.selection.groups]
+        return [*parts, {self.config.base: 1.0}]

@@ -14,8 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
+from layerfuse.errors import LayerfuseError
+from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
 from layerfuse.fusion.blocks import Projector, weighted
+from layerfuse.fusion.flat_projector import FixedMix, Part
 from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import Selection
@@ -37,7 +39,7 @@ class WeightedSumConfig(BaseLayerConfig):
 
 
 @register("weighted_sum", WeightedSumConfig)
-class WeightedSum(Fusion[WeightedSumConfig]):
+class WeightedSum(FixedMix[WeightedSumConfig]):
     """Softmax weights over layers or groups, learned as plain parameters."""
 
     kind = "external direct"
@@ -78,3 +80,18 @@ class WeightedSum(Fusion[WeightedSumConfig]):
             else:
                 fused = self.norm(base + mix)
         return Fused(self.projector(fused), notes={"weights": weights})
+
+    def parts(self) -> list[Part]:
+        if self.config.beside == "add":
+            raise LayerfuseError(
+                "beside: add has a LayerNorm between its sum and the projector, which divides "
+                "every token by its own spread: no matrix does"
+            )
+        mix: Part = {}
+        weights = self.logits.detach().double().softmax(dim=0)
+        for weight, group in zip(weights, self.shapes.selection.groups, strict=True):
+            for layer in group:
+                mix[layer] = float(weight) / len(group)
+        if self.config.beside == "concat":
+            return [{self.config.base: 1.0}, mix]
+        return [mix]

@@ -1,0 +1,88 @@
+"""`layerfuse export`: a trained model for another program, checked before it is kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.export.check import check_equal
+from layerfuse.export.stock_llava import to_stock_llava, to_stock_processor
+from layerfuse.files import whole_folder
+
+Format = Literal["llava"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how well it agrees with the trained model."""
+
+    folder: Path
+    difference: float
+    """the largest of two logits, of the questions that were asked of both"""
+    notes: list[str]
+    """what its user must know"""
+
+
+def export(model: Path, to: Format, output: Path | None = None) -> Exported:
+    """Write a trained model in another format.
+
+    Args:
+        model: folder of a trained model.
+        to: `llava` is transformers' own LLaVA.
+        output: a folder that is empty or not there; by default beside the model.
+
+    Returns:
+        The folder, which holds a model with the same logits.
+
+    Raises:
+        LayerfuseError: the format cannot express the model, or what was made differs from it;
+            nothing is written then.
+    """
+    if output is None:
+        output = model.with_name(f"{model.name}-{to}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        # before a model is loaded, which may take minutes
+        raise LayerfuseError(f"{output} is there already: remove it, or give another --output")
+    answerer = load_answerer(model)
+    return _export_llava(answerer, output)
+
+
+def _export_llava(answerer: Answerer, output: Path) -> Exported:
+    """Write transformers' own LLaVA."""
+    # on the CPU, where folding is the same everywhere
+    # Any: transformers types `to` for its own classes only
+    trained: Any = answerer.model.cpu()
+    processor = answerer.processor
+    llava = to_stock_llava(trained)
+    # Any: transformers does not annotate what it saves
+    stock_processor: Any = to_stock_processor(trained, processor)
+    difference = check_equal(trained, processor, llava, stock_processor)
+    with whole_folder(output) as unfinished:
+        llava.save_pretrained(unfinished)
+        stock_processor.save_pretrained(unfinished)
+    return Exported(output, difference, _llava_notes(llava))
+
+
+# Any: a stock LLaVA
+def _llava_notes(llava: Any) -> list[str]:
+    """What the user of an exported LLaVA must know."""
+    layers = llava.config.vision_feature_layer
+    notes = [f"vision_feature_layer: {layers}"]
+    if isinstance(layers, list) or llava.config.projector_hidden_act == "linear":
+        notes.append(
+            "vLLM: `vllm serve FOLDER --model-impl transformers`; its own class of LLaVA takes one "
+            "layer and an MLP"
+        )
+    settings = llava.generation_config
+    if settings.stop_strings:
+        notes.append(
+            f"answers end at {settings.stop_strings}: pass `tokenizer=processor.tokenizer` to "
+            "`generate`"
+        )
+    if len(settings.suppress_tokens or []) > 1:
+        notes.append(
+            "answers are a closed set of tokens: `suppress_tokens` of generation_config.json holds "
+            "all others, which programs that do not read it will write"
+        )
+    return notes
