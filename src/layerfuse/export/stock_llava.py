@@ -17,7 +17,8 @@ from transformers import (
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.export.stock_template import stock_template
-from layerfuse.fusion.flat_projector import FlatProjector, flat_projector
+from layerfuse.fusion.fixed_mix import flat_projector
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.model.pretrained import processed_size
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM

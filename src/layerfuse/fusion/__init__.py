@@ -13,7 +13,7 @@ from layerfuse.fusion.group_mean import GroupMean
 from layerfuse.fusion.guided import GuidedFusion
 from layerfuse.fusion.inject_add import InjectAdd
 from layerfuse.fusion.inject_cross import InjectCross
-from layerfuse.fusion.injector import attach
+from layerfuse.fusion.injector import attach, detach
 from layerfuse.fusion.instruction_weighted import InstructionWeighted
 from layerfuse.fusion.single import Single
 from layerfuse.fusion.text_routed import TextRouted
@@ -44,6 +44,7 @@ __all__ = [
     "TokenConcat",
     "WeightedSum",
     "attach",
+    "detach",
     "parse",
     "register",
 ]

@@ -29,6 +29,7 @@ from layerfuse.fusion.blocks import (
     drawn_for,
     normalization,
 )
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.fusion.visual import Fused, Guidance, Layout, Placed
 from layerfuse.fusion.whitening import TokenMoments, Whiten
 from layerfuse.vision.features import Features
@@ -333,6 +334,49 @@ class Fusion(nn.Module, Generic[Options]):
             if isinstance(module, OwnInit):
                 with drawn_for(name, seed):
                     module.reset_parameters()
+
+    def begin_as(self, given: FlatProjector) -> None:
+        """Make the tokens those of a given projector, to which new layers add nothing at first.
+
+        Args:
+            given: the projector of a trained model.
+
+        Raises:
+            LayerfuseError: if the strategy cannot begin so; with the reason.
+        """
+        raise LayerfuseError(
+            f"{type(self).__name__} cannot begin as a given model: what it does to the layers "
+            "cannot be switched off. Valid are strategies that put new layers beside the given "
+            "one, or behind a closed gate: concat, group_mean, weighted_sum, deformable, "
+            "instruction_weighted, inject_add with `gate: true`, inject_cross"
+        )
+
+    def begin_projector(
+        self, projector: Projector, given: FlatProjector, parts: dict[int, int]
+    ) -> None:
+        """Let a projector begin as a given one, for `begin_as`.
+
+        Args:
+            projector: one of the strategy's own.
+            given: the projector of a trained model.
+            parts: {layer: the part of the projector's input that is this layer and nothing else}
+
+        Raises:
+            LayerfuseError: if a layer of `given` is no such part, or is changed before it.
+        """
+        if self.config.normalize != "none" or self.config.token_scale is not None:
+            raise LayerfuseError(
+                "a fusion that begins as a given model takes its layers as they are: leave out "
+                "`normalize` and `token_scale`"
+            )
+        missing = [layer for layer in given.layers if layer not in parts]
+        if missing:
+            raise LayerfuseError(
+                f"the given model looks at layers {list(given.layers)}, of which "
+                f"{type(self).__name__} does not put {missing} before its projector as they are "
+                f"(only {sorted(parts)}): set `base`, or the layers, to those of the given model"
+            )
+        projector.begin_as(given, [parts[layer] for layer in given.layers])
 
     @torch.no_grad()
     def calibrate(self, features: Features, embedding_std: float) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerfuse.errors import LayerfuseError
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.fusion.whitening import Whiten
 
 Normalization = Literal["none", "layernorm", "standardize", "whiten"]
@@ -83,6 +85,49 @@ class Projector(nn.Module):
         """(..., width) -> (..., llm_width)"""
         hidden = self.act(self.linear_1(x))
         return self.linear_2(hidden) * self.scale
+
+    @torch.no_grad()
+    def begin_as(self, given: FlatProjector, parts: list[int]) -> None:
+        """Take the weights of a given projector, and zeros for all other parts of the input.
+
+        Args:
+            given: the projector.
+            parts: which part of the input each layer of `given` is.
+
+        Raises:
+            LayerfuseError: the given projector is of another kind or of other widths.
+        """
+        width = given.weight_1.shape[1] // len(given.layers)
+        kind = "gelu" if isinstance(self.linear_2, nn.Linear) else "linear"
+        if kind != given.activation:
+            raise LayerfuseError(
+                f"the given projector is {_kind(given.activation)}, that of the fusion "
+                f"{_kind(kind)}: give it `projector: {'mlp' if kind == 'linear' else 'linear'}`"
+            )
+        if len(given.bias_2) != self.linear_1.out_features or self.linear_1.in_features % width:
+            raise LayerfuseError(
+                f"the given projector maps {width} channels a layer to {len(given.bias_2)}, that "
+                f"of the fusion {self.linear_1.in_features} in all to {self.linear_1.out_features}"
+            )
+        weight_1 = given.weight_1
+        bias_1 = given.bias_1
+        if isinstance(self.linear_2, nn.Linear):
+            self.linear_2.weight.copy_(given.weight_2)
+            self.linear_2.bias.copy_(given.bias_2)
+        else:
+            weight_1 = given.weight_2 @ weight_1
+            bias_1 = given.weight_2 @ bias_1 + given.bias_2
+        self.linear_1.weight.zero_()
+        self.linear_1.bias.copy_(bias_1)
+        for place, part in enumerate(parts):
+            reading = weight_1[:, place * width : (place + 1) * width]
+            self.linear_1.weight[:, part * width : (part + 1) * width] = reading
+        self.scale.fill_(1)
+
+
+def _kind(activation: str) -> str:
+    """What a projector with this activation is called in recipes and papers."""
+    return "an MLP" if activation == "gelu" else "one Linear"
 
 
 class Standardize(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from layerfuse.fusion.base import Shapes, StrategyConfig, options, register
 from layerfuse.fusion.blocks import Projector, ProjectorKind
-from layerfuse.fusion.flat_projector import FixedMix, Part
+from layerfuse.fusion.fixed_mix import FixedMix, Part
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
@@ -53,3 +54,8 @@ class Concat(FixedMix[ConcatConfig]):
 
     def parts(self) -> list[Part]:
         return [{layer: 1.0} for layer in self.shapes.selection.layers]
+
+    def begin_as(self, given: FlatProjector) -> None:
+        layers = self.shapes.selection.layers
+        parts = {layer: part for part, layer in enumerate(layers)}
+        self.begin_projector(self.projector, given, parts)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import OwnInit, Projector
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
@@ -164,6 +165,10 @@ class Deformable(Fusion[DeformableConfig]):
         around = self.self_attention(normed, normed, centers, (features.grid,))
         read = read + self.gamma_2 * around
         return Fused(self.projector(base + self.gamma_1 * read))
+
+    def begin_as(self, given: FlatProjector) -> None:
+        # γ_1 is zero
+        self.begin_projector(self.projector, given, {self.config.base: 0})
 
 
 def cell_centers(grid: tuple[int, int], like: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
 from layerfuse.fusion.blocks import Projector, ProjectorKind
-from layerfuse.fusion.flat_projector import FixedMix, Part
+from layerfuse.fusion.fixed_mix import FixedMix, Part
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 
@@ -55,3 +56,8 @@ class GroupMean(FixedMix[GroupMeanConfig]):
     def parts(self) -> list[Part]:
         parts = [dict.fromkeys(group, 1 / len(group)) for group in self.shapes.selection.groups]
         return [*parts, {self.config.base: 1.0}]
+
+    def begin_as(self, given: FlatProjector) -> None:
+        # the base layer comes behind the groups
+        parts = {self.config.base: len(self.shapes.selection.groups)}
+        self.begin_projector(self.projector, given, parts)

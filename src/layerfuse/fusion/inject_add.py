@@ -10,8 +10,10 @@ with `placement: first` the DeepStack of Qwen3-VL. The KV cache carries the effe
 import torch
 from torch import Tensor, nn
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import Projector
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.fusion.injector import Placement, llm_blocks
 from layerfuse.fusion.visual import Fused, Guidance, Placed, spread
 from layerfuse.vision.features import Features
@@ -79,3 +81,10 @@ class InjectAdd(Fusion[InjectAddConfig]):
             return hidden.new_zeros(())
         memory = visual.memory[block].to(hidden.dtype)
         return spread(memory, visual.mask)
+
+    def begin_as(self, given: FlatProjector) -> None:
+        if self.gates is None:
+            raise LayerfuseError(
+                "inject_add begins as a given model only with closed gates: set `gate: true`"
+            )
+        self.begin_projector(self.projector, given, {self.config.base: 0})

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import BaseLayerConfig, Fusion, Shapes, options, register
 from layerfuse.fusion.blocks import GatedCrossAttention, GatedMLP, Projector
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.fusion.injector import PLAIN, SANDWICH, Placement, llm_blocks
 from layerfuse.fusion.visual import Fused, Guidance, Layout, Placed
 from layerfuse.vision.features import Features
@@ -137,6 +138,13 @@ class InjectCross(Fusion[InjectCrossConfig]):
             from_mlp = self.mlp[str(block)](x + added)
             added = added + from_mlp.masked_fill(~sees, 0)
         return added.to(hidden.dtype)
+
+    def begin_as(self, given: FlatProjector) -> None:
+        if self.config.released_residual:
+            raise LayerfuseError(
+                "released_residual changes the LLM even with closed gates: leave it out"
+            )
+        self.begin_projector(self.projector, given, {self.config.base: 0})
 
 
 def _position(config: InjectCrossConfig, shapes: Shapes) -> str:

@@ -20,6 +20,7 @@ other than `pre` need checkpointing without reentry, transformers' default.
 
 import copy
 from threading import get_ident
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -231,3 +232,19 @@ def attach(fusion: Fusion[Any], blocks: nn.ModuleList) -> None:
     """
     for index, block in enumerate(blocks):
         Injector(fusion, index).attach(block)
+
+
+def detach(language_model: nn.Module) -> None:
+    """Remove the hooks of every strategy, so that another can be attached.
+
+    Args:
+        language_model: an LLM, perhaps of another `FusionVLM`.
+    """
+    for module in language_model.modules():
+        # Torch removes hooks by handles alone, which a copied module has none of.
+        # Any: it neither types its tables of hooks nor gives them public names
+        untyped: Any = module
+        for hooks in (untyped._forward_pre_hooks, untyped._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, MethodType) and isinstance(hook.__self__, Injector):
+                    del hooks[key]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
 from layerfuse.fusion.blocks import OwnInit, Projector, weighted
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.fusion.guided import GuidedFusion, entropy
 from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
@@ -228,3 +229,6 @@ class InstructionWeighted(GuidedFusion[InstructionWeightedConfig]):
             # (B, K) -> (1, K): the entropy of the mean, not the mean of entropies
             weights = weights.mean(dim=0, keepdim=True)
         return -self.config.regularizer_weight * entropy(weights).mean()
+
+    def begin_as(self, given: FlatProjector) -> None:
+        self.begin_projector(self.projector, given, {self.config.base: 0})

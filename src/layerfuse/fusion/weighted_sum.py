@@ -9,6 +9,7 @@ The control for every guided strategy: what an instruction adds is what it gains
 is ELMo's (1802.05365), whose overall scale the projector holds.
 """
 
+import warnings
 from typing import Literal
 
 import torch
@@ -17,10 +18,15 @@ from torch import Tensor, nn
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.base import BaseLayerConfig, Shapes, options, register
 from layerfuse.fusion.blocks import Projector, weighted
-from layerfuse.fusion.flat_projector import FixedMix, Part
+from layerfuse.fusion.fixed_mix import FixedMix, Part
+from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.fusion.visual import Fused, Guidance
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import Selection
+
+ALL_BUT_ALONE = 100.0
+"""how far the logits of added layers begin below that of a given one: what they add to it then
+rounds to nothing in float32"""
 
 
 @options
@@ -95,3 +101,30 @@ class WeightedSum(FixedMix[WeightedSumConfig]):
         if self.config.beside == "concat":
             return [{self.config.base: 1.0}, mix]
         return [mix]
+
+    def begin_as(self, given: FlatProjector) -> None:
+        if self.config.beside == "add":
+            raise LayerfuseError(
+                "beside: add has a LayerNorm before the projector, which the given model lacks: "
+                "take beside: concat"
+            )
+        if self.config.beside == "concat":
+            self.begin_projector(self.projector, given, {self.config.base: 0})
+            return
+        alone = [group[0] for group in self.shapes.selection.groups if len(group) == 1]
+        # every layer that is a group of its own could be the whole mix
+        self.begin_projector(self.projector, given, dict.fromkeys(alone, 0))
+        if len(given.layers) > 1:
+            raise LayerfuseError(
+                f"the given model puts layers {list(given.layers)} side by side, which a sum "
+                "cannot: take concat"
+            )
+        warnings.warn(
+            "weighted_sum begins with all weight on the given layer, where the softmax has no "
+            "gradient: the added layers will never be learned. `beside: concat` learns them",
+            stacklevel=2,
+        )
+        place = self.shapes.selection.groups.index(given.layers)
+        with torch.no_grad():
+            self.logits.fill_(-ALL_BUT_ALONE)
+            self.logits[place] = 0

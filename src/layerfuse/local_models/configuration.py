@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
 
-Kind = Literal["encoder", "LLM"]
+Kind = Literal["encoder", "LLM", "multimodal model"]
 
 SIZES = (
     "hidden_size",

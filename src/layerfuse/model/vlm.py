@@ -171,6 +171,38 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         config.text_config = language_model.config
         return cls(config, tower, language_model)
 
+    @classmethod
+    def from_vlm(
+        cls,
+        model: PreTrainedModel | str | Path,
+        layers: LayerSpec,
+        fusion: dict[str, Any],
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> "FusionVLM":
+        """A model that is exactly the given one, and reads more layers of its encoder.
+
+        Args:
+            model: transformers' LLaVA or LLaVA-NeXT (of which pictures are read once, at the
+                encoder's own size), or a `FusionVLM` whose strategy folds; or the folder or hub id
+                of one. The weights of its LLM are shared, not copied.
+            layers: the layers to take, in any form that `select` knows.
+            fusion: the strategy in recipe form. What it adds is zero at first.
+            dtype: the dtype of the encoder and the LLM that are loaded.
+
+        Returns:
+            A model with the logits of the given one, until it is trained.
+
+        Raises:
+            LayerfuseError: if the strategy cannot begin so, or does not fit the given model.
+        """
+        # Here, because it takes apart models of this class too.
+        from layerfuse.model.given_model import add_layers, load_given
+
+        if isinstance(model, str | Path):
+            model = load_given(str(model), dtype)
+        return add_layers(model, layers, fusion)
+
     # Any: all that transformers takes and gives
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:

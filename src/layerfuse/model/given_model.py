@@ -1,0 +1,255 @@
+"""A multimodal LLM that somebody trained, taken apart: its encoder, its LLM and its projector."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from layerfuse.errors import LayerfuseError
+from layerfuse.fusion import detach
+from layerfuse.fusion.fixed_mix import flat_projector
+from layerfuse.fusion.flat_projector import FlatProjector
+from layerfuse.local_models.configuration import read_config
+from layerfuse.model.config import FusionConfig, configure
+from layerfuse.model.vlm import FusionVLM
+from layerfuse.vision.encoder import FAMILIES, Encoder, vision_config_of
+from layerfuse.vision.selection import LayerSpec, resolve_layer
+
+StockLlava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """The parts of a multimodal LLM."""
+
+    vision_config: PreTrainedConfig
+    """of the encoder at the depth that the model has"""
+    tower: PreTrainedModel
+    """the encoder; a copy"""
+    language_model: PreTrainedModel
+    """a causal LM of its own, which shares the given model's weights"""
+    projector: FlatProjector
+    image_token_id: int
+
+
+def take_apart(model: PreTrainedModel) -> GivenModel:
+    """The parts of a trained multimodal LLM.
+
+    Args:
+        model: transformers' LLaVA or LLaVA-NeXT, or a `FusionVLM` whose strategy folds.
+
+    Raises:
+        LayerfuseError: for other models, and parts that layerfuse does not know; with the reason.
+    """
+    if isinstance(model, FusionVLM):
+        return GivenModel(
+            _depth_of_tower(model),
+            deepcopy(model.vision_tower.tower),
+            _twin(model.language_model),
+            flat_projector(model.fusion),
+            model.config.image_token_id,
+        )
+    if isinstance(model, StockLlava):
+        return _stock_parts(model)
+    raise LayerfuseError(
+        f"cannot add layers to a {type(model).__name__}; valid are LlavaForConditionalGeneration, "
+        "LlavaNextForConditionalGeneration and layerfuse's own models"
+    )
+
+
+def _depth_of_tower(model: FusionVLM) -> PreTrainedConfig:
+    """The config of a saved encoder, of which the blocks above the deepest layer are gone."""
+    trimmed = deepcopy(model.config.vision_config)
+    trimmed.num_hidden_layers = model.vision_tower.layers[-1]
+    return trimmed
+
+
+def _twin(language_model: PreTrainedModel) -> PreTrainedModel:
+    """An LLM that shares the weights of another, and nothing that a strategy attached to it."""
+    # what is in the memo is not copied
+    shared: dict[int, Any] = {}
+    for tensor in (*language_model.parameters(), *language_model.buffers()):
+        shared[id(tensor)] = tensor
+    twin = deepcopy(language_model, shared)
+    detach(twin)
+    return twin
+
+
+# Any: transformers declares what is inside of its models by no class that says it
+def _stock_parts(model: Any) -> GivenModel:
+    """The parts of transformers' LLaVA or LLaVA-NeXT.
+
+    Raises:
+        LayerfuseError: for an encoder that layerfuse does not know, or patch tokens other than all
+            of them and nothing else.
+    """
+    config = model.config
+    vision_config = vision_config_of(config.vision_config)
+    _check_select_strategy(config, vision_config)
+    return GivenModel(
+        deepcopy(vision_config),
+        deepcopy(model.model.vision_tower),
+        _twin(_causal_lm(model)),
+        _stock_projector(model, vision_config.num_hidden_layers),
+        config.image_token_index,
+    )
+
+
+def _check_select_strategy(config: Any, vision_config: PreTrainedConfig) -> None:
+    """Raise LayerfuseError if the model looks at more or less than all patch tokens."""
+    prefix = FAMILIES[vision_config.model_type].prefix(vision_config)
+    dropped = 1 if config.vision_feature_select_strategy == "default" else 0
+    if dropped != prefix:
+        raise LayerfuseError(
+            f"vision_feature_select_strategy {config.vision_feature_select_strategy!r} of the "
+            f"given model drops {dropped} tokens, and its encoder ({vision_config.model_type}) has "
+            f"{prefix} in front of the patches: layerfuse gives the patches, and nothing else"
+        )
+
+
+def _causal_lm(model: Any) -> PreTrainedModel:
+    """The LLM of transformers' LLaVA with its head, as the class that it has alone.
+
+    Raises:
+        LayerfuseError: if that class has weights that LLaVA lacks.
+    """
+    # Any: transformers does not annotate what its automatic classes make
+    auto_model: Any = AutoModelForCausalLM
+    text_config = deepcopy(model.config.text_config)
+    # only LLaVA's own config says whether its head is that of the embeddings
+    text_config.tie_word_embeddings = model.config.tie_word_embeddings
+    with torch.device("meta"):
+        language_model: Any = auto_model.from_config(text_config)
+    # transformers' own name for the part of a causal LM below its head
+    setattr(language_model, language_model.base_model_prefix, model.model.language_model)
+    language_model.set_output_embeddings(model.lm_head)
+    missing = [name for name, value in language_model.named_parameters() if value.is_meta]
+    if missing:
+        raise LayerfuseError(
+            f"the LLM of the given model lacks {', '.join(missing)}, which a "
+            f"{type(language_model).__name__} has"
+        )
+    language_model.generation_config = deepcopy(model.generation_config)
+    # as `load_llm` does: the image token is never an answer
+    language_model.generation_config.suppress_tokens = [model.config.image_token_index]
+    return language_model
+
+
+def _stock_projector(model: Any, depth: int) -> FlatProjector:
+    """The projector of transformers' LLaVA, with every layer once and ascending.
+
+    Raises:
+        LayerfuseError: for an activation that layerfuse's projector has not.
+    """
+    config = model.config
+    activation = config.projector_hidden_act
+    if activation not in ("gelu", "linear"):
+        raise LayerfuseError(
+            f"projector_hidden_act {activation!r} of the given model is none of layerfuse's "
+            "projector; valid: gelu, linear"
+        )
+    written: Any = config.vision_feature_layer
+    if isinstance(written, int):
+        written = [written]
+    layers = [resolve_layer(layer, depth) for layer in written]
+
+    projector = model.model.multi_modal_projector
+    first: Tensor = projector.linear_1.weight.detach()
+    width = first.shape[1] // len(layers)
+    columns: dict[int, Tensor] = {}
+    for place, layer in enumerate(layers):
+        reading = first[:, place * width : (place + 1) * width]
+        # a layer that is listed twice is read by the sum of both
+        columns[layer] = columns[layer] + reading if layer in columns else reading
+    ascending = tuple(sorted(columns))
+    zeros = first.new_zeros(len(first))
+    bias_1 = zeros if projector.linear_1.bias is None else projector.linear_1.bias.detach()
+    bias_2 = zeros if projector.linear_2.bias is None else projector.linear_2.bias.detach()
+    return FlatProjector(
+        ascending,
+        torch.cat([columns[layer] for layer in ascending], dim=1),
+        bias_1,
+        activation,
+        projector.linear_2.weight.detach(),
+        bias_2,
+    )
+
+
+GIVEN_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    FusionConfig.model_type: FusionVLM,
+}
+"""classes of the models that layers can be added to, by `model_type`"""
+
+
+def load_given(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the model to which layers are to be added.
+
+    Args:
+        name: hub id or folder.
+        dtype: the dtype of its weights.
+
+    Raises:
+        LayerfuseError: if it cannot be found, is of another type, or lacks weights.
+    """
+    config = read_config(name, "multimodal model")
+    # Any: transformers types what it loads for its own classes only
+    model_class: Any = GIVEN_CLASSES.get(config.model_type)
+    if model_class is None:
+        raise LayerfuseError(
+            f"cannot add layers to {name}: its type is {config.model_type!r}; valid: "
+            f"{', '.join(GIVEN_CLASSES)}"
+        )
+    try:
+        model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except (OSError, SafetensorError) as error:
+        raise LayerfuseError(f"cannot read the model {name}: {error}") from error
+    # transformers makes up what a checkpoint lacks, and only says so
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise LayerfuseError(
+            f"{name} holds no whole model: {len(missing)} weights are missing, such as {missing[0]}"
+        )
+    return model.eval()
+
+
+def add_layers(model: PreTrainedModel, layers: LayerSpec, fusion: dict[str, Any]) -> FusionVLM:
+    """A model that is exactly the given one, and reads more layers of its encoder.
+
+    Args:
+        model: transformers' LLaVA or LLaVA-NeXT, or a `FusionVLM` whose strategy folds. The
+            weights of its LLM are shared, not copied.
+        layers: the layers to take, in any form that `select` knows.
+        fusion: the strategy in recipe form. What it adds is zero, or behind a closed gate.
+
+    Returns:
+        A model with the logits of the given one, until it is trained. The fusion is in float32.
+
+    Raises:
+        LayerfuseError: if the strategy cannot begin so, or does not fit the given model.
+    """
+    given = take_apart(model)
+    config = configure(
+        given.vision_config,
+        # a copy: a new composite config resets the attention kernels of those inside
+        deepcopy(given.language_model.config),
+        layers,
+        fusion,
+        image_token_id=given.image_token_id,
+    )
+    config.text_config = given.language_model.config
+    encoder = Encoder(given.tower, config.taps)
+    composed = FusionVLM(config, encoder, given.language_model)
+    composed.fusion.begin_as(given.projector)
+    return composed.eval()
