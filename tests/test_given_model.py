@@ -176,8 +176,7 @@ def test_the_given_model_stays_as_it_is() -> None:
     second = FusionVLM.from_vlm(llava, [1, 2], {"name": "inject_cross", "base": 3})
     batch = prompts(first, [1, 2])
     expected = llava(**batch).logits
-    for gate in (first.fusion.get_parameter("gates"),):
-        gate.fill_(1)
+    first.fusion.get_parameter("gates").fill_(1)
 
     changed = first(**batch).logits
 
@@ -200,6 +199,19 @@ def test_a_trained_model_of_layerfuse_can_be_given() -> None:
     torch.testing.assert_close(model(**batch).logits, trained(**batch).logits, atol=1e-5, rtol=0)
     with pytest.raises(LayerfuseError, match="internal direct"):
         FusionVLM.from_vlm(tiny.model("inject_add"), [1], {"name": "single"})
+
+
+@torch.no_grad()
+def test_what_the_given_model_attached_to_its_llm_is_left_behind() -> None:
+    """Else the old strategy would take what belongs to the new one."""
+    trained = tiny.model("single", layers=[3])
+    model = FusionVLM.from_vlm(trained, [1, 2], {"name": "inject_add", "base": 3, "gate": True})
+    batch = prompts(model, [1, 2])
+    closed = model(**batch).logits
+    model.fusion.get_parameter("gates").fill_(1)
+
+    assert torch.equal(closed, trained(**batch).logits)
+    assert not torch.equal(model(**batch).logits, closed)
 
 
 @torch.no_grad()
