@@ -15,7 +15,7 @@ from layerfuse import FusionVLM
 from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import load_answerer
-from layerfuse.export.check import check_equal, sample_picture
+from layerfuse.export.equality import check_equal, sample_picture
 from layerfuse.export.formats import export
 from layerfuse.export.stock_llava import to_stock_llava, to_stock_processor
 from tests import tiny

@@ -6,22 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModel,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-)
+from transformers import AutoModel
 
 from layerfuse import FusionVLM
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from tests import tiny
 from tests.random_prompts import prompts
+from tests.stock_folders import stock
 
-GIVEN = 3
-"""the layer that the given model looks at"""
 EXACT: dict[str, tuple[Any, dict[str, Any]]] = {
     "single": ([3], {}),
     "concat": ([1, 2, 3, 4], {}),
@@ -34,34 +27,6 @@ EXACT: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 """layers and options of every strategy that can begin as a given model"""
 IMPOSSIBLE = ["token_concat", "text_routed"]
-
-
-def stock(
-    layer: int | list[int] = GIVEN,
-    *,
-    encoder: str = "clip",
-    llm: str = "llama",
-    next_generation: bool = False,
-    **changes: Any,
-) -> Any:
-    """transformers' LLaVA or LLaVA-NeXT with large random weights."""
-    config_class = LlavaNextConfig if next_generation else LlavaConfig
-    model_class: Any = LlavaForConditionalGeneration
-    if next_generation:
-        model_class = LlavaNextForConditionalGeneration
-    settings: dict[str, Any] = {
-        "vision_config": tiny.vision_config(encoder),
-        "text_config": tiny.text_config(llm),
-        "image_token_index": tiny.IMAGE_ID,
-        "vision_feature_layer": layer,
-        "vision_feature_select_strategy": "full" if encoder == "siglip" else "default",
-    }
-    torch.manual_seed(0)
-    llava = model_class(config_class(**{**settings, **changes})).eval()
-    for parameter in llava.parameters():
-        if parameter.ndim > 1:
-            parameter.data.mul_(3)
-    return llava
 
 
 def without_instruction(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -282,7 +282,7 @@ def test_other_samples_are_another_run(tmp_path: Path) -> None:
     [
         (
             {"encodr": "x"},
-            r"encodr: unknown key; valid: name, description, encoder",
+            r"encodr: unknown key; valid: name, description, start_from, encoder",
         ),
         (
             align_stage(lr=1),

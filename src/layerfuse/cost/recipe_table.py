@@ -27,6 +27,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.local_models.registry import resolve
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig, configure
+from layerfuse.model.given_parts import given_parts
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.arms import Arm
 from layerfuse.recipe.data_source import Data
@@ -73,6 +74,9 @@ def show(
     recipe = load_recipe(recipe_path, overrides)
     if console is None:
         console = Console()
+    if recipe.start_from is not None:
+        parts = given_parts(recipe.start_from, console.print)
+        recipe = recipe.starting_from(parts.encoder, parts.llm, parts.image_token)
     _check_sources(recipe)
     vision = vision_config(recipe.encoder)
     text = text_config(recipe.llm, recipe.llm.blocks)

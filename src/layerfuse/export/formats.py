@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
-from layerfuse.export.check import check_equal
+from layerfuse.export.equality import check_equal
 from layerfuse.export.stock_llava import to_stock_llava, to_stock_processor
 from layerfuse.files import whole_folder
 

@@ -164,10 +164,12 @@ class _Revealed:
 
     Args:
         names: of the special tokens, by the index in their stand-ins.
+        pictures: what becomes of the markers of pictures; None leaves them.
     """
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], pictures: "_Pictures | None" = None) -> None:
         self.names = names
+        self.pictures = pictures
         self.text = ""
         self.literals: list[Span] = []
 
@@ -177,6 +179,9 @@ class _Revealed:
         Args:
             hidden: with stand-ins.
         """
+        if self.pictures is not None:
+            # before names are revealed, among which `<image>` may be
+            hidden = self.pictures.expand(hidden)
         end = 0
         for stand_in in _STAND_IN.finditer(hidden):
             name = IMAGE_TOKEN
@@ -191,6 +196,50 @@ class _Revealed:
             self.text += name
             end = stand_in.end()
         self.text += hidden[end:]
+
+
+def _pictures_in_front(words: str) -> tuple[str, str]:
+    """The markers in front of what a user says, with the white space behind them, and the rest."""
+    markers = re.match(f"(?:{IMAGE_TOKEN}\\s*)*", words)
+    end = 0 if markers is None else markers.end()
+    return words[:end], words[end:]
+
+
+class _Pictures:
+    """The pictures of a conversation, in the order in which its template writes them.
+
+    Args:
+        image_token: of the tokenizer.
+        tokens: number of image tokens of each picture.
+    """
+
+    def __init__(self, image_token: str, tokens: Sequence[int]) -> None:
+        self.image_token = image_token
+        self.remaining = list(tokens)
+        # both `<image>` and the tokenizer's own image token mark a picture
+        self.marker = re.compile(f"{IMAGE_TOKEN}|{re.escape(image_token)}")
+
+    def expand(self, text: str) -> str:
+        """A text with as many image tokens in place of each marker as its picture has.
+
+        Raises:
+            LayerfuseError: the template writes more markers than there are pictures.
+        """
+
+        def image_run(marker: re.Match[str]) -> str:
+            if not self.remaining:
+                raise LayerfuseError(
+                    "the chat template writes more markers of pictures than the messages hold"
+                )
+            return self.image_token * self.remaining.pop(0)
+
+        # a function, as the image token itself may be `<image>`
+        return self.marker.sub(image_run, text)
+
+    def refuse_lost(self) -> None:
+        """Raise LayerfuseError if the template left out a picture."""
+        if self.remaining:
+            raise LayerfuseError("the chat template leaves out markers of pictures")
 
 
 class ChatTemplate:
@@ -280,9 +329,10 @@ class ChatTemplate:
                 answers.append(mark)
                 message = {**message, "content": mark}
             elif message["role"] == "user":
-                # around the words, at which a template may look
-                words_of_user = self.hide(message["content"])
-                message = {**message, "content": f"{mark}{words_of_user}{mark}"}
+                # Around the words, at which a template may look, and behind pictures in front of
+                # them, around which some write something.
+                in_front, words_of_user = _pictures_in_front(self.hide(message["content"]))
+                message = {**message, "content": f"{in_front}{mark}{words_of_user}{mark}"}
             else:
                 message = {**message, "content": self.hide(message["content"])}
             marked_messages.append(message)
@@ -291,8 +341,11 @@ class ChatTemplate:
 
         # what people say is one mark, as answers are
         twice = f"({_OPEN}[0-9]+{_CLOSE}).*?\\1"
+        text = re.sub(twice, r"\1", text, flags=re.DOTALL)
+        # pictures in front of the words are said as well
+        text = re.sub(f"(?:{IMAGE_TOKEN}\\s*)+(?={_OPEN})", "", text)
         revealed = _Revealed(self._names)
-        revealed.add(re.sub(twice, r"\1", text, flags=re.DOTALL))
+        revealed.add(text)
         text = revealed.text
         words: list[TemplateWords] = []
         for mark in answers:
@@ -304,11 +357,15 @@ class ChatTemplate:
             words.append(TemplateWords(before, since_question, before_question))
         return words
 
-    def conversation(self, messages: Sequence[Message]) -> Rendered:
+    def conversation(
+        self, messages: Sequence[Message], image_tokens: Sequence[int] | None = None
+    ) -> Rendered:
         """A whole conversation, and where its answers stand.
 
         Args:
             messages: the conversation.
+            image_tokens: number of image tokens that replace each marker of a picture; None leaves
+                the markers.
 
         Raises:
             LayerfuseError: if the chat template refuses the conversation, leaves out an answer or
@@ -328,8 +385,12 @@ class ChatTemplate:
                 message = {**message, "content": self.hide(message["content"])}
             marked_messages.append(message)
 
-        revealed = _Revealed(self._names)
+        pictures = None
+        if image_tokens is not None:
+            pictures = _Pictures(self.image_token, image_tokens)
+        revealed = _Revealed(self._names, pictures)
         spans: list[Span] = []
+        # pictures are expanded behind the template, which may write something around each
         rest = self._render(marked_messages)
         self._refuse_lost_words(marked_messages, rest)
         for mark, answer in zip(marks, answers, strict=True):
@@ -342,20 +403,22 @@ class ChatTemplate:
             revealed.add(self.hide(answer))
             spans.append(Span(start, len(revealed.text)))
         revealed.add(rest)
+        if pictures is not None:
+            pictures.refuse_lost()
         return Rendered(revealed.text, spans, revealed.literals)
 
-    def images_and_answers(self, messages: Sequence[Message], end: str) -> Rendered:
+    def images_and_answers(
+        self, messages: Sequence[Message], end: str, image_tokens: Sequence[int]
+    ) -> Rendered:
         """All images, then the answers alone: a conversation without a chat template.
 
         Args:
-            messages: the conversation, in which image tokens stand for its pictures.
+            messages: the conversation.
             end: what follows each answer.
+            image_tokens: number of image tokens of each picture.
         """
-        num_image_tokens = 0
-        for message in messages:
-            num_image_tokens += message["content"].count(self.image_token)
         revealed = _Revealed(self._names)
-        revealed.add(self.image_token * num_image_tokens)
+        revealed.add(self.image_token * sum(image_tokens))
         spans: list[Span] = []
         for message in messages:
             if message["role"] == "assistant":

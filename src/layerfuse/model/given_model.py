@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -193,12 +193,12 @@ GIVEN_CLASSES: dict[str, type[PreTrainedModel]] = {
 """classes of the models that layers can be added to, by `model_type`"""
 
 
-def load_given(name: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_given(name: str, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """Load the model to which layers are to be added.
 
     Args:
         name: hub id or folder.
-        dtype: the dtype of its weights.
+        dtype: the dtype of its weights; `auto` is that in which they are stored.
 
     Raises:
         LayerfuseError: if it cannot be found, is of another type, or lacks weights.

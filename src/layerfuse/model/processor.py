@@ -1,7 +1,6 @@
 """Text and pictures in, model inputs out: chat template, image tokens, answer labels."""
 
 import inspect
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -454,11 +453,12 @@ class Processor(ProcessorMixin):
             LayerfuseError: when the number of images does not fit the text, when `max_length`
                 would cut image tokens away, or the chat template refuses the conversation.
         """
-        messages = self._expand(messages, image_tokens)
+        _refuse_other_markers(messages, len(image_tokens))
         if prompt == "plain":
-            rendered = self.chat.images_and_answers(messages, end=self.tokenizer.eos_token)
+            end = self.tokenizer.eos_token
+            rendered = self.chat.images_and_answers(messages, end, image_tokens)
         else:
-            rendered = self.chat.conversation(messages)
+            rendered = self.chat.conversation(messages, image_tokens)
         spans = rendered.answers
         if answers == "last":
             spans = spans[-1:]
@@ -484,25 +484,14 @@ class Processor(ProcessorMixin):
             raise NoLabelError(f"no token is labelled ({len(ids)} tokens, max_length {max_length})")
         return {"input_ids": input_tensor, "labels": label_tensor}
 
-    def _expand(self, messages: list[Message], image_tokens: list[int]) -> list[Message]:
-        """The messages with as many image tokens in place of each marker as its image becomes."""
-        markers = 0
-        for message in messages:
-            markers += message["content"].count(IMAGE_TOKEN)
-        if markers != len(image_tokens):
-            raise LayerfuseError(f"{markers} {IMAGE_TOKEN} markers, {len(image_tokens)} images")
 
-        counts = iter(image_tokens)
-
-        def image_run(marker: re.Match[str]) -> str:
-            return self.image_token * next(counts)
-
-        expanded: list[Message] = []
-        for message in messages:
-            # a function, as the image token itself may be `<image>`
-            content = re.sub(IMAGE_TOKEN, image_run, message["content"])
-            expanded.append({**message, "content": content})
-        return expanded
+def _refuse_other_markers(messages: list[Message], images: int) -> None:
+    """Raise LayerfuseError if there are not as many markers of pictures as images."""
+    markers = 0
+    for message in messages:
+        markers += message["content"].count(IMAGE_TOKEN)
+    if markers != images:
+        raise LayerfuseError(f"{markers} {IMAGE_TOKEN} markers, {images} images")
 
 
 def _damaged_template(file: Path, error: Exception) -> LayerfuseError:

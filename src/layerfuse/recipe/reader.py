@@ -13,7 +13,7 @@ from layerfuse.recipe.schema import Recipe
 
 ALWAYS_PATHS = ("path", "images", "chat_template", "similarity")
 """keys whose text is a path"""
-NAMES_OR_PATHS = ("encoder", "llm", "model", "dataset", "accelerate")
+NAMES_OR_PATHS = ("encoder", "llm", "model", "start_from", "dataset", "accelerate")
 """keys whose text is a path if it begins with a dot, else a name"""
 MODELS = ("encoder", "llm")
 """keys of a recipe that hold a model, as a mapping or as plain text"""
@@ -38,6 +38,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _apply(raw, override)
     # Those of the files are absolute already: these are what overrides brought in.
     _make_absolute(raw, Path.cwd())
+    if isinstance(raw.get("start_from"), str):
+        # until it is taken apart: see `Recipe.starting_from`
+        for key in MODELS:
+            model = raw.setdefault(key, {})
+            if isinstance(model, dict):
+                model.setdefault("model", raw["start_from"])
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:

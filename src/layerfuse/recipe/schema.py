@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.recipe.arms import Arm, Grid, Layers, RecipeSeeds, Seeds
 from layerfuse.recipe.evaluate_settings import Claim, Evaluation, Statistics
 from layerfuse.recipe.growing import AutoSeeds, AutoSteps
@@ -59,10 +60,16 @@ class Recipe(Strict):
     """Name of the study and of its folder under `runs/`."""
     description: str = ""
     """One sentence for the report."""
+    start_from: str | None = None
+    """A trained multimodal LLM that every arm is at first, in the place of `encoder` and `llm`:
+    folder or hub id of a stock LLaVA or LLaVA-NeXT (whose pictures are then read once, at the size
+    of its encoder), or of a model that layerfuse trained and whose strategy folds. Arms add layers
+    to it; one that names its own layers alone, with `single` or `concat`, is that model, trained as
+    long as the others."""
     encoder: ModelSource
-    """The vision encoder."""
+    """The vision encoder. With `start_from`: its own."""
     llm: LanguageSource
-    """The language model."""
+    """The language model. With `start_from`: its own."""
     chat_template: str | None = None
     """A Jinja chat template file (relative to the recipe) to use instead of the tokenizer's."""
     image_token: str | None = None
@@ -364,6 +371,40 @@ class Recipe(Strict):
             if stage.data.subset is not None:
                 sizes[name] = stage.data.subset
         return sizes
+
+    def starting_from(self, encoder: str, llm: str, image_token: str | None) -> "Recipe":
+        """The recipe with the parts of `start_from`, as if they had been given.
+
+        Args:
+            encoder: folder of its encoder.
+            llm: folder of its LLM.
+            image_token: its token for pictures; None is `<image>`.
+
+        Raises:
+            LayerfuseError: if the recipe itself says otherwise.
+        """
+        given = {
+            "encoder": (self.encoder.model, encoder),
+            "llm": (self.llm.model, llm),
+            "image_token": (self.image_token or self.start_from, image_token),
+        }
+        for key, (written, own) in given.items():
+            if written not in (self.start_from, own):
+                raise LayerfuseError(
+                    f"{key}: {written} and start_from: {self.start_from}, which has its own: leave "
+                    f"{key} out"
+                )
+        if self.llm.blocks is not None or self.token_grid is not None:
+            raise LayerfuseError(
+                "arms that begin as the model of start_from take it whole: leave out llm.blocks "
+                "and token_grid"
+            )
+        changes = {
+            "encoder": self.encoder.model_copy(update={"model": encoder}),
+            "llm": self.llm.model_copy(update={"model": llm}),
+            "image_token": image_token,
+        }
+        return self.model_copy(update=changes)
 
     def of_size(self, size: int) -> "Recipe":
         """The study of one of the `data_sizes`.

@@ -24,7 +24,8 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.learning_status import blind_loss
 from layerfuse.evaluate.questions import asked_alone, questions
 from layerfuse.hardware import device
-from layerfuse.model.config import FusionConfig, configure
+from layerfuse.model.config import FusionConfig, configure, shapes
+from layerfuse.model.given_parts import read_given_projector
 from layerfuse.model.instruction import instruction_source
 from layerfuse.model.pretrained import decoder_blocks, processed_size, text_config_of
 from layerfuse.model.processor import Processor
@@ -369,6 +370,8 @@ def check_arms(recipe: Recipe) -> list[FusionConfig]:
                 token_grid=recipe.token_grid,
             )
             instruction_source(config.strategy).check()
+            if recipe.start_from is not None:
+                _check_start(recipe, config)
         except LayerfuseError as error:
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
         configs.append(config)
@@ -380,6 +383,12 @@ def check_arms(recipe: Recipe) -> list[FusionConfig]:
     for name, stage in recipe.stages.items():
         _check_adapters(name, stage, llm)
     return configs
+
+
+def _check_start(recipe: Recipe, config: FusionConfig) -> None:
+    """Raise LayerfuseError if an arm cannot begin as the model of `start_from`."""
+    surroundings = shapes(config.selection, config.vision_config, config.text_config)
+    config.strategy.build(surroundings).begin_as(read_given_projector(recipe.encoder.model))
 
 
 def _check_adapters(name: str, stage: Stage, llm: nn.Module) -> None:

@@ -17,6 +17,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.clusters import connected_names
 from layerfuse.evaluate.records import RunRecord, RunScores, write_records
 from layerfuse.files import locked, write_text
+from layerfuse.model.given_parts import given_parts
 from layerfuse.recipe.arms import Arm
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
@@ -82,7 +83,7 @@ def study(
         LayerfuseError: before any training, for anything in the recipe, the data or the models that
             does not fit.
     """
-    recipe = load_recipe(recipe_path, overrides)
+    recipe = _load(recipe_path, overrides, console)
     folder = output or Path("runs") / recipe.name
     refuse_other_kind(recipe, folder)
 
@@ -131,7 +132,7 @@ def train(
             folder holds other runs, or the finished run's model was removed; or before any
             training, for anything in the recipe, the data or the models that does not fit.
     """
-    recipe = load_recipe(recipe_path, overrides)
+    recipe = _load(recipe_path, overrides, console)
     refuse_data_sizes(recipe)
     refuse_auto_steps(recipe)
     chosen = _choose_arm(recipe, arm)
@@ -196,6 +197,15 @@ def train_and_keep(
             )
         trained.append(TrainedArm(record, model))
     return trained
+
+
+def _load(recipe_path: str | Path, overrides: Sequence[str], console: Console | None) -> Recipe:
+    """The recipe, with the parts of the model that its arms start from."""
+    recipe = load_recipe(recipe_path, overrides)
+    if recipe.start_from is None:
+        return recipe
+    parts = given_parts(recipe.start_from, (console or Console()).print)
+    return recipe.starting_from(parts.encoder, parts.llm, parts.image_token)
 
 
 def _refuse_other_runs(folder: Path, of_one_run: Recipe) -> None:

@@ -49,6 +49,7 @@ _LATER_FIELDS = {
     "group_by": "length",
     "log_likelihood": True,
     "blocks": None,
+    "start_from": None,
     "wording": "question",
     "skip": 0,
     "subset": None,

@@ -23,6 +23,7 @@ from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES, device
 from layerfuse.model.chat_template import question_of
 from layerfuse.model.config import FusionConfig, resolve_strategy
+from layerfuse.model.given_parts import read_given_projector
 from layerfuse.model.pretrained import compose_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
@@ -101,6 +102,8 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
     )
     # By the seed itself: how much was drawn so far differs between arms and between processes.
     model.fusion.reset_parameters(seed)
+    if recipe.start_from is not None:
+        model.fusion.begin_as(read_given_projector(recipe.encoder.model))
     processor = processor_for(recipe, model.config)
     # Saved with the model: only the processor knows the chat template.
     processor.turn_ends.set_stop_tokens(model.generation_config)
