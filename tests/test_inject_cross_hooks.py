@@ -9,6 +9,7 @@ from torch import Tensor
 
 from layerfuse import FusionVLM
 from layerfuse.fusion.injector import Injector
+from tests import tiny
 from tests.cross_models import cross_model, each_variant
 from tests.random_prompts import prompts_with_images_at
 
@@ -82,7 +83,9 @@ def test_nothing_of_a_backward_stays_behind(variant: str) -> None:
     untouched.load_state_dict(model.state_dict())
 
     with torch.no_grad():
-        text = {"input_ids": second["input_ids"], "attention_mask": second["attention_mask"]}
+        ids = second["input_ids"]
+        ids = ids.masked_fill(ids == tiny.IMAGE_ID, 5)
+        text = {"input_ids": ids, "attention_mask": second["attention_mask"]}
         torch.testing.assert_close(model(**text).logits, untouched(**text).logits)
 
 

@@ -260,7 +260,7 @@ class Fusion(nn.Module, Generic[Options]):
             layout: where the images stand.
         """
         memory = self.arrange(fused.memory, layout)
-        return Placed(fused, memory, layout.mask, layout.seen_images())
+        return Placed(fused, memory, layout.mask, layout.seen_images(), self.addition)
 
     def arrange(self, memory: dict[int, Tensor], layout: Layout) -> dict[int, Tensor]:
         """The memory as `addition` reads it; strategies that attend arrange it by rows.

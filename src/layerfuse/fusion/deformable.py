@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from layerfuse.errors import LayerfuseError
@@ -333,8 +334,12 @@ class _TableGradient(torch.autograd.Function):
         ctx.size = table.shape[0]
         return summed.view_as(summed)
 
+    # twice differentiated it would lack what the amounts contribute: refused, not left out
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         rows, amounts = ctx.saved_tensors
         grad = grads[0].contiguous()
         if not ctx.needs_input_grad[1]:

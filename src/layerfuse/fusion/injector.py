@@ -18,7 +18,6 @@ keyword, so that what they keep between them never outlives one pass through the
 other than `pre` need checkpointing without reentry, transformers' default.
 """
 
-import copy
 from threading import get_ident
 from types import MethodType
 from typing import Any, Literal
@@ -45,37 +44,38 @@ class Injector:
     Each has one entry per thread that is inside the block.
 
     Args:
-        fusion: the strategy whose `addition` is added.
+        position: where in the block the strategy's `addition` is added.
         block: 0-based index of the block.
     """
 
-    def __init__(self, fusion: Fusion[Any], block: int) -> None:
-        self.fusion = fusion
+    def __init__(self, position: str, block: int) -> None:
+        self.position = position
         self.block = block
         self.visual: dict[int, Placed] = {}
         self.pending: dict[int, Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Injector":
-        # A copied model must inject by its own fusion; what is under way belongs to the original.
-        twin = Injector(copy.deepcopy(self.fusion, memo), self.block)
+        # what is under way belongs to the original
+        twin = Injector(self.position, self.block)
         memo[id(self)] = twin
         return twin
 
-    def attach(self, block: nn.Module) -> None:
-        """Register the hooks that the fusion's position needs.
+    def attach(self, block: nn.Module, llm_family: str) -> None:
+        """Register the hooks that the position needs.
 
         Args:
             block: a decoder block; for positions other than `pre` of a family in `PLAIN` or
                 `SANDWICH`.
+            llm_family: the LLM's `model_type`.
         """
-        position = self.fusion.position
+        position = self.position
         if position == "pre":
             block.register_forward_pre_hook(self.before_block, with_kwargs=True)
             return
 
         # The submodule whose output joins the residual stream, and N2 between the branches: with
         # a norm after each branch, what is added must come after that norm.
-        if self.fusion.shapes.llm_family in SANDWICH:
+        if llm_family in SANDWICH:
             middle = "pre_feedforward_layernorm"
             end_of_attention = "post_attention_layernorm"
             end_of_mlp = "post_feedforward_layernorm"
@@ -110,7 +110,7 @@ class Injector:
         if visual is None:
             return args, kwargs
         hidden = args[0]
-        added = self.fusion.addition(self.block, hidden, visual)
+        added = visual.adds(self.block, hidden, visual)
         return (hidden + added, *args[1:]), kwargs
 
     def before_attention(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -129,10 +129,10 @@ class Injector:
             differentiable.register_hook(self.forget)
         self.visual[_thread()] = visual
         # `post` makes its addition from the output of the attention, in `before_middle`.
-        if self.fusion.position == "post":
+        if self.position == "post":
             return args, kwargs
-        added = self.fusion.addition(self.block, hidden, visual)
-        if self.fusion.position == "parallel":
+        added = visual.adds(self.block, hidden, visual)
+        if self.position == "parallel":
             self.pending[_thread()] = added
         else:
             kwargs["hidden_states"] = hidden + added
@@ -144,7 +144,7 @@ class Injector:
         if visual is None:
             return args
         hidden = args[0]
-        added = self.fusion.addition(self.block, hidden, visual)
+        added = visual.adds(self.block, hidden, visual)
         # The block has kept y as its residual: the same is added to the MLP's output once more.
         self.pending[_thread()] = added
         return (hidden + added, *args[1:])
@@ -231,7 +231,7 @@ def attach(fusion: Fusion[Any], blocks: nn.ModuleList) -> None:
         blocks: the LLM's decoder blocks. All get hooks, since each must take the keyword.
     """
     for index, block in enumerate(blocks):
-        Injector(fusion, index).attach(block)
+        Injector(fusion.position, index).attach(block, fusion.shapes.llm_family)
 
 
 def detach(language_model: nn.Module) -> None:

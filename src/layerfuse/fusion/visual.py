@@ -3,6 +3,7 @@
 Images are always in reading order: row by row of the prompt, left to right within a row.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -127,12 +128,15 @@ class Placed:
     mask    (rows, T) image positions in the prompt; None for the tokens that follow the prompt
     seen    (rows, T, images) which images of its row each position may look at; for the tokens
             that follow the prompt (rows, 1, images), all images of the row
+    adds    the `addition` of the strategy that made it: the LLM's blocks reach the strategy through
+            what they are given, since a copied or wrapped model has another one than its LLM knew
     """
 
     fused: Fused
     memory: dict[int, Tensor]
     mask: Tensor | None
     seen: Tensor
+    adds: Callable[[int, Tensor, "Placed"], Tensor]
 
     @property
     def tokens(self) -> Tensor:

@@ -123,6 +123,8 @@ class FusionConfig(PreTrainedConfig):
     """Composite configuration; every layer index in it is resolved."""
 
     model_type = "layerfuse"
+    # what `Trainer.evaluate` need not gather from processes
+    keys_to_ignore_at_inference: ClassVar = ["past_key_values", "visual"]
     # transformers makes these where a saved config leaves the field out
     sub_configs_defaults: ClassVar = {
         "vision_config": SubConfigSpec(

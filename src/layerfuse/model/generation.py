@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, StoppingCriteriaList
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.fusion import Placed
+from layerfuse.fusion import Fused, Layout, Placed
 from layerfuse.model.instruction import InstructionSource
 from layerfuse.vision.features import Features
 
@@ -49,6 +49,10 @@ class VisualGenerationMixin(GenerationMixin):
 
     def encode_images(self, pixel_values: Tensor) -> Features:
         """(B, 3, height, width) -> features of the selected layers."""
+        raise NotImplementedError
+
+    def fuse(self, features: Features, instruction: Tensor | None = None) -> Fused:
+        """features of B images, (B, E) -> what the strategy makes of them."""
         raise NotImplementedError
 
     def prompt_embedding(
@@ -97,6 +101,25 @@ class VisualGenerationMixin(GenerationMixin):
         except (OSError, ValueError) as error:
             raise LayerfuseError(f"{advice}, as {place} holds no tokenizer ({error})") from error
 
+    def _prefill(
+        self,
+        input_ids: Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
+    ) -> Any:
+        """The prompt in one piece: images are placed by the positions of all their tokens."""
+        # Any: transformers' GenerationConfig declares no types
+        settings: Any = generation_config
+        if settings.prefill_chunk_size is not None and model_kwargs.get("features") is not None:
+            raise LayerfuseError(
+                "prefill_chunk_size cuts the tokens of a picture apart: leave it out where there "
+                "are pictures"
+            )
+        # Any: transformers types `self` as a protocol that no model fulfils
+        parent: Any = super()
+        return parent._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
+
     # transformers passes what it prepares by name, so arguments that are not read stay in kwargs
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
@@ -104,10 +127,13 @@ class VisualGenerationMixin(GenerationMixin):
         """Images go in at prefill. Later steps get the prompt's `visual`: without a KV cache to
         write its tokens again, with one only if the strategy attends to its memory."""
         visual: Placed | None = kwargs.get("visual")
-        if visual is not None and not is_first_iteration:
+        cache = kwargs.get("past_key_values")
+        if is_first_iteration and cache is not None and kwargs.get("features") is not None:
+            self._take_new_images(input_ids, cache.get_seq_length(), kwargs)
+        if not is_first_iteration:
             for name in ("pixel_values", "features", "instruction"):
                 kwargs.pop(name, None)
-            if kwargs.get("use_cache", True):
+            if visual is not None and kwargs.get("use_cache", True):
                 # the cache carries what was written over the image tokens
                 kwargs["visual"] = None
                 if self.fusion.attends:
@@ -119,6 +145,46 @@ class VisualGenerationMixin(GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+
+    def _take_new_images(self, input_ids: Tensor, cached: int, kwargs: dict[str, Any]) -> None:
+        """Where a chat goes on with the cache of its beginning: the images that the cache does not
+        hold yet, or for strategies that attend to images, all of them.
+
+        Args:
+            input_ids: (rows, T), the whole chat.
+            cached: number of its first tokens that the cache holds.
+            kwargs: of the forward, in place.
+
+        Raises:
+            LayerfuseError: if a strategy that attends would need old and new images at once.
+        """
+        is_image = input_ids == self.config.image_token_id
+        if cached == 0 or not is_image[:, :cached].any():
+            return
+        features: Features = kwargs.pop("features")
+        layout = Layout.of(
+            is_image,
+            images=len(features.patches[0]),
+            tokens_per_image=self.config.image_tokens.of_grid(features.grid),
+        )
+        new = is_image[:, cached:].any()
+        if self.fusion.attends:
+            if new:
+                raise LayerfuseError(
+                    f"a chat with new pictures cannot go on from a KV cache with "
+                    f"{type(self.fusion).__name__}, whose blocks look at all pictures of a row: "
+                    "leave `past_key_values` out"
+                )
+            instruction: Tensor | None = kwargs.pop("instruction", None)
+            fused = self.fuse(features, instruction)
+            kwargs["visual"] = self.fusion.place(fused, layout).decoding()
+            return
+        if not new:
+            # the cache carries what they changed
+            return
+        # (images,): how many image tokens of its row the cache holds, against its place there
+        held = is_image[:, :cached].sum(dim=1) // layout.tokens_per_image
+        kwargs["features"] = features.take(layout.place >= held[layout.row])
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

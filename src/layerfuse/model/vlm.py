@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    Cache,
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -265,6 +266,27 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
     def get_output_embeddings(self) -> Any:
         return self.language_model.get_output_embeddings()
 
+    # Any: all that transformers takes and gives
+    def resize_token_embeddings(self, *args: Any, **options: Any) -> Any:
+        """As in transformers, for the LLM's tables of inputs and outputs and all that knows their
+        size.
+
+        Args:
+            args: transformers' own arguments.
+            options: transformers' own arguments.
+        """
+        closed = self.answer_head
+        if closed is not None:
+            head: Any = nn.Linear(closed.in_features, closed.out_features, closed.bias is not None)
+            head.weight = closed.weight
+            head.bias = closed.bias
+            self.language_model.set_output_embeddings(head)
+        table = self.language_model.resize_token_embeddings(*args, **options)
+        self.config.text_config = self.language_model.config
+        if closed is not None:
+            self.close_answers(closed.tokens)
+        return table
+
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
@@ -287,7 +309,12 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
 
         Args:
             pixel_values: (B, 3, height, width) preprocessed pixels.
+
+        Raises:
+            LayerfuseError: if there is no image.
         """
+        if len(pixel_values) == 0:
+            raise LayerfuseError("pixel_values holds no image: leave it out where there is none")
         return self.vision_tower(pixel_values)
 
     def fuse(
@@ -373,6 +400,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         visual: Placed | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        past_key_values: Cache | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -392,6 +420,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
                 tokens follow the prompt, and see all images of their row.
             labels: (rows, T), -100 where ignored.
             inputs_embeds: (rows, T, D) instead of `input_ids`, without images.
+            past_key_values: the KV cache of the tokens before these.
             logits_to_keep: number of last positions, or the positions, that get logits.
             num_items_in_batch: number of labelled tokens over all accumulated batches, if known.
             kwargs: what the LLM's own forward takes.
@@ -416,7 +445,9 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
                 labels=labels,
             )
         elif visual is not None:
-            visual = self._place_again(visual, input_ids, kwargs.get("past_key_values"))
+            visual = self._place_again(visual, input_ids, past_key_values)
+        elif input_ids is not None:
+            self._refuse_unseen_images(input_ids)
         embeds = self._embed(input_ids, inputs_embeds, visual)
         if self.training:
             embeds = self._with_unused_parts(embeds, has_images, guidance)
@@ -427,10 +458,22 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             labels,
             guidance=guidance,
             attention_mask=attention_mask,
+            past_key_values=past_key_values,
             logits_to_keep=logits_to_keep,
             num_items_in_batch=num_items_in_batch,
             **kwargs,
         )
+
+    def _refuse_unseen_images(self, input_ids: Tensor) -> None:
+        """Raise LayerfuseError for image tokens whose images nobody gave."""
+        # One token is decoded, and never an image; a traced graph has no values to look at.
+        if input_ids.shape[1] == 1 or torch.compiler.is_compiling() or input_ids.is_meta:
+            return
+        if bool((input_ids == self.config.image_token_id).any()):
+            raise LayerfuseError(
+                "the text holds image tokens, but neither pixel_values nor features nor visual "
+                "were given: give the images, or leave their tokens out"
+            )
 
     def _run_llm(
         self,
