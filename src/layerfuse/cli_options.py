@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from layerfuse.errors import LayerfuseError
 
-RecipeFile = Annotated[Path, Argument(help="A recipe, for example recipes/quickstart.yaml")]
+RecipeFile = Annotated[Path, Argument(help="A recipe: a YAML file, or a name such as quickstart")]
 Overrides = Annotated[list[str] | None, Argument(help="Changes to the recipe: key.sub=value ...")]
 Imports = Annotated[
     list[str] | None,

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.hardware import native_dtype
+from layerfuse.recipe.packaged import find_recipe
 from layerfuse.recipe.schema import Recipe
 
 ALWAYS_PATHS = ("path", "images", "chat_template", "similarity")
@@ -23,7 +24,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `extends:` and overrides, and validate it.
 
     Args:
-        path: of a YAML file.
+        path: of a YAML file, or the name of a recipe that comes with layerfuse.
         overrides: each `key.sub=value`, where the value is YAML and an index of a list is a key.
             Paths in them are relative to the working directory.
 
@@ -33,7 +34,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         LayerfuseError: naming the file and every problem, or the recipe that is missing.
     """
-    raw = _read(Path(path), [])
+    raw = _read(find_recipe(path), [])
     for override in overrides:
         _apply(raw, override)
     # Those of the files are absolute already: these are what overrides brought in.
