@@ -326,7 +326,10 @@ def ask(
 @app.command()
 def export(
     model: ModelFolder,
-    to: Annotated[Literal["llava"], Option(help="llava: transformers' own LLaVA.")],
+    to: Annotated[
+        Literal["llava", "hub"],
+        Option(help="llava: transformers' own LLaVA; hub: a folder that brings its own code."),
+    ],
     output: Annotated[
         Path | None, Option(help="A new folder.", show_default="<model>-<to>")
     ] = None,
@@ -342,6 +345,22 @@ def export(
     )
     for note in exported.notes:
         typer.echo(note)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, Argument(help="A folder that `layerfuse export` wrote.")],
+    repository: Annotated[str, Argument(help="Its name on the hub: user/name.")],
+    public: Annotated[bool, Option("--public", help="A new repository is for all to see.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="List what would be uploaded, and do nothing.")
+    ] = False,
+) -> None:
+    """Upload an exported model to the Hugging Face hub."""
+    from layerfuse.export.push import push
+
+    for line in push(folder, repository, private=not public, dry_run=dry_run):
+        typer.echo(line)
 
 
 @cache.command("list")

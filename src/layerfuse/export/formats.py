@@ -7,10 +7,12 @@ from typing import Any, Literal
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
 from layerfuse.export.equality import check_equal
+from layerfuse.export.hub import export_hub
+from layerfuse.export.model_card import model_card, serving
 from layerfuse.export.stock_llava import to_stock_llava, to_stock_processor
 from layerfuse.files import whole_folder
 
-Format = Literal["llava"]
+Format = Literal["llava", "hub"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ def export(model: Path, to: Format, output: Path | None = None) -> Exported:
 
     Args:
         model: folder of a trained model.
-        to: `llava` is transformers' own LLaVA.
+        to: `llava` is transformers' own LLaVA; `hub` a folder for transformers that brings the
+            code of the model's strategy.
         output: a folder that is empty or not there; by default beside the model.
 
     Returns:
@@ -45,10 +48,15 @@ def export(model: Path, to: Format, output: Path | None = None) -> Exported:
         # before a model is loaded, which may take minutes
         raise LayerfuseError(f"{output} is there already: remove it, or give another --output")
     answerer = load_answerer(model)
-    return _export_llava(answerer, output)
+    if to == "llava":
+        return _export_llava(model, answerer, output)
+    difference = export_hub(model, answerer, output)
+    fusion = answerer.model.config.strategy.module
+    notes = ["load it with trust_remote_code=True, also where layerfuse is not installed"]
+    return Exported(output, difference, [*notes, serving(fusion)])
 
 
-def _export_llava(answerer: Answerer, output: Path) -> Exported:
+def _export_llava(model: Path, answerer: Answerer, output: Path) -> Exported:
     """Write transformers' own LLaVA."""
     # on the CPU, where folding is the same everywhere
     # Any: transformers types `to` for its own classes only
@@ -58,9 +66,12 @@ def _export_llava(answerer: Answerer, output: Path) -> Exported:
     # Any: transformers does not annotate what it saves
     stock_processor: Any = to_stock_processor(trained, processor)
     difference = check_equal(trained, processor, llava, stock_processor)
+    fusion = trained.config.strategy.module
+    card = model_card(model, trained.config, fusion, name=output.name, needs_code=False)
     with whole_folder(output) as unfinished:
         llava.save_pretrained(unfinished)
         stock_processor.save_pretrained(unfinished)
+        (unfinished / "README.md").write_text(card, "utf-8")
     return Exported(output, difference, _llava_notes(llava))
 
 
