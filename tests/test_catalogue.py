@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from layerfuse.cli import app
 from layerfuse.cost.flops import vision_config
-from layerfuse.cost.fusions_table import KNOWN, Row, list_fusions, rows, show
+from layerfuse.cost.fusions_table import KNOWN, Row, list_fusions, rows, ships_as, show
 from layerfuse.fusion import FUSIONS
 from layerfuse.vision.selection import select
 from tests import tiny
@@ -124,3 +124,19 @@ def test_example_layers_exist_at_every_depth(name: str, depth: int) -> None:
     selection = select(strategy.example(depth), depth)
 
     assert selection.layers
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("single", "folds"),
+        ("weighted_sum", "folds"),
+        ("token_concat", "hub"),
+        ("deformable", "hub"),
+        ("text_routed", "transformers only"),
+        ("inject_add", "transformers only"),
+    ],
+)
+def test_the_table_says_how_a_strategy_ships(strategy: str, expected: str) -> None:
+    """Servers read what `get_image_features` gives of pictures alone."""
+    assert ships_as(FUSIONS[strategy][1]) == expected

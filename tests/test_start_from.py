@@ -174,6 +174,17 @@ def test_cut_llms_are_refused(started: dict[str, Any], tmp_path: Path) -> None:
     assert "leave out llm.blocks" in one_line(result)
 
 
+def test_the_recipe_of_the_page_is_valid(tmp_path: Path) -> None:
+    """As far as it can be read without its data and without a hub."""
+    page = (Path(__file__).parents[1] / "docs" / "ship.md").read_text("utf-8")
+    text = page.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "recipe.yaml").write_text(text, "utf-8")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+
+    assert recipe.encoder.model == recipe.llm.model == recipe.start_from
+    assert recipe.baseline_name == "as given"
+
+
 INLINE = TEMPLATE.replace("<image>\n", "<image>")
 TEXTS = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
 LOSING = TEMPLATE.replace("part['text']", "part['text'].upper()")

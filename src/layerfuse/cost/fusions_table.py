@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig
 
 from layerfuse.cost.flops import Known, count, flops, text_config, tokens_of, vision_config
 from layerfuse.errors import LayerfuseError
-from layerfuse.fusion import FUSIONS
+from layerfuse.fusion import FUSIONS, Fusion
+from layerfuse.fusion.fixed_mix import FixedMix
 from layerfuse.model.config import configure
 from layerfuse.recipe.model_source import ModelSource
 from layerfuse.tables import NO_BREAK, Heading, print_fitted
@@ -128,9 +129,28 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> Rows
         f"For {encoder} at the {vision.image_size} pixels of its configuration and {llm}, default "
         "options, example layers; extra: beyond `single`. FLOPs: "
         "matrix products of fusion and LLM in one forward of an image and its text; gathers of "
-        "`deformable` are not products and not counted."
+        "`deformable` are not products and not counted. Ships as: `folds` into stock LLaVA "
+        "(`export --to llava`); `hub`: with its own code, which servers run too; `transformers "
+        "only`: of which they would leave out a part."
     )
     return counted, misfits
+
+
+def ships_as(module: type[Fusion[Any]]) -> str:
+    """What becomes of a trained model of a strategy outside of layerfuse.
+
+    Args:
+        module: the strategy.
+
+    Returns:
+        `folds` into stock LLaVA; `hub`, with its own code, which servers can run too; or
+        `transformers only`, with its own code, of which servers would leave out a part.
+    """
+    if issubclass(module, FixedMix):
+        return "folds"
+    if module.kind.startswith("internal") or module.reads != "nothing":
+        return "transformers only"
+    return "hub"
 
 
 def show(counted: list[Row], misfits: dict[str, str], console: Console) -> None:
@@ -145,6 +165,7 @@ def show(counted: list[Row], misfits: dict[str, str], console: Console) -> None:
         Heading("name"),
         Heading("kind"),
         Heading("published as"),
+        Heading("ships as"),
         Heading("layers"),
         Heading("tokens", is_number=True),
         Heading("extra parameters", is_number=True),
@@ -162,6 +183,7 @@ def show(counted: list[Row], misfits: dict[str, str], console: Console) -> None:
             row.name,
             module.kind,
             module.paper,
+            ships_as(module),
             row.layers,
             str(row.tokens),
             parameters,

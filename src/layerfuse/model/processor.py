@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 from transformers.utils.chat_template_utils import Chat
 from transformers.utils.hub import CHAT_TEMPLATE_FILE
 
@@ -177,6 +179,25 @@ class Processor(ProcessorMixin):
         """
         height, width = image_inputs["pixel_values"][image_idx].shape[-2:]
         return self.image_token * self.num_image_tokens(height, width)
+
+    # servers plan memory by it, before they have pictures
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[Sequence[int]] | None = None, **_: Any
+    ) -> MultiModalData:
+        """Tokens of pictures of some sizes: all become as large, and so as many tokens.
+
+        Args:
+            image_sizes: (height, width) in pixels of each picture, before it is processed.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        blank = self.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
+        height, width = blank["pixel_values"].shape[-2:]
+        tokens = self.num_image_tokens(height, width)
+        return MultiModalData(
+            num_image_tokens=[tokens] * len(image_sizes),
+            num_image_patches=[1] * len(image_sizes),
+        )
 
     @property
     def chat(self) -> ChatTemplate:
