@@ -130,8 +130,8 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> Rows
         "options, example layers; extra: beyond `single`. FLOPs: "
         "matrix products of fusion and LLM in one forward of an image and its text; gathers of "
         "`deformable` are not products and not counted. Ships as: `folds` into stock LLaVA "
-        "(`export --to llava`); `hub`: with its own code, which servers run too; `transformers "
-        "only`: of which they would leave out a part."
+        "(`export --to llava`); `hub`: with its own code, all of it in `get_image_features`, "
+        "where servers look; `transformers only`: servers would leave out a part."
     )
     return counted, misfits
 
@@ -143,8 +143,9 @@ def ships_as(module: type[Fusion[Any]]) -> str:
         module: the strategy.
 
     Returns:
-        `folds` into stock LLaVA; `hub`, with its own code, which servers can run too; or
-        `transformers only`, with its own code, of which servers would leave out a part.
+        `folds` into stock LLaVA; `hub`, with its own code, where all that pictures add is what
+        servers read; or `transformers only`, with its own code, of which they would leave out a
+        part.
     """
     if issubclass(module, FixedMix):
         return "folds"

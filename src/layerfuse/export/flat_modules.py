@@ -15,6 +15,15 @@ PACKAGE = "layerfuse"
 SOURCES = Path(__file__).parents[1]
 LEFT_OUT = ("compose", "from_vlm")
 """methods that make new models of pretrained parts, which a trained one does not need"""
+REPLACED = {
+    # Local models are layerfuse's own, and the code that makes them of wheels is long.
+    "layerfuse.local_models.registry.resolve": '''\
+def resolve(name: str) -> str:
+    """What a model is loaded by: its folder or hub id, as it is."""
+    return name
+''',
+}
+"""what the exported code has in the place of a definition"""
 HEADER = "# Part of layerfuse (Apache-2.0), as `layerfuse export` wrote it for this model.\n"
 
 
@@ -25,6 +34,11 @@ class Definition:
     module: str
     """such as `layerfuse.fusion.base`"""
     name: str
+
+    @property
+    def replacement(self) -> str | None:
+        """What stands in its place in the exported code, if it is not exported itself."""
+        return REPLACED.get(f"{self.module}.{self.name}")
 
 
 def flat_name(module: str) -> str:
@@ -55,8 +69,8 @@ def flat_modules(roots: list[Definition], registered: Definition) -> dict[str, s
         if wanted.name in names:
             continue
         names.add(wanted.name)
-        module = sources.module(wanted.module)
-        waiting.extend(module.needs(wanted.name))
+        if wanted.replacement is None:
+            waiting.extend(sources.module(wanted.module).needs(wanted.name))
 
     catalogue = f"{PACKAGE}.fusion"
     texts: dict[str, str] = {}
@@ -181,7 +195,19 @@ def _text(
     sources: _Sources, module: _SourceModule, names: set[str], imported: list[Definition]
 ) -> str:
     """The flat module: its docstring, the imports that are read, the definitions that are kept."""
-    places = sorted({module.places[name] for name in names})
+    replacements: list[str] = []
+    exported: set[str] = set()
+    for name in sorted(names):
+        replacement = Definition(module.name, name).replacement
+        if replacement is None:
+            exported.add(name)
+        else:
+            replacements.append(f"\n{replacement}")
+    if not exported:
+        # the docstring is of what is not exported
+        return "\n".join([HEADER, *replacements])
+
+    places = sorted({module.places[name] for name in exported})
     read: set[str] = set()
     for place in places:
         read.update(_names_in(_without_left_out(module.tree.body[place])))
@@ -195,11 +221,13 @@ def _text(
     for name, definition in module.imports.items():
         if name in read:
             own.append(sources.origin(definition))
-    lines += _relative_imports([*own, *imported])
+    lines += _relative_imports(own)
+    if imported:
+        lines += ["", "# registered by its import", *_relative_imports(imported)]
     parts.append("\n".join(lines) + "\n")
     for place in places:
         parts.append("\n" + _statement_text(sources, module, place) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, *replacements])
 
 
 def _foreign_imports(module: _SourceModule, read: set[str]) -> list[str]:

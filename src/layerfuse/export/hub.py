@@ -1,24 +1,20 @@
 """A trained model with the code of its strategy: for transformers without layerfuse."""
 
+import ast
 import json
-import os
-import subprocess
+import shutil
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-
-import safetensors.torch
-import torch
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.export.equality import QUESTIONS, sample_picture
+from layerfuse.export.elsewhere import check_elsewhere
 from layerfuse.export.flat_modules import PACKAGE, Definition, flat_modules, flat_name
 from layerfuse.export.model_card import model_card
 from layerfuse.files import whole_folder
-from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import FusionConfig
+from layerfuse.model.instruction import BUNDLED, BUNDLED_NAME, SentenceSource
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 
@@ -27,23 +23,21 @@ CLASSES = {
     "AutoModelForImageTextToText": FusionVLM,
     "AutoProcessor": Processor,
 }
-"""by the automatic class of transformers that loads it; the configuration comes first"""
-READ_ELSEWHERE = """\
-import json, sys
-sys.modules["layerfuse"] = None
-import safetensors.torch, torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
-folder, inputs_file, output_file = sys.argv[1:]
-model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules"), type(model)
-assert type(processor).__module__.startswith("transformers_modules"), type(processor)
-inputs = safetensors.torch.load_file(inputs_file)
-with torch.no_grad():
-    logits = model(**inputs).logits
-safetensors.torch.save_file({"logits": logits.contiguous()}, output_file)
+"""by the automatic class of transformers that loads it; the configuration comes first, because
+programs load the classes in this order, and a model needs that of its configuration"""
+ENTRY = "modeling_layerfuse"
+ENTRY_DOCSTRING = '''\
+"""The classes that transformers loads: all from this one module.
+
+Of every module that a settings file names, transformers makes a copy with all that it imports, and
+the classes of one copy are not those of another.
 """
-"""loads a folder where layerfuse cannot be imported, and asks it what it is given"""
+'''
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+SETTINGS = ("config.json", "processor_config.json")
+"""files that name the folder's code, and the strategy with its options"""
+DISTRIBUTIONS = {"PIL": "pillow"}
+"""packages that pip knows by another name than Python"""
 
 
 def export_hub(model: Path, answerer: Answerer, output: Path) -> float:
@@ -59,7 +53,7 @@ def export_hub(model: Path, answerer: Answerer, output: Path) -> float:
 
     Raises:
         LayerfuseError: the strategy is not layerfuse's own, or the folder does not load elsewhere
-            with the same logits; nothing is written then.
+            with the same inputs and logits; nothing is written then.
     """
     # on the CPU, where another process computes the same
     # Any: transformers types `to` for its own classes only
@@ -75,79 +69,92 @@ def export_hub(model: Path, answerer: Answerer, output: Path) -> float:
         [Definition(part.__module__, part.__name__) for part in CLASSES.values()],
         registered=Definition(strategy.module.__module__, strategy.module.__name__),
     )
-    card = model_card(model, trained.config, strategy.module, name=output.name, needs_code=True)
+    code[f"{ENTRY}.py"] = _entry_text()
     with whole_folder(output) as unfinished:
-        trained.save_pretrained(unfinished)
+        trained.config.save_pretrained(unfinished)
+        trained.generation_config.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
+        # the files as they are: a model may be in another precision in memory
+        for pattern in WEIGHTS:
+            for file in model.glob(pattern):
+                shutil.copyfile(file, unfinished / file.name)
         for name, text in code.items():
             (unfinished / name).write_text(text, "utf-8")
-        for name in ("config.json", "processor_config.json"):
-            _add_auto_map(unfinished / name)
+        is_bundled = _bundle_sentences(processor, unfinished)
+        for name in SETTINGS:
+            _complete_settings(unfinished / name, is_bundled)
+        card = model_card(
+            model,
+            trained.config,
+            strategy.module,
+            name=output.name,
+            needs_code=True,
+            packages=needed_packages(code),
+            is_bundled=is_bundled,
+        )
         (unfinished / "README.md").write_text(card, "utf-8")
-        return _difference_elsewhere(trained, processor, unfinished)
+        return check_elsewhere(trained, processor, unfinished)
 
 
-def _add_auto_map(file: Path) -> None:
-    """Say in a settings file which class of the folder's code reads it."""
+def _entry_text() -> str:
+    """The module that settings files name."""
+    imports: list[str] = []
+    for part in CLASSES.values():
+        imports.append(f"from .{flat_name(part.__module__)} import {part.__name__}\n")
+    names = [part.__name__ for part in CLASSES.values()]
+    return ENTRY_DOCSTRING + "\n" + "".join(imports) + f"\n__all__ = {names}\n"
+
+
+def _bundle_sentences(processor: Processor, folder: Path) -> bool:
+    """Copy a sentence encoder that lies in a folder of this machine, which nobody else has.
+
+    Returns:
+        Whether the folder has one now. One of a hub stays there.
+    """
+    source = processor.instruction
+    if not isinstance(source, SentenceSource):
+        return False
+    place = Path(source.sentences.place)
+    if not place.is_dir():
+        return False
+    # without a hub's own notes of a download
+    shutil.copytree(place, folder / BUNDLED, ignore=shutil.ignore_patterns(".*"))
+    return True
+
+
+def _complete_settings(file: Path, is_bundled: bool) -> None:
+    """Say in a settings file which classes read it, and where the sentence encoder is."""
+    settings = json.loads(file.read_text("utf-8"))
     auto_map: dict[str, str] = {}
     for auto, part in CLASSES.items():
-        auto_map[auto] = f"{flat_name(part.__module__)}.{part.__name__}"
-    settings = json.loads(file.read_text("utf-8"))
+        auto_map[auto] = f"{ENTRY}.{part.__name__}"
     settings["auto_map"] = auto_map
+    if is_bundled:
+        settings["fusion"]["sentence_encoder"] = BUNDLED_NAME
     file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
-def _difference_elsewhere(model: FusionVLM, processor: Processor, folder: Path) -> float:
-    """Ask the folder what the trained model is asked, in a process without layerfuse.
+def needed_packages(code: dict[str, str]) -> list[str]:
+    """What must be installed where exported code runs, as transformers finds it out.
+
+    Args:
+        code: the text of each module.
 
     Returns:
-        The largest difference of two logits.
-
-    Raises:
-        LayerfuseError: it cannot be loaded there, or differs.
+        Names of packages as pip knows them, sorted. What is imported inside of a `try` is not
+        needed by all.
     """
-    question = IMAGE_TOKEN + QUESTIONS[0]
-    inputs = processor.inputs([[{"role": "user", "content": question}]], [sample_picture()])
-    tensors = {name: value.contiguous() for name, value in inputs.items()}
-    tensors["pixel_values"] = tensors["pixel_values"].to(model.dtype)
-    with torch.no_grad():
-        expected = model(**tensors).logits
-
-    # Any: safetensors leaves the type of paths open
-    files: Any = safetensors.torch
-    with TemporaryDirectory() as temporary:
-        inputs_file = Path(temporary) / "inputs.safetensors"
-        output_file = Path(temporary) / "output.safetensors"
-        files.save_file(tensors, inputs_file)
-        # the folder's code is copied into a cache, which is not to keep what is only tried
-        environment = {**os.environ, "HF_MODULES_CACHE": temporary, "HF_HUB_OFFLINE": "1"}
-        finished = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                READ_ELSEWHERE,
-                str(folder.resolve()),
-                str(inputs_file),
-                str(output_file),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-        )
-        if finished.returncode != 0:
-            last_line = finished.stderr.strip().splitlines()[-1]
-            raise LayerfuseError(
-                f"the exported folder cannot be loaded without layerfuse: {last_line}. Nothing was "
-                "written"
-            )
-        logits = files.load_file(output_file)["logits"]
-    # where answers are closed, all other logits are minus infinity in both
-    finite = expected.isfinite()
-    difference = float((logits - expected)[finite].abs().max())
-    if difference != 0 or not torch.equal(finite, logits.isfinite()):
-        raise LayerfuseError(
-            f"the exported folder's logits differ by {difference:.2g} from those of the trained "
-            "model. Nothing was written"
-        )
-    return difference
+    names: set[str] = set()
+    for text in code.values():
+        waiting: list[ast.AST] = [ast.parse(text)]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, ast.Try):
+                continue
+            if isinstance(node, ast.Import):
+                names.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names.add(node.module.split(".")[0])
+            waiting.extend(ast.iter_child_nodes(node))
+    foreign = names - set(sys.stdlib_module_names)
+    return sorted(DISTRIBUTIONS.get(name, name) for name in foreign)

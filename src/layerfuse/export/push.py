@@ -32,15 +32,42 @@ def push(
         raise LayerfuseError(
             f"{folder} lacks {', '.join(missing)}: give a folder that `layerfuse export` wrote"
         )
-    if repository.count("/") != 1:
-        raise LayerfuseError(f"{repository!r} is no repository; write user/name")
+    _refuse_other_names(repository)
+    files: list[str] = []
     lines: list[str] = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            lines.append(f"{path.relative_to(folder)}  {path.stat().st_size:,} bytes")
+        name = path.relative_to(folder).as_posix()
+        # what file managers and uploads that broke off leave behind
+        if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
+            files.append(name)
+            lines.append(f"{name}  {path.stat().st_size:,} bytes")
     lines.append(f"https://huggingface.co/{repository}")
-    if dry_run:
-        return lines
+    if not dry_run:
+        _upload(folder, repository, files, private)
+    return lines
+
+
+def _refuse_other_names(repository: str) -> None:
+    """Raise LayerfuseError for what is no name of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    reason = "it has no user"
+    if repository.count("/") == 1:
+        try:
+            validate_repo_id(repository)
+            return
+        except HFValidationError as error:
+            reason = str(error)
+    raise LayerfuseError(f"{repository!r} is no repository ({reason}); write user/name")
+
+
+def _upload(folder: Path, repository: str, files: list[str], private: bool) -> None:
+    """Send files to a hub.
+
+    Raises:
+        LayerfuseError: it does not take them; with its reason.
+    """
     # Here, because it takes time to import that a dry run need not spend.
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -49,8 +76,8 @@ def push(
     api: Any = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder)
+        # those that were listed, no others
+        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files)
     # OSError: no network
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         raise LayerfuseError(f"the hub did not take {folder}: {error}") from error
-    return lines

@@ -22,7 +22,7 @@ from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.model.pretrained import processed_size
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.vision.encoder import FAMILIES, patch_grid
+from layerfuse.vision.encoder import FAMILIES
 
 INSTEAD = "`--to hub` writes a folder for transformers that holds the strategy's own code"
 
@@ -80,16 +80,12 @@ def to_stock_llava(model: FusionVLM) -> LlavaForConditionalGeneration:
 
 
 def _refuse_pooling(model: FusionVLM) -> None:
-    """Raise LayerfuseError for a grid of tokens that is not that of the patches."""
-    pooled = model.config.token_grid
-    if pooled is None:
-        return
-    vision = model.config.vision_config
-    native = patch_grid(*_native_size(vision), vision.patch_size)
-    raise LayerfuseError(
-        f"cannot fold this model into stock LLaVA: token_grid {pooled} pools the {native[0]} x "
-        f"{native[1]} patches of its encoder, and LLaVA does not pool. {INSTEAD}"
-    )
+    """Raise LayerfuseError for tokens that are means of several patches."""
+    if model.config.token_grid is not None:
+        raise LayerfuseError(
+            f"cannot fold this model into stock LLaVA: token_grid {model.config.token_grid} pools "
+            f"the patches of its encoder, and LLaVA does not pool. {INSTEAD}"
+        )
 
 
 def _plain_head(model: FusionVLM) -> nn.Linear:

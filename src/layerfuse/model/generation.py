@@ -97,7 +97,9 @@ class VisualGenerationMixin(GenerationMixin):
         if not place:
             raise LayerfuseError(advice)
         try:
-            return auto.from_pretrained(place)
+            # With the config that is there: transformers would read it again, and ask on the
+            # terminal whether it may where the model brings its own code.
+            return auto.from_pretrained(place, config=model.config)
         except (OSError, ValueError) as error:
             raise LayerfuseError(f"{advice}, as {place} holds no tokenizer ({error})") from error
 

@@ -10,10 +10,12 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import huggingface_hub
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -27,6 +29,10 @@ from layerfuse.progress import Progress, silent
 
 BATCH = 64
 """sentences embedded at once"""
+BUNDLED = "sentence_encoder"
+"""where an exported model brings its sentence encoder, in its folder"""
+BUNDLED_NAME = f"model://{BUNDLED}"
+"""the name of such an encoder, which is neither a path nor a hub id"""
 
 
 class InstructionSource:
@@ -48,6 +54,15 @@ class InstructionSource:
 
         Raises:
             LayerfuseError: if it cannot.
+        """
+
+    # Any: transformers' own options of loading
+    def find_bundled(self, model: str, options: dict[str, Any]) -> None:
+        """Learn where the model was loaded from, which may bring what its instruction needs.
+
+        Args:
+            model: its folder, or its hub id.
+            options: those of transformers that say how to read from a hub.
         """
 
     def remember(self, questions: Iterable[str], progress: Progress = silent) -> None:
@@ -82,6 +97,9 @@ class SentenceSource(InstructionSource):
 
     def check(self) -> None:
         self.sentences.check()
+
+    def find_bundled(self, model: str, options: dict[str, Any]) -> None:
+        self.sentences.find_bundled(model, options)
 
     def remember(self, questions: Iterable[str], progress: Progress = silent) -> None:
         self.sentences.remember(questions, progress)
@@ -135,12 +153,12 @@ class LoadedEncoder(Protocol):
 @lru_cache(maxsize=1)
 def _load(folder: str) -> LoadedEncoder:
     """Read an encoder once; raises what the library raises where it cannot be read."""
-    # Imported here: the import takes seconds, and only guided strategies need the package.
-    from sentence_transformers import SentenceTransformer
-
-    # On the CPU and in float32 the embeddings are the same on every machine.
+    # Imported here: the import takes seconds, and only guided strategies need the package. By its
+    # name: transformers would take an `import` for a package that every exported model needs.
     # Any: the library's own types are wider than what is used of them.
-    encoder: Any = SentenceTransformer(
+    library: Any = import_module("sentence_transformers")
+    # On the CPU and in float32 the embeddings are the same on every machine.
+    encoder: Any = library.SentenceTransformer(
         folder,
         device="cpu",
         model_kwargs={"dtype": torch.float32},
@@ -162,8 +180,34 @@ class SentenceEncoder:
     def __init__(self, name: str, width: int) -> None:
         self.name = name
         self.width = width
+        self.bundled: Path | None = None
+        """the folder of an encoder that came with the model"""
         # No question is the zero vector, so that text alone guides nothing.
         self.embeddings: dict[str, Tensor] = {"": torch.zeros(width)}
+
+    @property
+    def place(self) -> str:
+        """What sentence-transformers loads it by: a folder or a hub id."""
+        if self.bundled is not None:
+            return str(self.bundled)
+        return resolve(self.name)
+
+    # Any: transformers' own options of loading
+    def find_bundled(self, model: str, options: dict[str, Any]) -> None:
+        """Find the encoder in the model's own folder, if that is where its name says it is.
+
+        Args:
+            model: the model's folder, or its hub id.
+            options: those of transformers that say how to read from a hub.
+        """
+        if self.name != BUNDLED_NAME:
+            return
+        folder = Path(model)
+        if not folder.is_dir():
+            # Any: huggingface_hub types what it gives in part only
+            hub: Any = huggingface_hub
+            folder = Path(hub.snapshot_download(model, allow_patterns=[f"{BUNDLED}/*"], **options))
+        self.bundled = folder / BUNDLED
 
     def check(self) -> None:
         """Read the encoder.
@@ -237,7 +281,7 @@ class SentenceEncoder:
                 "installed: run pip install 'layerfuse[text]'"
             )
         try:
-            encoder = _load(resolve(self.name))
+            encoder = _load(self.place)
         # ValueError is what transformers raises for a folder that holds no model.
         except (OSError, ValueError) as error:
             raise LayerfuseError(

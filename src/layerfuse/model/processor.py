@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
 from transformers.processing_utils import MultiModalData
 from transformers.utils.chat_template_utils import Chat
 from transformers.utils.hub import CHAT_TEMPLATE_FILE
@@ -33,6 +34,8 @@ from layerfuse.model.turn_ends import TurnEnds
 
 IGNORED = -100
 """the label of a token that is not learned, as in PyTorch's cross-entropy"""
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+"""transformers' options of loading that say how to read from a hub"""
 
 
 class NoLabelError(LayerfuseError):
@@ -159,6 +162,15 @@ class Processor(ProcessorMixin):
         # Any: transformers does not annotate what it gives
         parent: Any = super()
         processor = parent.from_pretrained(pretrained_model_name_or_path, *args, **options)
+        of_hub = {name: options[name] for name in HUB_OPTIONS if name in options}
+        if not isinstance(processor.image_processor, PilBackend):
+            # Where torchvision is installed, transformers takes its resizing: other pixels than
+            # those of the training, which reads pictures by Pillow.
+            image_processors: Any = AutoImageProcessor
+            processor.image_processor = image_processors.from_pretrained(
+                pretrained_model_name_or_path, backend="pil", **of_hub
+            )
+        processor.instruction.find_bundled(str(pretrained_model_name_or_path), of_hub)
         # transformers takes any text; half a template would be noticed at the first question
         try:
             processor.chat.expanded_prompt([{"role": "user", "content": "Is it whole?"}], 0)
