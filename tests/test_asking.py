@@ -281,7 +281,7 @@ def broken_bytes(items: list[Item], folder: Path) -> dict[str, Any]:
     [
         (other_prompt, "holds answers to another prompt. Remove the folder, or give another"),
         (longer_answers, "holds answers to another prompt"),
-        (other_model, "of another model, or of this one before it was trained again"),
+        (other_model, "of another model, of this one before it was trained again"),
         (other_question, "to other questions"),
         (fewer_questions, "to other questions"),
         (no_note, r"answers\.jsonl lies beside no asked\.json"),

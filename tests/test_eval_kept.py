@@ -397,3 +397,33 @@ def test_the_batch_changes_nothing_in_bfloat16(model: Path, data: Path) -> None:
     texts = answerer.answer(asked, max_new_tokens=6, batch_size=1)
     assert len(set(texts)) > 1
     assert answerer.answer(asked, max_new_tokens=6, batch_size=len(asked)) == texts
+
+
+def test_answers_in_another_dtype_are_other_answers(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    """They are not continued, and the cached features are those of that dtype."""
+    arguments = ["eval", str(model), "--data", str(data), "--output", str(tmp_path / "answers")]
+    saved = CliRunner().invoke(app, arguments)
+    other = CliRunner().invoke(app, [*arguments, "--dtype", "bfloat16"])
+    again = CliRunner().invoke(app, arguments)
+
+    assert saved.exit_code == 0, saved.output
+    assert other.exit_code == 2
+    assert "in another --dtype" in " ".join(other.output.split())
+    assert again.exit_code == 0, again.output
+
+
+def test_a_model_in_half_precision_answers_in_float32(model: Path, data: Path) -> None:
+    """As the same weights, widened."""
+    narrow = load_answerer(model, "bfloat16")
+    wide = load_answerer(model, "float32")
+    assert narrow.model.dtype == torch.bfloat16
+    assert wide.model.dtype == torch.float32
+    asked = list(questions(load(data_of(str(data), "test"))))
+
+    one_by_one = answer_likelihoods(wide, asked, batch_size=1)
+    together = answer_likelihoods(wide, asked, batch_size=len(asked))
+
+    for one, other in zip(one_by_one, together, strict=True):
+        assert one.mean == pytest.approx(other.mean, abs=1e-5)

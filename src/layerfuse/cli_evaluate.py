@@ -17,6 +17,7 @@ EVAL_OPTIONS = {
     "partial_average": ("suite",),
     "likelihood": ("suite",),
     "cached": ("suite", "data"),
+    "dtype": ("suite", "data"),
     "split": ("data",),
     "limit": ("data", "lmms"),
     "column": ("data",),
@@ -69,6 +70,13 @@ def evaluate(
             help="With --suite and --data: keep pictures' features in the cache, and read them.",
         ),
     ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        Option(
+            help="With --suite and --data: arithmetic. In float32 no answer depends on the batch.",
+            show_default="as it was saved",
+        ),
+    ] = None,
     split: Annotated[str, Option(help="With --data: split of a dataset.")] = "test",
     limit: Annotated[
         int | None,
@@ -138,6 +146,7 @@ def evaluate(
             partial_average=partial_average,
             likelihood=likelihood,
             cached=cached,
+            dtype=dtype,
         )
     else:
         from layerfuse.evaluate.evaluation import data_of
@@ -160,7 +169,7 @@ def evaluate(
             max_new_tokens=max_new_tokens or 16,
             controls=("shuffled", "mean") if controls else (),
         )
-        evaluate_data(model, evaluation, output=output, cached=cached, seed=seed)
+        evaluate_data(model, evaluation, output=output, cached=cached, dtype=dtype, seed=seed)
 
 
 def _refuse_benchmarks(context: typer.Context, suite: "Suite") -> None:

@@ -21,7 +21,7 @@ from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.questions import Question, with_all_pictures
 from layerfuse.fusion import Guidance
-from layerfuse.hardware import device
+from layerfuse.hardware import DTYPES, device
 from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.pretrained import load_image_processor
@@ -269,11 +269,12 @@ def _picture_of(image: Path | str | Image.Image) -> Picture:
     return Picture("the given image", file.getvalue)
 
 
-def load_answerer(folder: Path) -> Answerer:
+def load_answerer(folder: Path, dtype: str | None = None) -> Answerer:
     """Load the model in a folder, on this process's device.
 
     Args:
         folder: that of a trained model.
+        dtype: of its arithmetic, `float32` or `bfloat16`; None is that in which it was saved.
 
     Returns:
         The model, ready to be asked.
@@ -304,6 +305,8 @@ def load_answerer(folder: Path) -> Answerer:
     # The processor first: it is read in a moment, while a large model loads for minutes.
     processor = _load_processor(folder)
     model = _load_model(folder)
+    if dtype is not None:
+        model = model.to(DTYPES[dtype])
     return Answerer(model.to(device()).eval(), processor)
 
 

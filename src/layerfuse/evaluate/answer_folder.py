@@ -77,19 +77,23 @@ class AskedModel:
     digest: str
 
     @classmethod
-    def of(cls, folder: Path) -> "AskedModel":
+    def of(cls, folder: Path, dtype: str | None = None) -> "AskedModel":
         """Name the model in a folder.
 
         Args:
             folder: of a trained model.
+            dtype: of its arithmetic; None is that in which it was saved.
 
         Returns:
-            Its folder, and the SHA-256 of the files that it is loaded from.
+            Its folder, and the SHA-256 of the files that it is loaded from and of the dtype.
 
         Raises:
             LayerfuseError: a file cannot be read.
         """
         digest = hashlib.sha256()
+        if dtype is not None:
+            # answers in other numbers are other answers
+            digest.update(f"{dtype}\n".encode())
         try:
             for file in sorted(folder.iterdir()):
                 if file.suffix not in MODEL_FILES or not file.is_file():
@@ -123,7 +127,7 @@ class Asked:
 
 _DIFFERENCES = {
     "benchmark": "to another benchmark",
-    "model": "of another model, or of this one before it was trained again",
+    "model": "of another model, of this one before it was trained again, or in another --dtype",
     "prompt": "to another prompt",
     "questions": "to other questions, or to the same about other pictures",
 }

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -165,6 +165,7 @@ def evaluate(
     *,
     output: Path | None = None,
     cached: bool = False,
+    dtype: Literal["float32", "bfloat16"] | None = None,
     resamples: int = 2000,
     seed: int = 0,
     console: Console | None = None,
@@ -177,6 +178,7 @@ def evaluate(
         output: where answers and scores go; a run that was stopped goes on from them. Default:
             `evaluation/NAME` in the model's folder, where NAME is that of the data.
         cached: read the pictures' features from the cache, and keep there what it lacks.
+        dtype: of the model's arithmetic; None is that in which it was saved.
         resamples: number of bootstrap resamples over pictures.
         seed: of the resampling.
         console: where to print; the terminal by default.
@@ -203,10 +205,10 @@ def evaluate(
         raise LayerfuseError("the data holds no question with an answer")
     # One bar is enough: that of the questions.
     transformers_logging.disable_progress_bar()
-    answerer = load_answerer(model)
+    answerer = load_answerer(model, dtype)
     _check_lengths(model, answerer, samples, evaluation)
     folder = output or model / "evaluation" / _name_of(evaluation.data)
-    kept = _answer_folder(folder, asked, evaluation, AskedModel.of(model))
+    kept = _answer_folder(folder, asked, evaluation, AskedModel.of(model, dtype))
     with shown_progress(console) as progress:
         if cached:
             pictures = [picture for question in asked for picture in question.sample.pictures]

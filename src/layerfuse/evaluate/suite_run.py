@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
@@ -68,6 +69,7 @@ def evaluate_suite(
     partial_average: bool = False,
     likelihood: bool = False,
     cached: bool = False,
+    dtype: Literal["float32", "bfloat16"] | None = None,
     console: Console | None = None,
 ) -> Path:
     """Ask a trained model the benchmarks of a suite that are at hand, and write what it scores.
@@ -81,6 +83,7 @@ def evaluate_suite(
         partial_average: average what there is, where columns are missing.
         likelihood: also let the model choose among the possible answers of closed questions.
         cached: read the pictures' features from the cache, and keep there what it lacks.
+        dtype: of the model's arithmetic; None is that in which it was saved.
         console: where to print; the terminal by default.
 
     Returns:
@@ -108,7 +111,9 @@ def evaluate_suite(
     folder = output or model / "suites" / suite.name
     # One bar is enough: that of the questions.
     transformers_logging.disable_progress_bar()
-    run = _SuiteRun(suite, found, folder, AskedModel.of(model), batch_size, load_answerer(model))
+    run = _SuiteRun(
+        suite, found, folder, AskedModel.of(model, dtype), batch_size, load_answerer(model, dtype)
+    )
     with shown_progress(console) as progress:
         if cached:
             run.answerer = run.answerer.with_cached_features(found.pictures(), progress)
