@@ -208,3 +208,40 @@ def test_choices_are_scored_as_answers_are(
     for choice, asked in zip(choices, closed_items, strict=True):
         right += choice.chosen == asked.answers[0]
     assert columns[0].value == pytest.approx(100 * right / 3)
+
+
+def test_yes_and_no_are_spelled_as_the_benchmark_spells_them() -> None:
+    """A model that learned `yes` is not to be asked for `Yes`."""
+    possible = possible_answers([item("x", "yes", "pope"), item("y", "no", "pope")])
+
+    assert possible == {"x": ("yes", "no"), "y": ("yes", "no")}
+
+
+def test_a_model_with_closed_answers_never_chooses_what_it_cannot_say(tmp_path: Path) -> None:
+    """Options C and D are none of its answers."""
+    model = tiny.model("concat")
+    processor = tiny.processor(model)
+    ids = processor.tokenizer("AB", add_special_tokens=False).input_ids
+    model.close_answers([2, *ids])
+    asked = [item("x", "C", "all", "red", "green", "blue", "grey")]
+
+    (choice,) = choices_of(Answerer(model, processor), asked, tmp_path)
+    (again,) = choices_of(Answerer(model, processor), asked, tmp_path)
+
+    assert again == choice
+    assert choice.chosen in ("A", "B")
+    assert choice.score == 0
+    assert choice.log_likelihoods["C"] is None
+    assert choice.log_likelihoods["A"] is not None
+
+
+def test_of_no_sayable_answer_none_is_chosen(tmp_path: Path) -> None:
+    """Rather than the first."""
+    model = tiny.model("concat")
+    model.close_answers([2, 70])
+    asked = [item("x", "A", "all", "red", "green")]
+
+    (choice,) = choices_of(Answerer(model, tiny.processor(model)), asked, tmp_path)
+
+    assert choice.chosen == ""
+    assert choice.score == 0

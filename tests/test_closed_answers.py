@@ -1,5 +1,6 @@
 """Closed sets of answers: the softmax is over the tokens of answers alone, and nothing else."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,10 @@ def test_a_test_answer_that_no_arm_could_give_is_refused_before_training(
     assert [bad[0] for bad in left_out.values()] == [samples[-1]["id"]]
 
 
-def test_evaluating_answers_that_a_model_cannot_give_is_refused(
+def test_answers_that_a_model_cannot_give_are_wrong_and_counted(
     closed: dict[str, Any], tmp_path: Path
 ) -> None:
+    """The others are scored: one foreign answer is no reason to score nothing."""
     closed["keep_models"] = "all"
     study = tmp_path / "runs"
     assert run_study(write_recipe(tmp_path, closed), study).exit_code == 0
@@ -188,6 +190,12 @@ def test_evaluating_answers_that_a_model_cannot_give_is_refused(
     samples[0]["conversations"][-1]["value"] = "zebra"
     write_samples(tmp_path, samples, "other.json")
     result = CliRunner().invoke(app, ["eval", str(model), "--data", str(tmp_path / "other.json")])
-    assert result.exit_code == 2
-    assert "'zebra'" in one_line(result)
-    assert "trained with closed_answers" in one_line(result)
+    assert result.exit_code == 0, result.output
+    assert "1 of 8 right answers hold tokens that this model cannot give" in one_line(result)
+    again = CliRunner().invoke(app, ["eval", str(model), "--data", str(tmp_path / "other.json")])
+    assert again.exit_code == 0, again.output
+    lines = (model / "evaluation" / "other" / "predictions.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    (foreign,) = [record for record in records if record["answer"] == "zebra"]
+    assert foreign["score"] == 0
+    assert "log_likelihood" not in foreign

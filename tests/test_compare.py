@@ -557,3 +557,10 @@ def test_boxes_in_another_scale_are_said(tmp_path: Path) -> None:
 
     (note,) = [note for note in compared.notes if "boxes.yaml" in note]
     assert note.startswith("new: RefCOCO: 3 of 3 answers are boxes with a number above")
+
+
+@pytest.mark.parametrize(("mcnemar", "mark"), [(0.125, ""), (0.04, "+"), (None, "+")])
+def test_mcnemars_test_must_agree_where_there_is_one(mcnemar: float | None, mark: str) -> None:
+    """Four questions of fourteen that one model alone answers: resamples say 0.02, it 0.125."""
+    difference = Difference(28.6, (7.1, 50), p=0.02, p_holm=0.04, mcnemar=mcnemar)
+    assert difference.mark == mark

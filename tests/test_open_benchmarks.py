@@ -144,6 +144,12 @@ def test_vqa_of_another_benchmark_or_split_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(LayerfuseError, match="'poem' as 'answer_type' in row 2; valid: yes/no"):
         BENCHMARKS["vqav2"].load(tmp_path)
+    content["annotations"][1]["answer_type"] = "other"
+    content["annotations"].append(content["annotations"][0])
+    write_json(annotations, content)
+    with pytest.raises(LayerfuseError, match="annotates question .* download the file again"):
+        BENCHMARKS["vqav2"].load(tmp_path)
+    del content["annotations"][-1]
     del content["annotations"][1]
     write_json(annotations, content)
     with pytest.raises(LayerfuseError, match=r"no answers to the question 42000 .* same split"):
@@ -540,7 +546,12 @@ def test_the_other_refcocos_have_files_and_splits_of_their_own(tmp_path: Path) -
     write_refcoco(tmp_path, referring(split="testB"), name="refcoco+")
     write_refcoco(tmp_path, referring(split="test"), name="refcocog")
 
-    assert BENCHMARKS["refcoco+"].load(tmp_path)[0].group == "testB"
+    items = BENCHMARKS["refcoco+"].load(tmp_path)
+    assert items[0].group == "testB"
+    # an average over fewer splits than there are says so
+    assert BENCHMARKS["refcoco+"].notes(items) == [
+        "RefCOCO+: no reference of val, testA; the average is over testB alone"
+    ]
     assert BENCHMARKS["refcocog"].load(tmp_path)[0].group == "test"
 
 

@@ -6,6 +6,7 @@ right by this; one that was trained on short answers is hardly changed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.answer_folder import AnswerFolder
@@ -22,6 +23,7 @@ from layerfuse.progress import Progress, silent
 CHOICES = "choices.jsonl"
 """What a model finds likeliest, in the folder of its answers to a benchmark."""
 YES_NO = ("Yes", "No")
+LOWER_YES_NO = ("yes", "no")
 MOST_CANDIDATES = 64
 """More different answers than this make a question open: nobody compares them all."""
 
@@ -33,13 +35,13 @@ class Choice:
     Attributes:
         id: of the question.
         log_likelihoods: of each possible answer with its end, in nats, in the order in which they
-            were compared.
-        chosen: the likeliest answer.
+            were compared; None where a model with closed answers cannot give it.
+        chosen: the likeliest answer; empty where it can give none of them.
         score: 0..1.
     """
 
     id: str
-    log_likelihoods: dict[str, float]
+    log_likelihoods: dict[str, float | None]
     chosen: str
     score: float
 
@@ -52,8 +54,9 @@ def possible_answers(items: Sequence[Item]) -> dict[str, tuple[str, ...]]:
 
     Returns:
         By the question's id: the letters of its options; yes and no where its group has no other
-        answers; else all answers of its group. Open questions are left out: those of groups with
-        more than 64 answers, and those whose right answer is no text.
+        answers, as the benchmark spells them; else all answers of its group. Open questions are
+        left out: those of groups with more than 64 answers, and those whose right answer is no
+        text.
     """
     in_words = [item for item in items if item.answers]
     of_group: dict[str, dict[str, None]] = {}
@@ -65,6 +68,8 @@ def possible_answers(items: Sequence[Item]) -> dict[str, tuple[str, ...]]:
         answers = tuple(of_group[item.group])
         if item.options:
             possible[item.id] = tuple(LETTERS[: len(item.options)])
+        elif {*answers} <= {"yes", "no"}:
+            possible[item.id] = LOWER_YES_NO
         elif {answer.lower() for answer in answers} <= {"yes", "no"}:
             possible[item.id] = YES_NO
         elif len(answers) <= MOST_CANDIDATES:
@@ -97,8 +102,7 @@ def choose(
         A choice for each closed question, in the order of the questions.
 
     Raises:
-        LayerfuseError: an answer cannot be given by the model, its likelihood is no number, or the
-            folder cannot be used.
+        LayerfuseError: the likelihood of an answer is no number, or the folder cannot be used.
     """
     possible = possible_answers(items)
     closed = [item for item in items if item.id in possible]
@@ -146,16 +150,23 @@ def _compare(
     asked: list[Question] = []
     for item in batch:
         asked += [asked_question(item, prompt, answer) for answer in possible[item.id]]
-    likelihoods = iter(answer_likelihoods(answerer, asked, batch_size=batch_size))
+    measured = answer_likelihoods(answerer, asked, batch_size=batch_size, keep_impossible=True)
+    likelihoods = iter(measured)
     choices: list[Choice] = []
     for item in batch:
         answers = possible[item.id]
         totals = [next(likelihoods).total for _ in answers]
-        chosen = answers[closed_answer(totals)]
+        best = closed_answer(totals)
+        chosen = ""
+        if isfinite(totals[best]):
+            chosen = answers[best]
+        of_answers: dict[str, float | None] = {}
+        for answer, total in zip(answers, totals, strict=True):
+            of_answers[answer] = total if isfinite(total) else None
         choices.append(
             Choice(
                 id=item.id,
-                log_likelihoods=dict(zip(answers, totals, strict=True)),
+                log_likelihoods=of_answers,
                 chosen=chosen,
                 score=benchmark.judge(item, chosen).score,
             )

@@ -51,9 +51,13 @@ class Difference:
 
     @property
     def mark(self) -> str:
-        """`+` or `-` where the difference is beyond noise, corrected for the number of columns."""
+        """`+` or `-` where the difference is beyond noise, corrected for the number of columns, and
+        McNemar's exact test, where there is one, agrees: resamples of few pictures that differ
+        exaggerate."""
         # Rounded, as the product of a share and a number of columns may lie a hair below 0.05.
         if round(self.p_holm, 12) >= SIGNIFICANT:
+            return ""
+        if self.mcnemar is not None and self.mcnemar >= SIGNIFICANT:
             return ""
         return "+" if self.difference > 0 else "-"
 

@@ -221,6 +221,13 @@ def evaluate(
         write_records(folder / PREDICTIONS, answers)
         write_text(folder / SCORES, json.dumps(asdict(result), indent=1) + "\n")
     _print(result, console)
+    impossible = sum(answer.log_likelihood is None for answer in answers)
+    if evaluation.log_likelihood and impossible:
+        console.print(
+            f"{impossible:,} of {len(answers):,} right answers hold tokens that this model cannot "
+            "give (closed_answers): they count as wrong, and no log-likelihood is averaged",
+            highlight=False,
+        )
     console.print(f"answers and scores: {folder}", markup=False, highlight=False, soft_wrap=True)
     return folder
 

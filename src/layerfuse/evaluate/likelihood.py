@@ -49,6 +49,7 @@ def answer_likelihoods(
     batch_size: int,
     instruction: Tensor | None = None,
     guidance: Guidance = "instruction",
+    keep_impossible: bool = False,
     progress: Progress = silent,
 ) -> list[AnswerLikelihood]:
     """Measure log p(right answer | pictures, question): one forward a batch, nothing is generated.
@@ -59,6 +60,8 @@ def answer_likelihoods(
         batch_size: questions at once.
         instruction: (questions, E), what guides; None computes it where the guidance needs it.
         guidance: what weighs the layers of guided strategies.
+        keep_impossible: whether an answer that a model with closed answers cannot give has a
+            log-probability of minus infinity; else it is an error.
         progress: told of every batch.
 
     Returns:
@@ -95,7 +98,7 @@ def answer_likelihoods(
         same_prompt = _starts_as_generation(answerer, questions, inputs, targets)
         found = _batch_likelihoods(answerer, inputs, targets, same_prompt)
         for question, likelihood in zip(questions, found, strict=True):
-            if isinf(likelihood.total):
+            if isinf(likelihood.total) and not keep_impossible:
                 raise LayerfuseError(
                     f"sample {question.sample.id}: the model cannot give the answer "
                     f"{question.answer!r}: it was trained with closed_answers, and no answer in "

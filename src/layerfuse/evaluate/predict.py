@@ -4,6 +4,7 @@ their guidance: does the instruction matter?"""
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,8 @@ def predict(
     records: list[AnswerRecord] = []
     for place, question in enumerate(asked):
         log_likelihood = None
-        if likelihoods is not None:
+        # a model with closed answers cannot give every answer
+        if likelihoods is not None and isfinite(likelihoods[place].total):
             log_likelihood = likelihoods[place].mean
         records.append(
             _record(
@@ -150,6 +152,7 @@ class _Passes:
                 batch_size=len(places),
                 instruction=_of_places(guide, places),
                 guidance=weighed_by,
+                keep_impossible=True,
             )
             seconds = _seconds_each(started, len(places))
             rows: list[KeptLikelihood] = []

@@ -16,7 +16,12 @@ from layerfuse.evaluate.asking import answer_folder, ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
-from layerfuse.evaluate.candidates import choose, judged_choices, possible_answers
+from layerfuse.evaluate.candidates import (
+    MOST_CANDIDATES,
+    choose,
+    judged_choices,
+    possible_answers,
+)
 from layerfuse.evaluate.suite_scores import column_of, fill, print_columns, print_scores
 from layerfuse.evaluate.suites import Prompt, Suite, load_prompts
 from layerfuse.files import write_text
@@ -129,7 +134,8 @@ def evaluate_suite(
         if likelihood:
             chosen = run.choose(progress)
             by_likelihood = fill(suite, str(model), chosen, missing=found.missing, notes=[])
-            scores = replace(scores, by_likelihood=by_likelihood.columns)
+            notes = [*scores.notes, *open_questions(found.available)]
+            scores = replace(scores, by_likelihood=by_likelihood.columns, notes=notes)
     if process.is_first:
         write_text(folder / SUITE, json.dumps(asdict(scores), indent=1) + "\n")
     print_scores(suite, scores, console)
@@ -202,6 +208,27 @@ class _SuiteRun:
             chosen[available.name] = judged_choices(benchmark, available.items, choices)
             done += len(available.items)
         return chosen
+
+
+def open_questions(available: Sequence[AvailableBenchmark]) -> list[str]:
+    """Say which benchmarks are not answered by likelihood, and why.
+
+    Args:
+        available: the benchmarks that are at hand.
+
+    Returns:
+        A line for each that has open questions.
+    """
+    lines: list[str] = []
+    for one in available:
+        num_open = len(one.items) - len(possible_answers(one.items))
+        if num_open:
+            lines.append(
+                f"{BENCHMARKS[one.name].title}: not by likelihood, as {num_open:,} of "
+                f"{len(one.items):,} questions are open: their group has more than "
+                f"{MOST_CANDIDATES} different answers, or their right answer is no text"
+            )
+    return lines
 
 
 def _write_columns(folder: Path, judged: Sequence[JudgedItem]) -> None:

@@ -120,6 +120,17 @@ class ReferringExpressions(Benchmark):
         off_scale = boxes.is_off_scale(answer, item.box_form)
         return Judged(f"[{edges}]", float(is_right), off_scale)
 
+    def notes(self, items: Sequence[Item]) -> list[str]:
+        """Say which splits are missing from the average; see `Benchmark.notes`."""
+        present = {item.group for item in items}
+        missing = [split for split in self.splits if split not in present]
+        if not missing:
+            return []
+        return [
+            f"{self.title}: no reference of {', '.join(missing)}; the average is over "
+            f"{', '.join(sorted(present))} alone"
+        ]
+
     def notes_on_answers(self, answered: Sequence[JudgedItem]) -> list[str]:
         """Count boxes that are probably in another scale; see `Benchmark.notes_on_answers`."""
         off_scale = [each for each in answered if each.judged.off_scale]

@@ -351,7 +351,13 @@ class _AnnotatedFiles:
         rows = official_files.read_json(file, needed, key="annotations")
         annotations: dict[str, tuple[int, Row]] = {}
         for number, row in enumerate(rows, start=1):
-            annotations[official_files.cell_text(file, number, row, "question_id")] = (number, row)
+            question = official_files.cell_text(file, number, row, "question_id")
+            if question in annotations:
+                raise LayerfuseError(
+                    f"{file} annotates question {question} in rows {annotations[question][0]} and "
+                    f"{number}: download the file again"
+                )
+            annotations[question] = (number, row)
         return annotations
 
 
