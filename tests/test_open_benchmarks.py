@@ -147,7 +147,7 @@ def test_vqa_of_another_benchmark_or_split_is_refused(tmp_path: Path) -> None:
     content["annotations"][1]["answer_type"] = "other"
     content["annotations"].append(content["annotations"][0])
     write_json(annotations, content)
-    with pytest.raises(LayerfuseError, match="annotates question .* download the file again"):
+    with pytest.raises(LayerfuseError, match=r"annotates question .* download the file again"):
         BENCHMARKS["vqav2"].load(tmp_path)
     del content["annotations"][-1]
     del content["annotations"][1]
