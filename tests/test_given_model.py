@@ -264,3 +264,35 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
             FusionVLM.from_vlm(tmp_path / folder, [1], {"name": "single"})
     with pytest.raises(LayerfuseError, match="cannot add layers to a"):
         FusionVLM.from_vlm(tiny.model().language_model, [1], {"name": "single"})
+
+
+@torch.no_grad()
+def test_pooling_closed_answers_and_ends_are_those_of_the_given_model(tmp_path: Path) -> None:
+    """All that decides what a trained model of layerfuse answers."""
+    trained = tiny.model("single", layers=[3], token_grid=(2, 2))
+    trained.close_answers([2, 7, 9, 50])
+    trained.generation_config.eos_token_id = [2, 9]
+    trained.save_pretrained(tmp_path / "trained")
+    model = FusionVLM.from_vlm(tmp_path / "trained", [1, 3], {"name": "concat"})
+    ids = torch.randint(4, 300, (1, 20))
+    ids[:, 2:6] = tiny.IMAGE_ID
+    batch = {"input_ids": ids, "pixel_values": torch.randn(1, 3, tiny.SIZE, tiny.SIZE)}
+
+    model.save_pretrained(tmp_path / "model")
+    loaded = FusionVLM.from_pretrained(tmp_path / "model")
+
+    expected = trained(**batch).logits
+    for one in (model, loaded):
+        assert torch.equal(one(**batch).logits, expected)
+        assert one.config.answer_tokens == [2, 7, 9, 50]
+        assert one.generation_config.eos_token_id == [2, 9]
+
+
+def test_tokens_that_a_stock_model_suppresses_stay_suppressed() -> None:
+    """The image token joins them."""
+    llava = stock()
+    llava.generation_config.suppress_tokens = [40, 41]
+
+    model = FusionVLM.from_vlm(llava, [3], {"name": "single"})
+
+    assert model.generation_config.suppress_tokens == [tiny.IMAGE_ID, 40, 41]

@@ -37,7 +37,7 @@ def read(folder: Path, recipe: dict[str, Any]) -> Recipe:
     loaded = load_recipe(write_recipe(folder, recipe))
     assert loaded.start_from is not None
     parts = given_parts(loaded.start_from, lambda text: None)
-    return loaded.starting_from(parts.encoder, parts.llm, parts.image_token)
+    return loaded.starting_from(parts.encoder, parts.llm, parts.image_token, parts.token_grid)
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def test_llava_next_is_read_at_the_size_of_its_encoder(tmp_path: Path, home: Pat
     }
     settings["stages"]["align"].update({"batch_size": 1, "steps": 1})
     loaded = load_recipe(write_recipe(tmp_path, settings))
-    resolved = loaded.starting_from(parts.encoder, parts.llm, parts.image_token)
+    resolved = loaded.starting_from(parts.encoder, parts.llm, parts.image_token, parts.token_grid)
     _, processor = compose(resolved, resolved.all_arms()[0], seed=0)
     inputs = processor.inputs([[{"role": "user", "content": QUESTION}]], [picture])
 
@@ -143,7 +143,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"encoder": "dinov2-small"}, "encoder: dinov2-small and start_from"),
     ({"llm": "smollm2-135m-instruct"}, "llm: smollm2-135m-instruct and start_from"),
     ({"image_token": "</s>"}, "image_token: </s> and start_from"),
-    ({"token_grid": [2, 2]}, "leave out llm.blocks and token_grid"),
+    ({"token_grid": [2, 2]}, "leave token_grid out"),
     ({"fusion_defaults": {"normalize": "whiten"}}, "leave out `normalize`"),
     ({"arms": [{"layers": [1, 2], "fusion": {"name": "concat"}}]}, r"does not put \[3\]"),
     ({"start_from": "./nowhere"}, "no such folder"),
@@ -171,7 +171,7 @@ def test_cut_llms_are_refused(started: dict[str, Any], tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["show", str(path), "llm.blocks=2"])
 
     assert result.exit_code == 2
-    assert "leave out llm.blocks" in one_line(result)
+    assert "leave llm.blocks out" in one_line(result)
 
 
 def test_the_recipe_of_the_page_is_valid(tmp_path: Path) -> None:

@@ -28,6 +28,16 @@ def write_text(file: Path, text: str) -> None:
         raise LayerfuseError(f"cannot write {file}: {error}") from error
 
 
+def refuse_filled(folder: Path) -> None:
+    """Raise LayerfuseError for a folder to be written that holds something already.
+
+    Args:
+        folder: may exist if it is empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LayerfuseError(f"{folder} is there already: remove it, or give another --output")
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder that is there when all of it is written.
@@ -42,8 +52,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         LayerfuseError: the folder holds something, the disk is full, or it may not be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LayerfuseError(f"{folder} is there already: remove it, or give another --output")
+    refuse_filled(folder)
     unfinished = folder.with_name(folder.name + ".tmp")
     try:
         # left by a process that was killed

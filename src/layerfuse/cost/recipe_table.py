@@ -76,7 +76,7 @@ def show(
         console = Console()
     if recipe.start_from is not None:
         parts = given_parts(recipe.start_from, console.print)
-        recipe = recipe.starting_from(parts.encoder, parts.llm, parts.image_token)
+        recipe = recipe.starting_from(parts.encoder, parts.llm, parts.image_token, parts.token_grid)
     _check_sources(recipe)
     vision = vision_config(recipe.encoder)
     text = text_config(recipe.llm, recipe.llm.blocks)

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
 from layerfuse.export.equality import check_equal
 from layerfuse.export.hub import export_hub
 from layerfuse.export.model_card import model_card, serving
 from layerfuse.export.stock_llava import to_stock_llava, to_stock_processor
-from layerfuse.files import whole_folder
+from layerfuse.files import refuse_filled, whole_folder
 
 Format = Literal["llava", "hub"]
 
@@ -44,9 +43,8 @@ def export(model: Path, to: Format, output: Path | None = None) -> Exported:
     """
     if output is None:
         output = model.with_name(f"{model.name}-{to}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        # before a model is loaded, which may take minutes
-        raise LayerfuseError(f"{output} is there already: remove it, or give another --output")
+    # before a model is loaded, which may take minutes
+    refuse_filled(output)
     answerer = load_answerer(model)
     if to == "llava":
         return _export_llava(model, answerer, output)

@@ -347,8 +347,7 @@ class Fusion(nn.Module, Generic[Options]):
         raise LayerfuseError(
             f"{type(self).__name__} cannot begin as a given model: what it does to the layers "
             "cannot be switched off. Valid are strategies that put new layers beside the given "
-            "one, or behind a closed gate: concat, group_mean, weighted_sum, deformable, "
-            "instruction_weighted, inject_add with `gate: true`, inject_cross"
+            "one, such as concat, or behind a closed gate, such as inject_cross"
         )
 
     def begin_projector(

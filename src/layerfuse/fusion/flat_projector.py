@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,3 @@ class FlatProjector:
     """(D, D)"""
     bias_2: Tensor
     """(D,)"""
-
-    def __call__(self, side_by_side: Tensor) -> Tensor:
-        """(..., layers · Dv) -> (..., D)"""
-        hidden = nn.functional.linear(side_by_side, self.weight_1, self.bias_1)
-        if self.activation == "gelu":
-            hidden = nn.functional.gelu(hidden)
-        return nn.functional.linear(hidden, self.weight_2, self.bias_2)

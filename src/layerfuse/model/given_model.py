@@ -40,6 +40,10 @@ class GivenModel:
     """a causal LM of its own, which shares the given model's weights"""
     projector: FlatProjector
     image_token_id: int
+    token_grid: tuple[int, int] | None = None
+    """(rows, columns) to which it pools patches"""
+    answer_tokens: list[int] | None = None
+    """the tokens that its answers are made of, where they are a closed set"""
 
 
 def take_apart(model: PreTrainedModel) -> GivenModel:
@@ -52,12 +56,17 @@ def take_apart(model: PreTrainedModel) -> GivenModel:
         LayerfuseError: for other models, and parts that layerfuse does not know; with the reason.
     """
     if isinstance(model, FusionVLM):
+        language_model = _twin(model.language_model)
+        # what is loaded from a folder is the whole model's, and not the LLM's
+        language_model.generation_config = deepcopy(model.generation_config)
         return GivenModel(
             _depth_of_tower(model),
             deepcopy(model.vision_tower.tower),
-            _twin(model.language_model),
+            language_model,
             flat_projector(model.fusion),
             model.config.image_token_id,
+            model.vision_tower.token_grid,
+            model.config.answer_tokens,
         )
     if isinstance(model, StockLlava):
         return _stock_parts(model)
@@ -139,9 +148,11 @@ def _causal_lm(model: Any) -> PreTrainedModel:
             f"the LLM of the given model lacks {', '.join(missing)}, which a "
             f"{type(language_model).__name__} has"
         )
-    language_model.generation_config = deepcopy(model.generation_config)
+    settings = deepcopy(model.generation_config)
     # as `load_llm` does: the image token is never an answer
-    language_model.generation_config.suppress_tokens = [model.config.image_token_index]
+    suppressed: set[int] = {*(settings.suppress_tokens or []), model.config.image_token_index}
+    settings.suppress_tokens = sorted(suppressed)
+    language_model.generation_config = settings
     return language_model
 
 
@@ -246,10 +257,12 @@ def add_layers(model: PreTrainedModel, layers: LayerSpec, fusion: dict[str, Any]
         deepcopy(given.language_model.config),
         layers,
         fusion,
+        token_grid=given.token_grid,
         image_token_id=given.image_token_id,
     )
     config.text_config = given.language_model.config
-    encoder = Encoder(given.tower, config.taps)
+    config.answer_tokens = given.answer_tokens
+    encoder = Encoder(given.tower, config.taps, given.token_grid)
     composed = FusionVLM(config, encoder, given.language_model)
     composed.fusion.begin_as(given.projector)
     return composed.eval()

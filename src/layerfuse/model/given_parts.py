@@ -35,6 +35,8 @@ class GivenParts:
     """folder of the LLM and its tokenizer, with the model's chat template"""
     image_token: str | None
     """the tokenizer's token for pictures, if it is not `<image>`"""
+    token_grid: tuple[int, int] | None
+    """(rows, columns) to which the model pools patches"""
 
 
 def given_parts(given: str, say: Callable[[str], None]) -> GivenParts:
@@ -60,6 +62,7 @@ def given_parts(given: str, say: Callable[[str], None]) -> GivenParts:
         encoder=str(folder / "encoder"),
         llm=str(folder / "llm"),
         image_token=None if token == IMAGE_TOKEN else token,
+        token_grid=tuple(facts["token_grid"]) if facts["token_grid"] else None,
     )
 
 
@@ -103,7 +106,6 @@ def _write_parts(given: str, folder: Path) -> None:
     parts = take_apart(model)
     processor = _load_processor(given)
     template = _template_of(processor)
-    # where the folder was left without its last file, it is written again
     # Any: transformers types what saves by no class that says what it takes
     encoder_parts: list[Any] = [parts.tower, parts.vision_config, processor.image_processor]
     language_model: Any = parts.language_model
@@ -130,6 +132,7 @@ def _write_parts(given: str, folder: Path) -> None:
             "layers": projector.layers,
             "activation": projector.activation,
             "image_token": processor.image_token,
+            "token_grid": parts.token_grid,
         }
         write_text(unfinished / FACTS, json.dumps(facts, indent=1))
 

@@ -372,37 +372,43 @@ class Recipe(Strict):
                 sizes[name] = stage.data.subset
         return sizes
 
-    def starting_from(self, encoder: str, llm: str, image_token: str | None) -> "Recipe":
+    def starting_from(
+        self,
+        encoder: str,
+        llm: str,
+        image_token: str | None,
+        token_grid: tuple[int, int] | None,
+    ) -> "Recipe":
         """The recipe with the parts of `start_from`, as if they had been given.
 
         Args:
             encoder: folder of its encoder.
             llm: folder of its LLM.
             image_token: its token for pictures; None is `<image>`.
+            token_grid: (rows, columns) to which it pools patches; None: no pooling.
 
         Raises:
             LayerfuseError: if the recipe itself says otherwise.
         """
-        given = {
-            "encoder": (self.encoder.model, encoder),
-            "llm": (self.llm.model, llm),
-            "image_token": (self.image_token or self.start_from, image_token),
+        # what the recipe may say beside: nothing, or what a study has kept of it
+        written = {
+            "encoder": (self.encoder.model, (self.start_from, encoder)),
+            "llm": (self.llm.model, (self.start_from, llm)),
+            "llm.blocks": (self.llm.blocks, (None,)),
+            "image_token": (self.image_token, (None, image_token)),
+            "token_grid": (self.token_grid, (None, token_grid)),
         }
-        for key, (written, own) in given.items():
-            if written not in (self.start_from, own):
+        for key, (value, valid) in written.items():
+            if value not in valid:
                 raise LayerfuseError(
-                    f"{key}: {written} and start_from: {self.start_from}, which has its own: leave "
+                    f"{key}: {value} and start_from: {self.start_from}, which has its own: leave "
                     f"{key} out"
                 )
-        if self.llm.blocks is not None or self.token_grid is not None:
-            raise LayerfuseError(
-                "arms that begin as the model of start_from take it whole: leave out llm.blocks "
-                "and token_grid"
-            )
         changes = {
             "encoder": self.encoder.model_copy(update={"model": encoder}),
             "llm": self.llm.model_copy(update={"model": llm}),
             "image_token": image_token,
+            "token_grid": token_grid,
         }
         return self.model_copy(update=changes)
 
