@@ -104,6 +104,18 @@ ANIMALS = ["dog", "cat", "a bird", "two cats"]
         ("A. dog B. cat C. a bird D. two cats", None),
         ("B: dog", None),
         ("The answer is (B) dog", None),
+        # A conclusion
+        ("I think B", "B"),
+        ("I believe (B).", "B"),
+        ("A cat is shown, so B", "B"),
+        ("It has whiskers. Therefore, B.", "B"),
+        ("I think a cat", None),
+        ("I think B or C", None),
+        # An explanation below the answer speaks of the other options
+        ("B. cat\n\nExplanation: A. dog has other ears", "B"),
+        ("B\n**Reasoning:** C. a bird would have wings", "B"),
+        ("Explanation: it has whiskers.\nAnswer: B", "B"),
+        ("B or C\nExplanation: B", None),
     ],
 )
 def test_option_letter_reads_one_option_or_none(answer: str, letter: str | None) -> None:

@@ -53,6 +53,21 @@ def answerer() -> Answerer:
     return Answerer(model, tiny.processor(model))
 
 
+def test_what_a_family_is_asked_is_compared_rather_than_what_its_group_is() -> None:
+    """A category may hold questions of several kinds, some of them open."""
+    items = [
+        Item("x", (), "Which fruit?", ("apple",), group="recognition", family="fruit"),
+        Item("y", (), "Which fruit?", ("pear",), group="recognition", family="fruit"),
+        Item("z", (), "Is it ripe?", ("yes",), group="recognition", family="ripe"),
+    ]
+
+    assert possible_answers(items) == {
+        "x": ("apple", "pear"),
+        "y": ("apple", "pear"),
+        "z": ("yes", "no"),
+    }
+
+
 def test_questions_with_options_are_answered_by_their_letters() -> None:
     possible = possible_answers([item("x", "B", "all", "red", "green", "blue")])
 

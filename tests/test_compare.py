@@ -48,6 +48,27 @@ def compare_quickly(*args: Any, **options: Any) -> Comparison:
 # By hand
 
 
+def test_questions_about_one_picture_have_no_interval_and_no_mark(tmp_path: Path) -> None:
+    """Redrawn, one picture is itself: no difference could be told from chance."""
+    write_realmix(tmp_path / "realmix", 12, pictures=False)
+    shared = tmp_path / "realmix" / "test.json"
+    samples = json.loads(shared.read_text())
+    for sample in samples:
+        sample["image"] = samples[0]["image"]
+    shared.write_text(json.dumps(samples))
+    first = right_answers(12, lambda _: False)
+    second = right_answers(12, lambda _: True)
+    runs = [run_of(tmp_path, name, "realmix", a) for name, a in (("a", first), ("b", second))]
+
+    comparison = compare_quickly(runs, REAL, tmp_path)
+
+    b = comparison.runs[1]
+    assert b.average == 75
+    assert b.average_difference is None
+    assert [cell.difference for cell in b.cells.values()] == [None, None]
+    assert any("all questions hang together" in note for note in comparison.notes)
+
+
 def test_scores_and_differences_by_hand(tmp_path: Path) -> None:
     """Twelve questions; even ones count. The first run has all but 0, 2 and 1; the second has the
     even ones and 1."""
@@ -122,8 +143,9 @@ def pope_answers(folder: Path, name: str, wrong: Mapping[str, str]) -> Run:
         rows: list[dict[str, Any]] = []
         for number in range(8):
             label = "yes" if number < 4 else "no"
+            image = ["a.jpg", "b.jpg"][number % 2]
             text = f"Is there thing {number}?"
-            rows.append({"question_id": number, "image": "a.jpg", "text": text, "label": label})
+            rows.append({"question_id": number, "image": image, "text": text, "label": label})
             answers[f"{split}/{number}"] = label
         write_lines(folder / "pope" / f"coco_pope_{split}.json", rows)
     return run_of(folder, name, "pope", {**answers, **wrong})

@@ -62,6 +62,22 @@ def test_runs_are_compared_on_the_command_line(tmp_path: Path, form: str) -> Non
     assert content["runs"][1]["cells"]["counting"]["difference"]["difference"] == 50
 
 
+def test_a_file_as_output_is_refused_before_anything_is_printed(tmp_path: Path) -> None:
+    write_realmix(tmp_path / "realmix", 12, pictures=False)
+    run_of(tmp_path, "a", "realmix", right_answers(12, lambda _: True))
+    suite = write_suite(tmp_path, REAL)
+    file = tmp_path / "table.md"
+    file.write_text("mine")
+    arguments = ["compare", str(tmp_path / "a"), "--suite", str(suite), "--benchmarks"]
+
+    ended = CliRunner().invoke(app, [*arguments, str(tmp_path), "--output", str(file)])
+
+    assert ended.exit_code == 2
+    assert "is a file: give the name of a folder by" in " ".join(ended.stderr.split())
+    assert ended.stdout == ""
+    assert file.read_text() == "mine"
+
+
 def test_published_rows_stand_below_a_run(tmp_path: Path) -> None:
     write_mme(tmp_path / "mme", 1)
     run = run_of(tmp_path, "a", "mme", mme_answers(0, 0.5, 1))
@@ -73,7 +89,8 @@ def test_published_rows_stand_below_a_run(tmp_path: Path) -> None:
         [str(run.folder)], str(suite), benchmarks=tmp_path, form="csv", console=console
     )
 
-    assert comparison.notes == ["28 questions were found; the published MME has 2374"]
+    assert len(comparison.notes) == 1
+    assert "MME: 28 questions were found, and the published files have 2,374" in comparison.notes[0]
     assert '"MMFuser-7B [2410.11829, figure]",1479.7' in said.getvalue()
 
 

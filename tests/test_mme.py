@@ -7,6 +7,7 @@ import pytest
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import Item
+from layerfuse.evaluate.benchmarks.interface import notes_on_questions
 from layerfuse.evaluate.benchmarks.mme import COGNITION, PERCEPTION, Mme, find_by_llava_id
 from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
 from tests.made_up_benchmarks import answer_all, columns_of, near, write_png
@@ -73,8 +74,9 @@ def test_mme_that_is_all_right_has_the_best_scores(tmp_path: Path):
 def test_mme_notes_another_number_of_questions_than_the_published_one(tmp_path: Path):
     write_mme(tmp_path)
     items = Mme().load(tmp_path)
-    assert "32 questions" in Mme().notes(items)[0]
-    assert Mme().notes(items[:1] * 2374) == []
+    (note,) = notes_on_questions(Mme(), items)
+    assert note.startswith("MME: 32 questions were found, and the published files have 2,374.")
+    assert notes_on_questions(Mme(), items[:1] * 2374) == []
 
 
 def test_mme_finds_the_questions_of_llavas_files(tmp_path: Path):

@@ -265,7 +265,7 @@ def test_questions_that_fewer_than_ten_people_answered_are_noted(tmp_path: Path)
     items = benchmark.load(tmp_path)
 
     (note,) = benchmark.notes(items)
-    assert note.startswith("VizWiz-VQA (val): 2 of 3 questions have the answers of fewer than 10")
+    assert note.startswith("2 of 3 questions have the answers of fewer than 10")
     assert benchmark.notes(items[:1]) == []
 
 
@@ -550,7 +550,8 @@ def test_the_other_refcocos_have_files_and_splits_of_their_own(tmp_path: Path) -
     assert items[0].group == "testB"
     # an average over fewer splits than there are says so
     assert BENCHMARKS["refcoco+"].notes(items) == [
-        "RefCOCO+: no reference of val, testA; the average is over testB alone"
+        "no reference of val, testA; the average is over testB alone",
+        "testB has 1 sentences, and the published one 4,889",
     ]
     assert BENCHMARKS["refcocog"].load(tmp_path)[0].group == "test"
 
@@ -592,7 +593,7 @@ def test_boxes_in_another_scale_are_counted_and_noted(tmp_path: Path) -> None:
         said_so.append(JudgedItem(told, benchmark.judge(told, answer)))
 
     (note,) = benchmark.notes_on_answers(answered)
-    assert note.startswith("RefCOCO: 1 of 4 answers are boxes with a number above 2, and were read")
+    assert note.startswith("1 of 4 answers are boxes with a number above 2, and were read")
     assert "boxes.yaml" in note
     assert benchmark.notes_on_answers(answered[:1]) == []
     assert benchmark.notes_on_answers(said_so) == []

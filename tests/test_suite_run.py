@@ -152,13 +152,35 @@ def test_a_suite_of_which_nothing_is_there_is_refused(tmp_path: Path) -> None:
         evaluate_suite(tmp_path, SUITE, benchmarks=tmp_path / "none", console=console)
 
 
+def test_a_limit_asks_some_questions_of_each_group(tmp_path: Path) -> None:
+    """Two questions about a picture of MME are judged together, and so are asked together."""
+    write_mme(tmp_path / "mme", 3)
+    suite = suite_of(column("MME", "mme"))
+    for task in (tmp_path / "mme").iterdir():
+        for number in range(3):
+            (task / f"000{number}.jpg").write_bytes(f"{task.name} {number}".encode())
+
+    few = look_for(suite, tmp_path, limit=1)
+    more = look_for(suite, tmp_path, limit=30)
+
+    (asked,) = few.available
+    assert len(asked.items) == 28
+    assert len({item.group for item in asked.items}) == 14
+    assert len({item.together for item in asked.items}) == 14
+    # A whole pair more than the first of each task.
+    assert len(more.available[0].items) == 30
+    assert "MME: 28 of 84 questions were asked (--limit 1)" in few.notes[-1]
+    assert len(look_for(suite, tmp_path, limit=500).available[0].items) == 84
+
+
 def test_notes_of_benchmarks_stand_below_the_scores(tmp_path: Path) -> None:
     write_mme(tmp_path / "mme", 1)
     for task in (tmp_path / "mme").iterdir():
         (task / "0000.jpg").write_bytes(b"a picture")
     suite = suite_of(column("MME", "mme"))
     found = look_for(suite, tmp_path)
-    assert found.notes == ["28 questions were found; the published MME has 2374"]
+    (note,) = found.notes
+    assert note.startswith("MME: 28 questions were found, and the published files have 2,374")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +189,6 @@ def test_notes_of_benchmarks_stand_below_the_scores(tmp_path: Path) -> None:
         ([], "give --suite NAME, --data FILE"),
         (["--suite", "offline", "--data", "x.json"], "give --suite NAME, --data FILE"),
         (["--suite", "offline", "--split", "test"], "--split goes with --data alone"),
-        (["--suite", "offline", "--limit", "5"], "--limit goes with --data"),
         (["--suite", "offline", "--column", "a=b"], "--column goes with --data alone"),
         (["--suite", "offline", "--ignore-column", "b"], "--ignore-column goes with --data alone"),
         (["--suite", "offline", "--literal-answers"], "--literal-answers goes with --data alone"),

@@ -19,7 +19,6 @@ EVAL_OPTIONS = {
     "cached": ("suite", "data"),
     "dtype": ("suite", "data"),
     "split": ("data",),
-    "limit": ("data", "lmms"),
     "column": ("data",),
     "ignore_column": ("data",),
     "literal_answers": ("data",),
@@ -80,7 +79,11 @@ def evaluate(
     split: Annotated[str, Option(help="With --data: split of a dataset.")] = "test",
     limit: Annotated[
         int | None,
-        Option(help="With --data: use only the first samples. With --lmms: of each task.", min=1),
+        Option(
+            help="Use only the first samples of the data, or of each task, or about so many "
+            "questions of each benchmark of a suite.",
+            min=1,
+        ),
     ] = None,
     column: Annotated[
         list[str] | None,
@@ -147,6 +150,7 @@ def evaluate(
             likelihood=likelihood,
             cached=cached,
             dtype=dtype,
+            limit=limit,
         )
     else:
         from layerfuse.evaluate.evaluation import data_of

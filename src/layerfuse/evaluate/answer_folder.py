@@ -205,13 +205,19 @@ class AnswerFolder:
             except ValidationError as error:
                 reason = error.errors()[0]
                 where = ".".join(str(part) for part in reason["loc"])
-                raise LayerfuseError(f"{place} is no answer: {where}: {reason['msg']}") from error
+                raise LayerfuseError(
+                    f"{place} is no answer: {where}: {reason['msg']}. Take the line out, and its "
+                    "question is asked again"
+                ) from error
             if row.id not in self.questions:
                 raise LayerfuseError(
-                    f"{place} answers {short(row.id)}, no question of {self.asked.benchmark}"
+                    f"{place} answers {short(row.id)}, no question of {self.asked.benchmark}. "
+                    f"Take the line out, or score the file by `layerfuse compare`"
                 )
             if row.id in rows:
-                raise LayerfuseError(f"{place} answers {row.id!r} a second time")
+                raise LayerfuseError(
+                    f"{place} answers {row.id!r} a second time: take one of the lines out"
+                )
             rows[row.id] = row
         return rows
 
@@ -318,9 +324,15 @@ def read_asked(file: Path) -> dict[str, Any]:
     try:
         content: Any = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise LayerfuseError(f"cannot read {file}: {error}") from error
+        raise LayerfuseError(
+            f"cannot read {file}: {error}. It says what the answers beside it are to: move the "
+            "folder away, and they are asked for again"
+        ) from error
     if not isinstance(content, dict):
-        raise LayerfuseError(f"{file} holds {short(content)}; a mapping is expected")
+        raise LayerfuseError(
+            f"{file} holds {short(content)}; a mapping is expected. Move the folder away, and its "
+            "answers are asked for again"
+        )
     return cast("dict[str, Any]", content)
 
 

@@ -21,10 +21,16 @@ STATEMENT = re.compile(
     r"(?:answer|option|choice|letter)\b(?:\s+(?:is|would\s+be)\b)?\s*:?\s*"
     r"(?:(?:option|choice)\b\s*)?"
     r"|(?:choose|pick|select|it\s+is|it['’]s|boxed)\b"
+    r"|(?:think|believe|guess|so|thus|hence|therefore)\b,?"
     r")",
     re.IGNORECASE,
 )
-"""Words after which an option is named: `the answer is`, `Answer:`, `option`, `it's`, `boxed`."""
+"""Words after which an option is named: `the answer is`, `Answer:`, `option`, `it's`, `I think`,
+`so`."""
+EXPLANATION = re.compile(
+    r"\n\s*[*_#]*\s*(?:explanations?|reason(?:s|ing)?|rationale)\b", re.IGNORECASE
+)
+"""The beginning of a line below the answer that says why it is right."""
 FIRST_LETTER = re.compile(
     r"[\s(\[{<>*\"'“‘]*"  # opening brackets and quotes
     r"([A-Za-z])(?![^\W_]|['’][^\W_]|\.[A-Za-z](?![A-Za-z]))"  # no word, no `I'm`, no `a.m.`
@@ -162,13 +168,14 @@ def option_letter(answer: str, options: Sequence[str]) -> str | None:
         The letter, or None if the answer names no option, or more than one. There is no default.
         A letter alone is a letter even where it is also another option's text. An article is no
         option: `A dog` names A only if that is its text. A text is compared after `normalize`, and
-        names nothing if two options have it.
+        names nothing if two options have it. What follows on a line that begins with
+        `Explanation`, `Reason`, `Reasoning` or `Rationale` is not read, if anything comes before.
 
     Raises:
         LayerfuseError: there are no options, or more than letters.
     """
     letters = _letters(len(options))
-    text = answer.translate(PLAIN)
+    text = _without_explanation(answer.translate(PLAIN))
     named: set[str] = set()
     unexplained = text
     for start in [0, *(statement.end() for statement in STATEMENT.finditer(text))]:
@@ -201,6 +208,14 @@ def _letters(options: int) -> str:
             f"not {options}"
         )
     return LETTERS[:options]
+
+
+def _without_explanation(text: str) -> str:
+    """What stands before a line that begins an explanation, if anything does."""
+    explanation = EXPLANATION.search(text)
+    if explanation is None or not text[: explanation.start()].strip():
+        return text
+    return text[: explanation.start()]
 
 
 def _known(found: Sequence[str], letters: str) -> set[str]:

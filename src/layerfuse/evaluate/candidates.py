@@ -53,19 +53,19 @@ def possible_answers(items: Sequence[Item]) -> dict[str, tuple[str, ...]]:
         items: all questions of a benchmark.
 
     Returns:
-        By the question's id: the letters of its options; yes and no where its group has no other
-        answers, as the benchmark spells them; else all answers of its group. Open questions are
-        left out: those of groups with more than 64 answers, and those whose right answer is no
-        text.
+        By the question's id: the letters of its options; yes and no where its family, or else its
+        group, has no other answers, as the benchmark spells them; else all answers of its family
+        or group. Open questions are left out: those with more than 64 possible answers, and those
+        whose right answer is no text.
     """
     in_words = [item for item in items if item.answers]
-    of_group: dict[str, dict[str, None]] = {}
+    of_kind: dict[str, dict[str, None]] = {}
     for item in in_words:
         # A dict, unlike a set, keeps the order.
-        of_group.setdefault(item.group, {})[item.answers[0]] = None
+        of_kind.setdefault(item.family or item.group, {})[item.answers[0]] = None
     possible: dict[str, tuple[str, ...]] = {}
     for item in in_words:
-        answers = tuple(of_group[item.group])
+        answers = tuple(of_kind[item.family or item.group])
         if item.options:
             possible[item.id] = tuple(LETTERS[: len(item.options)])
         elif {*answers} <= {"yes", "no"}:

@@ -11,7 +11,11 @@ import numpy as np
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.asking import ANSWERS
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Column, Item
-from layerfuse.evaluate.benchmarks.interface import JudgedItem
+from layerfuse.evaluate.benchmarks.interface import (
+    JudgedItem,
+    notes_on_answers,
+    notes_on_questions,
+)
 from layerfuse.evaluate.redrawing import Vector, redraw
 from layerfuse.evaluate.run_answers import Run, judged_answers
 from layerfuse.evaluate.significance import holm
@@ -174,6 +178,7 @@ def compare(
     # All files of answers are read before anything is redrawn, which may take minutes.
     values = {name: _columns_of_run(suite, name, answered) for name in names}
     redrawn: dict[str, dict[str, Vector]] = {name: {} for name in names}
+    notes = _notes(runs, answered)
     for benchmark, answers in answered.items():
         # Without the baseline, or with it alone, there is no difference.
         if chosen not in answers.judged or len(answers.judged) == 1:
@@ -187,6 +192,11 @@ def compare(
             seed=seed,
             progress=progress,
         )
+        if not of_runs:
+            notes.append(
+                f"{answers.benchmark.title}: all questions hang together by their pictures, so "
+                "that no difference can be told from chance"
+            )
         for name, drawn in of_runs.items():
             redrawn[name].update(drawn)
     compared: list[ComparedRun] = []
@@ -206,7 +216,7 @@ def compare(
         missing=_missing(suite, names, answered),
         resamples=resamples,
         seed=seed,
-        notes=_notes(runs, answered),
+        notes=notes,
     )
 
 
@@ -283,9 +293,9 @@ def _notes(runs: Sequence[Run], answered: dict[str, _ReadAnswers]) -> list[str]:
     """What a reader must know of the questions, and of how they were asked."""
     notes: list[str] = []
     for name, answers in answered.items():
-        notes += answers.benchmark.notes(answers.items)
+        notes += notes_on_questions(answers.benchmark, answers.items)
         for run_name, judged in answers.judged.items():
-            for note in answers.benchmark.notes_on_answers(judged):
+            for note in notes_on_answers(answers.benchmark, judged):
                 notes.append(f"{run_name}: {note}")
         # By the prompt: the runs whose questions were put so.
         asked: dict[str, list[str]] = {}
@@ -345,7 +355,7 @@ def _with_differences(
 ) -> dict[str, Cell]:
     """The cells of a run with their differences to the baseline, corrected for their number."""
     # What one of them was not asked is no comparison that the others are corrected for.
-    shared = [name for name in cells if name in of_baseline]
+    shared = [name for name in cells if name in of_baseline and name in redrawn[run]]
     divided = {column.name: column.divide for column in suite.columns}
     differences: list[Difference] = []
     for name in shared:
@@ -426,7 +436,7 @@ def _compared_run(
     if suite.average is None or not all(column in cells for column in columns):
         return ComparedRun(name, cells, None)
     average = sum(cells[column].averaged for column in columns) / len(columns)
-    if name == baseline or not all(column in of_baseline for column in columns):
+    if name == baseline or not all(column in redrawn[name] for column in columns):
         return ComparedRun(name, cells, average)
     other = sum(of_baseline[column].averaged for column in columns) / len(columns)
     drawn = np.mean(

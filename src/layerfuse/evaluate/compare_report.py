@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.category_scores import category_columns, category_scores
 from layerfuse.evaluate.compare import Comparison, compare
 from layerfuse.evaluate.compare_figures import draw_categories
@@ -61,11 +62,14 @@ def report_comparison(
         The comparison.
 
     Raises:
-        LayerfuseError: a run, the suite or a benchmark cannot be read.
+        LayerfuseError: a run, the suite or a benchmark cannot be read, or the output is a file.
     """
     if console is None:
         console = Console()
     chosen = load_suite(suite)
+    # Before minutes of redrawing, and before anything is printed.
+    if output is not None and output.exists() and not output.is_dir():
+        raise LayerfuseError(f"{output} is a file: give the name of a folder by --output")
     parsed = [Run.parse(text) for text in runs]
     # Lines of progress would stand in what a form other than the terminal's is piped into.
     with shown_progress(Console(stderr=True)) as progress:

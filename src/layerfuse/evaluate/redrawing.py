@@ -40,7 +40,8 @@ def redraw(
         progress: is told of the resamples.
 
     Returns:
-        By run and column (resamples,), each divided as the suite says.
+        By run and column (resamples,), each divided as the suite says; empty where all questions
+        hang together by their pictures, so that there is nothing to redraw.
 
     Raises:
         LayerfuseError: there are so few pictures that hardly any draw has all columns.
@@ -48,6 +49,9 @@ def redraw(
     scored = {name: benchmark.scored_together(of_run) for name, of_run in judged.items()}
     of_first = next(iter(scored.values()))
     clusters = clusters_of_items(benchmark, [each.item for each in of_first])
+    # Every draw would be the one cluster again, and every difference certain.
+    if max(clusters) == 0:
+        return {}
     copies = {name: _Copies(of_run, clusters) for name, of_run in scored.items()}
     # By the benchmark's name, in whatever order they are compared.
     rng = np.random.default_rng([seed, zlib.crc32(benchmark.name.encode())])

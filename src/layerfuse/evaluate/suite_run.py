@@ -14,7 +14,7 @@ from layerfuse.evaluate.answer import Answerer, load_answerer
 from layerfuse.evaluate.answer_folder import AskedModel
 from layerfuse.evaluate.asking import answer_folder, ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
-from layerfuse.evaluate.benchmarks.interface import JudgedItem
+from layerfuse.evaluate.benchmarks.interface import JudgedItem, notes_on_questions
 from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
 from layerfuse.evaluate.candidates import (
     MOST_CANDIDATES,
@@ -22,6 +22,7 @@ from layerfuse.evaluate.candidates import (
     judged_choices,
     possible_answers,
 )
+from layerfuse.evaluate.redrawing import clusters_of_items
 from layerfuse.evaluate.suite_scores import column_of, fill, print_columns, print_scores
 from layerfuse.evaluate.suites import Prompt, Suite, load_prompts
 from layerfuse.files import write_text
@@ -75,6 +76,7 @@ def evaluate_suite(
     likelihood: bool = False,
     cached: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    limit: int | None = None,
     console: Console | None = None,
 ) -> Path:
     """Ask a trained model the benchmarks of a suite that are at hand, and write what it scores.
@@ -83,12 +85,15 @@ def evaluate_suite(
         model: its folder.
         suite: what is asked.
         benchmarks: the folder of the benchmarks, one folder for each, by its name.
-        output: where answers and scores go. Default: `suites/NAME` in the model's folder.
+        output: where answers and scores go. Default: `suites/NAME` in the model's folder, and
+            `suites/NAME-first-LIMIT` with a limit.
         batch_size: questions that a process answers at once.
         partial_average: average what there is, where columns are missing.
         likelihood: also let the model choose among the possible answers of closed questions.
         cached: read the pictures' features from the cache, and keep there what it lacks.
         dtype: of the model's arithmetic; None is that in which it was saved.
+        limit: ask about so many questions of each benchmark, some of each of its groups; None asks
+            all.
         console: where to print; the terminal by default.
 
     Returns:
@@ -106,14 +111,15 @@ def evaluate_suite(
     # Before the model: files are checked in a moment, while a large model loads for minutes.
     if partial_average and suite.average is None:
         raise LayerfuseError(f"suite {suite.name!r} has no average: leave --partial-average out")
-    found = look_for(suite, benchmarks)
+    found = look_for(suite, benchmarks, limit)
     for name, reason in found.missing.items():
         console.print(f"not available: {name}: {reason}", markup=False, highlight=False)
     if not found.available:
         raise LayerfuseError(
             f"no benchmark of suite {suite.name!r} is at hand: give their folder by --benchmarks"
         )
-    folder = output or model / "suites" / suite.name
+    name = suite.name if limit is None else f"{suite.name}-first-{limit}"
+    folder = output or model / "suites" / name
     # One bar is enough: that of the questions.
     transformers_logging.disable_progress_bar()
     run = _SuiteRun(
@@ -267,12 +273,13 @@ def _of_suite(progress: Progress, name: str, before: int, of_all: int) -> Progre
     return report
 
 
-def look_for(suite: Suite, benchmarks: Path) -> Availability:
+def look_for(suite: Suite, benchmarks: Path, limit: int | None = None) -> Availability:
     """Load the questions of a suite's benchmarks, to be asked.
 
     Args:
         suite: names them.
         benchmarks: their folder.
+        limit: about how many of each; None is all.
 
     Returns:
         What can be asked, and why the rest cannot.
@@ -303,13 +310,50 @@ def look_for(suite: Suite, benchmarks: Path) -> Availability:
             check_pictures(items)
         except LayerfuseError as error:
             raise LayerfuseError(f"{known.title}: {error}") from error
+        notes += notes_on_questions(known, items)
+        if limit is not None:
+            asked = some_of_each_group(known, items, limit)
+            notes.append(
+                f"{known.title}: {len(asked):,} of {len(items):,} questions were asked (--limit "
+                f"{limit}), so that no score is the benchmark's"
+            )
+            items = asked
         _check_columns(known, suite, items)
-        notes += known.notes(items)
         form = prompts[name].boxes
         if form is not None:
             items = [known.with_box_form(item, form) for item in items]
         available.append(AvailableBenchmark(name, items, prompts[name]))
     return Availability(available, missing, notes)
+
+
+def some_of_each_group(known: Benchmark, items: Sequence[Item], limit: int) -> list[Item]:
+    """Choose the first questions of each group in turn, for a quick look.
+
+    Args:
+        known: the benchmark.
+        items: all its questions.
+        limit: how many are wanted.
+
+    Returns:
+        At least so many, in their order, unless there are fewer, and at least one of each group:
+        what is judged together and what is asked about one picture is chosen as a whole.
+    """
+    clusters: dict[int, list[Item]] = {}
+    for item, number in zip(items, clusters_of_items(known, items), strict=True):
+        clusters.setdefault(number, []).append(item)
+    waiting: dict[str, list[list[Item]]] = {}
+    for cluster in clusters.values():
+        waiting.setdefault(cluster[0].group, []).append(cluster)
+    chosen: set[str] = set()
+    turn = 0
+    while len(chosen) < min(limit, len(items)):
+        for of_group in waiting.values():
+            # Of the first turn every group has a share, however low the limit is.
+            is_wanted = turn == 0 or len(chosen) < limit
+            if is_wanted and turn < len(of_group):
+                chosen.update(item.id for item in of_group[turn])
+        turn += 1
+    return [item for item in items if item.id in chosen]
 
 
 def _holds_files(folder: Path) -> bool:

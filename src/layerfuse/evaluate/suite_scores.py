@@ -7,7 +7,7 @@ from rich.console import Console
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Column
-from layerfuse.evaluate.benchmarks.interface import JudgedItem
+from layerfuse.evaluate.benchmarks.interface import JudgedItem, notes_on_answers
 from layerfuse.evaluate.suites import Suite, SuiteColumn
 from layerfuse.tables import Heading, print_fitted
 
@@ -131,7 +131,7 @@ def fill(
     all_notes = list(notes)
     for name, of_benchmark in answered.items():
         reported[name] = BENCHMARKS[name].columns(of_benchmark)
-        all_notes += BENCHMARKS[name].notes_on_answers(of_benchmark)
+        all_notes += notes_on_answers(BENCHMARKS[name], of_benchmark)
     filled = [_filled(column, reported, missing) for column in suite.columns]
     measured = [column for column in filled if column.averaged is not None]
     average = None

@@ -40,6 +40,7 @@ class Ai2d(OptionsBenchmark):
     licence: ClassVar[str] = "not stated"
     expected: ClassVar[tuple[str, ...]] = ("AI2D_TEST.tsv or data/test-*.parquet",)
     headline: ClassVar[str] = "accuracy"
+    published_questions: ClassVar[tuple[int, ...]] = (3088,)
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions.

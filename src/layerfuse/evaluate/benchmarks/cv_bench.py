@@ -58,6 +58,7 @@ class CvBench(Benchmark):
         "or test.jsonl (or test_2d.jsonl and test_3d.jsonl) and img/*",
     )
     headline: ClassVar[str] = "accuracy"
+    published_questions: ClassVar[tuple[int, ...]] = (2638,)
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions.

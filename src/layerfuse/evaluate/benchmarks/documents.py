@@ -45,6 +45,7 @@ class DocVqa(Anls):
 
     name = "docvqa"
     title = "DocVQA (val)"
+    published_questions = (5349,)
     licence = "not stated; for those who register at rrc.cvc.uab.es"
     expected = (
         "val_v1.0_withQT.json or val_v1.0.json",
@@ -75,6 +76,7 @@ class InfoVqa(Anls):
 
     name = "infovqa"
     title = "InfographicVQA (val)"
+    published_questions = (2801,)
     licence = "not stated; for those who register at rrc.cvc.uab.es"
     expected = ("infographicsVQA_val_v1.0_withQT.json", "infographicsvqa_images/*")
 
@@ -101,6 +103,7 @@ class ChartQa(Benchmark):
 
     name = "chartqa"
     title = "ChartQA"
+    published_questions = (2500,)
     licence = "GPL-3.0"
     expected = ("test/test_human.json", "test/test_augmented.json", "test/png/*.png")
     headline = "average"

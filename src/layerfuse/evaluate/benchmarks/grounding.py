@@ -20,7 +20,7 @@ words of; small differences from published numbers have that cause.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -87,13 +87,14 @@ class ReferringExpressions(Benchmark):
 
     licence: ClassVar[str] = "not stated; pictures of COCO under the terms of Flickr"
     headline: ClassVar[str] = "average"
-    splits: ClassVar[tuple[str, ...]] = ("val", "testA", "testB")
+    split_sizes: ClassVar[Mapping[str, int]]
+    """how many sentences each split has"""
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions, grouped by split; see `Benchmark.load`."""
         file = folder / self.expected[0]
         items: list[Item] = []
-        for reference in read_references(file, self.splits):
+        for reference in read_references(file, tuple(self.split_sizes)):
             item = Item(
                 id=reference.id,
                 pictures=(picture_file(folder, reference.image),),
@@ -121,15 +122,24 @@ class ReferringExpressions(Benchmark):
         return Judged(f"[{edges}]", float(is_right), off_scale)
 
     def notes(self, items: Sequence[Item]) -> list[str]:
-        """Say which splits are missing from the average; see `Benchmark.notes`."""
-        present = {item.group for item in items}
-        missing = [split for split in self.splits if split not in present]
-        if not missing:
-            return []
-        return [
-            f"{self.title}: no reference of {', '.join(missing)}; the average is over "
-            f"{', '.join(sorted(present))} alone"
-        ]
+        """Say which splits are not whole or missing from the average; see `Benchmark.notes`."""
+        found = dict.fromkeys(self.split_sizes, 0)
+        for item in items:
+            found[item.group] += 1
+        notes: list[str] = []
+        missing = [split for split, count in found.items() if count == 0]
+        if missing:
+            present = sorted(split for split in found if split not in missing)
+            notes.append(
+                f"no reference of {', '.join(missing)}; the average is over "
+                f"{', '.join(present)} alone"
+            )
+        for split, published in self.split_sizes.items():
+            if found[split] not in (0, published):
+                notes.append(
+                    f"{split} has {found[split]:,} sentences, and the published one {published:,}"
+                )
+        return notes
 
     def notes_on_answers(self, answered: Sequence[JudgedItem]) -> list[str]:
         """Count boxes that are probably in another scale; see `Benchmark.notes_on_answers`."""
@@ -137,7 +147,7 @@ class ReferringExpressions(Benchmark):
         if not off_scale:
             return []
         return [
-            f"{self.title}: {len(off_scale):,} of {len(answered):,} answers are boxes with a "
+            f"{len(off_scale):,} of {len(answered):,} answers are boxes with a "
             f"number above {boxes.FAR_BEYOND:g}, and were read as 0..1 of the picture; their scale "
             "is probably another one. Say it by `boxes` of the prompt, or for answers of other "
             "tools by a file boxes.yaml in their folder, such as `{scale: pixels, padded: false}`"
@@ -159,6 +169,7 @@ class RefCoco(ReferringExpressions):
 
     name = "refcoco"
     title = "RefCOCO"
+    split_sizes: ClassVar[Mapping[str, int]] = {"val": 10_834, "testA": 5657, "testB": 5095}
     expected = ("refcoco.jsonl", "train2014/COCO_train2014_*.jpg")
 
 
@@ -168,6 +179,7 @@ class RefCocoPlus(ReferringExpressions):
 
     name = "refcoco+"
     title = "RefCOCO+"
+    split_sizes: ClassVar[Mapping[str, int]] = {"val": 10_758, "testA": 5726, "testB": 4889}
     expected = ("refcoco+.jsonl", "train2014/COCO_train2014_*.jpg")
 
 
@@ -177,8 +189,8 @@ class RefCocoG(ReferringExpressions):
 
     name = "refcocog"
     title = "RefCOCOg"
+    split_sizes: ClassVar[Mapping[str, int]] = {"val": 4896, "test": 9602}
     expected = ("refcocog.jsonl", "train2014/COCO_train2014_*.jpg")
-    splits = ("val", "test")
 
 
 @benchmark

@@ -48,6 +48,7 @@ class HallusionBench(Benchmark):
         "hallusion_bench/<category>/<subcategory>/*.png",
     )
     headline: ClassVar[str] = "aAcc"
+    published_questions: ClassVar[tuple[int, ...]] = (1129,)
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions, with and without figures.

@@ -21,6 +21,8 @@ class Item:
         question: what is asked, without a prompt's words around it.
         answers: what is right: the option's letter, the one answer, or those of all annotators.
         group: the task, split or topic by which the benchmark reports.
+        family: questions of one kind, whose right answers are each other's possible ones; empty
+            where these are those of the group.
         options: texts of the options A, B, ... of a closed question; empty for an open one.
         context: words that belong to the question and that a prompt may leave out, such as a
             hint, the words that a reader of text found in the picture, or the benchmark's own line
@@ -39,6 +41,7 @@ class Item:
     question: str
     answers: tuple[str, ...]
     group: str = "all"
+    family: str = ""
     options: tuple[str, ...] = ()
     context: str = ""
     together: str = ""
@@ -123,6 +126,8 @@ class Benchmark(ABC):
         headline: the column that stands for the benchmark where a table has one column for it.
         needs_files: whether it has files to be downloaded; else it makes its own questions.
         counts_answers: whether its numbers are those of right answers, and whole, not shares.
+        published_questions: how many the published files have, for each of their revisions; empty
+            where that is not known or `notes` says more of it.
     """
 
     name: ClassVar[str]
@@ -132,6 +137,7 @@ class Benchmark(ABC):
     headline: ClassVar[str]
     needs_files: ClassVar[bool] = True
     counts_answers: ClassVar[bool] = False
+    published_questions: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
     def load(self, folder: Path) -> list[Item]:
@@ -227,11 +233,13 @@ class Benchmark(ABC):
     def notes(self, items: Sequence[Item]) -> list[str]:
         """Say what a reader of the scores must know of the questions, such as their revision.
 
+        Their number is compared by `notes_on_questions`.
+
         Args:
             items: all questions, as `load` gave them.
 
         Returns:
-            Sentences; may be empty.
+            Sentences without the benchmark's name; may be empty.
         """
         return []
 
@@ -242,7 +250,7 @@ class Benchmark(ABC):
             answered: every question once.
 
         Returns:
-            Sentences; may be empty.
+            Sentences without the benchmark's name; may be empty.
         """
         return []
 
@@ -281,6 +289,43 @@ def benchmark(registered: type[Registered]) -> type[Registered]:
         raise ValueError(f"two benchmarks are called {registered.name!r}")
     BENCHMARKS[registered.name] = registered()
     return registered
+
+
+def notes_on_questions(known: Benchmark, items: Sequence[Item]) -> list[str]:
+    """Say what a reader of a benchmark's scores must know of its questions.
+
+    A file that was cut off at the end of a row is whole in every other respect, so that the number
+    of questions is compared with the published one.
+
+    Args:
+        known: the benchmark.
+        items: all questions, as it loaded them.
+
+    Returns:
+        Sentences that begin with the benchmark's title; may be empty.
+    """
+    notes = known.notes(items)
+    if known.published_questions and len(items) not in known.published_questions:
+        published = " or ".join(f"{count:,}" for count in known.published_questions)
+        notes.insert(
+            0,
+            f"{len(items):,} questions were found, and the published files have {published}. Is a "
+            "file cut off? The scores are of other questions than in papers",
+        )
+    return [f"{known.title}: {note}" for note in notes]
+
+
+def notes_on_answers(known: Benchmark, answered: Sequence[JudgedItem]) -> list[str]:
+    """Say what a reader of a benchmark's scores must know of the answers.
+
+    Args:
+        known: the benchmark.
+        answered: every question once.
+
+    Returns:
+        Sentences that begin with the benchmark's title; may be empty.
+    """
+    return [f"{known.title}: {note}" for note in known.notes_on_answers(answered)]
 
 
 def judged_item(benchmark: Benchmark, item: Item, answer: str) -> JudgedItem:

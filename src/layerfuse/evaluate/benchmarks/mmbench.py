@@ -44,6 +44,7 @@ class MmBench(OptionsBenchmark):
     licence: ClassVar[str] = "Apache 2.0"
     expected: ClassVar[tuple[str, ...]] = (" or ".join(_FILES),)
     headline: ClassVar[str] = "circular"
+    published_questions: ClassVar[tuple[int, ...]] = (4329, 4377)
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions of the development split, each with all its rotations.

@@ -39,6 +39,7 @@ class MmStar(OptionsBenchmark):
     licence: ClassVar[str] = "not stated"
     expected: ClassVar[tuple[str, ...]] = ("MMStar.tsv or mmstar.parquet",)
     headline: ClassVar[str] = "accuracy"
+    published_questions: ClassVar[tuple[int, ...]] = (1500,)
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions.

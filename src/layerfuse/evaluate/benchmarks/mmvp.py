@@ -37,6 +37,7 @@ class Mmvp(OptionsBenchmark):
     licence: ClassVar[str] = "MIT"
     expected: ClassVar[tuple[str, ...]] = ("Questions.csv", "MMVP Images/*.jpg")
     headline: ClassVar[str] = "pair accuracy"
+    published_questions: ClassVar[tuple[int, ...]] = (300,)
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions.

@@ -98,7 +98,7 @@ class OcrBench(Benchmark):
         expected = ", ".join(f"{count} {name}" for name, count in _PUBLISHED.items())
         there = ", ".join(str(count) for count in found.values())
         return [
-            f"{self.title}: {len(items):,} questions were found ({there} of these types), and the "
+            f"{len(items):,} questions were found ({there} of these types), and the "
             f"published file has {sum(_PUBLISHED.values()):,}: {expected}. The score is of other "
             "questions than in papers, and so is an average with it"
         ]

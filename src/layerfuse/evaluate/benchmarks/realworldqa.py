@@ -62,6 +62,7 @@ class RealWorldQa(Benchmark):
     licence: ClassVar[str] = "CC BY-ND 4.0"
     expected: ClassVar[tuple[str, ...]] = ("RealWorldQA.tsv or data/test-*.parquet",)
     headline: ClassVar[str] = "accuracy"
+    published_questions: ClassVar[tuple[int, ...]] = (765,)
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions.

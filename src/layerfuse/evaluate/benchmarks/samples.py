@@ -132,4 +132,5 @@ def _item(asked: Question, group: str) -> Item:
         question=words,
         answers=(asked.answer,),
         group=group,
+        family=asked.family,
     )

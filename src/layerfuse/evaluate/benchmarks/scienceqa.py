@@ -52,6 +52,7 @@ class ScienceQa(Benchmark):
         "images/test/<id>/image.png",
     )
     headline: ClassVar[str] = "image accuracy"
+    published_questions: ClassVar[tuple[int, ...]] = (4241,)
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions of the test split, with and without pictures.

@@ -43,6 +43,7 @@ class SeedBenchImage(OptionsBenchmark):
     licence: ClassVar[str] = "CC BY-NC 4.0"
     expected: ClassVar[tuple[str, ...]] = ("SEED-Bench.json", "SEED-Bench-image/*")
     headline: ClassVar[str] = "accuracy"
+    published_questions: ClassVar[tuple[int, ...]] = (14233,)
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions about pictures; those about videos are left out.
@@ -77,7 +78,7 @@ class SeedBenchImage(OptionsBenchmark):
         if not left_out:
             return []
         return [
-            f"{self.title}: {len(left_out):,} questions about videos are left out, and so are the "
+            f"{len(left_out):,} questions about videos are left out, and so are the "
             "answers to them in files of answers"
         ]
 

@@ -57,7 +57,7 @@ class SoftAccuracy(Benchmark):
         if not fewer:
             return []
         return [
-            f"{self.title}: {len(fewer):,} of {len(items):,} questions have the answers of fewer "
+            f"{len(fewer):,} of {len(items):,} questions have the answers of fewer "
             f"than {metrics.ANNOTATORS} people. An answer is wholly right only if "
             f"{metrics.AGREEING} others than the one left out gave it, so that these score less, "
             "and those of one person 0"
@@ -85,6 +85,7 @@ class VqaV2(SoftAccuracy):
 
     name = "vqav2"
     title = "VQAv2 (val)"
+    published_questions = (214_354,)
     licence = "CC BY 4.0; pictures of COCO under the terms of Flickr"
     expected = (
         "v2_OpenEnded_mscoco_val2014_questions.json",
@@ -106,6 +107,7 @@ class OkVqa(SoftAccuracy):
 
     name = "okvqa"
     title = "OK-VQA"
+    published_questions = (5046,)
     licence = "not stated; pictures of COCO under the terms of Flickr"
     expected = (
         "OpenEnded_mscoco_val2014_questions.json",
@@ -128,6 +130,7 @@ class VizWiz(SoftAccuracy):
 
     name = "vizwiz"
     title = "VizWiz-VQA (val)"
+    published_questions = (4319,)
     licence = "CC BY 4.0"
     expected = ("val.json", "val/VizWiz_val_*.jpg")
 
@@ -166,6 +169,7 @@ class TextVqa(SoftAccuracy):
 
     name = "textvqa"
     title = "TextVQA (val)"
+    published_questions = (5000,)
     licence = "CC BY 4.0; pictures of Open Images CC BY 2.0"
     expected = (
         "TextVQA_0.5.1_val.json",
@@ -249,6 +253,7 @@ class Gqa(Benchmark):
 
     name = "gqa"
     title = "GQA (test-dev balanced)"
+    published_questions = (12_578,)
     licence = "not stated; pictures of Visual Genome CC BY 4.0"
     expected = ("testdev_balanced_questions.json", "images/*.jpg")
     headline = "accuracy"
