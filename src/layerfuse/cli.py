@@ -347,6 +347,59 @@ def export(
         typer.echo(note)
 
 
+@app.command("import")
+def import_release(
+    checkpoint: Annotated[
+        str, Argument(help="Its folder; for llava-hf a hub id too.", show_default=False)
+    ],
+    layout: Annotated[
+        Literal[
+            "llava-1.5",
+            "mmfuser",
+            "dense-connector",
+            "layer-select-fuse",
+            "igva",
+            "tgif",
+            "llava-hf",
+        ],
+        Option("--from", help="Whose code wrote it; llava-hf is transformers' own LLaVA."),
+    ],
+    output: Annotated[Path, Option(help="A new folder.")],
+    encoder: Annotated[
+        str | None,
+        Option(help="Hub id or folder of the encoder.", show_default="what the checkpoint names"),
+    ] = None,
+    base: Annotated[
+        str | None,
+        Option(help="The LLM that a projector alone or a LoRA adapter was trained with."),
+    ] = None,
+    sentence_encoder: Annotated[
+        str | None,
+        Option(help="Of igva: the sentence encoder.", show_default="what the checkpoint names"),
+    ] = None,
+    chat_template: Annotated[
+        Path | None,
+        Option(
+            help="A Jinja template of messages.",
+            show_default="the tokenizer's own, or LLaVA-1.5's for llama",
+        ),
+    ] = None,
+) -> None:
+    """Read a released checkpoint, of layerfuse's papers or of LLaVA, as a model of layerfuse."""
+    from layerfuse.released.importing import Elsewhere, described, import_checkpoint
+
+    template = None
+    if chat_template is not None:
+        try:
+            template = chat_template.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise LayerfuseError(f"cannot read {chat_template}: {error}") from error
+    elsewhere = Elsewhere(encoder, base, sentence_encoder, template)
+    for line in described(import_checkpoint(checkpoint, layout, output, elsewhere)):
+        typer.echo(line)
+    typer.echo(f"imported: {output}")
+
+
 @app.command()
 def push(
     folder: Annotated[Path, Argument(help="A folder that `layerfuse export` wrote.")],

@@ -104,8 +104,7 @@ def _write_parts(given: str, folder: Path) -> None:
     # "auto": as they are stored; a recipe's `dtype` is applied when arms are composed
     model = load_given(given, "auto")
     parts = take_apart(model)
-    processor = _load_processor(given)
-    template = _template_of(processor)
+    processor, template = load_given_processor(given)
     # Any: transformers types what saves by no class that says what it takes
     encoder_parts: list[Any] = [parts.tower, parts.vision_config, processor.image_processor]
     language_model: Any = parts.language_model
@@ -138,8 +137,15 @@ def _write_parts(given: str, folder: Path) -> None:
 
 
 # Any: processors of transformers share no type that says what they have
-def _load_processor(given: str) -> Any:
+def load_given_processor(given: str) -> tuple[Any, str | None]:
     """The processor of a given model.
+
+    Args:
+        given: folder or hub id of a stock LLaVA, LLaVA-NeXT or a `FusionVLM`.
+
+    Returns:
+        The processor, which reads a picture once, and the chat template for messages that are
+        texts; None where none can be made.
 
     Raises:
         LayerfuseError: there is none, or its pictures are of several sizes.
@@ -153,7 +159,9 @@ def _load_processor(given: str) -> Any:
     if "image_grid_pinpoints" in settings:
         processor.image_processor = _at_base_resolution(settings)
     processed_size(given, processor.image_processor)
-    return processor
+    if isinstance(processor, Processor):
+        return processor, processor.chat.template
+    return processor, given_template(processor)
 
 
 def _at_base_resolution(settings: dict[str, Any]) -> Any:
@@ -174,10 +182,3 @@ def _at_base_resolution(settings: dict[str, Any]) -> Any:
         image_mean=settings["image_mean"],
         image_std=settings["image_std"],
     )
-
-
-def _template_of(processor: Any) -> str | None:
-    """The chat template for messages that are texts; None where none can be made."""
-    if isinstance(processor, Processor):
-        return processor.chat.template
-    return given_template(processor)

@@ -172,18 +172,30 @@ def load_llm(
             model.generation_config.update(temperature=None, top_p=None, top_k=None)
     else:
         model = auto_model.from_config(shorter or llm, **options)
-    model.generation_config.suppress_tokens = [image_token_id]
-
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if image_token_id >= vocabulary:
-        # transformers would draw the new rows at random around the mean
-        model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
-        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-            rows: Tensor = table.weight.data
-            # a mean over so many rows needs float32
-            mean = rows[:vocabulary].float().mean(dim=0)
-            rows[vocabulary:] = mean.to(rows.dtype)
+    add_image_token(model, image_token_id)
     return model
+
+
+# Any: causal LMs share no type that says what they hold
+def add_image_token(model: Any, image_token_id: int) -> None:
+    """Let a causal LM know the image token, and never answer with it.
+
+    Args:
+        model: a causal LM of transformers.
+        image_token_id: the image token. If it is new, its row in the tables of embeddings is the
+            mean of the others, so that it is never the likeliest next one.
+    """
+    model.generation_config.suppress_tokens = [image_token_id]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if image_token_id < vocabulary:
+        return
+    # transformers would draw the new rows at random around the mean
+    model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows: Tensor = table.weight.data
+        # a mean over so many rows needs float32
+        mean = rows[:vocabulary].float().mean(dim=0)
+        rows[vocabulary:] = mean.to(rows.dtype)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Recipes that come with layerfuse, by name."""
+"""Recipes and chat templates that come with layerfuse, by name."""
 
 from pathlib import Path
 
@@ -34,3 +34,21 @@ def find_recipe(recipe: str | Path) -> Path:
         f"no recipe {str(recipe)!r}; give the path of a YAML file, or one of those that come with "
         f"layerfuse: {', '.join(names)}"
     )
+
+
+def find_template(name: str) -> Path:
+    """The file of a chat template that comes with layerfuse.
+
+    Args:
+        name: such as `vicuna_v1`.
+
+    Raises:
+        LayerfuseError: there is none of this name; listing those that there are.
+    """
+    names: list[str] = []
+    for folder in _FOLDERS:
+        file = folder / "templates" / f"{name}.jinja"
+        if file.is_file():
+            return file
+        names += [other.stem for other in sorted((folder / "templates").glob("*.jinja"))]
+    raise LayerfuseError(f"no chat template {name!r}; valid: {', '.join(names)}")

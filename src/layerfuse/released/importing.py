@@ -1,0 +1,384 @@
+"""`layerfuse import`: a released checkpoint as a model of layerfuse, whole or not at all."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from layerfuse.errors import LayerfuseError, short
+from layerfuse.files import refuse_filled, whole_folder
+from layerfuse.model.chat_template import IMAGE_TOKEN
+from layerfuse.model.config import configure
+from layerfuse.model.given_model import add_layers, load_given, take_apart
+from layerfuse.model.given_parts import load_given_processor
+from layerfuse.model.pretrained import (
+    add_image_token,
+    load_image_processor,
+    load_llm,
+    load_tokenizer,
+    text_config_of,
+)
+from layerfuse.model.processor import Processor
+from layerfuse.model.vlm import FusionVLM
+from layerfuse.recipe.packaged import find_template
+from layerfuse.released.language_model import (
+    LLM_NAMES,
+    build_llm,
+    config_of_llm,
+    merge_adapter,
+)
+from layerfuse.released.layouts import LAYOUTS, Around, Layout, reordered
+from layerfuse.released.tensors import Checkpoint, read_checkpoint
+from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
+
+STOCK = "llava-hf"
+"""the layout of transformers' own LLaVA"""
+REPORT = "import.json"
+"""what became of every tensor, in the folder of the imported model"""
+TOWER = "model.vision_tower.vision_tower."
+IGNORED = {
+    "rotary_emb.inv_freq": "computed from the configuration",
+    "embeddings.position_ids": "computed from the configuration",
+    "model.image_newline": "read with tiles of pictures alone",
+    "model.sentence_embedder.": "the sentence encoder is loaded from its own folder",
+}
+"""tensors without a place here, by the end or the beginning of their names, and why"""
+PROMPTS = {"llama": "vicuna_v1"}
+"""the chat templates of LLaVA-1.5, by the type of the LLM; they stand in its code"""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a checkpoint.
+
+    Attributes:
+        used: the names of its tensors that were loaded, by the part of the model.
+        ignored: the names of those that were not, by the reason.
+        layers: of the encoder that the model reads.
+        fusion: its strategy, in recipe form.
+        notes: what the user of the model must know.
+    """
+
+    used: dict[str, list[str]]
+    ignored: dict[str, list[str]]
+    layers: list[int]
+    fusion: dict[str, Any]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What the files of a checkpoint do not hold.
+
+    Attributes:
+        encoder: hub id or folder; None takes what the checkpoint names.
+        base: hub id or folder of the LLM that a projector or an adapter belongs to.
+        sentence_encoder: hub id, folder or local-model name; None takes what it names.
+        chat_template: the text of a Jinja template; None takes the tokenizer's, or LLaVA's.
+    """
+
+    encoder: str | None = None
+    base: str | None = None
+    sentence_encoder: str | None = None
+    chat_template: str | None = None
+
+
+def import_checkpoint(
+    checkpoint: str, layout: str, output: Path, elsewhere: Elsewhere | None = None
+) -> Imported:
+    """Write a released checkpoint as a model of layerfuse.
+
+    Args:
+        checkpoint: its folder; for transformers' own LLaVA a hub id too.
+        layout: how its tensors are named: one of `LAYOUTS`, or `llava-hf`.
+        output: a folder that is empty or not there.
+        elsewhere: what its files do not hold.
+
+    Returns:
+        What became of every tensor.
+
+    Raises:
+        LayerfuseError: it cannot be read, does not fit, or a tensor is missing or has no place;
+            nothing is written then.
+    """
+    elsewhere = elsewhere or Elsewhere()
+    refuse_filled(output)
+    if layout == STOCK:
+        model, processor, imported = _from_stock(checkpoint, elsewhere)
+    else:
+        model, processor, imported = _from_release(Path(checkpoint), layout, elsewhere)
+    with whole_folder(output) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        (unfinished / REPORT).write_text(json.dumps(asdict(imported), indent=1) + "\n", "utf-8")
+    return imported
+
+
+def _from_stock(name: str, elsewhere: Elsewhere) -> tuple[FusionVLM, Processor, Imported]:
+    """Transformers' own LLaVA, whose loader checks that it is whole."""
+    for value, option in (
+        (elsewhere.encoder, "--encoder"),
+        (elsewhere.base, "--base"),
+        (elsewhere.sentence_encoder, "--sentence-encoder"),
+    ):
+        if value is not None:
+            raise LayerfuseError(f"a model of {STOCK} holds all its parts: leave {option} out")
+    given = load_given(name, "auto")
+    projector = take_apart(given).projector
+    layers = projector.layers
+    fusion: dict[str, Any] = {"name": "single" if len(layers) == 1 else "concat"}
+    if projector.activation == "linear":
+        fusion["projector"] = "linear"
+    model = add_layers(given, list(layers), fusion)
+    # Any: transformers types `to` for its own classes only
+    untyped: Any = model
+    untyped.to(given.dtype)
+    given_processor, template = load_given_processor(name)
+    processor = Processor(
+        given_processor.image_processor,
+        given_processor.tokenizer,
+        patch_size=model.config.vision_config.patch_size,
+        fusion=model.config.fusion,
+        layers=len(layers),
+        image_token=given_processor.image_token,
+        chat_template=elsewhere.chat_template or template,
+    )
+    used = {"whole model": sorted(given.state_dict())}
+    return model, processor, Imported(used, {}, list(layers), model.config.fusion, [])
+
+
+def _from_release(
+    folder: Path, layout: str, elsewhere: Elsewhere
+) -> tuple[FusionVLM, Processor, Imported]:
+    """A checkpoint of one of the releases."""
+    checkpoint = read_checkpoint(folder)
+    _check_settings(checkpoint)
+    if checkpoint.is_whole and elsewhere.base is not None:
+        raise LayerfuseError(f"{folder} holds an LLM of its own: leave --base out")
+    if not checkpoint.is_whole and elsewhere.base is None:
+        raise LayerfuseError(
+            f"{folder} holds what was trained beside an LLM, and not the LLM: give that by --base"
+        )
+    encoder = elsewhere.encoder or str(checkpoint.setting("mm_vision_tower"))
+    vision = load_vision_config(encoder)
+    text = config_of_llm(checkpoint)
+    if elsewhere.base is not None:
+        text = text_config_of(elsewhere.base)
+    around = Around(vision, text, elsewhere.sentence_encoder)
+    known = LAYOUTS[layout](checkpoint, around)
+    if elsewhere.sentence_encoder is not None and "sentence_encoder" not in known.fusion:
+        raise LayerfuseError("this checkpoint reads no sentences: leave --sentence-encoder out")
+    sorted_names = _sort(checkpoint, known)
+
+    tokenizer = load_tokenizer(elsewhere.base or str(folder))
+    image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    dtype = next(iter(checkpoint.tensors.values())).dtype
+    if elsewhere.base is None:
+        llm = build_llm(checkpoint, text, sorted_names.used["LLM"])
+        dtype = llm.dtype
+        add_image_token(llm, image_token_id)
+    else:
+        llm = load_llm(elsewhere.base, dtype, None, image_token_id)
+    if checkpoint.has_adapter:
+        llm, sorted_names.used["adapter"] = merge_adapter(llm, folder)
+    tower = _tower(checkpoint, encoder, vision, dtype)
+    model = _assembled(known, vision, llm, tower, image_token_id)
+    _fill_fusion(model, known, checkpoint)
+    # Any: transformers types `to` for its own classes only
+    untyped: Any = model
+    untyped.to(dtype)
+    processor = Processor(
+        load_image_processor(encoder, _aspect_ratio(checkpoint)),
+        tokenizer,
+        patch_size=model.config.vision_config.patch_size,
+        fusion=model.config.fusion,
+        layers=len(model.config.vision_layers),
+        chat_template=elsewhere.chat_template or _chat_template(tokenizer, model),
+    )
+    imported = replace(sorted_names, layers=model.config.vision_layers, fusion=model.config.fusion)
+    return model.eval(), processor, imported
+
+
+def _check_settings(checkpoint: Checkpoint) -> None:
+    """Raise LayerfuseError for what LLaVA's code can do and layerfuse does otherwise."""
+    if checkpoint.settings.get("mm_use_im_start_end"):
+        raise LayerfuseError(
+            f"mm_use_im_start_end of {checkpoint.folder} puts learned tokens around pictures, for "
+            "which there is no place here"
+        )
+
+
+def _aspect_ratio(checkpoint: Checkpoint) -> Literal["pad"] | None:
+    """What becomes of pictures that are no squares.
+
+    Raises:
+        LayerfuseError: they are cut into tiles.
+    """
+    written = checkpoint.settings.get("image_aspect_ratio")
+    if written == "pad":
+        return "pad"
+    if written in (None, "square"):
+        # LLaVA then does what the encoder's own image processor does
+        return None
+    raise LayerfuseError(
+        f"image_aspect_ratio of {checkpoint.folder} is {short(written)}: pictures are cut into "
+        "tiles, and layerfuse reads a picture once"
+    )
+
+
+def _chat_template(tokenizer: Any, model: FusionVLM) -> str | None:
+    """The template that LLaVA's code trains this family of LLM with, where it is known.
+
+    Args:
+        tokenizer: the LLM's.
+        model: of the LLM.
+    """
+    if tokenizer.chat_template is not None:
+        return None
+    name = PROMPTS.get(model.config.text_config.model_type)
+    return None if name is None else find_template(name).read_text("utf-8")
+
+
+def _sort(checkpoint: Checkpoint, layout: Layout) -> Imported:
+    """Say of each tensor where it belongs.
+
+    Raises:
+        LayerfuseError: some belong nowhere.
+    """
+    used: dict[str, list[str]] = {}
+    ignored: dict[str, list[str]] = {}
+    strange: list[str] = []
+    for name in sorted(checkpoint.tensors):
+        reason = _reason_to_ignore(name)
+        if reason is not None:
+            ignored.setdefault(reason, []).append(name)
+        elif name.startswith(tuple(layout.names)):
+            used.setdefault("fusion", []).append(name)
+        elif name.startswith(TOWER):
+            used.setdefault("encoder", []).append(name)
+        elif checkpoint.is_whole and name.startswith(LLM_NAMES) and ".ucross_" not in name:
+            used.setdefault("LLM", []).append(name)
+        else:
+            strange.append(name)
+    if strange:
+        raise LayerfuseError(
+            f"{len(strange)} tensors of {checkpoint.folder} have no place in this layout, such as "
+            f"{', '.join(strange[:3])}. Is it a checkpoint of another release?"
+        )
+    return Imported(used, ignored, [], {}, list(layout.notes))
+
+
+def _reason_to_ignore(name: str) -> str | None:
+    """Why a tensor is not loaded; None for those that are."""
+    for part, reason in IGNORED.items():
+        if name.endswith(part) or (part.endswith(".") and name.startswith(part)):
+            return reason
+    return None
+
+
+def _tower(
+    checkpoint: Checkpoint, encoder: str, vision: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The vision tower: the checkpoint's own where it was trained too, else the pretrained one."""
+    own: dict[str, Tensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith(TOWER) and _reason_to_ignore(name) is None:
+            own[name.removeprefix(TOWER)] = tensor.contiguous()
+    if not own:
+        return load_tower(encoder, vision, dtype)
+    # Through a file, because transformers knows how older versions called these tensors.
+    with TemporaryDirectory() as folder:
+        # Any: transformers and safetensors do not annotate what they save
+        untyped_config: Any = vision
+        untyped_config.save_pretrained(folder)
+        untyped_save: Any = safetensors.torch
+        untyped_save.save_file(own, Path(folder) / "model.safetensors", {"format": "pt"})
+        return load_tower(folder, vision, dtype)
+
+
+def _assembled(
+    layout: Layout,
+    vision: PreTrainedConfig,
+    llm: PreTrainedModel,
+    tower: PreTrainedModel,
+    image_token_id: int,
+) -> FusionVLM:
+    """The model around a fusion that is not filled yet."""
+    config = configure(
+        vision, llm.config, layout.layers, layout.fusion, image_token_id=image_token_id
+    )
+    config.text_config = llm.config
+    return FusionVLM(config, Encoder(tower, config.taps), llm)
+
+
+@torch.no_grad()
+def _fill_fusion(model: FusionVLM, layout: Layout, checkpoint: Checkpoint) -> None:
+    """Give a fusion the weights of a checkpoint.
+
+    Raises:
+        LayerfuseError: weights are missing, or of other shapes.
+    """
+    waiting = dict(model.fusion.named_parameters())
+    for name, tensor in checkpoint.tensors.items():
+        ours = _name_here(name, layout.names)
+        if ours is None or _reason_to_ignore(name) is not None:
+            continue
+        if ours == "projector.linear_1.weight" and layout.input_order:
+            width = tensor.shape[1] // len(layout.input_order)
+            tensor = tensor[:, reordered(layout.input_order, width)]
+        parameter = waiting.pop(ours, None)
+        if parameter is None:
+            raise LayerfuseError(
+                f"{name} of {checkpoint.folder} would be {ours!r} of the fusion, which this "
+                f"strategy ({model.config.fusion['name']}) has not"
+            )
+        if parameter.shape != tensor.shape:
+            raise LayerfuseError(
+                f"{name} of {checkpoint.folder} is {list(tensor.shape)}; with this encoder and LLM "
+                f"it is {list(parameter.shape)}"
+            )
+        parameter.copy_(tensor)
+    if waiting:
+        raise LayerfuseError(
+            f"{checkpoint.folder} lacks {len(waiting)} weights of its fusion, such as "
+            f"{_name_there(next(iter(waiting)), layout.names)}"
+        )
+
+
+def _name_here(name: str, names: dict[str, str]) -> str | None:
+    """What a tensor of a checkpoint is called in the fusion; None for those of other parts."""
+    for theirs, ours in names.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return None
+
+
+def _name_there(name: str, names: dict[str, str]) -> str:
+    """What a tensor of the fusion is called in a checkpoint."""
+    for theirs, ours in names.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def described(imported: Imported) -> Sequence[str]:
+    """Lines for the terminal: what was loaded, and what was not.
+
+    Args:
+        imported: what became of a checkpoint.
+    """
+    layers = ", ".join(map(str, imported.layers))
+    lines = [f"layers {layers}; {json.dumps(imported.fusion)}"]
+    for part, names in imported.used.items():
+        lines.append(f"used: {len(names):,} tensors of the {part}")
+    for reason, names in imported.ignored.items():
+        lines.append(f"ignored: {len(names):,} tensors, such as {names[0]} ({reason})")
+    lines.append("missing: none")
+    return [*lines, *imported.notes]
