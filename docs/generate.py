@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from docs import comparisons, house
 from docs.claims_page import claims_page
+from docs.data_sizes_page import data_sizes_page
 from docs.evaluate_page import evaluate_page
 from docs.results_pages import results_page
 from docs.statistics_page import statistics_page
@@ -175,6 +176,7 @@ def pages() -> dict[Path, str]:
         summaries[name] = json.loads(file.read_text("utf-8"))
     text_by_path[DOCS / "claims.md"] = claims_page(summaries)
     text_by_path[DOCS / "results-conditioning.md"] = comparisons.conditioning_page()
+    text_by_path[DOCS / "results-scenes-data-sizes.md"] = data_sizes_page()
     if comparisons.measured(comparisons.DEPTHS):
         text_by_path[DOCS / "results-scenes-blocks.md"] = comparisons.blocks_page()
     return text_by_path
