@@ -5,17 +5,48 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import AutoModel, CLIPConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPConfig,
+    PreTrainedModel,
+    Siglip2ImageProcessorPil,
+)
 
+from layerfuse import FusionVLM
 from layerfuse.errors import LayerfuseError
+from layerfuse.model.pretrained import load_image_processor
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.features import Features, concatenate
 from tests import tiny
 
-PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1, "dinov2_registers": 5, "vit": 1}
-"""tokens before the patches: the CLS token, and registers"""
+PREFIX_TOKENS = {
+    "clip": 1,
+    "siglip": 0,
+    "dinov2": 1,
+    "dinov2_registers": 5,
+    "vit": 1,
+    "dinov3": 5,
+    "aimv2": 0,
+    "internvl": 1,
+    "siglip2": 0,
+    "deit": 2,
+    "mlcd": 1,
+}
+"""tokens before the patches: the CLS token, and registers or DeiT's distillation token"""
+SMALL = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "image_size": tiny.SIZE,
+    "patch_size": tiny.PATCH,
+}
+OF_ONE_SIZE = ("aimv2", "deit", "mlcd")
+"""those that read pictures of their own size alone"""
 each_encoder = pytest.mark.parametrize("name", tiny.ENCODERS)
 
 
@@ -23,6 +54,26 @@ def tower(name: str) -> PreTrainedModel:
     """A whole random tower of `tiny.ENCODERS`; of one name always with the same weights."""
     torch.manual_seed(1)
     return AutoModel.from_config(tiny.vision_config(name)).eval()
+
+
+def called_with(name: str, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the tower's own forward takes: SigLIP 2 of any shape reads patches, row by row."""
+    if name != "siglip2":
+        return {"pixel_values": pixel_values}
+    side = tiny.PATCH
+    patches: list[torch.Tensor] = []
+    for row in range(tiny.SIZE // side):
+        for column in range(tiny.SIZE // side):
+            rows = slice(row * side, (row + 1) * side)
+            columns = slice(column * side, (column + 1) * side)
+            # channels last: (B, side, side, 3) -> (B, side · side · 3)
+            patches.append(pixel_values[:, :, rows, columns].permute(0, 2, 3, 1).flatten(1))
+    stacked = torch.stack(patches, dim=1)
+    return {
+        "pixel_values": stacked,
+        "pixel_attention_mask": torch.ones(stacked.shape[:2], dtype=torch.long),
+        "spatial_shapes": torch.tensor([[4, 4]] * len(stacked)),
+    }
 
 
 def pixels(height: int = tiny.SIZE, width: int = tiny.SIZE) -> torch.Tensor:
@@ -34,7 +85,8 @@ def pixels(height: int = tiny.SIZE, width: int = tiny.SIZE) -> torch.Tensor:
 def test_layers_are_hidden_states_without_prefix_tokens(name: str) -> None:
     pixel_values = pixels()
     whole_tower = tower(name)
-    hidden_states = whole_tower(pixel_values, output_hidden_states=True).hidden_states
+    inputs = called_with(name, pixel_values)
+    hidden_states = whole_tower(**inputs, output_hidden_states=True).hidden_states
     # an encoder cuts the tower that it is given
     encoder = Encoder(tower(name), [0, 2, 4])
 
@@ -69,7 +121,7 @@ def test_blocks_above_the_deepest_layer_are_gone(name: str) -> None:
     assert shapes_of_weights(trimmed) == shapes_of_weights(built)
 
 
-@each_encoder
+@pytest.mark.parametrize("name", [name for name in tiny.ENCODERS if name not in OF_ONE_SIZE])
 def test_other_sizes_and_non_square_grids(name: str) -> None:
     """Rows and columns must not be mixed up, which square images would not show."""
     encoder = Encoder(tower(name), [3])
@@ -78,6 +130,94 @@ def test_other_sizes_and_non_square_grids(name: str) -> None:
 
     assert features.grid == (3, 5)
     assert features.patches[0].shape == (2, 15, 24)
+
+
+@pytest.mark.parametrize("name", OF_ONE_SIZE)
+def test_other_sizes_are_refused_where_positions_are_of_one(name: str) -> None:
+    encoder = Encoder(tower(name), [3])
+
+    with pytest.raises(LayerfuseError, match=r"24 x 40 pixels, and the encoder .* 32 x 32 alone"):
+        encoder(pixels(24, 40))
+
+
+@pytest.mark.parametrize("name", ["dinov3", "mlcd"])
+def test_the_embeddings_alone_are_a_layer_of_every_tower(name: str) -> None:
+    pixel_values = pixels()
+    hidden_states = tower(name)(pixel_values, output_hidden_states=True).hidden_states
+
+    features = Encoder(tower(name), [0])(pixel_values)
+
+    assert torch.equal(features.patches[0], hidden_states[0][:, PREFIX_TOKENS[name] :])
+
+
+@pytest.mark.parametrize("name", ["dinov3", "deit"])
+def test_a_tower_that_runs_by_itself_can_be_trained(name: str) -> None:
+    encoder = Encoder(tower(name), [1, 3])
+
+    encoder(pixels()).patches[1].sum().backward()
+
+    blocks = encoder.family.blocks(encoder.tower)
+    for block in blocks:
+        gradients = [parameter.grad for parameter in block.parameters()]
+        assert any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "swin"}, "has no num_hidden_layers|lists of as many blocks"),
+        ({"model_type": "vit_mae", **SMALL}, "5 tokens for 16 patches"),
+        ({"model_type": "vitdet", **SMALL}, "hidden states are of the shape"),
+        ({"model_type": "convnext"}, "has no hidden_size"),
+    ],
+)
+def test_towers_that_cannot_be_read_are_refused_with_the_reason(
+    settings: dict[str, Any], message: str
+) -> None:
+    others = dict(settings)
+    config = AutoConfig.for_model(others.pop("model_type"), **others)
+
+    with pytest.raises(LayerfuseError, match=message):
+        load_vision_config(config)
+
+
+def test_a_look_at_a_family_draws_nothing() -> None:
+    config = tiny.vision_config("mlcd", hidden_act="gelu", intermediate_size=40)
+    before = torch.get_rng_state()
+
+    load_vision_config(config)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_encoder_that_was_looked_at_does_all_that_others_do(tmp_path: Path) -> None:
+    """A model around it is saved, loaded and gives the same logits."""
+    model = tiny.model("concat", encoder="mlcd")
+    ids = torch.tensor([[5, *[tiny.IMAGE_ID] * 16, 6, 7]])
+    inputs = {"input_ids": ids, "pixel_values": pixels()[:1]}
+    expected = model(**inputs).logits
+
+    model.save_pretrained(tmp_path)
+    loaded = FusionVLM.from_pretrained(tmp_path).eval()
+
+    assert torch.equal(loaded(**inputs).logits, expected)
+
+
+def test_naflex_pictures_become_squares_of_as_many_patches(tmp_path: Path) -> None:
+    """Of a square, both image processors make the same patches."""
+    side = tiny.PATCH
+    own = Siglip2ImageProcessorPil(patch_size=side, max_num_patches=16)
+    own.save_pretrained(tmp_path)
+    tiny.vision_config("siglip2").save_pretrained(tmp_path)
+    picture = Image.effect_noise((70, 70), 80).convert("RGB")
+
+    pixel_values = load_image_processor(str(tmp_path))([picture], return_tensors="pt").pixel_values
+
+    assert pixel_values.shape == (1, 3, tiny.SIZE, tiny.SIZE)
+    patches = called_with("siglip2", pixel_values)["pixel_values"]
+    expected = own([picture], return_tensors="pt")
+    torch.testing.assert_close(patches, expected.pixel_values)
+    assert expected.spatial_shapes.tolist() == [[4, 4]]
 
 
 def test_token_grid_is_average_pooling() -> None:

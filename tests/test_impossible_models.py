@@ -49,7 +49,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         ({"model_type": "dinov2", "num_hidden_layers": 0}, "num_hidden_layers is 0; valid"),
         ({**DINOV2, "patch_size": 0}, "patch_size is 0; valid"),
         # Layerfuse's grids are of square patches
-        ({**DINOV2, "patch_size": [8, 8]}, r"patch_size is \[8, 8\]; valid"),
+        ({**DINOV2, "patch_size": [8, 4]}, r"has \[8, 4\] as patch_size; one side"),
         ({**DINOV2, "image_size": 5}, "image_size is 5; valid: at least its patch_size, 8"),
         ({**DINOV2, "image_size": -5}, "image_size is -5; valid"),
         ({**DINOV2, "hidden_act": "nope"}, "some/model: unknown value 'nope'"),

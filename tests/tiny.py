@@ -37,6 +37,17 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "dinov2": {"model_type": "dinov2"},
     "dinov2_registers": {"model_type": "dinov2_with_registers", "num_register_tokens": 4},
     "vit": {"model_type": "vit"},
+    "dinov3": {"model_type": "dinov3_vit", "num_register_tokens": 4},
+    "aimv2": {"model_type": "aimv2_vision_model"},
+    "internvl": {
+        "model_type": "internvl_vision",
+        "image_size": [SIZE, SIZE],
+        "patch_size": [PATCH, PATCH],
+    },
+    "siglip2": {"model_type": "siglip2_vision_model", "num_patches": (SIZE // PATCH) ** 2},
+    # not in the table of families: looked at
+    "deit": {"model_type": "deit"},
+    "mlcd": {"model_type": "mlcd_vision_model"},
 }
 _TEXT: dict[str, Any] = {
     "hidden_size": 32,

@@ -14,6 +14,7 @@ from layerfuse.model.config import configure
 from layerfuse.recipe.model_source import ModelSource
 from layerfuse.tables import NO_BREAK, Heading, print_fitted
 from layerfuse.vision.selection import Selection
+from layerfuse.vision.towers import native_size
 
 CLIP: dict[str, Any] = {
     "model_type": "clip_vision_model",
@@ -64,6 +65,7 @@ def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> Rows:
     known: Known = {}
     single_parameters = 0
     single_flops = 0
+    side = native_size(vision)[0]
     # `single` comes first because all others are shown as what they cost beyond it.
     for name in sorted(FUSIONS, key=lambda other: other != "single"):
         layers: Any = FUSIONS[name][1].example(vision.num_hidden_layers)
@@ -73,7 +75,7 @@ def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> Rows:
             misfits[name] = str(error)
             continue
         model, parameters = count(config)
-        cost = flops(model, vision.image_size, known, ("fusion", "llm"))
+        cost = flops(model, side, known, ("fusion", "llm"))
         total_flops = cost["fusion"] + cost["llm"]
         if name == "single":
             single_parameters = parameters["fusion"]
@@ -81,7 +83,7 @@ def rows(vision: PreTrainedConfig, text: PreTrainedConfig) -> Rows:
         row = Row(
             name=name,
             layers=_layers_text(config.selection),
-            tokens=tokens_of(model, vision.image_size),
+            tokens=tokens_of(model, side),
             parameters=parameters["fusion"] - single_parameters,
             flops=total_flops - single_flops,
         )
@@ -126,8 +128,8 @@ def list_fusions(encoder: str, llm: str, console: Console | None = None) -> Rows
         console = Console()
     show(counted, misfits, console)
     console.print(
-        f"For {encoder} at the {vision.image_size} pixels of its configuration and {llm}, default "
-        "options, example layers; extra: beyond `single`. FLOPs: "
+        f"For {encoder} at the {native_size(vision)[0]} pixels of its configuration and {llm}, "
+        "default options, example layers; extra: beyond `single`. FLOPs: "
         "matrix products of fusion and LLM in one forward of an image and its text; gathers of "
         "`deformable` are not products and not counted. Ships as: `folds` into stock LLaVA "
         "(`export --to llava`); `hub`: with its own code, all of it in `get_image_features`, "

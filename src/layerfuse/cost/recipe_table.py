@@ -36,6 +36,7 @@ from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
 from layerfuse.recipe.stage import Stage
 from layerfuse.tables import NO_BREAK, Heading, print_fitted
+from layerfuse.vision.towers import native_size, patch_side
 
 
 @dataclass(frozen=True)
@@ -210,16 +211,14 @@ def _image_size(recipe: Recipe, vision: PreTrainedConfig) -> int:
             )
         return height
     size = source.image_size
-    if size is None:
-        size = vision.image_size
-    # Families write one side of a square, or both sides.
-    if isinstance(size, list | tuple):
-        if len(set(size)) > 1:
-            raise LayerfuseError(
-                f"image_size of {source.model} is {list(size)}, and `show` counts squares alone"
-            )
-        size = size[0]
-    return int(size)
+    if size is not None:
+        return size
+    size = native_size(vision)
+    if size[0] != size[1]:
+        raise LayerfuseError(
+            f"image_size of {source.model} is {list(size)}, and `show` counts squares alone"
+        )
+    return size[0]
 
 
 def _check_sources(recipe: Recipe) -> None:
@@ -244,11 +243,11 @@ def _check_sources(recipe: Recipe) -> None:
 
 def _check_size(recipe: Recipe, vision: PreTrainedConfig, size: int) -> None:
     """Raise LayerfuseError if the pictures hold no patch."""
-    patches = size // vision.patch_size
+    patches = size // patch_side(vision)
     if patches == 0:
         raise LayerfuseError(
             f"encoder {recipe.encoder.model}: pictures of {size} pixels are smaller than a patch "
-            f"of {vision.patch_size}; give an image_size of at least that"
+            f"of {patch_side(vision)}; give an image_size of at least that"
         )
 
 

@@ -22,7 +22,7 @@ from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.model.pretrained import processed_size
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.vision.encoder import FAMILIES
+from layerfuse.vision.towers import family_of, native_size
 
 INSTEAD = "`--to hub` writes a folder for transformers that holds the strategy's own code"
 
@@ -110,18 +110,9 @@ def _plain_head(model: FusionVLM) -> nn.Linear:
     return plain
 
 
-def _native_size(vision: PreTrainedConfig) -> tuple[int, int]:
-    """Height and width of the encoder's own pictures; families write one side or both."""
-    # Any: transformers' configs declare no common field
-    size: Any = vision.image_size
-    if isinstance(size, int):
-        return size, size
-    return size[0], size[1]
-
-
 def _tokens_of_native_image(model: FusionVLM) -> int:
     """Tokens of a picture of the encoder's own size."""
-    return model.config.num_image_tokens(*_native_size(model.config.vision_config))
+    return model.config.num_image_tokens(*native_size(model.config.vision_config))
 
 
 def _select_strategy(model: FusionVLM) -> Literal["default", "full"]:
@@ -210,8 +201,8 @@ def to_stock_processor(model: FusionVLM, processor: Processor) -> LlavaProcessor
     """
     vision = model.config.vision_config
     size = processed_size("this model", processor.image_processor)
-    native = _native_size(vision)
-    if FAMILIES[vision.model_type].resizes and size != native:
+    native = native_size(vision)
+    if family_of(vision).resizes and size != native:
         raise LayerfuseError(
             f"cannot fold this model into stock LLaVA: its pictures are {size[0]} x {size[1]} "
             f"pixels, its encoder's own {native[0]} x {native[1]}, and LLaVA does not interpolate "

@@ -98,9 +98,8 @@ def check_sizes(name: str, kind: Kind, config: PreTrainedConfig) -> None:
     settings = config.to_dict()
     for setting in SIZES:
         size = settings.get(setting)
-        # some LLMs have a size of its own for every block; the encoder divides by its patch_size
-        is_list = isinstance(size, list | tuple) and setting != "patch_size"
-        if size is None or is_list:
+        # some LLMs have a size of its own for every block, some encoders one for either way
+        if size is None or isinstance(size, list | tuple):
             continue
         # bool: True is an int for Python, but no size
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:

@@ -12,8 +12,9 @@ from transformers.configuration_utils import SubConfigSpec
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS, Shapes, Strategy, parse
-from layerfuse.vision.encoder import FAMILIES, patch_grid
+from layerfuse.vision.encoder import patch_grid
 from layerfuse.vision.selection import LayerSpec, Selection, select
+from layerfuse.vision.towers import family_of, native_size, patch_side
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class FusionConfig(PreTrainedConfig):
         return image_tokens_of(
             self.fusion,
             layers=len(self.vision_layers),
-            patch_size=self.vision_config.patch_size,
+            patch_size=patch_side(self.vision_config),
             token_grid=self.token_grid,
         )
 
@@ -249,12 +250,7 @@ def _grid(vision: PreTrainedConfig, token_grid: tuple[int, int] | None) -> tuple
                 f"token_grid {token_grid} must be (rows, columns), both at least 1"
             )
         return token_grid
-    # families write one side of a square, or both sides
-    if isinstance(vision.image_size, int):
-        height = width = vision.image_size
-    else:
-        height, width = vision.image_size
-    return patch_grid(height, width, vision.patch_size)
+    return patch_grid(*native_size(vision), patch_side(vision))
 
 
 def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfig) -> Shapes:
@@ -262,7 +258,7 @@ def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfi
 
     Args:
         selection: the selected layers.
-        vision: the config of an encoder of one of `FAMILIES`.
+        vision: the config of an encoder.
         text: the config of any LLM.
     """
     # as a dict: not every LLM has heads or an MLP, and attributes of configs may be renamed
@@ -275,5 +271,5 @@ def shapes(selection: Selection, vision: PreTrainedConfig, text: PreTrainedConfi
         llm_heads=settings.get("num_attention_heads"),
         llm_ffn=settings.get("intermediate_size"),
         llm_family=text.model_type,
-        has_cls=FAMILIES[vision.model_type].prefix(vision) > 0,
+        has_cls=family_of(vision).prefix(vision) > 0,
     )

@@ -22,8 +22,9 @@ from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.local_models.configuration import read_config
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.vision.encoder import FAMILIES, Encoder, vision_config_of
+from layerfuse.vision.encoder import Encoder, vision_config_of
 from layerfuse.vision.selection import LayerSpec, resolve_layer
+from layerfuse.vision.towers import family_of
 
 StockLlava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
@@ -116,7 +117,7 @@ def _stock_parts(model: Any) -> GivenModel:
 
 def _check_select_strategy(config: Any, vision_config: PreTrainedConfig) -> None:
     """Raise LayerfuseError if the model looks at more or less than all patch tokens."""
-    prefix = FAMILIES[vision_config.model_type].prefix(vision_config)
+    prefix = family_of(vision_config).prefix(vision_config)
     dropped = 1 if config.vision_feature_select_strategy == "default" else 0
     if dropped != prefix:
         raise LayerfuseError(

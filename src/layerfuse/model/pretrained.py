@@ -17,6 +17,8 @@ from transformers import (
     LlavaImageProcessorPil,
     PreTrainedConfig,
     PreTrainedModel,
+    Siglip2ImageProcessorPil,
+    SiglipImageProcessorPil,
 )
 from transformers.image_processing_backends import PilBackend
 from transformers.utils import logging
@@ -29,6 +31,7 @@ from layerfuse.model.config import FusionConfig
 from layerfuse.model.first_blocks import cut_config
 from layerfuse.model.processor import Processor
 from layerfuse.vision.aspect_ratio import ImageAspectRatio
+from layerfuse.vision.towers import patch_side
 
 NameOrConfig = str | PreTrainedConfig
 """hub id, local folder, local-model name, or a config (random weights)"""
@@ -240,7 +243,7 @@ def compose_processor(
     return Processor(
         load_image_processor(encoder, image_aspect_ratio),
         load_tokenizer(llm, image_token),
-        patch_size=config.vision_config.patch_size,
+        patch_size=patch_side(config.vision_config),
         token_grid=config.token_grid,
         fusion=config.fusion,
         layers=len(config.vision_layers),
@@ -296,10 +299,31 @@ def load_image_processor(name: str, image_aspect_ratio: ImageAspectRatio | None 
         image_processor = auto_image_processor.from_pretrained(resolve(name), backend="pil")
     except (OSError, ValueError) as error:
         raise LayerfuseError(f"cannot read the image processor of {name}: {error}") from error
+    if isinstance(image_processor, Siglip2ImageProcessorPil):
+        image_processor = _of_one_size(image_processor)
     if image_aspect_ratio is not None:
         image_processor = _with_aspect_ratio(name, image_processor, image_aspect_ratio)
     processed_size(name, image_processor)
     return image_processor
+
+
+def _of_one_size(image_processor: Any) -> Any:
+    """The image processor of SigLIP 2 of any shape (NaFlex), for squares of as many patches.
+
+    Args:
+        image_processor: which cuts pictures into patches, a varying number of them.
+    """
+    settings = image_processor.to_dict()
+    side = int(settings["max_num_patches"] ** 0.5) * settings["patch_size"]
+    # Any: transformers does not annotate its constructors
+    image_processor_class: Any = SiglipImageProcessorPil
+    return image_processor_class(
+        size={"height": side, "width": side},
+        resample=settings["resample"],
+        rescale_factor=settings["rescale_factor"],
+        image_mean=settings["image_mean"],
+        image_std=settings["image_std"],
+    )
 
 
 def processed_size(name: str, image_processor: Any) -> tuple[int, int]:

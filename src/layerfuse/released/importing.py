@@ -37,6 +37,7 @@ from layerfuse.released.language_model import (
 from layerfuse.released.layouts import LAYOUTS, Around, Layout, reordered
 from layerfuse.released.tensors import Checkpoint, read_checkpoint
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
+from layerfuse.vision.towers import patch_side
 
 STOCK = "llava-hf"
 """the layout of transformers' own LLaVA"""
@@ -144,7 +145,7 @@ def _from_stock(name: str, elsewhere: Elsewhere) -> tuple[FusionVLM, Processor, 
     processor = Processor(
         given_processor.image_processor,
         given_processor.tokenizer,
-        patch_size=model.config.vision_config.patch_size,
+        patch_size=patch_side(model.config.vision_config),
         fusion=model.config.fusion,
         layers=len(layers),
         image_token=given_processor.image_token,
@@ -197,7 +198,7 @@ def _from_release(
     processor = Processor(
         load_image_processor(encoder, _aspect_ratio(checkpoint)),
         tokenizer,
-        patch_size=model.config.vision_config.patch_size,
+        patch_size=patch_side(model.config.vision_config),
         fusion=model.config.fusion,
         layers=len(model.config.vision_layers),
         chat_template=elsewhere.chat_template or _chat_template(tokenizer, model),

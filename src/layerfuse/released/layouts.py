@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.released.tensors import Checkpoint
-from layerfuse.vision.encoder import FAMILIES
 from layerfuse.vision.selection import resolve_layer
+from layerfuse.vision.towers import family_of
 
 MLP = {"0.": "projector.linear_1.", "2.": "projector.linear_2."}
 """LLaVA's `nn.Sequential` of Linear, GELU, Linear"""
@@ -368,7 +368,7 @@ def _depth(around: Around) -> int:
 
 def _prefix(around: Around) -> int:
     """The number of the encoder's tokens before its patches."""
-    return FAMILIES[around.vision.model_type].prefix(around.vision)
+    return family_of(around.vision).prefix(around.vision)
 
 
 def _check_patches(checkpoint: Checkpoint, around: Around) -> None:

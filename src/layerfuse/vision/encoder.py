@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +17,7 @@ from layerfuse.hardware import device
 from layerfuse.local_models.configuration import check_build, check_sizes, read_config
 from layerfuse.local_models.registry import resolve
 from layerfuse.vision.features import Features
+from layerfuse.vision.towers import Family, family_of, native_size, patch_side, recorded
 
 NOT_IN_DIGESTS = (
     "num_hidden_layers",
@@ -28,56 +28,6 @@ NOT_IN_DIGESTS = (
 """entries of a config that do not change what a layer gives"""
 
 
-@dataclass(frozen=True)
-class Family:
-    """How a family of Hugging Face vision towers is put together."""
-
-    # Any: transformers names submodules and settings per family, in no common type
-    blocks: Callable[[Any], nn.ModuleList]
-    """the blocks of a tower, from the bottom up"""
-    prefix: Callable[[Any], int]
-    """number of tokens before the patches, read from the config"""
-    unused: tuple[str, ...]
-    """submodules after the last block, which layerfuse never runs"""
-    resizes: bool = True
-    """whether the embeddings must be told of images that are not of the native size"""
-    norm: str | None = None
-    """submodule between the embeddings and block 1"""
-
-
-FAMILIES = {
-    "clip_vision_model": Family(
-        blocks=lambda tower: tower.encoder.layers,
-        prefix=lambda config: 1,
-        unused=("post_layernorm",),
-        norm="pre_layrnorm",
-    ),
-    # fixed-resolution SigLIP 2 checkpoints have this type too
-    "siglip_vision_model": Family(
-        blocks=lambda tower: tower.encoder.layers,
-        prefix=lambda config: 0,
-        unused=("post_layernorm", "head"),
-    ),
-    "dinov2": Family(
-        blocks=lambda tower: tower.encoder.layer,
-        prefix=lambda config: 1,
-        unused=("layernorm",),
-        resizes=False,
-    ),
-    "dinov2_with_registers": Family(
-        blocks=lambda tower: tower.encoder.layer,
-        prefix=lambda config: 1 + config.num_register_tokens,
-        unused=("layernorm",),
-        resizes=False,
-    ),
-    "vit": Family(
-        blocks=lambda tower: tower.layers,
-        prefix=lambda config: 1,
-        unused=("layernorm", "pooler"),
-    ),
-}
-
-
 def vision_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
     """The vision part of a two-tower config (CLIP, SigLIP), or the config itself.
 
@@ -85,20 +35,16 @@ def vision_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
         config: the config of any model of transformers.
 
     Returns:
-        The config of a vision tower of one of `FAMILIES`.
+        The config of a vision tower that layerfuse can read.
 
     Raises:
-        LayerfuseError: if it is no vision encoder with patch tokens that layerfuse knows.
+        LayerfuseError: if it is no vision encoder with patch tokens that layerfuse can read.
     """
     # vars: as an attribute, some configs make up a vision_config that was never given
     vision = vars(config).get("vision_config")
     if not isinstance(vision, PreTrainedConfig):
         vision = config
-    if vision.model_type not in FAMILIES:
-        raise LayerfuseError(
-            f"{config.model_type!r} is not an encoder with patch tokens that layerfuse knows; "
-            f"valid model types: {', '.join(FAMILIES)} (or a two-tower model that holds one)"
-        )
+    family_of(vision)
     return vision
 
 
@@ -133,12 +79,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = tuple(sorted(set(layers)))
         self.token_grid = token_grid
-        self.family = FAMILIES[tower.config.model_type]
+        self.family = family_of(tower.config)
         self.prefix = self.family.prefix(tower.config)
+        self.patch_side = patch_side(tower.config)
         self.tower = tower
 
         # what no selected layer needs costs neither memory nor time
-        deepest = self.layers[-1]
+        deepest = _needed_blocks(self.family, self.layers)
         blocks = self.family.blocks(tower)
         del blocks[deepest:]
         for name in self.family.unused:
@@ -156,7 +103,7 @@ class Encoder(nn.Module):
             token_grid: as for the class.
         """
         trimmed = deepcopy(config)
-        trimmed.num_hidden_layers = max(layers)
+        trimmed.num_hidden_layers = _needed_blocks(family_of(config), layers)
         # Any: transformers does not annotate what its automatic classes make
         auto_model: Any = AutoModel
         tower: PreTrainedModel = auto_model.from_config(trimmed)
@@ -164,7 +111,7 @@ class Encoder(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image of that many pixels."""
-        return self.token_grid or patch_grid(height, width, self.tower.config.patch_size)
+        return self.token_grid or patch_grid(height, width, self.patch_side)
 
     def forward(self, pixel_values: Tensor) -> Features:
         """Run the tower up to the deepest selected layer.
@@ -176,19 +123,16 @@ class Encoder(nn.Module):
             The features of the selected layers of B images.
         """
         height, width = pixel_values.shape[-2:]
-        cells = patch_grid(height, width, self.tower.config.patch_size)
-        hidden = self._embed(pixel_values)
-        hidden_states: list[Tensor] = []
-        if 0 in self.layers:
-            hidden_states.append(hidden)
-        for index, block in enumerate(self.family.blocks(self.tower), start=1):
-            hidden = block(hidden, None)
-            if index in self.layers:
-                hidden_states.append(hidden)
+        cells = patch_grid(height, width, self.patch_side)
+        if self.family.whole:
+            states = self._run_whole(pixel_values)
+        else:
+            states = self._run_blocks(pixel_values)
 
         patches: list[Tensor] = []
         summary: list[Tensor] = []
-        for hidden in hidden_states:
+        for layer in self.layers:
+            hidden = states[layer]
             patches.append(self._pool(hidden[:, self.prefix :], cells))
             # the first prefix token is CLS; encoders without one are summed up by the mean
             if self.prefix:
@@ -196,6 +140,37 @@ class Encoder(nn.Module):
             else:
                 summary.append(hidden.mean(dim=1))
         return Features(self.layers, tuple(patches), tuple(summary), self.token_grid or cells)
+
+    def _run_blocks(self, pixel_values: Tensor) -> dict[int, Tensor]:
+        """The hidden states of the selected layers, block by block."""
+        hidden = self._embed(pixel_values)
+        states: dict[int, Tensor] = {}
+        if 0 in self.layers:
+            states[0] = hidden
+        for index, block in enumerate(self.family.blocks(self.tower), start=1):
+            hidden = block(hidden, None)
+            if index in self.layers:
+                states[index] = hidden
+        return states
+
+    def _run_whole(self, pixel_values: Tensor) -> dict[int, Tensor]:
+        """The hidden states of all layers, by the tower's own forward.
+
+        Raises:
+            LayerfuseError: pictures are of a size that this tower does not read.
+        """
+        native = native_size(self.tower.config)
+        height, width = pixel_values.shape[-2:]
+        if not self.family.any_size and (height, width) != native:
+            raise LayerfuseError(
+                f"pictures are {height} x {width} pixels, and the encoder "
+                f"({self.tower.config.model_type}) reads pictures of {native[0]} x {native[1]} "
+                "alone: set that size in its preprocessor_config.json"
+            )
+        inputs = self.family.inputs(self.tower.config, pixel_values.to(self.tower.dtype))
+        with recorded(self.family.blocks(self.tower)) as states:
+            self.tower(**inputs)
+        return states
 
     def digests(self) -> dict[int, str]:
         """What determines the features of each layer, as one key of a cache.
@@ -232,10 +207,8 @@ class Encoder(nn.Module):
         embeddings = self.tower.get_submodule("embeddings")
         pixel_values = pixel_values.to(self.tower.dtype)
         if self.family.resizes:
-            native = self.tower.config.image_size
-            native_size = (native, native) if isinstance(native, int) else tuple(native)
             # at the native size the stored positions are taken as they are, bit for bit
-            resized = tuple(pixel_values.shape[-2:]) != native_size
+            resized = tuple(pixel_values.shape[-2:]) != native_size(self.tower.config)
             hidden = embeddings(pixel_values, interpolate_pos_encoding=resized)
         else:
             hidden = embeddings(pixel_values)
@@ -250,6 +223,13 @@ class Encoder(nn.Module):
         maps = torch.unflatten(patches.transpose(1, 2), 2, cells)
         pooled = F.adaptive_avg_pool2d(maps, self.token_grid)
         return pooled.flatten(2).transpose(1, 2)
+
+
+def _needed_blocks(family: Family, layers: Iterable[int]) -> int:
+    """How many blocks a tower needs for some layers."""
+    deepest = max(layers)
+    # a tower that runs by its own forward has at least one, before which layer 0 is recorded
+    return max(1, deepest) if family.whole else deepest
 
 
 class _Digest(Protocol):
@@ -281,10 +261,10 @@ def load_vision_config(
         settings: the configuration that a recipe spells out; None reads that of `name`.
 
     Returns:
-        The config of a vision tower of one of `FAMILIES`.
+        The config of a vision tower that layerfuse can read.
 
     Raises:
-        LayerfuseError: if it cannot be found, is no vision encoder that layerfuse knows, or
+        LayerfuseError: if it cannot be found, is no vision encoder that layerfuse can read, or
             describes none that can be built.
     """
     if not isinstance(name, str):
@@ -300,16 +280,12 @@ def load_vision_config(
 
 def _check_image_size(name: str, vision: PreTrainedConfig) -> None:
     """Raise LayerfuseError if the encoder's own pictures hold no patch."""
-    # Any: families write one side of a square, or both sides
-    image_size: Any = vision.image_size
-    smallest = image_size
-    if not isinstance(image_size, int):
-        smallest = min(image_size)
-    patch_size: int = vision.patch_size
+    smallest = min(native_size(vision))
+    patch_size = patch_side(vision)
     if smallest < patch_size:
         raise LayerfuseError(
-            f"the configuration of the encoder {name}: image_size is {image_size!r}; valid: at "
-            f"least its patch_size, {patch_size}"
+            f"the configuration of the encoder {name}: image_size is {smallest}; valid: at least "
+            f"its patch_size, {patch_size}"
         )
 
 
@@ -339,7 +315,7 @@ def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTr
         raise LayerfuseError(f"cannot read the encoder {name}: {error}") from error
     # transformers makes up what a checkpoint lacks, and only says so. A pooler above the last
     # block may be missing: it is never run.
-    unused = FAMILIES[config.model_type].unused
+    unused = family_of(config).unused
     missing = [key for key in sorted(report["missing_keys"]) if key.split(".")[0] not in unused]
     if missing:
         raise LayerfuseError(
