@@ -4,12 +4,22 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 VENV_LMMS ?= .venv-lmms
+VENV_SERVING ?= .venv-serving
+# That of SGLang 0.5.23, and within what vLLM 0.33 asks for (>=5.16.1,<5.21).
+SERVING = transformers==5.19.0
 PIP_LMMS = $(VENV_LMMS)/bin/python -m pip --disable-pip-version-check
+PIP_SERVING = $(VENV_SERVING)/bin/python -m pip --disable-pip-version-check
 # glibc keeps freed memory instead of returning it after every step: a tenth of a CPU step's time.
 export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 
-.PHONY: help install install-dev quickstart test test-full test-lmms check docs bench clean
+# What a server loads: models, processors, and what they are exported to.
+SERVED_TESTS = tests/test_model.py tests/test_generation.py tests/test_processor.py \
+	tests/test_stock_models.py tests/test_encoder.py tests/test_export_llava.py \
+	tests/test_export_hub.py tests/test_serving_contract.py tests/test_given_model.py \
+	tests/test_import.py tests/test_ordinary_paths.py
+
+.PHONY: help install install-dev quickstart test test-full test-lmms test-serving check-serving check docs bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +59,19 @@ $(VENV_LMMS)/.installed: pyproject.toml constraints.txt $(wildcard tests/lmms/*.
 test-lmms: $(VENV_LMMS)/.installed  ## the tests of the plug-in of lmms-eval, in .venv-lmms
 	$(VENV_LMMS)/bin/python -m pytest tests/lmms
 
+# The other versions stay; those that transformers itself asks for follow it.
+$(VENV_SERVING)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_SERVING)
+	grep -vE '^(transformers|tokenizers|huggingface-hub)==' constraints.txt > $(VENV_SERVING)/constraints.txt
+	$(PIP_SERVING) install --quiet --constraint $(VENV_SERVING)/constraints.txt '$(SERVING)' --editable '.[dev]'
+	touch $@
+
+test-serving: $(VENV_SERVING)/.installed  ## the tests with the transformers of servers, in .venv-serving
+	$(VENV_SERVING)/bin/python -m pytest -n auto --dist worksteal -m 'not slow'
+
+check-serving: $(VENV_SERVING)/.installed  ## those of models and exports alone
+	$(VENV_SERVING)/bin/python -m pytest -n auto --dist worksteal -m 'not slow' $(SERVED_TESTS)
+
 check: install-dev  ## ruff, pyright, import order of the floors
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -62,4 +85,4 @@ bench: install-dev  ## benchmarks, as ratios of two things timed in one run
 	for file in benchmarks/[a-z]*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV_LMMS) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV_LMMS) $(VENV_SERVING) .pytest_cache .ruff_cache build dist

@@ -39,7 +39,8 @@ STRATEGIES = [
 ]
 OF_HUB = ("concat", "inject_cross", "instruction_weighted")
 """an external, an internal and a guided strategy, which are also loaded as from a hub"""
-NOT_THERE = ("layerfuse", "rich", "typer", "psutil", "scipy", "matplotlib", "onnx", "peft")
+NOT_THERE = ("layerfuse", "rich", "typer", "psutil", "scipy", "sklearn", "matplotlib")
+NOT_THERE += ("onnx", "peft")
 """packages that layerfuse needs, and an exported model does not"""
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 

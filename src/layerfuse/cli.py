@@ -327,21 +327,25 @@ def ask(
 def export(
     model: ModelFolder,
     to: Annotated[
-        Literal["llava", "hub"],
-        Option(help="llava: transformers' own LLaVA; hub: a folder that brings its own code."),
+        Literal["llava", "hub", "gguf"],
+        Option(
+            help="llava: transformers' own LLaVA; hub: a folder that brings its own code; gguf: an "
+            "image encoder for llama.cpp."
+        ),
     ],
     output: Annotated[
         Path | None, Option(help="A new folder.", show_default="<model>-<to>")
     ] = None,
     imports: Imports = None,
 ) -> None:
-    """Write a trained model for other programs, checked to give the same logits."""
+    """Write a trained model for other programs, checked to compute the same."""
     from layerfuse.export.formats import export
 
     import_strategies(imports)
     exported = export(model, to, output)
     typer.echo(
-        f"{exported.folder}: the largest difference of two logits is {exported.difference:.2g}"
+        f"{exported.folder}: the largest difference of {exported.compared} is "
+        f"{exported.difference:.2g}"
     )
     for note in exported.notes:
         typer.echo(note)

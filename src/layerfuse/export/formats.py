@@ -6,12 +6,16 @@ from typing import Any, Literal
 
 from layerfuse.evaluate.answer import Answerer, load_answerer
 from layerfuse.export.equality import check_equal
+from layerfuse.export.gguf_llava import FILE, LLM, write_gguf
 from layerfuse.export.hub import export_hub
 from layerfuse.export.model_card import model_card, serving
 from layerfuse.export.stock_llava import to_stock_llava, to_stock_processor
 from layerfuse.files import refuse_filled, whole_folder
 
-Format = Literal["llava", "hub"]
+Format = Literal["llava", "hub", "gguf"]
+
+
+LOGITS = "two logits"
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,9 @@ class Exported:
 
     folder: Path
     difference: float
-    """the largest of two logits, of the questions that were asked of both"""
+    """the largest difference that was found, of what `compared` says"""
+    compared: str
+    """what was compared of the trained model and of what was written"""
     notes: list[str]
     """what its user must know"""
 
@@ -31,11 +37,11 @@ def export(model: Path, to: Format, output: Path | None = None) -> Exported:
     Args:
         model: folder of a trained model.
         to: `llava` is transformers' own LLaVA; `hub` a folder for transformers that brings the
-            code of the model's strategy.
+            code of the model's strategy; `gguf` an image encoder for llama.cpp beside its LLM.
         output: a folder that is empty or not there; by default beside the model.
 
     Returns:
-        The folder, which holds a model with the same logits.
+        The folder, which holds the same model.
 
     Raises:
         LayerfuseError: the format cannot express the model, or what was made differs from it;
@@ -48,10 +54,12 @@ def export(model: Path, to: Format, output: Path | None = None) -> Exported:
     answerer = load_answerer(model)
     if to == "llava":
         return _export_llava(model, answerer, output)
+    if to == "gguf":
+        return _export_gguf(answerer, output)
     difference = export_hub(model, answerer, output)
     fusion = answerer.model.config.strategy.module
     notes = ["load it with trust_remote_code=True, also where layerfuse is not installed"]
-    return Exported(output, difference, [*notes, serving(fusion)])
+    return Exported(output, difference, LOGITS, [*notes, serving(fusion)])
 
 
 def _export_llava(model: Path, answerer: Answerer, output: Path) -> Exported:
@@ -70,7 +78,22 @@ def _export_llava(model: Path, answerer: Answerer, output: Path) -> Exported:
         llava.save_pretrained(unfinished)
         stock_processor.save_pretrained(unfinished)
         (unfinished / "README.md").write_text(card, "utf-8")
-    return Exported(output, difference, _llava_notes(llava))
+    return Exported(output, difference, LOGITS, _llava_notes(llava))
+
+
+def _export_gguf(answerer: Answerer, output: Path) -> Exported:
+    """Write an image encoder for llama.cpp, and the LLM for its converter."""
+    # Any: transformers types `to` for its own classes only
+    trained: Any = answerer.model.cpu()
+    with whole_folder(output) as unfinished:
+        difference = write_gguf(trained, answerer.processor, unfinished)
+    notes = [
+        f"the LLM: python convert_hf_to_gguf.py {output / LLM} (of llama.cpp), then "
+        f"llama-mtmd-cli -m LLM.gguf --mmproj {output / FILE}",
+        "llama.cpp itself was not run: what was written is read and computed with numpy. It pads "
+        "pictures that are no squares in its own way",
+    ]
+    return Exported(output, difference, "visual tokens, as a share of their largest", notes)
 
 
 # Any: a stock LLaVA

@@ -45,7 +45,7 @@ def to_stock_llava(model: FusionVLM) -> LlavaForConditionalGeneration:
         raise LayerfuseError(f"cannot fold this model into stock LLaVA: {error}. {INSTEAD}") from (
             error
         )
-    _refuse_pooling(model)
+    refuse_pooling(model, "cannot fold this model into stock LLaVA")
     head = _plain_head(model)
 
     vision_config = _stock_vision_config(model, flat)
@@ -79,12 +79,17 @@ def to_stock_llava(model: FusionVLM) -> LlavaForConditionalGeneration:
     return llava.eval()
 
 
-def _refuse_pooling(model: FusionVLM) -> None:
-    """Raise LayerfuseError for tokens that are means of several patches."""
+def refuse_pooling(model: FusionVLM, refusal: str) -> None:
+    """Raise LayerfuseError for tokens that are means of several patches.
+
+    Args:
+        model: the trained model.
+        refusal: how the error begins.
+    """
     if model.config.token_grid is not None:
         raise LayerfuseError(
-            f"cannot fold this model into stock LLaVA: token_grid {model.config.token_grid} pools "
-            f"the patches of its encoder, and LLaVA does not pool. {INSTEAD}"
+            f"{refusal}: token_grid {model.config.token_grid} pools the patches of its encoder, "
+            f"and LLaVA does not pool. {INSTEAD}"
         )
 
 

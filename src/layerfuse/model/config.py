@@ -4,11 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS, Shapes, Strategy, parse
@@ -126,16 +125,10 @@ class FusionConfig(PreTrainedConfig):
     model_type = "layerfuse"
     # what `Trainer.evaluate` need not gather from processes
     keys_to_ignore_at_inference: ClassVar = ["past_key_values", "visual"]
-    # transformers makes these where a saved config leaves the field out
-    sub_configs_defaults: ClassVar = {
-        "vision_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="clip_vision_model",
-        ),
-        "text_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="llama",
-        ),
+    # a property in newer versions of transformers, a dictionary in those that servers ask for
+    sub_configs: ClassVar = {  # pyright: ignore
+        "vision_config": AutoConfig,
+        "text_config": AutoConfig,
     }
 
     # Any: a config of any family, whose fields transformers names in no common type
@@ -154,6 +147,15 @@ class FusionConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     answer_tokens: list[int] | None = None
     """the tokens that answers are made of, where they are a closed set; none: any token"""
+
+    # Any: what else transformers makes of a config
+    def __post_init__(self, **others: Any) -> None:
+        """Make the configs of encoder and LLM of what was saved, or where they are left out."""
+        self.vision_config = _inner_config(self.vision_config, "clip_vision_model")
+        self.text_config = _inner_config(self.text_config, "llama")
+        # Any: transformers does not annotate what it runs after a config is made
+        parent: Any = super()
+        parent.__post_init__(**others)
 
     @property
     def selection(self) -> Selection:
@@ -193,6 +195,25 @@ class FusionConfig(PreTrainedConfig):
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens that replace one preprocessed image of that many pixels."""
         return self.image_tokens.of_pixels(height, width)
+
+
+# Any: a config of any family, or what is saved of one
+def _inner_config(given: Any, default: str) -> Any:
+    """The config of a part of the model.
+
+    Args:
+        given: the config, the dictionary that was saved of it, or None.
+        default: the `model_type` where none is said.
+    """
+    settings: dict[str, Any] = {}
+    if isinstance(given, dict):
+        settings.update(cast("dict[str, Any]", given))
+    elif given is not None:
+        return given
+    model_type = settings.pop("model_type", default)
+    # Any: transformers does not annotate what its automatic classes make
+    auto_config: Any = AutoConfig
+    return auto_config.for_model(model_type, **settings)
 
 
 def configure(

@@ -14,6 +14,7 @@ from transformers import (
     AutoProcessor,
     Cache,
     PreTrainedModel,
+    modeling_utils,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
@@ -38,6 +39,10 @@ from layerfuse.model.processor import IGNORED, Processor
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.features import Features
 from layerfuse.vision.selection import LayerSpec
+
+MASKS_POSITIONS = "slice_logits_to_keep" in vars(modeling_utils)
+"""whether LLMs take a mask of the positions that get logits; older versions of transformers take
+positions that are the same for all rows, and give more logits than are needed"""
 
 
 @dataclass
@@ -489,14 +494,16 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
     ) -> FusionOutput:
         """The LLM on its input (rows, T, D), whose blocks get `visual`, and the loss."""
         targets = None
+        labelled = None
         if labels is not None:
             targets = next_tokens(labels)
         labelled_only = targets is not None and self.training
         if targets is not None and labelled_only:
             kwargs.setdefault("use_cache", False)
             # logits cost as much as some blocks: only where they are compared with a label
-            logits_to_keep = targets != IGNORED
-            targets = targets[logits_to_keep]
+            labelled = targets != IGNORED
+            targets = targets[labelled]
+            logits_to_keep = labelled if MASKS_POSITIONS else labelled.any(dim=0).nonzero()[:, 0]
         elif isinstance(logits_to_keep, int) and logits_to_keep:
             logits_to_keep = _last_positions(logits_to_keep, embeds)
         outputs = self.language_model(
@@ -509,6 +516,8 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
 
         closed = self.answer_head
         logits = outputs.logits
+        if labelled is not None and not MASKS_POSITIONS:
+            logits = logits[labelled[:, labelled.any(dim=0)]]
         loss = None
         if targets is not None:
             if closed is not None:
