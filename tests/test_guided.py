@@ -213,6 +213,34 @@ def test_rows_by_turn_label_the_same_tokens(guided: Guided, picture: Picture) ->
     assert in_one_row.tolist() == in_three_rows.tolist()
 
 
+def test_a_picture_of_several_turns_is_encoded_once(
+    guided: Guided, picture: Picture, tmp_path: Path
+) -> None:
+    """With what it is in every row, however many rows show it, and in their order."""
+    file = tmp_path / "another.png"
+    Image.effect_noise((40, 40), 70).convert("RGB").save(file)
+    two = conversation(picture, "What colour?", "red", "How many?", "two")
+    one = conversation(Picture(str(file)), "Which shape?", "round")
+    again = conversation(picture, "Where?", "left")
+    guided.model.train()
+
+    batch = training_batch(guided.processor, two, one, again)
+
+    assert batch["pixel_values"].shape[0] == 2
+    assert batch["image_index"].tolist() == [0, 0, 1, 0]
+    in_every_row = dict(batch)
+    index = in_every_row.pop("image_index")
+    in_every_row["pixel_values"] = batch["pixel_values"][index]
+    losses = [guided.model(**inputs).loss for inputs in (batch, in_every_row)]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_pictures_that_no_rows_share_need_no_index(guided: Guided, picture: Picture) -> None:
+    batch = training_batch(guided.processor, conversation(picture, "What colour?", "red"))
+
+    assert "image_index" not in batch
+
+
 @pytest.fixture
 def averaging(sentence_encoder: str) -> Guided:
     """A model whose training is guided by the mean of a conversation's questions."""

@@ -217,15 +217,16 @@ class Collator:
 
         Returns:
             Keyword arguments of the model: `input_ids`, `attention_mask` and `labels` (rows, T),
-            `guidance`, and, where there are pictures, `features` or `pixel_values`; for guided
-            rows also `instruction`.
+            `guidance`, and, where there are pictures, `features` or `pixel_values`; where the
+            answers of a conversation are rows, each picture is there once, and `image_index` says
+            which each row shows; for guided rows also `instruction`.
 
         Raises:
             LayerfuseError: naming the sample that cannot be used (no label left, image tokens cut).
         """
         if self.rows_by_turn:
             samples = _turns_of(samples)
-        visual = visual_inputs(self.processor, samples, self.store)
+        visual = self._visual(samples)
         # Every picture of a batch has the same number of tokens.
         tokens_per_image = image_tokens(self.processor, visual)
         usable = []
@@ -237,7 +238,7 @@ class Collator:
                 rows.append(row)
         if len(usable) < len(samples):
             # The pictures of turns that were cut away must not stay in the batch.
-            visual = visual_inputs(self.processor, usable, self.store)
+            visual = self._visual(usable)
         if self.blank and not visual:
             visual = self._add_blank(rows[0])
 
@@ -249,6 +250,21 @@ class Collator:
             if instruction is not None:
                 batch["instruction"] = instruction
         return batch
+
+    def _visual(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """What the model is given of the pictures: of each once, where turns share them."""
+        if not self.rows_by_turn:
+            return visual_inputs(self.processor, samples, self.store)
+        shown: list[Picture] = []
+        for sample in samples:
+            shown.extend(sample.pictures)
+        place = {picture: number for number, picture in enumerate(dict.fromkeys(shown))}
+        if len(place) == len(shown):
+            return visual_inputs(self.processor, samples, self.store)
+        once = Sample("once", tuple(place), ())
+        visual = visual_inputs(self.processor, [once], self.store)
+        visual["image_index"] = torch.tensor([place[picture] for picture in shown])
+        return visual
 
     def _instruction(self, samples: Sequence[Sample]) -> Tensor | None:
         """What guides the rows, (rows, E): the embedding of the question, or the mean of those of

@@ -400,6 +400,7 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         features: Features | None = None,
+        image_index: Tensor | None = None,
         instruction: Tensor | None = None,
         guidance: Guidance = "instruction",
         visual: Placed | None = None,
@@ -417,6 +418,8 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             attention_mask: (rows, T), zero at padding.
             pixel_values: (images, 3, height, width), images in reading order.
             features: the same images encoded before, instead of `pixel_values`.
+            image_index: (images in the text), which of the images that are given each of them is;
+                an image that several rows show is then encoded once. By default each is one.
             instruction: (rows, E), what guides a guided strategy. By default strategies that read
                 the prompt take `prompt_embedding`.
             guidance: what weighs the layers of guided strategies: the instruction, nothing
@@ -439,6 +442,8 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         """
         if features is None and pixel_values is not None and visual is None:
             features = self.encode_images(pixel_values)
+        if features is not None and image_index is not None:
+            features = features.take(image_index)
         has_images = features is not None
         if features is not None:
             visual = self._fuse_and_place(
