@@ -10,6 +10,7 @@ from torch import Tensor
 from layerfuse import FusionVLM
 from layerfuse.fusion.injector import Injector
 from tests import tiny
+from tests.checkpointing import compute_blocks_anew
 from tests.cross_models import cross_model, each_variant
 from tests.random_prompts import prompts_with_images_at
 
@@ -63,7 +64,7 @@ def test_gradients_of_several_forwards_and_of_recomputed_blocks(variant: str) ->
 
     # A block is computed anew when the second forward has long replaced what hooks knew of the
     # first one.
-    model.activation_checkpointing_enable()
+    compute_blocks_anew(model)
     assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     assert_same(gradients(model, [first]), of_first)
     assert_same(gradients(model, [second, first]), of_both)
@@ -75,7 +76,7 @@ def test_nothing_of_a_backward_stays_behind(variant: str) -> None:
     model = cross_model(variant).train()
     first = prompts_with_images_at([[1, 20], [5]])
     second = prompts_with_images_at([[33]])
-    model.activation_checkpointing_enable()
+    compute_blocks_anew(model)
     gradients(model, [second, first])
     model.zero_grad()
     model.eval()
@@ -107,7 +108,7 @@ def test_hooks_keep_nothing_after_a_backward(variant: str, checkpointing: bool) 
     """What they hold between the parts of a block would hold a batch and its graph in memory."""
     model = cross_model(variant).train()
     if checkpointing:
-        model.activation_checkpointing_enable()
+        compute_blocks_anew(model)
 
     gradients(model, [prompts_with_images_at([[1, 20], []])])
 
@@ -125,7 +126,7 @@ def test_deepcopy_after_a_backward(variant: str, checkpointing: bool) -> None:
     """The copy works, has hooks of its own, and leaves the first model alone."""
     model = cross_model(variant).train()
     if checkpointing:
-        model.activation_checkpointing_enable()
+        compute_blocks_anew(model)
     batch = prompts_with_images_at([[1, 20], []])
     gradients(model, [batch])
 

@@ -14,6 +14,7 @@ from layerfuse import FusionVLM
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from tests import tiny
+from tests.checkpointing import compute_blocks_anew
 from tests.combinations import each_strategy, everywhere
 from tests.random_prompts import positions_of, prompts, visual_inputs_of_row
 
@@ -131,7 +132,7 @@ def test_activation_checkpointing_gives_the_same_gradients(strategy: str) -> Non
     for checkpointing in (False, True):
         model = tiny.model(strategy).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            compute_blocks_anew(model)
         torch.manual_seed(5)
         batch = prompts(model, [1, 2])
         model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()

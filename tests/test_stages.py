@@ -16,6 +16,7 @@ from layerfuse.recipe.data_source import Data
 from layerfuse.recipe.stage import Stage
 from layerfuse.train.stages import begin_stage, count_parameters, end_stage, parameter_groups
 from tests import tiny
+from tests.checkpointing import compute_blocks_anew
 
 
 def make_stage(**settings: Any) -> Stage:
@@ -149,7 +150,7 @@ def test_what_is_frozen_is_in_evaluation_mode(training: Training, checkpointing:
     model = tiny.model("concat", encoder="dinov2")
     adapted = begin_stage(model, make_stage(**training.settings), torch.float32)
     if checkpointing:
-        model.activation_checkpointing_enable()
+        compute_blocks_anew(model)
 
     # as the trainer does before the first step
     model.train()

@@ -319,14 +319,13 @@ class Processor(ProcessorMixin):
             return inputs if return_dict else inputs["input_ids"]
         if "text_kwargs" not in call_options:
             call_options.setdefault("add_special_tokens", False)
-        return render(
-            chats if is_batch else chats[0],
-            template,
-            tokenize=True,
-            return_tensors=return_tensors,
-            return_dict=return_dict,
-            processor_kwargs=call_options,
-        )
+        # Not by transformers' own rendering, whose versions hand on pictures in different ways.
+        if return_tensors != "auto":
+            call_options["return_tensors"] = return_tensors
+        texts = [text.text for text in rendered]
+        pictures = call_options.pop("images", None)
+        made = self(pictures, text=texts if is_batch else texts[0], **call_options)
+        return made if return_dict else made["input_ids"]
 
     # Any: people's own messages
     def _hidden_chat(self, messages: Any) -> TextConversation:

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,12 @@ def _step_of(checkpoint: Path) -> int:
 
 def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> TrainingArguments:
     """The stage's settings as transformers takes them."""
+    # Older versions of transformers call it by another name.
+    known = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing"
+    checkpointing = name if name in known else "gradient_checkpointing"
+    # Any: of names that are looked up the types of values cannot be
+    by_version: dict[str, Any] = {checkpointing: stage.activation_checkpointing}
     arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
@@ -320,7 +327,7 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> Trainin
         max_grad_norm=stage.max_grad_norm,
         num_train_epochs=stage.epochs,
         max_steps=stage.fixed_steps or -1,
-        activation_checkpointing=stage.activation_checkpointing,
+        **by_version,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="steps" if stage.checkpoint_steps else "no",
