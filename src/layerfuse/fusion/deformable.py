@@ -222,11 +222,16 @@ def deformable_attention(
     return summed.view(batch, queries, -1).to(value.dtype)
 
 
+def _index_dtype() -> torch.dtype:
+    """The type of rows: 32 bits are half the memory, and other runtimes know 64 bits alone."""
+    return torch.int64 if torch.compiler.is_exporting() else torch.int32
+
+
 class _Corners(NamedTuple):
     """The four cells around each location; both are (B, Nq, heads, 4, levels · points)."""
 
     rows: Tensor
-    """int32 rows of the (B · length · heads, d) table of values"""
+    """integer rows of the (B · length · heads, d) table of values"""
     shares: Tensor
     """bilinear shares, zero outside the image"""
 
@@ -252,9 +257,9 @@ def _corners(shapes: Sizes, locations: Tensor, *, length: int) -> _Corners:
         return tensor.repeat_interleave(points)
 
     # the table's row of each level's first cell, for this image and this head
-    image = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
-    head = torch.arange(heads, dtype=torch.int32, device=device).view(-1, 1)
-    first = (image * length + per_point(level_starts, torch.int32)) * heads + head
+    image = torch.arange(batch, dtype=_index_dtype(), device=device).view(-1, 1, 1, 1)
+    head = torch.arange(heads, dtype=_index_dtype(), device=device).view(-1, 1)
+    first = (image * length + per_point(level_starts, _index_dtype())) * heads + head
 
     # (B, Nq, heads, levels, points, 2) -> twice (B, Nq, heads, levels · points)
     x, y = locations.flatten(3, 4).unbind(-1)
@@ -262,7 +267,7 @@ def _corners(shapes: Sizes, locations: Tensor, *, length: int) -> _Corners:
     top, bottom = _neighbours(y, per_point(level_rows, y.dtype))
 
     # neighbouring cells lie `heads` rows of the table apart, and lines of cells a whole line
-    line = per_point([columns * heads for columns in level_columns], torch.int32)
+    line = per_point([columns * heads for columns in level_columns], _index_dtype())
     at_left = left.cell * heads + first
     at_right = right.cell * heads + first
     at_top = top.cell * line
@@ -286,7 +291,7 @@ class _Neighbour(NamedTuple):
     """A cell beside each location, along one axis."""
 
     cell: Tensor
-    """int32 index, moved inside the image"""
+    """integer index, moved inside the image"""
     share: Tensor
     """linear share, zero if the cell was outside"""
 
@@ -305,9 +310,9 @@ def _neighbours(position: Tensor, size: Tensor) -> tuple[_Neighbour, _Neighbour]
 def _neighbour(cell: Tensor, share: Tensor, size: Tensor) -> _Neighbour:
     """The cell itself inside an axis of `size` cells, else one inside with a share of zero."""
     inside = (cell >= 0) & (cell < size)
-    last = size.to(torch.int32) - 1
+    last = size.to(_index_dtype()) - 1
     # every row that is looked up must exist, whatever its share
-    index = torch.minimum(cell.detach().to(torch.int32).clamp_min(0), last)
+    index = torch.minimum(cell.detach().to(_index_dtype()).clamp_min(0), last)
     return _Neighbour(index, share * inside)
 
 

@@ -130,9 +130,11 @@ class VisualGenerationMixin(GenerationMixin):
         write its tokens again, with one only if the strategy attends to its memory."""
         visual: Placed | None = kwargs.get("visual")
         cache = kwargs.get("past_key_values")
-        if is_first_iteration and cache is not None and kwargs.get("features") is not None:
+        # Also where a model writes candidates for another one: its first step is not called so.
+        begins = visual is None and kwargs.get("features") is not None
+        if begins and cache is not None:
             self._take_new_images(input_ids, cache.get_seq_length(), kwargs)
-        if not is_first_iteration:
+        if not is_first_iteration and not begins:
             for name in ("pixel_values", "features", "instruction"):
                 kwargs.pop(name, None)
             if visual is not None and kwargs.get("use_cache", True):
