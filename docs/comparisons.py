@@ -25,8 +25,9 @@ BLOCKS = """# Does an LLM of a few blocks rank arms as the whole one does?
 
 The same arms on the same pictures with the first blocks of SmolLM2-135M and with all thirty
 (`llm.blocks` of the [recipe reference](recipe-reference.md)), each trained for 800 steps of four
-pictures. A few blocks are a screening device: this page says how far their order can be trusted.
-Made by `make docs` from results/.
+pictures. A few blocks are a screening device: this page says how far their order can be trusted, as
+far as the whole LLM, one run of each arm, had learned what it could: where arms of it were still
+improving, so may their order change. Made by `make docs` from results/.
 """
 MEANING = (
     "A score is the mean over families and seeds; in brackets the arm's rank, and ↑ where it was "
@@ -162,7 +163,7 @@ def agreement(scores: dict[str, float], reference: dict[str, float]) -> str:
 def costs(columns: Sequence[Column]) -> list[str]:
     """What a run of each study cost."""
     lines = [
-        table_row(["study", "steps", "seconds a run, training and its validation"]),
+        table_row(["study", "steps", "seconds a run by the clock, training and its validation"]),
         "|---" * 3 + "|",
     ]
     for column in columns:
@@ -180,7 +181,8 @@ def costs(columns: Sequence[Column]) -> list[str]:
         )
     lines += [
         "",
-        "On one core each, two runs at a time, beside other work.",
+        "On one core each, two runs at a time, beside other work that slowed some studies more "
+        "than others: no measurement of speed.",
     ]
     return lines
 

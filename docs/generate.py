@@ -72,6 +72,8 @@ def _default(field: Any) -> str:
 def _type(field: Any) -> str:
     shown = inspect.formatannotation(field.annotation).replace("typing.", "")
     shown = re.sub(r"Annotated\[([^,]+), [^()]*\([^()]*\)\]", r"\1", shown)
+    # Of annotated types the type alone: what follows are parentheses, which hold others.
+    shown = re.sub(r"Annotated\[(\w+), \w+\((?:[^()]|\([^()]*\))*\)\]", r"\1", shown)
     shown = re.sub(r"layerfuse\.recipe\.\w+\.", "", shown)
     return "`" + shown.replace("|", "\\|") + "`"
 

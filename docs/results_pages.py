@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from layerfuse.evaluate.claims import JudgedClaim
+from layerfuse.evaluate.claims import JudgedClaim, with_unsettled
 from layerfuse.evaluate.learning_status import ArmLearning
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -19,6 +19,15 @@ SPEED_ONLY = (
     "The arms had not learned what they could: this is about which of them learns faster in so "
     "many steps, not about what their layers hold."
 )
+# Studies whose answers were read in two ways where they were guided, and in one for the controls.
+TWO_TRIES = ("real", "scenes-strategies", "scenes-standardized")
+SECOND_TRY = [
+    "In this study the guided answers had two tries (right if forced, else generated) and those of",
+    "the controls one. In bfloat16 the second try was worth 0.9 points to a model that was trained",
+    "a little, and nothing to one that was trained to its end: differences of up to a point or two",
+    "are no evidence. Later versions read all answers alike.",
+    "",
+]
 # What a verdict is called in a table, where that differs.
 VERDICTS = {"unjudged": "none: one seed"}
 
@@ -65,7 +74,7 @@ def results_page(name: str) -> str:
         *picture_noise_note(summary),
         *categories_table(summary),
         *claims_section(summary),
-        *guidance_table(summary.get("guidance", [])),
+        *guidance_table(summary.get("guidance", []), two_tries=name in TWO_TRIES),
         *prediction_table(
             RESULTS / name / "recommend.json",
             summary["findings"]["headline"].startswith(UNFINISHED),
@@ -140,8 +149,17 @@ def claims_section(summary: dict[str, Any]) -> list[str]:
 
 
 def claims_of(summary: dict[str, Any]) -> list[JudgedClaim]:
-    """The claims of a summary; recipes without any and older summaries have none."""
-    return [JudgedClaim.from_json(row) for row in summary.get("claims", [])]
+    """The claims of a summary; recipes without any and older summaries have none.
+
+    Those about arms that had not learned what they could have no verdict, also in summaries of
+    versions that left it to them.
+    """
+    unsettled: list[str] = []
+    for arm, learning in summary.get("learning", {}).items():
+        if not ArmLearning.from_json(learning).settled:
+            unsettled.append(arm)
+    rows = [JudgedClaim.from_json(row) for row in summary.get("claims", [])]
+    return [with_unsettled(row, unsettled) for row in rows]
 
 
 def claim_difference(claim: JudgedClaim) -> str:
@@ -160,8 +178,13 @@ def table_row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def guidance_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Guided arms against themselves with the guidance taken away, if the study has any."""
+def guidance_table(rows: list[dict[str, Any]], *, two_tries: bool = False) -> list[str]:
+    """Guided arms against themselves with the guidance taken away, if the study has any.
+
+    Args:
+        rows: of the summary.
+        two_tries: whether the guided answers were read in two ways and the controls' in one.
+    """
     if not rows:
         return []
     lines = [
@@ -172,6 +195,7 @@ def guidance_table(rows: list[dict[str, Any]]) -> list[str]:
         "question (shuffled), or with the weights fixed at their mean over the test (mean). The",
         "spread is the standard deviation of a layer's weight over questions.",
         "",
+        *(SECOND_TRY if two_tries else []),
         "| arm | control | guided | control's score | difference | verdict | spread |",
         "|---|---|---|---|---|---|---|",
     ]

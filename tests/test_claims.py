@@ -364,8 +364,12 @@ def test_arms_that_may_learn_more_get_no_verdict_but_their_numbers():
     assert stopped[0].in_words == "not trained long enough: 1 of its 2 arms"
     assert stopped[0].difference == plain[0].difference
     assert stopped[0].p_holm == plain[0].p_holm
-    # A verdict is all that is taken away.
-    assert stopped[1:] == plain[1:]
+    # What is not resolved may be, once its arms have learned what they can.
+    assert plain[1].verdict == "not resolved"
+    assert stopped[1].in_words == "not trained long enough: 1 of its 2 arms"
+    assert stopped[1].difference == plain[1].difference
+    # A claim about arms that have is left as it was.
+    assert stopped[2] == plain[2]
 
 
 @pytest.mark.parametrize(("loss", "verdict"), [(0.5, "holds"), (0.99, "not trained long enough")])

@@ -1,6 +1,6 @@
 """Guided strategies: what may reach the weights, what does not, and the controls."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from layerfuse import FusionVLM, Processor
 from layerfuse.data.collate import Collator
 from layerfuse.data.sample import Sample, by_turn
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate import predict as predict_module
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.likelihood import AnswerLikelihood
 from layerfuse.evaluate.predict import predict, shuffled
 from layerfuse.evaluate.questions import questions
 from layerfuse.fusion import FUSIONS, Fused
@@ -461,14 +463,18 @@ def test_controls_take_the_guidance_away(guided: Guided, picture: Picture) -> No
     of_batches = record_weights(guided.model)
     records = predict(answerer, samples, EVALUATION)
 
-    # six questions are two batches; their right answers are read, then they are asked, measured,
-    # and asked under each control
-    assert len(of_batches) == 10
+    # six questions are two batches; their right answers are read, then they are asked and measured;
+    # both once more under each control
+    assert len(of_batches) == 14
     answered = torch.cat(of_batches[0:2])
     asked = torch.cat(of_batches[2:4])
     measured = torch.cat(of_batches[4:6])
-    under_shuffled = torch.cat(of_batches[6:8])
-    under_mean = torch.cat(of_batches[8:10])
+    read_under_shuffled = torch.cat(of_batches[6:8])
+    under_shuffled = torch.cat(of_batches[8:10])
+    read_under_mean = torch.cat(of_batches[10:12])
+    under_mean = torch.cat(of_batches[12:14])
+    torch.testing.assert_close(read_under_shuffled, under_shuffled)
+    torch.testing.assert_close(read_under_mean, under_mean)
     torch.testing.assert_close(measured, asked)
     torch.testing.assert_close(answered, asked)
     assert not torch.allclose(under_shuffled, asked)
@@ -480,6 +486,27 @@ def test_controls_take_the_guidance_away(guided: Guided, picture: Picture) -> No
         assert record.controls.keys() == {"shuffled", "mean"}
     stored = torch.tensor([record.weights for record in records])
     torch.testing.assert_close(stored, asked, atol=1e-5, rtol=0)
+
+
+def test_controls_are_read_as_guided_answers_are(
+    guided: Guided, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has a second try is right more often: an answer that is right when it is forced
+    counts for both, or a control would lose by that alone."""
+    samples: list[Sample] = []
+    for index in range(4):
+        samples.append(conversation(picture, f"Question {index}?", "yes"))
+    measure = predict_module.answer_likelihoods
+
+    def forced_right(*arguments: Any, **options: Any) -> list[AnswerLikelihood]:
+        return [replace(each, greedy=True, tokens=1) for each in measure(*arguments, **options)]
+
+    monkeypatch.setattr(predict_module, "answer_likelihoods", forced_right)
+    answerer = Answerer(guided.model, guided.processor)
+
+    for record in predict(answerer, samples, EVALUATION):
+        assert record.score == 1
+        assert [control.score for control in record.controls.values()] == [1, 1]
 
 
 def test_every_question_has_an_instruction(guided: Guided, picture: Picture) -> None:

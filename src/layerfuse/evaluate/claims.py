@@ -439,7 +439,7 @@ def with_unsettled(row: JudgedClaim, unsettled: Collection[str]) -> JudgedClaim:
         The claim, as it was where it is about none of them or has no verdict.
     """
     concerned = [name for name in row.better + row.than if name in unsettled]
-    if not concerned or row.verdict not in ("holds", "the opposite"):
+    if not concerned or row.verdict not in ("holds", "the opposite", "not resolved"):
         return row
     number = f"{len(concerned)} of its {len(row.better) + len(row.than)} arms"
     return replace(row, verdict="not trained long enough", reason=number)

@@ -73,10 +73,12 @@ def predict(
         if "shuffled" in controls and (instruction == instruction[:1]).all():
             controls.remove("shuffled")
     measures_likelihood = evaluation.log_likelihood and likelihoods is None
-    passes = 1 + len(controls) + measures_likelihood
+    # Each is read twice: how likely its right answers are, and what it answers.
+    passes_of_control = 2 if measures_likelihood or likelihoods is not None else 1
+    passes = 1 + measures_likelihood + passes_of_control * len(controls)
     test = _Passes(answerer, asked, evaluation, passes, progress, kept)
     if measures_likelihood:
-        likelihoods = test.likelihoods(instruction, guidance)
+        likelihoods = test.likelihoods(LIKELIHOODS, instruction, guidance)
     predictions = test.answers(ANSWERS, instruction, guidance, likelihoods)
     # What stays so for strategies without guidance.
     weights: list[list[float] | None] = [None] * len(asked)
@@ -85,7 +87,12 @@ def predict(
         weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
         for control in controls:
             guide, weighed_by = controlled(control, instruction, weights)
-            texts = test.answers(f"answers.{control}.jsonl", guide, weighed_by)
+            of_control = None
+            # Read as the guided answers are: in bfloat16 a right answer that is forced and one that
+            # is generated can round apart, and whoever has two tries is right more often.
+            if likelihoods is not None:
+                of_control = test.likelihoods(f"likelihoods.{control}.jsonl", guide, weighed_by)
+            texts = test.answers(f"answers.{control}.jsonl", guide, weighed_by, of_control)
             for question, text, answers in zip(asked, texts, controlled_answers, strict=True):
                 answers[control] = ControlRecord(text, exact_match(text, question.answer))
     digests = _digests(answerer, asked, progress)
@@ -136,10 +143,13 @@ class _Passes:
     kept: AnswerFolder | None
     num_finished: int = 0
 
-    def likelihoods(self, guide: Tensor | None, weighed_by: Guidance) -> list[AnswerLikelihood]:
+    def likelihoods(
+        self, name: str, guide: Tensor | None, weighed_by: Guidance
+    ) -> list[AnswerLikelihood]:
         """How likely the right answers are.
 
         Args:
+            name: of the file that keeps them.
             guide: (questions, E), what guides each question; None without guidance.
             weighed_by: what weighs the layers of guided strategies.
         """
@@ -160,7 +170,7 @@ class _Passes:
                 rows.append(KeptLikelihood(self.asked[place].id, likelihood, seconds))
             return rows
 
-        rows = self._pass(LIKELIHOODS, KeptLikelihood, {}, measure)
+        rows = self._pass(name, KeptLikelihood, {}, measure)
         return [rows[question.id].likelihood for question in self.asked]
 
     def answers(
