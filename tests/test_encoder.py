@@ -169,6 +169,10 @@ def test_a_tower_that_runs_by_itself_can_be_trained(name: str) -> None:
         ({"model_type": "vit_mae", **SMALL}, "5 tokens for 16 patches"),
         ({"model_type": "vitdet", **SMALL}, "hidden states are of the shape"),
         ({"model_type": "convnext"}, "has no hidden_size"),
+        # detection tokens stand behind the patches
+        ({**SMALL, "model_type": "yolos", "image_size": [32, 32]}, r"patch \(0, 0\) is not token"),
+        # all pictures of a batch stand in one row
+        ({**SMALL, "model_type": "pixtral"}, "of 5 pictures it makes 1 rows"),
     ],
 )
 def test_towers_that_cannot_be_read_are_refused_with_the_reason(

@@ -1,5 +1,6 @@
 """`layerfuse export --to gguf`: llama.cpp would compute from the file what the model does."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,25 @@ def test_what_llama_cpp_has_no_place_for_is_refused(
     folder = saved(tmp_path, tiny.model(strategy, **settings), side)
 
     with pytest.raises(LayerfuseError, match=message):
+        export(folder, "gguf")
+
+    assert not (tmp_path / "model-gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False}]
+)
+def test_pictures_that_llama_cpp_would_make_otherwise_are_refused(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    """It divides by 255, and knows a mean and a deviation for each colour."""
+    folder = saved(tmp_path, tiny.model("concat"))
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"].update(change)
+    file.write_text(json.dumps(settings))
+
+    with pytest.raises(LayerfuseError, match="its pictures are not"):
         export(folder, "gguf")
 
     assert not (tmp_path / "model-gguf").exists()

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
 from layerfuse import FusionVLM, Processor
@@ -480,6 +481,70 @@ def test_from_a_release_to_transformers_and_back(tmp_path: Path) -> None:
     assert torch.equal(logits, expected)
 
 
+@torch.no_grad()
+def test_a_tower_without_what_lies_above_its_layers_is_enough(tmp_path: Path) -> None:
+    """DenseConnector deletes SigLIP's last block and its head before it saves."""
+    torch.manual_seed(1)
+    settings = {"mm_dense_connector_type": "dci", "mm_vision_select_layer": -2}
+    given = release(settings, releases.mlp(PROJECTOR, 3 * WIDTH), depth=27, name="siglip")
+    for name, tensor in given.tower.state_dict().items():
+        if "layers.26." not in name and not name.startswith("head"):
+            given.added[f"model.vision_tower.vision_tower.vision_model.{name}"] = tensor.clone()
+
+    model = imported(tmp_path, "dense-connector", given)
+
+    assert model.config.vision_config.num_hidden_layers == 27
+    states = given.hidden_states(pixels(), drop_first=False)
+    parts = [states[26], mean(states, 0, 12), mean(states, 13, 25)]
+    expected = apply_mlp(given.added, PROJECTOR, torch.cat(parts, dim=-1))
+    tokens = model.fuse(model.vision_tower(pixels())).tokens
+    torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_projector_alone_need_not_name_its_class(tmp_path: Path) -> None:
+    """LLaVA's code saves the config of the LLM that it started from, with its class."""
+    given = llava_release(architectures=["LlamaForCausalLM"])
+    checkpoint = given.write(tmp_path, whole=False)
+
+    report = import_checkpoint(
+        str(checkpoint), "llava-1.5", tmp_path / "model", Elsewhere(base=str(tmp_path / "llm"))
+    )
+
+    assert report.layers == [23]
+
+
+def test_phi_keeps_its_final_norm_and_its_share_of_rotation(tmp_path: Path) -> None:
+    given = llava_release()
+    phi: Any = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "phi",
+            hidden_size=LLM_WIDTH,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=320,
+            partial_rotary_factor=0.25,
+        )
+    )
+    given.language_model = phi.eval()
+    checkpoint = given.write(tmp_path)
+    file = checkpoint / "config.json"
+    settings = {
+        **json.loads(file.read_text()),
+        "architectures": ["LlavaPhiForCausalLM"],
+        "partial_rotary_factor": 0.25,
+    }
+    settings.pop("rope_parameters")
+    file.write_text(json.dumps(settings))
+    template = Elsewhere(chat_template=tiny.CHAT_TEMPLATE)
+
+    import_checkpoint(str(checkpoint), "llava-1.5", tmp_path / "model", template)
+
+    model = FusionVLM.from_pretrained(tmp_path / "model").eval()
+    states = given.hidden_states(pixels())
+    check_logits(model, given, apply_mlp(given.added, PROJECTOR, states[23]))
+
+
 def test_prompts_are_those_of_the_release(tmp_path: Path) -> None:
     checkpoint = llava_release().write(tmp_path)
     import_checkpoint(str(checkpoint), "llava-1.5", tmp_path / "model")
@@ -506,6 +571,12 @@ def test_prompts_are_those_of_the_release(tmp_path: Path) -> None:
         ("layer-select-fuse", {"layer_using_strategy": "5"}, "valid: 18, 3-18, 3-18-23"),
         ("igva", {**IGVA, "aggregator_hidden_dim": 64}, "is the paper's, with 32"),
         ("igva", {**IGVA, "vit_aggregate_groups": "oops"}, "lists of layers are expected"),
+        ("llava-1.5", {"mm_dense_connector_type": "sti"}, "try --from dense-connector"),
+        ("llava-1.5", {"aggregate_by_average": True}, "try --from igva"),
+        ("llava-1.5", {"hidden_size": "x"}, "describes no llama"),
+        ("llava-1.5", {"mm_vision_tower": "/not/there"}, "hub id or folder by --encoder"),
+        ("mmfuser", {"mm_vision_select_layer": "list-7/x"}, "MMFuser lists several layers"),
+        ("unknown", {}, "unknown layout 'unknown'; valid: llava-1.5"),
         ("tgif", {}, "TGIF's is layer_selector"),
     ],
 )
@@ -534,11 +605,18 @@ def spoil_cut(checkpoint: Path) -> None:
 
 def spoil_overlap(checkpoint: Path) -> None:
     first = checkpoint / "model-00001-of-00002.safetensors"
-    (checkpoint / "model-00003-of-00003.safetensors").write_bytes(first.read_bytes())
+    (checkpoint / "model-extra.safetensors").write_bytes(first.read_bytes())
 
 
 def spoil_missing_shard(checkpoint: Path) -> None:
     (checkpoint / "model-00002-of-00002.safetensors").unlink()
+
+
+def spoil_named_shard(checkpoint: Path) -> None:
+    index = checkpoint / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.weight"] = "elsewhere.safetensors"
+    index.write_text(json.dumps(content))
 
 
 def spoil_code(checkpoint: Path) -> None:
@@ -552,6 +630,21 @@ def spoil_empty(checkpoint: Path) -> None:
         file.unlink()
 
 
+def spoil_number(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors.index.json").unlink()
+    (checkpoint / "model-00002-of-00002.safetensors").unlink()
+
+
+def spoil_index(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
+
+
+def spoil_pointer(checkpoint: Path) -> None:
+    for file in checkpoint.glob("model*"):
+        file.unlink()
+    (checkpoint / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1")
+
+
 def spoil_config(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text("[1]")
 
@@ -561,8 +654,12 @@ def spoil_config(checkpoint: Path) -> None:
     [
         (spoil_cut, "is it cut off"),
         (spoil_overlap, "the shards overlap"),
-        (spoil_missing_shard, "names shards that are not there"),
-        (spoil_code, "holds more than tensors, and is not loaded"),
+        (spoil_missing_shard, "lacks the shard model-00002-of-00002.safetensors"),
+        (spoil_named_shard, "names shards that are not there: elsewhere.safetensors"),
+        (spoil_code, "more than tensors, which could run code and is not loaded"),
+        (spoil_number, "lacks the shard model-00002-of-00002.safetensors"),
+        (spoil_index, "cannot read .*index.json"),
+        (spoil_pointer, "a Git LFS pointer"),
         (spoil_empty, "holds no weights"),
         (spoil_config, "a mapping is expected"),
     ],
@@ -590,6 +687,7 @@ def test_damaged_files_are_one_clear_error(
         ({"model.mm_projector.7.weight": releases.random(2)}, "1 tensors of .* have no place"),
         ({"model.mm_projector.0.weight": releases.random(32, 48)}, r"is \[32, 48\]; with this"),
         ({"model.layers.99.mlp.up_proj.weight": releases.random(2)}, "has no place in an LLM as"),
+        ({"model.vision_tower.vision_tower.odd": releases.random(2)}, "weights are missing"),
     ],
 )
 def test_a_partial_load_is_refused(
@@ -629,6 +727,101 @@ def test_what_is_elsewhere_must_be_given_and_nothing_more(tmp_path: Path) -> Non
         )
     with pytest.raises(LayerfuseError, match="is there already"):
         import_checkpoint(str(whole), "llava-1.5", whole)
+
+
+def test_another_llm_than_that_of_the_projector_is_refused(tmp_path: Path) -> None:
+    checkpoint = llava_release().write(tmp_path, whole=False)
+    releases.llm(5).save_pretrained(tmp_path / "deeper")
+    tiny.tokenizer().save_pretrained(tmp_path / "deeper")
+
+    with pytest.raises(LayerfuseError, match="its num_hidden_layers is 5, and was 2"):
+        import_checkpoint(
+            str(checkpoint),
+            "llava-1.5",
+            tmp_path / "model",
+            Elsewhere(base=str(tmp_path / "deeper")),
+        )
+
+
+def test_the_same_tensor_in_two_files_is_refused_whatever_its_prefix(tmp_path: Path) -> None:
+    given = llava_release()
+    checkpoint = given.write(tmp_path, whole=False)
+    prefixed = {f"base_model.model.{name}": value for name, value in given.added.items()}
+    torch.save(prefixed, checkpoint / "non_lora_trainables.bin")
+
+    with pytest.raises(LayerfuseError, match=r"both hold 'model\.mm_projector\.0\.weight'"):
+        import_checkpoint(
+            str(checkpoint), "llava-1.5", tmp_path / "model", Elsewhere(base=str(tmp_path / "llm"))
+        )
+
+
+def test_files_beside_a_whole_model_are_reported(tmp_path: Path) -> None:
+    given = llava_release()
+    checkpoint = given.write(tmp_path)
+    torch.save(given.added, checkpoint / "mm_projector.bin")
+
+    report = import_checkpoint(str(checkpoint), "llava-1.5", tmp_path / "model")
+
+    assert ["mm_projector.bin"] in report.ignored.values()
+
+
+def test_a_damaged_adapter_is_one_clear_error(tmp_path: Path) -> None:
+    given = llava_release()
+    checkpoint = given.write(tmp_path, whole=False)
+    (checkpoint / "mm_projector.bin").rename(checkpoint / "non_lora_trainables.bin")
+    adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "task_type": None}
+    (checkpoint / "adapter_config.json").write_text(json.dumps(adapter))
+    torch.save({"anything": Evil()}, checkpoint / "adapter_model.bin")
+
+    with pytest.raises(LayerfuseError, match="cannot be put on the LLM"):
+        import_checkpoint(
+            str(checkpoint), "llava-1.5", tmp_path / "model", Elsewhere(base=str(tmp_path / "llm"))
+        )
+
+
+def test_a_sentence_encoder_of_another_machine_has_to_be_given(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    added = releases.mlp(PROJECTOR, 2 * WIDTH)
+    for name, tensor in Aggregator(4, 12).state_dict().items():
+        added[f"model.vision_aggregator.{name}"] = tensor
+    settings = {**IGVA, "sentence_embedder": "/data/model_weights/all-mpnet-base-v2"}
+    checkpoint = release(settings, added).write(tmp_path)
+
+    with pytest.raises(LayerfuseError, match="a folder by --sentence-encoder"):
+        import_checkpoint(str(checkpoint), "igva", tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("next", "cuts each picture into tiles"),
+        ("strange", "1 weights that a llava has not"),
+        ("overlap", "the shards overlap"),
+        ("token", "image_token_index of .* is 9"),
+    ],
+)
+def test_stock_models_are_checked_as_the_others_are(
+    change: str, message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stock"
+    save_stock(folder, next_generation=change == "next")
+    file = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    if change == "strange":
+        weights["model.strange"] = torch.ones(2)
+        safetensors.torch.save_file(weights, file, {"format": "pt"})
+    if change == "overlap":
+        first = dict(list(weights.items())[:3])
+        safetensors.torch.save_file(first, folder / "model-extra.safetensors", {"format": "pt"})
+    if change == "token":
+        settings = json.loads((folder / "config.json").read_text())
+        settings["image_token_index"] = 9
+        (folder / "config.json").write_text(json.dumps(settings))
+
+    with pytest.raises(LayerfuseError, match=message):
+        import_checkpoint(str(folder), "llava-hf", tmp_path / "model")
+
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_command_line_says_what_became_of_the_tensors(tmp_path: Path) -> None:

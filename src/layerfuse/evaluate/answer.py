@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ NEEDED_SETTINGS = ("vision_config", "text_config", "vision_groups", "fusion")
 DAMAGE = (
     OSError,
     SafetensorError,
+    UnpicklingError,
     StrictDataclassError,
     ArithmeticError,
     AttributeError,

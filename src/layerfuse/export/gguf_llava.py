@@ -218,10 +218,18 @@ def _check(model: FusionVLM, processor: Processor, file: Path) -> float:
     """
     # Any: image processors of transformers share no type
     image_processor: Any = processor.image_processor
-    pixels: Tensor = image_processor([sample_picture()], return_tensors="pt").pixel_values
+    # A square of the encoder's own size, which llama.cpp only normalises.
+    picture = sample_picture().resize(native_size(model.config.vision_config))
+    pixels: Tensor = image_processor([picture], return_tensors="pt").pixel_values
+    normalised = _normalised(file, np.asarray(picture))
+    if np.abs(normalised - pixels[0].float().numpy()).max() > 1e-4:
+        raise LayerfuseError(
+            "llama.cpp cannot read this model: its pictures are not (x / 255 - mean) / deviation, "
+            f"which llama.cpp computes of a square of {picture.width} pixels. {INSTEAD}"
+        )
     fused = model.fuse(model.vision_tower(pixels.to(model.dtype)))
     expected: Array = fused.tokens[0].float().numpy()
-    tokens = tokens_of_file(file, pixels[0].float().numpy())
+    tokens = tokens_of_file(file, normalised)
     difference = float(np.abs(tokens - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
         raise LayerfuseError(
@@ -229,6 +237,23 @@ def _check(model: FusionVLM, processor: Processor, file: Path) -> float:
             f"of the largest (tolerance {TOLERANCE}). Nothing was written. {INSTEAD}"
         )
     return difference
+
+
+def _normalised(file: Path, picture: Array) -> Array:
+    """What llama.cpp makes of a square of the right size, by the file's own mean and deviation.
+
+    Args:
+        file: of an image encoder.
+        picture: (side, side, 3) of 0..255.
+
+    Returns:
+        (3, side, side)
+    """
+    fields = _gguf().GGUFReader(str(file)).fields
+    mean = np.asarray(fields["clip.vision.image_mean"].contents(), dtype=np.float32)
+    deviation = np.asarray(fields["clip.vision.image_std"].contents(), dtype=np.float32)
+    scaled = picture.astype(np.float32) / 255
+    return ((scaled - mean) / deviation).transpose(2, 0, 1)
 
 
 def tokens_of_file(file: Path, pixels: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import detach
 from layerfuse.fusion.fixed_mix import flat_projector
 from layerfuse.fusion.flat_projector import FlatProjector
-from layerfuse.local_models.configuration import read_config
+from layerfuse.local_models.configuration import REFUSALS, read_config
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.vision.encoder import Encoder, vision_config_of
@@ -225,8 +226,16 @@ def load_given(name: str, dtype: torch.dtype | Literal["auto"]) -> PreTrainedMod
         )
     try:
         model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnpicklingError, *REFUSALS) as error:
         raise LayerfuseError(f"cannot read the model {name}: {error}") from error
+    # Older versions saved what is computed.
+    computed = ("rotary_emb.inv_freq", "position_ids")
+    strange = [name for name in sorted(report["unexpected_keys"]) if not name.endswith(computed)]
+    if strange:
+        raise LayerfuseError(
+            f"{name} holds {len(strange)} weights that a {config.model_type} has not, such as "
+            f"{strange[0]}"
+        )
     # transformers makes up what a checkpoint lacks, and only says so
     missing = sorted(report["missing_keys"])
     if missing:

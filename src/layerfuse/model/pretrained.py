@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any, get_args
 
 import torch
@@ -161,7 +162,7 @@ def load_llm(
                     output_loading_info=True,
                     **options,
                 )
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, UnpicklingError) as error:
             raise LayerfuseError(f"cannot read the LLM {llm}: {error}") from error
         # transformers makes up what a checkpoint lacks, and only says so
         missing = sorted(report["missing_keys"])
@@ -267,8 +268,11 @@ def load_tokenizer(name: str, image_token: str | None = None) -> Any:
     auto_tokenizer: Any = AutoTokenizer
     try:
         tokenizer = auto_tokenizer.from_pretrained(resolve(name))
-    except OSError as error:
-        raise LayerfuseError(f"cannot read the tokenizer of {name}: {error}") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise LayerfuseError(
+            f"cannot read the tokenizer of {name}: {error}. One that is saved as tokenizer.model "
+            "alone needs `pip install 'layerfuse[released]'`"
+        ) from error
     if image_token is None and IMAGE_TOKEN not in tokenizer.get_vocab():
         # special: it is never split, and left out of decoded text
         added = AddedToken(IMAGE_TOKEN, special=True)

@@ -1,7 +1,9 @@
 """`layerfuse import`: a released checkpoint as a model of layerfuse, whole or not at all."""
 
 import json
+import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,8 +36,8 @@ from layerfuse.released.language_model import (
     config_of_llm,
     merge_adapter,
 )
-from layerfuse.released.layouts import LAYOUTS, Around, Layout, reordered
-from layerfuse.released.tensors import Checkpoint, read_checkpoint
+from layerfuse.released.layouts import LAYOUTS, Around, ReleasedLayout, reordered
+from layerfuse.released.tensors import Checkpoint, read_checkpoint, refuse_overlaps
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.towers import patch_side
 
@@ -131,7 +133,17 @@ def _from_stock(name: str, elsewhere: Elsewhere) -> tuple[FusionVLM, Processor, 
     ):
         if value is not None:
             raise LayerfuseError(f"a model of {STOCK} holds all its parts: leave {option} out")
+    if Path(name).is_dir():
+        refuse_overlaps(Path(name))
     given = load_given(name, "auto")
+    # Any: transformers' configs declare no common field
+    config: Any = given.config
+    if config.model_type == "llava_next":
+        raise LayerfuseError(
+            f"{name} is a LLaVA-NeXT, which cuts each picture into tiles beside the whole, and "
+            "layerfuse reads a picture once: it would be another model. To train one from its "
+            "parts, see `start_from` and `FusionVLM.from_vlm`"
+        )
     projector = take_apart(given).projector
     layers = projector.layers
     fusion: dict[str, Any] = {"name": "single" if len(layers) == 1 else "concat"}
@@ -142,6 +154,16 @@ def _from_stock(name: str, elsewhere: Elsewhere) -> tuple[FusionVLM, Processor, 
     untyped: Any = model
     untyped.to(given.dtype)
     given_processor, template = load_given_processor(name)
+    token = given_processor.image_token
+    token_id = given_processor.tokenizer.convert_tokens_to_ids(token)
+    # Any: LLMs share no type that says what their embeddings are
+    embeddings: Any = model.get_input_embeddings()
+    rows = len(embeddings.weight)
+    if token_id != model.config.image_token_id or not 0 <= token_id < rows:
+        raise LayerfuseError(
+            f"image_token_index of {name} is {model.config.image_token_id}, the id of {token!r} in "
+            f"its tokenizer {token_id}, and its LLM has {rows:,} rows of embeddings"
+        )
     processor = Processor(
         given_processor.image_processor,
         given_processor.tokenizer,
@@ -159,6 +181,8 @@ def _from_release(
     folder: Path, layout: str, elsewhere: Elsewhere
 ) -> tuple[FusionVLM, Processor, Imported]:
     """A checkpoint of one of the releases."""
+    if layout not in LAYOUTS:
+        raise LayerfuseError(f"unknown layout {layout!r}; valid: {', '.join((*LAYOUTS, STOCK))}")
     checkpoint = read_checkpoint(folder)
     _check_settings(checkpoint)
     if checkpoint.is_whole and elsewhere.base is not None:
@@ -168,15 +192,18 @@ def _from_release(
             f"{folder} holds what was trained beside an LLM, and not the LLM: give that by --base"
         )
     encoder = elsewhere.encoder or str(checkpoint.setting("mm_vision_tower"))
-    vision = load_vision_config(encoder)
-    text = config_of_llm(checkpoint)
-    if elsewhere.base is not None:
+    vision = _vision_config(encoder, elsewhere)
+    if elsewhere.base is None:
+        text = config_of_llm(checkpoint)
+    else:
         text = text_config_of(elsewhere.base)
+        _check_base(checkpoint, text, elsewhere.base)
     around = Around(vision, text, elsewhere.sentence_encoder)
     known = LAYOUTS[layout](checkpoint, around)
     if elsewhere.sentence_encoder is not None and "sentence_encoder" not in known.fusion:
         raise LayerfuseError("this checkpoint reads no sentences: leave --sentence-encoder out")
     sorted_names = _sort(checkpoint, known)
+    _check_sentences(known)
 
     tokenizer = load_tokenizer(elsewhere.base or str(folder))
     image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
@@ -189,8 +216,12 @@ def _from_release(
         llm = load_llm(elsewhere.base, dtype, None, image_token_id)
     if checkpoint.has_adapter:
         llm, sorted_names.used["adapter"] = merge_adapter(llm, folder)
-    tower = _tower(checkpoint, encoder, vision, dtype)
-    model = _assembled(known, vision, llm, tower, image_token_id)
+    config = configure(
+        vision, llm.config, known.layers, known.fusion, image_token_id=image_token_id
+    )
+    config.text_config = llm.config
+    tower = _tower(checkpoint, encoder, vision, max(config.taps), dtype)
+    model = FusionVLM(config, Encoder(tower, config.taps), llm)
     _fill_fusion(model, known, checkpoint)
     # Any: transformers types `to` for its own classes only
     untyped: Any = model
@@ -213,6 +244,45 @@ def _check_settings(checkpoint: Checkpoint) -> None:
         raise LayerfuseError(
             f"mm_use_im_start_end of {checkpoint.folder} puts learned tokens around pictures, for "
             "which there is no place here"
+        )
+
+
+def _vision_config(encoder: str, elsewhere: Elsewhere) -> PreTrainedConfig:
+    """The config of the encoder.
+
+    Raises:
+        LayerfuseError: it cannot be found; saying how another one is given.
+    """
+    try:
+        return load_vision_config(encoder)
+    except LayerfuseError as error:
+        if elsewhere.encoder is not None:
+            raise
+        raise LayerfuseError(
+            f"the checkpoint names {encoder!r} as its encoder (mm_vision_tower): {error}. Give its "
+            "hub id or folder by --encoder"
+        ) from error
+
+
+def _check_base(checkpoint: Checkpoint, text: PreTrainedConfig, base: str) -> None:
+    """Raise LayerfuseError for an LLM of other sizes than the one that was trained with."""
+    settings = text.to_dict()
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        written = checkpoint.settings.get(name)
+        if written is not None and written != settings.get(name):
+            raise LayerfuseError(
+                f"{base} is not the LLM of {checkpoint.folder}: its {name} is "
+                f"{settings.get(name)}, and was {written}"
+            )
+
+
+def _check_sentences(layout: ReleasedLayout) -> None:
+    """Raise LayerfuseError for a sentence encoder on the machine that trained the model."""
+    name = layout.fusion.get("sentence_encoder")
+    if name is not None and Path(name).is_absolute() and not Path(name).exists():
+        raise LayerfuseError(
+            f"the checkpoint's sentence encoder is {name!r}, which is not there: give a hub id or "
+            "a folder by --sentence-encoder"
         )
 
 
@@ -247,7 +317,7 @@ def _chat_template(tokenizer: Any, model: FusionVLM) -> str | None:
     return None if name is None else find_template(name).read_text("utf-8")
 
 
-def _sort(checkpoint: Checkpoint, layout: Layout) -> Imported:
+def _sort(checkpoint: Checkpoint, layout: ReleasedLayout) -> Imported:
     """Say of each tensor where it belongs.
 
     Raises:
@@ -255,6 +325,8 @@ def _sort(checkpoint: Checkpoint, layout: Layout) -> Imported:
     """
     used: dict[str, list[str]] = {}
     ignored: dict[str, list[str]] = {}
+    if checkpoint.beside:
+        ignored["files beside a whole model, which holds what they do"] = checkpoint.beside
     strange: list[str] = []
     for name in sorted(checkpoint.tensors):
         reason = _reason_to_ignore(name)
@@ -285,42 +357,57 @@ def _reason_to_ignore(name: str) -> str | None:
 
 
 def _tower(
-    checkpoint: Checkpoint, encoder: str, vision: PreTrainedConfig, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    encoder: str,
+    vision: PreTrainedConfig,
+    deepest: int,
+    dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """The vision tower: the checkpoint's own where it was trained too, else the pretrained one."""
+    """The vision tower: the checkpoint's own where it was saved too, else the pretrained one.
+
+    Raises:
+        LayerfuseError: it lacks a block below the deepest layer that is read, or has more than a
+            tower of this kind.
+    """
     own: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
         if name.startswith(TOWER) and _reason_to_ignore(name) is None:
             own[name.removeprefix(TOWER)] = tensor.contiguous()
     if not own:
         return load_tower(encoder, vision, dtype)
+    cut = deepcopy(vision)
+    # Some releases delete blocks above the layers that they read, and what lies above them.
+    cut.num_hidden_layers = max(deepest, _blocks_in(own))
     # Through a file, because transformers knows how older versions called these tensors.
     with TemporaryDirectory() as folder:
         # Any: transformers and safetensors do not annotate what they save
-        untyped_config: Any = vision
+        untyped_config: Any = cut
         untyped_config.save_pretrained(folder)
         untyped_save: Any = safetensors.torch
         untyped_save.save_file(own, Path(folder) / "model.safetensors", {"format": "pt"})
-        return load_tower(folder, vision, dtype)
+        tower = load_tower(folder, cut, dtype)
+    known = {*tower.state_dict()}
+    strange = [name for name in own if name.removeprefix("vision_model.") not in known]
+    if strange:
+        raise LayerfuseError(
+            f"{len(strange)} tensors of {checkpoint.folder} have no place in its encoder "
+            f"({vision.model_type}), such as {TOWER}{strange[0]}"
+        )
+    return tower
 
 
-def _assembled(
-    layout: Layout,
-    vision: PreTrainedConfig,
-    llm: PreTrainedModel,
-    tower: PreTrainedModel,
-    image_token_id: int,
-) -> FusionVLM:
-    """The model around a fusion that is not filled yet."""
-    config = configure(
-        vision, llm.config, layout.layers, layout.fusion, image_token_id=image_token_id
-    )
-    config.text_config = llm.config
-    return FusionVLM(config, Encoder(tower, config.taps), llm)
+def _blocks_in(tensors: dict[str, Tensor]) -> int:
+    """The number of blocks that tensors of a tower are of."""
+    numbers = [0]
+    for name in tensors:
+        found = re.search(r"\blayers?\.(\d+)\.", name)
+        if found is not None:
+            numbers.append(int(found[1]) + 1)
+    return max(numbers)
 
 
 @torch.no_grad()
-def _fill_fusion(model: FusionVLM, layout: Layout, checkpoint: Checkpoint) -> None:
+def _fill_fusion(model: FusionVLM, layout: ReleasedLayout, checkpoint: Checkpoint) -> None:
     """Give a fusion the weights of a checkpoint.
 
     Raises:

@@ -1,15 +1,18 @@
 """The LLM of a released checkpoint: from the checkpoint itself, or another one with an adapter."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from layerfuse.errors import LayerfuseError, short
+from layerfuse.local_models.configuration import REFUSALS
 from layerfuse.model.generation import read_generation_settings
 from layerfuse.released.tensors import ADAPTER, SETTINGS, Checkpoint
 
@@ -21,10 +24,11 @@ FAMILIES_OF_LLMS = {
     "LlavaGemmaForCausalLM": "gemma",
 }
 """the classes of LLaVA's forks, whose configs are those of their LLMs with further settings"""
-OLD_SETTINGS = ("rope_theta", "rope_scaling", "torch_dtype")
+OLD_SETTINGS = ("rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype")
 """settings of LLMs that transformers has since renamed, and still reads"""
 HEAD = "lm_head.weight"
 LLM_NAMES = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
+LLM_NAMES += ("model.final_layernorm.",)  # of Phi
 """how the tensors of these LLMs begin"""
 
 
@@ -52,7 +56,12 @@ def config_of_llm(checkpoint: Checkpoint) -> PreTrainedConfig:
     for name, value in checkpoint.settings.items():
         if name in known and name not in ("architectures", "model_type", "transformers_version"):
             settings[name] = value
-    return auto_config.for_model(family, **settings)
+    try:
+        return auto_config.for_model(family, **settings)
+    except REFUSALS as error:
+        raise LayerfuseError(
+            f"{checkpoint.folder / SETTINGS} describes no {family}: {error}"
+        ) from error
 
 
 def build_llm(
@@ -130,7 +139,7 @@ def merge_adapter(llm: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, 
         weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
         adapted: Any = get_peft_model(llm, config)
         report: Any = set_peft_model_state_dict(adapted, weights)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except (OSError, UnpicklingError, SafetensorError, *REFUSALS) as error:
         raise LayerfuseError(
             f"the adapter of {folder / ADAPTER} cannot be put on the LLM: {error}"
         ) from error

@@ -76,8 +76,16 @@ FUSION_STUDY_DEPTH = 24
 FUSION_STUDY_BASE = 23
 
 
+OF_OTHER_RELEASES = {
+    "mm_dense_connector_type": "dense-connector",
+    "layer_fusing_strategy": "layer-select-fuse",
+    "aggregate_by_average": "igva",
+}
+"""settings that the forks of LLaVA write, and whose they are"""
+
+
 @dataclass(frozen=True)
-class Layout:
+class ReleasedLayout:
     """What a checkpoint is in layerfuse.
 
     Attributes:
@@ -111,37 +119,47 @@ class Around:
     sentence_encoder: str | None = None
 
 
-def llava(checkpoint: Checkpoint, around: Around) -> Layout:
+def llava(checkpoint: Checkpoint, around: Around) -> ReleasedLayout:
     """LLaVA-1.5 (haotian-liu/LLaVA): one layer, one projector."""
+    for setting, other in OF_OTHER_RELEASES.items():
+        if checkpoint.settings.get(setting) is not None:
+            raise LayerfuseError(
+                f"{checkpoint.folder} has {setting}: it is no LLaVA-1.5; try --from {other}"
+            )
     _check_patches(checkpoint, around)
     layer = _one_layer(checkpoint, around)
     kind = checkpoint.setting("mm_projector_type")
     if kind == "linear":
         fusion = {"name": "single", "projector": "linear"}
-        return Layout([layer], fusion, {"model.mm_projector.": "projector.linear_1."})
+        return ReleasedLayout([layer], fusion, {"model.mm_projector.": "projector.linear_1."})
     _check_mlp(checkpoint)
-    return Layout([layer], {"name": "single"}, _below("model.mm_projector.", MLP))
+    return ReleasedLayout([layer], {"name": "single"}, _below("model.mm_projector.", MLP))
 
 
-def mmfuser(checkpoint: Checkpoint, around: Around) -> Layout:
+def mmfuser(checkpoint: Checkpoint, around: Around) -> ReleasedLayout:
     """MMFuser (yuecao0119/MMFuser): the last of the listed layers looks up detail in the others."""
     _check_patches(checkpoint, around)
     _check_mlp(checkpoint)
     written = checkpoint.setting("mm_vision_select_layer")
+    listed: list[Any] = written if isinstance(written, list) else []
     if isinstance(written, str) and written.startswith("list"):
         # as on the command line of its training: list-22/-17/-12/-7/-2
-        written = [int(layer) for layer in written.removeprefix("list").split("/")]
-    if not isinstance(written, list) or len(written) < 2:
+        listed = written.removeprefix("list").split("/")
+    try:
+        numbers = [int(layer) for layer in listed]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) < 2:
         raise LayerfuseError(
             f"mm_vision_select_layer of {checkpoint.folder} is {short(written)}; MMFuser lists "
             "several layers"
         )
-    layers = [resolve_layer(layer, _depth(around)) for layer in written]
+    layers = [resolve_layer(layer, _depth(around)) for layer in numbers]
     fusion = {"name": "deformable", "base": layers[-1], "heads": FUSER_HEADS}
-    return Layout(layers[:-1], fusion, _below("model.mm_projector.", FUSER))
+    return ReleasedLayout(layers[:-1], fusion, _below("model.mm_projector.", FUSER))
 
 
-def dense_connector(checkpoint: Checkpoint, around: Around) -> Layout:
+def dense_connector(checkpoint: Checkpoint, around: Around) -> ReleasedLayout:
     """DenseConnector (HJYao00/DenseConnector): STI, SCI or DCI."""
     _check_mlp(checkpoint)
     names = _below("model.mm_projector.", MLP)
@@ -156,18 +174,20 @@ def dense_connector(checkpoint: Checkpoint, around: Around) -> Layout:
         groups = "0-11|12-23"
     kind = checkpoint.setting("mm_dense_connector_type")
     if kind == "sti":
-        return Layout([7, 15], {"name": "token_concat", "base": base, "stride": 8}, names)
+        return ReleasedLayout([7, 15], {"name": "token_concat", "base": base, "stride": 8}, names)
     if kind == "sci":
-        return Layout([base, 7, 15], {"name": "concat"}, names)
+        return ReleasedLayout([base, 7, 15], {"name": "concat"}, names)
     if kind == "dci":
         # the base layer is in front there, and behind here
-        return Layout(groups, {"name": "group_mean", "base": base}, names, input_order=(1, 2, 0))
+        return ReleasedLayout(
+            groups, {"name": "group_mean", "base": base}, names, input_order=(1, 2, 0)
+        )
     raise LayerfuseError(
         f"mm_dense_connector_type of {checkpoint.folder} is {short(kind)}; valid: sti, sci, dci"
     )
 
 
-def fusion_study(checkpoint: Checkpoint, around: Around) -> Layout:
+def fusion_study(checkpoint: Checkpoint, around: Around) -> ReleasedLayout:
     """Four fusion strategies (EIT-NLP/Layer_Select_Fuse_for_MLLM), with CLIP-L."""
     if _prefix(around) != 1 or _depth(around) != FUSION_STUDY_DEPTH:
         raise LayerfuseError(
@@ -193,7 +213,7 @@ def fusion_study(checkpoint: Checkpoint, around: Around) -> Layout:
     )
 
 
-def _external_direct(used: str) -> Layout:
+def _external_direct(used: str) -> ReleasedLayout:
     """E_D: layers side by side, or means of groups of them beside layer 23."""
     names = _below("model.mm_projector_f.", MLP)
     former = list(FUSION_STUDY_SETS["former"])
@@ -201,21 +221,21 @@ def _external_direct(used: str) -> Layout:
     groups = {"former": [former], "latter": [latter], "all": [former, latter]}
     if used in groups:
         fusion: dict[str, Any] = {"name": "group_mean", "base": FUSION_STUDY_BASE}
-        return Layout(groups[used], fusion, names)
+        return ReleasedLayout(groups[used], fusion, names)
     layers = [layer for layer in FUSION_STUDY_SETS[used] if layer != FUSION_STUDY_BASE]
-    return Layout([*layers, FUSION_STUDY_BASE], {"name": "concat"}, names)
+    return ReleasedLayout([*layers, FUSION_STUDY_BASE], {"name": "concat"}, names)
 
 
-def _external_modular(used: str) -> Layout:
+def _external_modular(used: str) -> ReleasedLayout:
     """E_M: layer 23 looks up detail in the others, as in MMFuser."""
     layers = list(FUSION_STUDY_SETS[used])
     if used == "3-18-23":
         layers = [3, 18]
     fusion = {"name": "deformable", "base": FUSION_STUDY_BASE, "heads": FUSER_HEADS}
-    return Layout(layers, fusion, _below("model.mm_projector_f.", FUSER))
+    return ReleasedLayout(layers, fusion, _below("model.mm_projector_f.", FUSER))
 
 
-def _internal(used: str, how: str, around: Around) -> Layout:
+def _internal(used: str, how: str, around: Around) -> ReleasedLayout:
     """I_D and I_M: each layer enters a block of the LLM."""
     # Any: LLMs' configs declare no common field
     text: Any = around.text
@@ -234,7 +254,7 @@ def _internal(used: str, how: str, around: Around) -> Layout:
             names[f"model.mm_projectors.{index}.{theirs}"] = f"projectors.{index}.{own}"
     if how == "I_D":
         fusion = {"name": "inject_add", "base": FUSION_STUDY_BASE, "placement": blocks}
-        return Layout(list(layers), fusion, names)
+        return ReleasedLayout(list(layers), fusion, names)
     for block in blocks:
         for theirs, ours in CROSS.items():
             names[f"model.layers.{block}.{theirs}"] = ours.format(block=block)
@@ -249,10 +269,10 @@ def _internal(used: str, how: str, around: Around) -> Layout:
         "the release lets a position look at the patches whose number is at most its own, and this "
         "model at all patches of pictures before it: answers differ from those of the release"
     )
-    return Layout(list(layers), fusion, names, notes=(note,))
+    return ReleasedLayout(list(layers), fusion, names, notes=(note,))
 
 
-def igva(checkpoint: Checkpoint, around: Around) -> Layout:
+def igva(checkpoint: Checkpoint, around: Around) -> ReleasedLayout:
     """IGVA (YiZheng-zy/IGVA): groups weighted by the question, or their plain mean (stage 1)."""
     if _prefix(around) != 1:
         raise LayerfuseError(
@@ -271,7 +291,9 @@ def igva(checkpoint: Checkpoint, around: Around) -> Layout:
             )
         everything = [sorted(layer for group in groups for layer in group)]
         # the base layer is in front there, and behind here
-        return Layout(everything, {"name": "group_mean", "base": base}, names, input_order=(1, 0))
+        return ReleasedLayout(
+            everything, {"name": "group_mean", "base": base}, names, input_order=(1, 0)
+        )
     _check_allocator(checkpoint, around)
     names.update(_below("model.vision_aggregator.", ALLOCATOR))
     for block in range(checkpoint.setting("aggregator_num_transformers")):
@@ -286,7 +308,7 @@ def igva(checkpoint: Checkpoint, around: Around) -> Layout:
         "questions": "average",
         "regularizer": "released",
     }
-    return Layout(groups, fusion, names)
+    return ReleasedLayout(groups, fusion, names)
 
 
 def _groups(checkpoint: Checkpoint, around: Around) -> list[list[int]]:
@@ -319,7 +341,7 @@ def _check_allocator(checkpoint: Checkpoint, around: Around) -> None:
             )
 
 
-def tgif(checkpoint: Checkpoint, around: Around) -> Layout:
+def tgif(checkpoint: Checkpoint, around: Around) -> ReleasedLayout:
     """TGIF (Linchenchen/TGIF): all layers, weighted by the prompt's embeddings."""
     if _prefix(around) == 1:
         _check_patches(checkpoint, around)
@@ -334,7 +356,7 @@ def tgif(checkpoint: Checkpoint, around: Around) -> Layout:
         "the release averages a picture's place-holder among the prompt's tokens, and this model "
         "the prompt's words alone: its weights over layers differ slightly"
     )
-    return Layout(
+    return ReleasedLayout(
         list(range(1, depth + 1)),
         # the second-last layer, whatever `mm_vision_select_layer` says
         {"name": "text_routed", "base": depth - 1},
@@ -343,7 +365,7 @@ def tgif(checkpoint: Checkpoint, around: Around) -> Layout:
     )
 
 
-LAYOUTS: dict[str, Callable[[Checkpoint, Around], Layout]] = {
+LAYOUTS: dict[str, Callable[[Checkpoint, Around], ReleasedLayout]] = {
     "llava-1.5": llava,
     "mmfuser": mmfuser,
     "dense-connector": dense_connector,

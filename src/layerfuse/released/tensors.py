@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from layerfuse.errors import LayerfuseError, short
@@ -33,6 +34,7 @@ class Checkpoint:
         tensors: by their names, without the prefixes of PEFT.
         is_whole: whether the LLM is among them; else it has to be given.
         has_adapter: whether a LoRA adapter of the LLM lies beside them.
+        beside: names of files beside a whole model that hold a part of one; they are not read.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     is_whole: bool
     has_adapter: bool
+    beside: list[str]
 
     # Any: what stands in JSON
     def setting(self, name: str) -> Any:
@@ -78,17 +81,48 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             files = sorted(folder.glob(pattern))
             if files:
                 _check_index(folder, pattern, files)
-                return Checkpoint(folder, settings, _read_files(files), True, False)
-    files = []
-    for pattern in _ADDED:
-        files += sorted(folder.glob(pattern))
+                beside = [file.name for file in _added_files(folder)]
+                return Checkpoint(folder, settings, _read_files(files), True, False, beside)
+    files = _added_files(folder)
     if not files:
         wanted = ", ".join((*_WHOLE_MODEL, *_ADDED))
         raise LayerfuseError(f"{folder} holds no weights; expected is one of {wanted}")
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in _read_files(files).items():
-        tensors[_without_peft(name)] = tensor
-    return Checkpoint(folder, settings, tensors, False, has_adapter)
+    return Checkpoint(folder, settings, _read_files(files), False, has_adapter, [])
+
+
+def _added_files(folder: Path) -> list[Path]:
+    """The files of what was trained beside an LLM."""
+    files: list[Path] = []
+    for pattern in _ADDED:
+        files += sorted(folder.glob(pattern))
+    return files
+
+
+def refuse_overlaps(folder: Path) -> None:
+    """Raise LayerfuseError for shards of safetensors of which two hold the same tensor.
+
+    Args:
+        folder: of a model of transformers, which itself takes the last of them.
+    """
+    holds: dict[str, Path] = {}
+    for file in sorted(folder.glob(_WHOLE_MODEL[0])):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names: list[str] = [*opened.keys()]
+        except (OSError, SafetensorError) as error:
+            raise LayerfuseError(f"cannot read {file}; is it cut off? {error}") from error
+        for name in names:
+            if name in holds:
+                raise _overlap(holds[name], file, name)
+            holds[name] = file
+
+
+def _overlap(first: Path, second: Path, name: str) -> LayerfuseError:
+    """The error for a tensor that two files hold."""
+    return LayerfuseError(
+        f"{first.name} and {second.name} both hold {name!r}: the shards overlap, perhaps those of "
+        "two models in one folder"
+    )
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -113,13 +147,23 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 def _check_index(folder: Path, pattern: str, files: list[Path]) -> None:
     """Raise LayerfuseError if shards are missing that an index names."""
+    there = {file.name for file in files}
+    for file in files:
+        # model-00001-of-00003: all three belong together, also without an index.
+        numbered = re.search(r"-(\d+)-of-(\d+)\.", file.name)
+        if numbered is not None:
+            digits = len(numbered[1])
+            for number in range(1, int(numbered[2]) + 1):
+                other = f"-{number:0{digits}}-of-{numbered[2]}."
+                name = file.name.replace(numbered[0], other)
+                if name not in there:
+                    raise LayerfuseError(f"{folder} lacks the shard {name}")
     suffix = ".safetensors" if pattern.endswith(".safetensors") else ".bin"
     for index in sorted(folder.glob(f"*{suffix}.index.json")):
         try:
-            named: Any = json.loads(index.read_text("utf-8"))["weight_map"]
+            named: Any = dict(json.loads(index.read_text("utf-8"))["weight_map"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LayerfuseError(f"cannot read {index}: {error}") from error
-        there = {file.name for file in files}
         missing = sorted({*named.values()} - there)
         if missing:
             raise LayerfuseError(f"{index} names shards that are not there: {', '.join(missing)}")
@@ -134,12 +178,10 @@ def _read_files(files: Iterable[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     holds: dict[str, Path] = {}
     for file in files:
-        for name, tensor in _read_file(file).items():
+        for written, tensor in _read_file(file).items():
+            name = _without_peft(written)
             if name in holds:
-                raise LayerfuseError(
-                    f"{holds[name].name} and {file.name} both hold {name!r}: the shards overlap, "
-                    "perhaps those of two models in one folder"
-                )
+                raise _overlap(holds[name], file, name)
             holds[name] = file
             tensors[name] = tensor
     return tensors
@@ -165,8 +207,8 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         )
     except pickle.UnpicklingError as error:
         raise LayerfuseError(
-            f"{file} holds more than tensors, and is not loaded, since that could run code: "
-            f"{str(error).splitlines()[0]}"
+            f"{file} is cut off or no file of PyTorch (a Git LFS pointer?), or it holds more than "
+            f"tensors, which could run code and is not loaded: {str(error).splitlines()[0]}"
         ) from error
     except (OSError, RuntimeError, EOFError) as error:
         first_line = (str(error).splitlines() or ["it ends too early"])[0]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from copy import deepcopy
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -311,7 +312,7 @@ def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTr
             dtype=dtype,
             output_loading_info=True,
         )
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnpicklingError) as error:
         raise LayerfuseError(f"cannot read the encoder {name}: {error}") from error
     # transformers makes up what a checkpoint lacks, and only says so. A pooler above the last
     # block may be missing: it is never run.

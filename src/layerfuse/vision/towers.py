@@ -248,21 +248,82 @@ def _detected(config: PreTrainedConfig) -> Family:
     try:
         with torch.no_grad(), recorded(blocks(tower)) as states:
             own = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+            alone = dict(states)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise _unreadable(config, f"it cannot be run on a picture alone ({error})") from error
     if own is None or len(own) != TRIED_BLOCKS + 1:
         raise _unreadable(config, "it gives no hidden states, or not one for every block")
     for layer, state in enumerate(own):
-        if state.shape != states[layer].shape or not torch.equal(state, states[layer]):
+        if state.shape != alone[layer].shape or not torch.equal(state, alone[layer]):
             raise _unreadable(config, f"its hidden state {layer} is not what its block gives")
-    if states[0].ndim != 3:
-        raise _unreadable(config, f"its hidden states are of the shape {list(states[0].shape)}")
-    before = states[0].shape[1] - cells
+    if alone[0].ndim != 3:
+        raise _unreadable(config, f"its hidden states are of the shape {list(alone[0].shape)}")
+    before = alone[0].shape[1] - cells
     if before < 0:
         raise _unreadable(
-            config, f"it has {states[0].shape[1]} tokens for {cells} patches of a picture"
+            config, f"it has {alone[0].shape[1]} tokens for {cells} patches of a picture"
         )
-    return Family(blocks, lambda config: before, whole=True, any_size=False)
+    family = Family(blocks, lambda config: before, whole=True, any_size=False)
+    _check_places(config, tower, family, pixels)
+    _check_cut(config, tower, family)
+    return family
+
+
+# Any: a tower of any class
+def _check_places(config: PreTrainedConfig, tower: Any, family: Family, pixels: Tensor) -> None:
+    """Change one patch at a time, in a batch of several pictures: only its own token may change.
+
+    Raises:
+        LayerfuseError: pictures are mixed, or tokens stand elsewhere than behind the prefix.
+    """
+    side = patch_side(config)
+    rows, columns = (length // side for length in native_size(config))
+    # Not on the diagonal: rows and columns must not be taken for each other.
+    changed = [(0, 0), (0, columns - 1), (rows - 1, 0), (rows - 1, columns - 1)]
+    pictures = [pixels[0]]
+    for row, column in changed:
+        picture = pixels[0].clone()
+        picture[:, row * side : (row + 1) * side, column * side : (column + 1) * side] += 1
+        pictures.append(picture)
+    try:
+        with torch.no_grad(), recorded(family.blocks(tower)) as states:
+            tower(pixel_values=torch.stack(pictures))
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise _unreadable(config, f"it cannot be run on several pictures ({error})") from error
+    embeddings = states[0]
+    if len(embeddings) != len(pictures):
+        raise _unreadable(
+            config, f"of {len(pictures)} pictures it makes {len(embeddings)} rows of tokens"
+        )
+    before = family.prefix(config)
+    for (row, column), embedded in zip(changed, embeddings[1:], strict=True):
+        differs = (embedded - embeddings[0]).abs().amax(dim=-1) > 1e-6
+        expected = [before + row * columns + column]
+        # Any: torch does not type lists of a tensor's values
+        places: Any = differs.nonzero()[:, 0]
+        if places.tolist() != expected:
+            raise _unreadable(
+                config,
+                f"patch ({row}, {column}) is not token {expected[0]} alone: its patches do not "
+                "stand row by row behind its other tokens",
+            )
+
+
+# Any: a tower of any class
+def _check_cut(config: PreTrainedConfig, tower: Any, family: Family) -> None:
+    """Cut a tower to one block: it must have the weights of one that was built so.
+
+    Raises:
+        LayerfuseError: a model with fewer blocks could not be loaded again.
+    """
+    del family.blocks(tower)[1:]
+    built = _small_tower(config, blocks=1)
+    shapes = [
+        {name: tensor.shape for name, tensor in each.state_dict().items()}
+        for each in (tower, built)
+    ]
+    if shapes[0] != shapes[1]:
+        raise _unreadable(config, "with fewer blocks it has other weights than when it is cut")
 
 
 def _unreadable(config: PreTrainedConfig, reason: str) -> LayerfuseError:
@@ -274,14 +335,14 @@ def _unreadable(config: PreTrainedConfig, reason: str) -> LayerfuseError:
 
 
 # Any: a tower of any class
-def _small_tower(config: PreTrainedConfig) -> Any:
-    """A random tower of a config with three blocks.
+def _small_tower(config: PreTrainedConfig, blocks: int = TRIED_BLOCKS) -> Any:
+    """A random tower of a config with a few blocks.
 
     Raises:
         LayerfuseError: it cannot be built.
     """
     small = deepcopy(config)
-    small.num_hidden_layers = TRIED_BLOCKS
+    small.num_hidden_layers = blocks
     # Any: transformers does not annotate what its automatic classes make
     auto_model: Any = AutoModel
     try:
