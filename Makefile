@@ -18,7 +18,7 @@ SERVED_TESTS = tests/test_model.py tests/test_generation.py tests/test_processor
 	tests/test_stock_models.py tests/test_encoder.py tests/test_export_llava.py \
 	tests/test_export_hub.py tests/test_serving_contract.py tests/test_given_model.py \
 	tests/test_import.py tests/test_ordinary_paths.py tests/test_export_gguf.py \
-	tests/test_start_from.py tests/test_other_runtimes.py
+	tests/test_start_from.py tests/test_other_runtimes.py tests/test_likelihood.py
 
 .PHONY: help install install-dev quickstart test test-full test-lmms test-serving check-serving check docs bench clean
 

@@ -150,6 +150,8 @@ ONE_SIZE: dict[str, tuple[Any, tuple[int, int]]] = {
         BitImageProcessorPil(size={"height": 32, "width": 48}, do_center_crop=False),
         (32, 48),
     ),
+    # Rows of patches of any shape, which are taken as squares of as many patches.
+    "SigLIP 2": (Siglip2ImageProcessorPil(patch_size=16, max_num_patches=64), (128, 128)),
     # Padded with black where the picture is smaller.
     "centre without resizing": (
         CLIPImageProcessorPil(do_resize=False, crop_size=SQUARE),
@@ -185,7 +187,6 @@ MORE_THAN_PIXELS: dict[str, tuple[Any, str]] = {
     "LLaVA-NeXT": (LlavaNextImageProcessorPil(), r"pixel_values \(1 x \d+ x 3 .*image_sizes"),
     # Rows of patches instead of a picture.
     "Qwen2-VL": (Qwen2VLImageProcessorPil(), r"pixel_values \(\d+ x 1176\), image_grid_thw"),
-    "SigLIP 2": (Siglip2ImageProcessorPil(), "pixel_attention_mask .*spatial_shapes"),
     # Pictures as such, but each with a size of its own.
     "Pixtral": (PixtralImageProcessorPil(), "image_sizes"),
 }

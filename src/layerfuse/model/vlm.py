@@ -429,7 +429,8 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             labels: (rows, T), -100 where ignored.
             inputs_embeds: (rows, T, D) instead of `input_ids`, without images.
             past_key_values: the KV cache of the tokens before these.
-            logits_to_keep: number of last positions, or the positions, that get logits.
+            logits_to_keep: number of last positions, the positions, or a mask (rows, T) of those,
+                that get logits; with a mask these are (positions, vocabulary).
             num_items_in_batch: number of labelled tokens over all accumulated batches, if known.
             kwargs: what the LLM's own forward takes.
 
@@ -499,30 +500,33 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
     ) -> FusionOutput:
         """The LLM on its input (rows, T, D), whose blocks get `visual`, and the loss."""
         targets = None
-        labelled = None
         if labels is not None:
             targets = next_tokens(labels)
         labelled_only = targets is not None and self.training
         if targets is not None and labelled_only:
             kwargs.setdefault("use_cache", False)
             # logits cost as much as some blocks: only where they are compared with a label
-            labelled = targets != IGNORED
-            targets = targets[labelled]
-            logits_to_keep = labelled if MASKS_POSITIONS else labelled.any(dim=0).nonzero()[:, 0]
+            logits_to_keep = targets != IGNORED
+            targets = targets[logits_to_keep]
         elif isinstance(logits_to_keep, int) and logits_to_keep:
             logits_to_keep = _last_positions(logits_to_keep, embeds)
+        of_any_row = None
+        if isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim == 2 and not MASKS_POSITIONS:
+            # logits of every position that a row needs, of which each row then keeps its own
+            of_any_row = logits_to_keep.any(dim=0)
+            logits_to_keep = logits_to_keep[:, of_any_row]
         outputs = self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=logits_to_keep if of_any_row is None else of_any_row.nonzero()[:, 0],
             visual=visual,
             **kwargs,
         )
 
         closed = self.answer_head
         logits = outputs.logits
-        if labelled is not None and not MASKS_POSITIONS:
-            logits = logits[labelled[:, labelled.any(dim=0)]]
+        if of_any_row is not None:
+            logits = logits[logits_to_keep]
         loss = None
         if targets is not None:
             if closed is not None:
