@@ -336,6 +336,7 @@ def test_the_limits_of_good_specifications(good: Good) -> None:
         ),
         ({"name": "concat", "projector": "conv"}, "projector: Input should be 'mlp' or 'linear'"),
         ({"name": "concat", "token_scale": 0}, "token_scale: Input should be greater than 0"),
+        ({"name": "concat", "shrinkage": 0.5}, "shrinkage 0.5 belongs to normalize: whiten"),
         ({"name": "concat", "normalize": "batch"}, "normalize: Input should be 'none'"),
     ],
 )

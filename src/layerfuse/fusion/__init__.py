@@ -77,7 +77,7 @@ def parse(spec: Any) -> Strategy:
         for problem in error.errors():
             # an error of all options together has no place
             place = ".".join(str(part) for part in problem["loc"]) or "options"
-            problems.append(f"{place}: {problem['msg']}")
+            problems.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}")
         valid = ", ".join(field.name for field in fields(config))
         raise LayerfuseError(
             f"fusion {name!r}: {'; '.join(problems)}; valid options: {valid}"

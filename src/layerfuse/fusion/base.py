@@ -14,7 +14,7 @@ from typing import (
 )
 
 import torch
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -46,6 +46,8 @@ CALIBRATION_CHUNK = 32
 """pictures whose tokens are copied to float64 at once"""
 LARGEST_SEED = 2**62
 """below which a seed is drawn where none is given"""
+SHRINKAGE = 1.0
+"""of whitening, where none is given"""
 PUBLISHED_DEPTH = 24
 """blocks of CLIP-L, the encoder in whose layers the papers' choices are written"""
 
@@ -71,7 +73,7 @@ class StrategyConfig:
     statistics measured likewise. Token norms differ by a factor of 50 between layers, and some
     layers keep half of their variance in one direction, along which alone a short training learns:
     then `whiten` reaches the plateau in a third of the steps. It needs a frozen encoder."""
-    shrinkage: NonNegativeFloat = 1.0
+    shrinkage: NonNegativeFloat = SHRINKAGE
     """For `normalize: whiten` alone: ρ of W = U diag(λ + ρ · mean λ)^(-1/2) Uᵀ, where C = U diag(λ)
     Uᵀ is the covariance of the standardised tokens. A larger one amplifies small directions less;
     0 whitens exactly, and needs more tokens than channels."""
@@ -80,6 +82,17 @@ class StrategyConfig:
     the LLM's text embeddings, measured once before training and stored in the model. None, as
     published, leaves it at its random initialisation. Large tokens outlive the LLM's first blocks:
     short trainings learn faster with 10."""
+
+    @model_validator(mode="after")
+    def check_shrinkage(self) -> Self:
+        """Refuse a shrinkage of what is not whitened."""
+        if self.shrinkage != SHRINKAGE and self.normalize != "whiten":
+            raise ValueError(
+                f"shrinkage {self.shrinkage:g} belongs to normalize: whiten, and this is "
+                f"normalize: {self.normalize}; whiten, or leave shrinkage out (an arm that does "
+                f"not whiten takes back that of fusion_defaults with shrinkage: {SHRINKAGE:g})"
+            )
+        return self
 
     @property
     def calibrated(self) -> bool:
