@@ -510,23 +510,25 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             targets = targets[logits_to_keep]
         elif isinstance(logits_to_keep, int) and logits_to_keep:
             logits_to_keep = _last_positions(logits_to_keep, embeds)
-        of_any_row = None
+        positions = logits_to_keep
+        own = None
         if isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim == 2 and not MASKS_POSITIONS:
-            # logits of every position that a row needs, of which each row then keeps its own
+            # the positions that any row needs, of whose logits each row then keeps its own
             of_any_row = logits_to_keep.any(dim=0)
-            logits_to_keep = logits_to_keep[:, of_any_row]
+            positions = of_any_row.nonzero()[:, 0]
+            own = logits_to_keep[:, of_any_row]
         outputs = self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
-            logits_to_keep=logits_to_keep if of_any_row is None else of_any_row.nonzero()[:, 0],
+            logits_to_keep=positions,
             visual=visual,
             **kwargs,
         )
 
         closed = self.answer_head
         logits = outputs.logits
-        if of_any_row is not None:
-            logits = logits[logits_to_keep]
+        if own is not None:
+            logits = logits[own]
         loss = None
         if targets is not None:
             if closed is not None:

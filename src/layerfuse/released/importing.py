@@ -220,9 +220,10 @@ def _from_release(
         vision, llm.config, known.layers, known.fusion, image_token_id=image_token_id
     )
     config.text_config = llm.config
-    tower = _tower(checkpoint, encoder, vision, max(config.taps), dtype)
+    own_tower = sorted_names.used.get("encoder", [])
+    tower = _tower(checkpoint, own_tower, encoder, vision, max(config.taps), dtype)
     model = FusionVLM(config, Encoder(tower, config.taps), llm)
-    _fill_fusion(model, known, checkpoint)
+    _fill_fusion(model, known, checkpoint, sorted_names.used.get("fusion", []))
     # Any: transformers types `to` for its own classes only
     untyped: Any = model
     untyped.to(dtype)
@@ -358,6 +359,7 @@ def _reason_to_ignore(name: str) -> str | None:
 
 def _tower(
     checkpoint: Checkpoint,
+    names: list[str],
     encoder: str,
     vision: PreTrainedConfig,
     deepest: int,
@@ -365,14 +367,21 @@ def _tower(
 ) -> PreTrainedModel:
     """The vision tower: the checkpoint's own where it was saved too, else the pretrained one.
 
+    Args:
+        checkpoint: that may hold one.
+        names: of its tensors that are the tower's.
+        encoder: hub id or folder of the pretrained one.
+        vision: its config.
+        deepest: the deepest layer that is read.
+        dtype: of the weights.
+
     Raises:
         LayerfuseError: it lacks a block below the deepest layer that is read, or has more than a
             tower of this kind.
     """
     own: dict[str, Tensor] = {}
-    for name, tensor in checkpoint.tensors.items():
-        if name.startswith(TOWER) and _reason_to_ignore(name) is None:
-            own[name.removeprefix(TOWER)] = tensor.contiguous()
+    for name in names:
+        own[name.removeprefix(TOWER)] = checkpoint.tensors[name].contiguous()
     if not own:
         return load_tower(encoder, vision, dtype)
     cut = deepcopy(vision)
@@ -407,17 +416,24 @@ def _blocks_in(tensors: dict[str, Tensor]) -> int:
 
 
 @torch.no_grad()
-def _fill_fusion(model: FusionVLM, layout: ReleasedLayout, checkpoint: Checkpoint) -> None:
+def _fill_fusion(
+    model: FusionVLM, layout: ReleasedLayout, checkpoint: Checkpoint, names: list[str]
+) -> None:
     """Give a fusion the weights of a checkpoint.
+
+    Args:
+        model: that holds the fusion.
+        layout: what its tensors are called.
+        checkpoint: that holds them.
+        names: of its tensors that are the fusion's.
 
     Raises:
         LayerfuseError: weights are missing, or of other shapes.
     """
     waiting = dict(model.fusion.named_parameters())
-    for name, tensor in checkpoint.tensors.items():
+    for name in names:
+        tensor = checkpoint.tensors[name]
         ours = _name_here(name, layout.names)
-        if ours is None or _reason_to_ignore(name) is not None:
-            continue
         if ours == "projector.linear_1.weight" and layout.input_order:
             width = tensor.shape[1] // len(layout.input_order)
             tensor = tensor[:, reordered(layout.input_order, width)]
@@ -440,12 +456,10 @@ def _fill_fusion(model: FusionVLM, layout: ReleasedLayout, checkpoint: Checkpoin
         )
 
 
-def _name_here(name: str, names: dict[str, str]) -> str | None:
-    """What a tensor of a checkpoint is called in the fusion; None for those of other parts."""
-    for theirs, ours in names.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return None
+def _name_here(name: str, names: dict[str, str]) -> str:
+    """What a tensor of a checkpoint is called in the fusion."""
+    theirs = next(theirs for theirs in names if name.startswith(theirs))
+    return names[theirs] + name.removeprefix(theirs)
 
 
 def _name_there(name: str, names: dict[str, str]) -> str:

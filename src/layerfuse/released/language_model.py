@@ -27,8 +27,13 @@ FAMILIES_OF_LLMS = {
 OLD_SETTINGS = ("rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype")
 """settings of LLMs that transformers has since renamed, and still reads"""
 HEAD = "lm_head.weight"
-LLM_NAMES = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
-LLM_NAMES += ("model.final_layernorm.",)  # of Phi
+LLM_NAMES = (
+    "model.embed_tokens.",
+    "model.layers.",
+    "model.norm.",
+    "model.final_layernorm.",  # of Phi
+    "lm_head.",
+)
 """how the tensors of these LLMs begin"""
 
 

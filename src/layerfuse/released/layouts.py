@@ -230,6 +230,7 @@ def _external_modular(used: str) -> ReleasedLayout:
     """E_M: layer 23 looks up detail in the others, as in MMFuser."""
     layers = list(FUSION_STUDY_SETS[used])
     if used == "3-18-23":
+        # the release leaves its query out of this set alone
         layers = [3, 18]
     fusion = {"name": "deformable", "base": FUSION_STUDY_BASE, "heads": FUSER_HEADS}
     return ReleasedLayout(layers, fusion, _below("model.mm_projector_f.", FUSER))

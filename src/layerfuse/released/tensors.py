@@ -158,8 +158,7 @@ def _check_index(folder: Path, pattern: str, files: list[Path]) -> None:
                 name = file.name.replace(numbered[0], other)
                 if name not in there:
                     raise LayerfuseError(f"{folder} lacks the shard {name}")
-    suffix = ".safetensors" if pattern.endswith(".safetensors") else ".bin"
-    for index in sorted(folder.glob(f"*{suffix}.index.json")):
+    for index in sorted(folder.glob(f"*{Path(pattern).suffix}.index.json")):
         try:
             named: Any = dict(json.loads(index.read_text("utf-8"))["weight_map"])
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -235,16 +235,15 @@ def _detected(config: PreTrainedConfig) -> Family:
     Raises:
         LayerfuseError: its tower cannot be read.
     """
-    cells = (native_size(config)[0] // patch_side(config)) * (
-        native_size(config)[1] // patch_side(config)
-    )
+    height, width = native_size(config)
+    cells = (height // patch_side(config)) * (width // patch_side(config))
     tower = _small_tower(config)
     path = _path_of_blocks(config, tower)
 
     def blocks(tower: Any) -> nn.ModuleList:
         return tower.get_submodule(path)
 
-    pixels = torch.randn(1, 3, *native_size(config), dtype=tower.dtype)
+    pixels = torch.randn(1, 3, height, width, dtype=tower.dtype)
     try:
         with torch.no_grad(), recorded(blocks(tower)) as states:
             own = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
