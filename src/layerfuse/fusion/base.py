@@ -234,6 +234,24 @@ class Fusion(nn.Module, Generic[Options]):
         """
         return grid[0] * grid[1]
 
+    @classmethod
+    def cover(cls, config: Options, grid: tuple[int, int], layers: int) -> Tensor:
+        """Which cells of the grid each visual token stands for, for figures.
+
+        Args:
+            config: the strategy's options.
+            grid: (rows, columns) of the image's patches.
+            layers: number of selected layers.
+
+        Returns:
+            (N', rows · columns), each row summing to one.
+        """
+        return torch.eye(grid[0] * grid[1])
+
+    def openings(self) -> dict[str, float]:
+        """How far each learned gate is open, by what it lets through; 0 is closed."""
+        return {}
+
     def forward(
         self,
         features: Features,
@@ -478,6 +496,18 @@ class Strategy:
             LayerfuseError: if the options do not fit such a grid.
         """
         return self.module.num_tokens(self.options, grid, layers)
+
+    def cover(self, grid: tuple[int, int], layers: int) -> Tensor:
+        """Which cells of the grid each visual token stands for.
+
+        Args:
+            grid: (rows, columns) of the image's patches.
+            layers: number of selected layers.
+
+        Returns:
+            (N', rows · columns), each row summing to one.
+        """
+        return self.module.cover(self.options, grid, layers)
 
     def build(self, shapes: Shapes) -> Fusion[Any]:
         """The module with random weights.

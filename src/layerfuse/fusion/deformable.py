@@ -41,6 +41,27 @@ class DeformableConfig(BaseLayerConfig):
     """Number of points that each head samples in each layer."""
 
 
+class SamplingPoints(NamedTuple):
+    """The points that queries read."""
+
+    locations: Tensor
+    """(B, Nq, heads, levels, points, 2), (x, y) in shares of the image; outside [0, 1] lies nothing
+    to read"""
+    weights: Tensor
+    """(B, Nq, heads, levels, points), those of a head summing to one over all levels"""
+
+
+class LookUp(NamedTuple):
+    """What the base layer looked up in the selected layers."""
+
+    query: Tensor
+    """(B, N, Dv), the normalised base layer"""
+    values: Tensor
+    """(B, levels · N, Dv), the normalised selected layers one after the other"""
+    output: Tensor
+    """(B, N, Dv), the base layer with what it read, before the projector"""
+
+
 class DeformableAttention(OwnInit):
     """Multi-scale deformable attention (2010.04159): points and weights come from the query alone.
 
@@ -83,17 +104,13 @@ class DeformableAttention(OwnInit):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: Sizes) -> Tensor:
-        """Read the values around each query's reference point.
+    def sampling_points(self, query: Tensor, reference: Tensor, shapes: Sizes) -> "SamplingPoints":
+        """Where each query looks, and how much it takes from there.
 
         Args:
             query: (B, Nq, D)
-            value: (B, sum of rows · columns, D), levels one after the other in raster order.
             reference: (Nq, 2) or (B, Nq, 2) points (x, y) in [0, 1].
             shapes: (rows, columns) per level.
-
-        Returns:
-            (B, Nq, D)
         """
         # bfloat16 could not tell neighbouring places of a large grid apart
         dtype = torch.promote_types(query.dtype, torch.float32)
@@ -108,8 +125,21 @@ class DeformableAttention(OwnInit):
         cells = [(columns, rows) for rows, columns in shapes]
         sizes = torch.tensor(cells, dtype=dtype, device=query.device)
         around = reference.to(dtype)[..., None, None, None, :]
-        locations = around + offset.to(dtype) / sizes[:, None]
+        return SamplingPoints(around + offset.to(dtype) / sizes[:, None], weights)
 
+    def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: Sizes) -> Tensor:
+        """Read the values around each query's reference point.
+
+        Args:
+            query: (B, Nq, D)
+            value: (B, sum of rows · columns, D), levels one after the other in raster order.
+            reference: (Nq, 2) or (B, Nq, 2) points (x, y) in [0, 1].
+            shapes: (rows, columns) per level.
+
+        Returns:
+            (B, Nq, D)
+        """
+        locations, weights = self.sampling_points(query, reference, shapes)
         heads_of_value = self.value(value).unflatten(-1, (self.heads, -1))
         return self.output(deformable_attention(heads_of_value, shapes, locations, weights))
 
@@ -152,20 +182,50 @@ class Deformable(Fusion[DeformableConfig]):
         instruction: Tensor | None = None,
         guidance: Guidance = "instruction",
     ) -> Fused:
+        return Fused(self.projector(self.look_up(features).output))
+
+    def look_up(self, features: Features) -> LookUp:
+        """What every patch of the base layer reads in the selected layers.
+
+        Args:
+            features: the features of B images.
+        """
         base = self.normalized(features, [self.config.base])[0]
         layers = self.normalized(features, self.shapes.selection.layers)
         centers = cell_centers(features.grid, base)
 
         # F_ca: every patch of the base layer reads the selected layers, one level each
+        query = self.norm_query(base)
         values = self.norm_value(torch.cat(layers, dim=1))
         levels = (features.grid,) * len(layers)
-        read = self.cross(self.norm_query(base), values, centers, levels)
+        read = self.cross(query, values, centers, levels)
 
         # F_sa: then what was read looks around in itself
         normed = self.norm_self(read)
         around = self.self_attention(normed, normed, centers, (features.grid,))
         read = read + self.gamma_2 * around
-        return Fused(self.projector(base + self.gamma_1 * read))
+        return LookUp(query, values, base + self.gamma_1 * read)
+
+    def sampling_points(self, features: Features) -> SamplingPoints:
+        """Where in the selected layers each patch of the base layer looks.
+
+        Args:
+            features: the features of B images.
+
+        Returns:
+            One level a selected layer, in their order.
+        """
+        base = self.normalized(features, [self.config.base])[0]
+        levels = (features.grid,) * len(self.shapes.selection.layers)
+        centers = cell_centers(features.grid, base)
+        return self.cross.sampling_points(self.norm_query(base), centers, levels)
+
+    def openings(self) -> dict[str, float]:
+        # per channel: their mean size
+        return {
+            "γ1, what is read": float(self.gamma_1.detach().abs().mean()),
+            "γ2, what looks around in it": float(self.gamma_2.detach().abs().mean()),
+        }
 
     def begin_as(self, given: FlatProjector) -> None:
         # γ_1 is zero

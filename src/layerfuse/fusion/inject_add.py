@@ -82,6 +82,16 @@ class InjectAdd(Fusion[InjectAddConfig]):
         memory = visual.memory[block].to(hidden.dtype)
         return spread(memory, visual.mask)
 
+    def openings(self) -> dict[str, float]:
+        if self.gates is None:
+            return {}
+        openings: dict[str, float] = {}
+        for layer, block, gate in zip(
+            self.shapes.selection.layers, self.blocks, self.gates, strict=True
+        ):
+            openings[f"layer {layer} before block {block}"] = float(gate.detach().tanh())
+        return openings
+
     def begin_as(self, given: FlatProjector) -> None:
         if self.gates is None:
             raise LayerfuseError(

@@ -139,6 +139,18 @@ class InjectCross(Fusion[InjectCrossConfig]):
             added = added + from_mlp.masked_fill(~sees, 0)
         return added.to(hidden.dtype)
 
+    def openings(self) -> dict[str, float]:
+        openings: dict[str, float] = {}
+        for layer, (block, module) in zip(
+            self.shapes.selection.layers, self.attention.items(), strict=True
+        ):
+            gate = module.get_parameter("gate").detach()
+            openings[f"layer {layer} in block {block}"] = float(gate.tanh())
+            if self.config.mlp:
+                gate = self.mlp[block].get_parameter("gate").detach()
+                openings[f"MLP in block {block}"] = float(gate.tanh())
+        return openings
+
     def begin_as(self, given: FlatProjector) -> None:
         if self.config.released_residual:
             raise LayerfuseError(

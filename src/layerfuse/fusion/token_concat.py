@@ -52,6 +52,13 @@ class TokenConcat(Fusion[TokenConcatConfig]):
         strips = tokens // config.stride
         return tokens + layers * strips
 
+    @classmethod
+    def cover(cls, config: TokenConcatConfig, grid: tuple[int, int], layers: int) -> Tensor:
+        cells = torch.eye(grid[0] * grid[1])
+        # (cells, cells) -> (strips, cells): what averages tokens averages the cells below them
+        strips = F.avg_pool1d(cells.mT, config.stride).mT
+        return torch.cat([cells, *[strips] * layers])
+
     def forward(
         self,
         features: Features,
