@@ -114,17 +114,7 @@ class Answerer:
             LayerfuseError: if a picture cannot be read, or the question has more image markers than
                 there are pictures.
         """
-        pictures = tuple(_picture_of(image) for image in images)
-        markers = question.count(IMAGE_TOKEN)
-        if markers > len(pictures):
-            raise LayerfuseError(
-                f"the question has {markers} {IMAGE_TOKEN} markers for {len(pictures)} pictures: "
-                "give as many markers as pictures, or none to have all pictures in front"
-            )
-        content = with_all_pictures(question, len(pictures))
-        messages: tuple[Message, ...] = ({"role": "user", "content": content},)
-        sample = Sample("asked", pictures, messages)
-        asked = Question("asked", sample, messages, answer="", family="all", category="all")
+        asked = question_about(images, question)
         return self._answer_batch([asked], max_new_tokens, None, "instruction")[0]
 
     @torch.inference_mode()
@@ -182,14 +172,39 @@ class Answerer:
         if not visual:
             # Without a picture there is nothing to guide.
             text.pop("instruction", None)
-        inputs = {}
+        inputs: dict[str, Any] = {}
         for name, value in {**visual, **text}.items():
             inputs[name] = value.to(self.model.device)
+        generated = self.generate(inputs, max_new_tokens, guidance, stop)
+        return self.processor.turn_ends.answer_texts(generated, stop)
+
+    # Any: keyword arguments of the model
+    @torch.inference_mode()
+    def generate(
+        self,
+        inputs: dict[str, Any],
+        max_new_tokens: int,
+        guidance: Guidance = "instruction",
+        stop: Sequence[str] = (),
+    ) -> Tensor:
+        """Generate greedily behind prompts that are prepared already.
+
+        Args:
+            inputs: the model's `input_ids`, padded on the left, with all that belongs to them.
+            max_new_tokens: longest answer, in tokens.
+            guidance: what weighs the layers of guided strategies.
+            stop: texts that end an answer, beside the end of the model's turn.
+
+        Returns:
+            (rows, T) the tokens behind the prompts, with those that end the turn.
+        """
+        ends: dict[str, Any] = {}
         if stop:
             # The model's own ends stay: what is given takes the place of those it has saved.
-            inputs["stop_strings"] = [*(self.model.generation_config.stop_strings or []), *stop]
+            ends["stop_strings"] = [*(self.model.generation_config.stop_strings or []), *stop]
         output = self.model.generate(
             **inputs,
+            **ends,
             guidance=guidance,
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -197,8 +212,7 @@ class Answerer:
             tokenizer=self.processor.tokenizer,
         )
         # Prompts are padded on the left: all answers begin at the same position.
-        prompt_length = text["input_ids"].shape[1]
-        return self.processor.turn_ends.answer_texts(output[:, prompt_length:], stop)
+        return output[:, inputs["input_ids"].shape[1] :]
 
     @torch.inference_mode()
     def instructions(self, questions: Sequence[Question]) -> Tensor | None:
@@ -259,6 +273,33 @@ class Answerer:
                 else:
                     weights_of_questions.append(None)
         return weights_of_questions
+
+
+def question_about(images: Sequence[Path | str | Image.Image], question: str) -> Question:
+    """Make a question about pictures, which are read as training reads them.
+
+    Args:
+        images: files or images, in the order in which the question shows them; may be empty.
+        question: the question; its image markers say where the last pictures stand, all others
+            stand in front of it.
+
+    Returns:
+        The question, without a right answer.
+
+    Raises:
+        LayerfuseError: if the question has more image markers than there are pictures.
+    """
+    pictures = tuple(_picture_of(image) for image in images)
+    markers = question.count(IMAGE_TOKEN)
+    if markers > len(pictures):
+        raise LayerfuseError(
+            f"the question has {markers} {IMAGE_TOKEN} markers for {len(pictures)} pictures: "
+            "give as many markers as pictures, or none to have all pictures in front"
+        )
+    content = with_all_pictures(question, len(pictures))
+    messages: tuple[Message, ...] = ({"role": "user", "content": content},)
+    sample = Sample("asked", pictures, messages)
+    return Question("asked", sample, messages, answer="", family="all", category="all")
 
 
 def _picture_of(image: Path | str | Image.Image) -> Picture:

@@ -1,0 +1,1 @@
+"""See inside one answer: what a model looked at, and what each layer gave to it."""
