@@ -63,7 +63,7 @@ def steps_of_results(folder: Path) -> dict[str, int]:
 
 def words(page: Path) -> str:
     """What a page says, without its drawings, in one line."""
-    text = re.sub(r"<(style|svg).*?</\1>", " ", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"<(style|script|svg).*?</\1>", " ", page.read_text(), flags=re.DOTALL)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", text)).split())
 
 

@@ -264,7 +264,7 @@ def test_a_test_has_no_subset(part: str, recipe: dict[str, Any], tmp_path: Path)
 
 def words(page: Path) -> str:
     """What a page says, without its drawings, in one line."""
-    text = re.sub(r"<(style|svg).*?</\1>", " ", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"<(style|script|svg).*?</\1>", " ", page.read_text(), flags=re.DOTALL)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", text)).split())
 
 

@@ -1,8 +1,8 @@
 """Figures: `plot_x(data, ax) -> ax` inside `figure`, one style for all.
 
-Colours: Okabe and Ito's palette (2008), told apart with any common colour blindness; beyond its
-eight, markers, line styles and hatches change, so that no two arms look alike up to 24 arms. Text
-and axes are a mid grey that is legible on white and on dark paper, and figures have no background.
+Colours are those of `layerfuse.palette`; beyond its eight, markers, line styles and hatches change,
+so that no two arms look alike up to 24 arms. Figures have no background, so that they can stand on
+white and on dark paper.
 
 `data` of every plot is a value of its own type. Shares are in 0..1 and shown in %.
 """
@@ -21,21 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.palette import FAINT, INK, PALETTE
 
-INK = "#767b84"
-"""Text and axes."""
-FAINT = "#9aa0a8"
-"""Grid, frame, and what is in the background."""
-PALETTE = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#8f7ee7",
-    "#a8672e",
-)
 MARKERS = ("o", "s", "D")
 LINES = ("-", "--", ":")
 HATCHES = ("", "////", "....")
@@ -43,6 +30,12 @@ DASHED = (0, (4, 3))
 """Dashes of 4 line widths with gaps of 3."""
 NUMBERED_BARS = 30
 """The most bars whose numbers stand above them without touching."""
+SMOOTHED = 1.15
+"""Losses are averaged over steps that differ by no more than this factor."""
+FAR_CHANCE = 1.5
+"""Chance is drawn among the scores up to so many times the range of these."""
+DRAWN_POINTS = 300
+"""Of a curve of losses, at most."""
 
 # Any: matplotlib names the keys in a literal type of its own
 RC: dict[Any, Any] = {
@@ -66,8 +59,9 @@ RC: dict[Any, Any] = {
     "legend.fontsize": 9,
     # A dollar sign in the name of an arm is no formula
     "text.parse_math": False,
-    # Text as outlines looks the same on machines without the font
-    "svg.fonttype": "path",
+    # As text it can be read aloud, searched and shown in a page's own typeface; matplotlib centres
+    # it by anchors, so that another typeface stays in its place
+    "svg.fonttype": "none",
     # Ids of an SVG are random otherwise, and equal data would give different files
     "svg.hashsalt": "layerfuse",
     "lines.solid_capstyle": "round",
@@ -138,22 +132,34 @@ def look(index: int) -> Look:
     )
 
 
-def smooth(values: Sequence[float], width: int) -> np.ndarray:
-    """Compute a centred running mean; the window shrinks at both ends.
+def smooth(steps: Sequence[int], values: Sequence[float]) -> np.ndarray:
+    """Average each value with those of the steps that a logarithmic axis shows close to its own.
 
     Args:
-        values: n numbers.
-        width: of the window, in values.
+        steps: (n,), growing, from 1 on.
+        values: (n,), one a step.
 
     Returns:
-        (n,).
+        (n,): the mean of the values of all steps between 1 / 1.15 and 1.15 times the step.
     """
+    places = np.asarray(steps, dtype=float)
     # A window's sum is a difference of two running totals
     total = np.cumsum([0.0, *values])
-    positions = np.arange(len(values))
-    low = np.maximum(positions - width // 2, 0)
-    high = np.minimum(positions + width // 2 + 1, len(values))
+    low = np.searchsorted(places, places / SMOOTHED, side="left")
+    high = np.searchsorted(places, places * SMOOTHED, side="right")
     return (total[high] - total[low]) / (high - low)
+
+
+def thinned(count: int) -> np.ndarray:
+    """Choose the points of a long curve that are drawn on a logarithmic axis.
+
+    Args:
+        count: of its points.
+
+    Returns:
+        Their positions, at most 300, closer at the start: a page with many runs stays small.
+    """
+    return np.unique(np.geomspace(1, count, DRAWN_POINTS).round().astype(int)) - 1
 
 
 @dataclass(frozen=True)
@@ -173,16 +179,24 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class StageLosses:
-    """The losses of all runs in one stage, which has a name."""
+    """The losses of all runs in one stage.
+
+    Attributes:
+        stage: its name.
+        curves: one a run.
+        batch_size: samples of a step; None where it is not known.
+    """
 
     stage: str
     curves: list[LossCurve]
+    batch_size: int | None = None
 
 
 def plot_losses(data: StageLosses, ax: Axes) -> Axes:
     """Plot the training loss of one stage: raw faint, smoothed strong, one line a run.
 
-    Both axes are logarithmic: losses fall fastest in the first steps, and arms differ later.
+    Both axes are logarithmic: losses fall fastest in the first steps, and arms differ later. Where
+    the batch size is known, the axis above counts samples.
 
     Args:
         data: of one stage.
@@ -191,31 +205,65 @@ def plot_losses(data: StageLosses, ax: Axes) -> Axes:
     Returns:
         `ax`.
     """
+    smoothed_losses: list[float] = []
     for curve in data.curves:
         # A run that skips the stage has no points
         if not curve.points:
             continue
-        steps = [step for step, _ in curve.points]
-        losses = [loss for _, loss in curve.points]
+        steps, losses = np.transpose(curve.points)
+        drawn = thinned(len(steps))
+        smoothed = smooth(steps, losses)
+        smoothed_losses.extend(smoothed)
         style = look(curve.index)
-        ax.plot(steps, losses, color=style.color, alpha=0.13, lw=0.7)
-        window = max(3, len(losses) // 12)
+        ax.plot(steps[drawn], losses[drawn], color=style.color, alpha=0.13, lw=0.7)
         ax.plot(
-            steps,
-            smooth(losses, window),
+            steps[drawn],
+            smoothed[drawn],
             color=style.color,
             ls=style.line_style,
             lw=1.5,
             label=curve.arm,
         )
-    ax.set(xlabel=f"step of {data.stage}", ylabel="loss", xscale="log", yscale="log")
-    # Numbers as they are written elsewhere, not powers of ten; some between them too, since losses
-    # seldom pass a whole decade.
+    ax.set(xlabel=f"step of {data.stage}", ylabel="loss", xscale="log")
+    # A line has a gap where its loss is not positive; clipped, it would fall out of the figure
+    ax.set_yscale("log", nonpositive="mask")
+    _set_loss_ticks(ax, smoothed_losses)
+    batch_size = data.batch_size
+    if batch_size is not None:
+        samples = ax.secondary_xaxis(
+            "top",
+            functions=(
+                lambda step: np.multiply(step, batch_size),
+                lambda count: np.divide(count, batch_size),
+            ),
+        )
+        samples.set_xlabel("samples")
+        samples.xaxis.set_major_formatter("{x:,g}")
+        samples.xaxis.set_minor_locator(NullLocator())
+        samples.spines["top"].set_visible(False)
+    return ax
+
+
+def _set_loss_ticks(ax: Axes, losses: Sequence[float]) -> None:
+    """Limit the axis of losses to what lines show, and write numbers that do not touch."""
+    # Numbers as they are written elsewhere, not powers of ten
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))
+    positive = [loss for loss in losses if loss > 0]
+    if not positive:
+        return
+    low, high = min(positive), max(positive)
+    # Single recorded losses may be a hundred times smaller than any mean, and would press the
+    # means together
+    ax.set_ylim(low / 1.4, high * 1.4)
+    # Numbers between the powers of ten too where few of these are passed
+    if high < 30 * low:
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))
+    elif high < 300 * low:
+        ax.yaxis.set_minor_locator(LogLocator(subs=(3,)))
+    else:
+        ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_minor_formatter("{x:g}")
-    return ax
 
 
 @dataclass(frozen=True)
@@ -365,6 +413,8 @@ class StudyResult:
 def plot_scores(data: StudyResult, ax: Axes) -> Axes:
     """Plot the mean score per arm with its interval, a dot per seed, blind guessing dashed.
 
+    Where guessing scores far less than all arms, the axis leaves it out and says so.
+
     Args:
         data: of a study.
         ax: where it is drawn.
@@ -382,7 +432,28 @@ def plot_scores(data: StudyResult, ax: Axes) -> Axes:
             name += " (baseline)"
         names.append(name)
 
+    _mark_chance(data, ax)
+    ax.set_yticks(range(len(names)), names)
+    # The first row, the best arm, is at the top
+    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="mean over families, % right")
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+def _mark_chance(data: StudyResult, ax: Axes) -> None:
+    """A dashed line at chance, or words where it is so far off that arms would be in a heap."""
+    lows = []
+    highs = []
+    for arm in data.arms:
+        lows.append(100 * min(arm.mean.interval[0], *arm.seed_means))
+        highs.append(100 * max(arm.mean.interval[1], *arm.seed_means))
+    low, high = min(lows), max(highs)
     chance = 100 * data.chance
+    if abs(low - chance) > FAR_CHANCE * (high - low) > 0:
+        margin = 0.06 * (high - low)
+        ax.set_xlim(low - margin, high + margin)
+        ax.set_title(f"chance is {chance:.1f}, outside this axis", fontsize=9, loc="left")
+        return
     ax.axvline(chance, color=INK, lw=1, ls=DASHED, zorder=0)
     ax.annotate(
         "chance",
@@ -393,11 +464,6 @@ def plot_scores(data: StudyResult, ax: Axes) -> Axes:
         textcoords="offset points",
         fontsize=9,
     )
-    ax.set_yticks(range(len(names)), names)
-    # The first row, the best arm, is at the top
-    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="mean over families, % right")
-    ax.grid(axis="y", visible=False)
-    return ax
 
 
 def _plot_arm_score(arm: ArmResult, row: int, ax: Axes) -> None:

@@ -11,16 +11,11 @@ from typing import Any
 from layerfuse.cost.recipe_table import steps_of
 from layerfuse.evaluate.learning_status import ArmLearning
 from layerfuse.files import write_text
+from layerfuse.pages.drawing import inline
+from layerfuse.pages.template import page_template
 from layerfuse.recipe.schema import Recipe
 from layerfuse.study.findings import ONE_SEED, listed
-from layerfuse.study.report import page_template
-from layerfuse.study.report_figures import (
-    LEGEND_COLUMNS,
-    LEGEND_ROW,
-    WIDTH,
-    add_legend,
-    inline,
-)
+from layerfuse.study.report_figures import LEGEND_COLUMNS, LEGEND_ROW, WIDTH, add_legend
 
 DATA_SIZES = "data_sizes.json"
 NOT_TRAINED = "not trained long enough to say"
@@ -356,10 +351,12 @@ def write_sizes_report(recipe: Recipe, folder: Path, finished: list[int]) -> Pat
         sizes=sizes,
     )
     draw_sizes(sizes, folder / "figures")
-    html = page_template("data_sizes.html.j2").render(
+    arms = listed([arm.arm for arm in sizes[0].arms])
+    alt = f"Accuracy of {arms} against the number of training samples; the table below has it."
+    html = page_template("layerfuse.study", "data_sizes.html.j2").render(
         r=report,
         description=recipe.description,
-        drawing=inline(folder / "figures" / "data_sizes.svg"),
+        drawing=inline(folder / "figures" / "data_sizes.svg", alt),
     )
     write_text(folder / DATA_SIZES, json.dumps(asdict(report), indent=1) + "\n")
     write_text(folder / "report.html", html)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from layerfuse.evaluate.learning_status import not_trained_long_enough, unsettled_arms
 from layerfuse.evaluate.significance import JudgedContrast
+from layerfuse.pages.written_numbers import percent, signed, span
 from layerfuse.study.guidance_effect import GuidanceRow
 from layerfuse.study.looks import look_sentences
 from layerfuse.study.summary import Summary
@@ -72,31 +73,6 @@ class ArmsByVerdict:
     unjudged: list[ComparedArm]
     unresolved: list[ComparedArm]
     first: list[str]
-
-
-def percent(value: float) -> str:
-    """Write 0.8123 as 81.2 %."""
-    return f"{100 * value:.1f} %"
-
-
-def signed(value: float) -> str:
-    """Write 0.0412 as +4.1, with a true minus and no negative zero."""
-    # Adding zero turns a negative zero into zero.
-    points = round(100 * value, 1) + 0.0
-    return f"{points:+.1f}".replace("-", "\u2212")
-
-
-def unsigned(value: float) -> str:
-    """Write 0.0412 as 4.1, with a true minus where it is negative."""
-    return f"{100 * value:.1f}".replace("-", "\u2212")
-
-
-def span(interval: list[float], plus: bool = False) -> str:
-    """Write an interval [low, high] in percent or, with plus, in points."""
-    low, high = interval
-    if plus:
-        return f"{signed(low)} to {signed(high)}"
-    return f"{unsigned(low)} to {unsigned(high)}"
 
 
 def listed(names: list[str]) -> str:

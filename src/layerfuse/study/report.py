@@ -5,23 +5,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-
 from layerfuse.evaluate.records import read_runs
 from layerfuse.files import write_text
+from layerfuse.pages.drawing import inline
+from layerfuse.pages.template import page_template
 from layerfuse.study.budgets import order_sentence, read_budgets, steps_by_arm, steps_sentences
+from layerfuse.study.certainty import covered_by_intervals, how_sure
 from layerfuse.study.data_summary import read_data_summary
-from layerfuse.study.findings import (
-    ONE_SEED,
-    Findings,
-    percent,
-    signed,
-    span,
-    state_findings,
-    with_screening,
-)
-from layerfuse.study.report_examples import ExampleCard, choose, thumbnail
-from layerfuse.study.report_figures import draw, inline
+from layerfuse.study.findings import ONE_SEED, Findings, state_findings, with_screening
+from layerfuse.study.report_examples import GROUPS, ExampleCard, choose, thumbnail
+from layerfuse.study.report_figures import alt_text, arms_with_negative_losses, draw
 from layerfuse.study.reported_recipe import ReportedRecipe, read_recipe
 from layerfuse.study.summary import Summary, summarize
 from layerfuse.study.training_status import read_blind_losses, read_probes
@@ -57,29 +50,6 @@ def summary_content(summary: Summary, findings: Findings) -> dict[str, Any]:
     content = summary.to_json()
     content["findings"] = asdict(findings)
     return content
-
-
-def page_template(name: str) -> Template:
-    """Load a page's template; all that it is given is escaped.
-
-    Args:
-        name: of a file beside this module.
-
-    Returns:
-        The template.
-    """
-    # Strict: a name that the template misspells is an error, not an empty place on the page.
-    environment = Environment(
-        loader=PackageLoader("layerfuse.study", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["signed"] = signed
-    environment.filters["span"] = span
-    return environment.get_template(name)
 
 
 def write_report(study_dir: Path) -> Path:
@@ -118,20 +88,29 @@ def write_report(study_dir: Path) -> Path:
         findings = with_screening(findings, recipe.llm_blocks)
 
     figures = {}
-    for name in draw(summary, runs, study_dir / "figures"):
-        figures[name] = inline(study_dir / "figures" / f"{name}.svg")
+    for name in draw(summary, runs, study_dir / "figures", recipe.batch_sizes):
+        file = study_dir / "figures" / f"{name}.svg"
+        figures[name] = inline(file, alt_text(name, summary))
     cards = []
-    for example in choose(runs):
-        cards.append(ExampleCard(example, thumbnail(study_dir, example.question.image)))
+    # Heads of columns lead to the example of their group.
+    example_of: dict[str, str] = {}
+    for number, example in enumerate(choose(runs, summary.shown_by), start=1):
+        picture = thumbnail(study_dir, example.question.image)
+        card = ExampleCard(f"example-{number}", example, picture)
+        cards.append(card)
+        if example.group is not None:
+            example_of[example.group] = card.id
     # What a folder has lost takes nothing else from its page.
     environment = {}
     environment_file = study_dir / "environment.json"
     if environment_file.is_file():
         environment = json.loads(environment_file.read_text())
 
-    html = page_template("report.html.j2").render(
+    html = page_template("layerfuse.study", "report.html.j2").render(
         s=summary,
         findings=findings,
+        certainty=how_sure(summary),
+        covered=covered_by_intervals(summary),
         data=read_data_summary(study_dir),
         recipe=recipe,
         waiting=waiting_arms(recipe, summary),
@@ -140,6 +119,9 @@ def write_report(study_dir: Path) -> Path:
         environment=environment,
         figures=figures,
         cards=cards,
+        example_of=example_of,
+        negative_losses=arms_with_negative_losses(runs),
+        most_groups=GROUPS,
     )
     # Written last, so that a failure above leaves the earlier numbers and page as they were.
     content = summary_content(summary, findings)

@@ -4,12 +4,17 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
+from layerfuse.evaluate.score_table import GroupKey, category_of, family_of
+from layerfuse.study.summary import MOST_FAMILIES
 
-# Cards of examples on the page, and the longer side of their pictures in pixels.
-PICTURES = 8
+# Groups of questions that get an example: all that tables show.
+GROUPS = MOST_FAMILIES
+# The longer side of pictures, in pixels, and the quality of those that are stored as JPEG.
 PIXELS = 224
+QUALITY = 85
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Example:
     """A question with the answers of all arms, and the rule by which it was chosen."""
 
     why: str
+    group: str | None
+    """the family or category that it is the example of; None: of none"""
     question: AnswerRecord
     """the first arm's answer, which holds the question and its picture"""
     answers: list[ArmAnswer]
@@ -32,18 +39,25 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleCard:
-    """An example as the page shows it; picture is a data address, None where no file is."""
+    """An example as the page shows it.
 
+    Attributes:
+        id: of its place on the page.
+        example: what it shows.
+        picture: a data address; None where no file is.
+    """
+
+    id: str
     example: Example
     picture: str | None
 
 
 @dataclass(frozen=True)
 class ExampleRule:
-    """Choose the first question of this family (None: any) that is answered in this way."""
+    """Choose the first question of this group (None: any) that is answered in this way."""
 
     why: str
-    family: str | None
+    group: str | None
     scores: set[float]
 
 
@@ -55,7 +69,8 @@ def thumbnail(study_dir: Path, image: str | None) -> str | None:
         image: the picture's path in it.
 
     Returns:
-        A PNG as a data address, at most 224 pixels; None where there is no file.
+        A data address of at most 224 pixels, as PNG or JPEG, whichever is smaller: drawings are
+        smaller as the one, photos as the other. None where there is no file.
     """
     # Pillow and numpy are slow to import, and most pages show no picture.
     from layerfuse.vision.picture import Picture
@@ -67,22 +82,31 @@ def thumbnail(study_dir: Path, image: str | None) -> str | None:
     # As the model saw it: upright, and transparency over white.
     small = Picture(str(path)).open()
     small.thumbnail((PIXELS, PIXELS))
-    stream = io.BytesIO()
-    small.save(stream, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    png = io.BytesIO()
+    small.save(png, format="PNG", optimize=True)
+    jpeg = io.BytesIO()
+    small.save(jpeg, format="JPEG", quality=QUALITY)
+    kind, stored = "png", png.getvalue()
+    if len(jpeg.getvalue()) < len(stored):
+        kind, stored = "jpeg", jpeg.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(stored).decode()}"
 
 
-def choose(runs: list[FinishedRun]) -> list[Example]:
+def choose(
+    runs: list[FinishedRun], shown_by: Literal["families", "categories"] = "families"
+) -> list[Example]:
     """Choose examples by a rule: the first ids, a new picture each.
 
-    Each arm's first run; per family the first question on which arms disagree, then the first
-    that all answer rightly and the first that all answer wrongly.
+    Each arm's first run; per group of questions the first one on which arms disagree, then the
+    first that all answer rightly and the first that all answer wrongly.
 
     Args:
         runs: all finished runs.
+        shown_by: the groups of questions.
 
     Returns:
-        At most eight examples; rules that no question fits are left out.
+        At most one example for each of the first ten groups, and two; rules that no question fits
+        are left out.
     """
     first_runs: dict[str, FinishedRun] = {}
     for run in reversed(runs):
@@ -91,18 +115,18 @@ def choose(runs: list[FinishedRun]) -> list[Example]:
     shown_runs = list(first_runs.values())
     shown_runs.reverse()
 
-    # Two cards are left for what all arms get right or wrong.
-    families = sorted({answer.family for answer in runs[0].answers})
+    group_of = category_of if shown_by == "categories" else family_of
+    groups = sorted({group_of(answer) for answer in runs[0].answers})
     rules = []
-    for family in families[: PICTURES - 2]:
-        rules.append(ExampleRule(f"{family}: arms disagree", family, {0.0, 1.0}))
+    for group in groups[:GROUPS]:
+        rules.append(ExampleRule(f"{group}: arms disagree", group, {0.0, 1.0}))
     rules.append(ExampleRule("all right", None, {1.0}))
     rules.append(ExampleRule("all wrong", None, {0.0}))
 
     chosen = []
     shown_samples: set[str] = set()
     for rule in rules:
-        example = first_example(rule, shown_runs, shown_samples)
+        example = first_example(rule, group_of, shown_runs, shown_samples)
         if example is not None:
             chosen.append(example)
             shown_samples.add(example.question.sample)
@@ -110,16 +134,16 @@ def choose(runs: list[FinishedRun]) -> list[Example]:
 
 
 def first_example(
-    rule: ExampleRule, runs: list[FinishedRun], shown_samples: set[str]
+    rule: ExampleRule, group_of: GroupKey, runs: list[FinishedRun], shown_samples: set[str]
 ) -> Example | None:
     """Find the first question that fits a rule and whose sample is not shown yet."""
     for position, question in enumerate(runs[0].answers):
         if question.sample in shown_samples:
             continue
-        if rule.family is not None and question.family != rule.family:
+        if rule.group is not None and group_of(question) != rule.group:
             continue
         answers = [ArmAnswer(run.record.arm, run.answers[position]) for run in runs]
         scores = {each.answer.score for each in answers}
         if scores == rule.scores:
-            return Example(rule.why, question, answers)
+            return Example(rule.why, rule.group, question, answers)
     return None

@@ -1,11 +1,12 @@
 """The figures of a study's report: written as files, and made parts of its page."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfuse.evaluate.records import FinishedRun
+from layerfuse.pages.written_numbers import percent
 from layerfuse.study.depth_figure import layer_scores, normalised
 from layerfuse.study.summary import Summary
 
@@ -22,13 +23,16 @@ LEGEND_ROW = 0.26
 LEGEND_COLUMNS = 4
 
 
-def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
+def draw(
+    summary: Summary, runs: list[FinishedRun], folder: Path, batch_sizes: Mapping[str, int]
+) -> list[str]:
     """Write the figures as PNG and SVG.
 
     Args:
         summary: the numbers of the study.
         runs: all finished runs.
         folder: where the figures go.
+        batch_sizes: samples of a step, of the stages for which it is known.
 
     Returns:
         The names of the figures.
@@ -89,9 +93,36 @@ def draw(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
         stage_axes = figure.subplots(1, len(stages), squeeze=False)[0]
         for stage, axes in zip(stages, stage_axes, strict=True):
             curves = loss_curves(runs, stage, order)
-            plots.plot_losses(plots.StageLosses(stage, curves), axes)
+            losses = plots.StageLosses(stage, curves, batch_sizes.get(stage))
+            plots.plot_losses(losses, axes)
         add_legend(figure, stage_axes)
     return [*names, "losses"]
+
+
+def alt_text(name: str, summary: Summary) -> str:
+    """Say what a figure shows, for those who cannot see it.
+
+    Args:
+        name: one that `draw` gave.
+        summary: the numbers of the study.
+
+    Returns:
+        One or two sentences, with the table that has the same numbers where there is one.
+    """
+    best = summary.arms[0]
+    shown = "category" if summary.shown_by == "categories" else "family"
+    highest = f"{best.arm} is highest with {percent(best.mean.score)}"
+    texts = {
+        "scores": f"The mean score of each arm with its interval, as in the table Results: "
+        f"{highest}, chance is {percent(summary.chance.mean)}.",
+        "families": f"The scores of all arms with their intervals for each {shown} of questions, "
+        "as in the table above.",
+        "depth": f"Scores against the depth of the layer, a line for each {shown} of questions.",
+        "along": "Accuracy and loss on validation questions against the samples seen in training, "
+        "a line for each run.",
+        "losses": "The training loss of each stage against its steps, a line for each run.",
+    }
+    return texts[name]
 
 
 def draw_depth(runs: list[FinishedRun], folder: Path) -> list[str]:
@@ -164,6 +195,18 @@ def loss_curves(
     return curves
 
 
+def arms_with_negative_losses(runs: list[FinishedRun]) -> list[str]:
+    """Name the arms whose loss is 0 or less at some step, which a logarithmic axis cannot show."""
+    names: list[str] = []
+    for run in runs:
+        lowest = 1.0
+        for curve in run.record.losses.values():
+            lowest = min([lowest, *(loss for _, loss in curve)])
+        if lowest <= 0 and run.record.arm not in names:
+            names.append(run.record.arm)
+    return names
+
+
 def add_legend(figure: "Figure", all_axes: "Iterable[Axes]") -> None:
     """Write every label of the axes once, below them."""
     handles = {}
@@ -176,31 +219,4 @@ def add_legend(figure: "Figure", all_axes: "Iterable[Axes]") -> None:
         list(handles),
         loc="outside lower center",
         ncols=LEGEND_COLUMNS,
-    )
-
-
-def inline(file: Path) -> str:
-    """Make an SVG file part of a page.
-
-    Args:
-        file: the figure.
-
-    Returns:
-        Its element alone, with ids of its own, grey as the page's text, scaling to its box.
-    """
-    from layerfuse.plots import INK
-
-    name = file.stem
-    text = file.read_text("utf-8")
-    text = text[text.index("<svg") :]
-    # The page decides the colour of text, so that it is legible in light and dark mode.
-    text = text.replace(INK, "currentColor")
-    # Figures on one page must not share ids.
-    for before in ('id="', 'href="#', "url(#"):
-        text = text.replace(before, f"{before}{name}-")
-    head, body = text.split(">", 1)
-    box = head.split('viewBox="')[1].split('"')[0]
-    return (
-        f'<svg viewBox="{box}" role="img" aria-label="{name}" xmlns="http://www.w3.org/2000/svg" '
-        f'xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
     )

@@ -30,6 +30,7 @@ class ReportedRecipe:
         llm_blocks: number of the LLM's first blocks that were kept; None: all.
         claims: that it states; may be empty.
         looks: when the study is looked at, with `seeds: auto`; None where seeds are a list.
+        batch_sizes: samples of a step, of each stage whose recipe says it.
     """
 
     text: str
@@ -41,6 +42,7 @@ class ReportedRecipe:
     llm_blocks: int | None
     claims: list[Claim]
     looks: PlannedLooks | None
+    batch_sizes: dict[str, int]
 
 
 def read_recipe(study_dir: Path) -> ReportedRecipe:
@@ -87,7 +89,17 @@ def read_recipe(study_dir: Path) -> ReportedRecipe:
         llm_blocks=llm_blocks,
         claims=read_claims(content, file),
         looks=looks,
+        batch_sizes=read_batch_sizes(content),
     )
+
+
+def read_batch_sizes(content: dict[str, Any]) -> dict[str, int]:
+    """Read how many samples a step of each stage has, of the stages whose recipe says it."""
+    batch_sizes = {}
+    for name, stage in (content.get("stages") or {}).items():
+        if stage and "batch_size" in stage:
+            batch_sizes[name] = stage["batch_size"]
+    return batch_sizes
 
 
 def read_claims(content: dict[str, Any], file: Path) -> list[Claim]:

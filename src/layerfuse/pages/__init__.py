@@ -1,0 +1,1 @@
+"""What all pages share: the frame with its one stylesheet and script, drawings, and numbers."""
