@@ -1,0 +1,81 @@
+"""The verb `inspect`: one answer of one model, as figures and a page."""
+
+from pathlib import Path
+
+from layerfuse.evaluate.answer import load_answerer
+from layerfuse.explain.contributions import means_of_pictures, stored_means
+from layerfuse.explain.figures import draw
+from layerfuse.explain.inspection import Inspection, inspect_reading, save
+from layerfuse.explain.page import write_page
+from layerfuse.explain.reading import read
+from layerfuse.look.pictures import find_pictures
+from layerfuse.progress import Progress, silent
+
+
+def inspect_answer(
+    model: Path,
+    image: Path,
+    question: str,
+    output: Path,
+    *,
+    data: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    max_new_tokens: int = 64,
+    progress: Progress = silent,
+) -> Inspection:
+    """Ask a model one question about one picture, and write what can be seen of the answer.
+
+    Args:
+        model: folder of a trained model.
+        image: a picture.
+        question: the question.
+        output: folder that gets `inspect.html`, `inspect.json`, `inspect.safetensors`,
+            `picture.png` and `figures/`.
+        data: pictures whose mean stands in for each layer, in the forms of `layerfuse similarity`;
+            None takes the means that the model stores, or those of this picture.
+        split: of a dataset.
+        limit: of the pictures of `data`.
+        max_new_tokens: longest answer, in tokens.
+        progress: told of every batch of `data`.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        LayerfuseError: the model, the picture or the data cannot be read, or the folder cannot be
+            written.
+    """
+    answerer = load_answerer(model)
+    reading = read(answerer, image, question)
+    if data is None:
+        means = stored_means(answerer, reading)
+    else:
+        means = means_of_pictures(answerer, find_pictures(data, split, limit), progress)
+    # The folder of an arm says more than `model` inside it.
+    name = model.resolve()
+    if name.name == "model":
+        name = name.parent
+    inspection = inspect_reading(
+        answerer, reading, means, name=name.name, max_new_tokens=max_new_tokens
+    )
+    save(inspection, output)
+    redraw(inspection, output)
+    return inspection
+
+
+def redraw(inspection: Inspection, folder: Path) -> Path:
+    """Draw the figures and the page of an inspection.
+
+    Args:
+        inspection: what was seen, as `load` reads it from the folder.
+        folder: of the inspection.
+
+    Returns:
+        The page.
+
+    Raises:
+        LayerfuseError: the folder cannot be written.
+    """
+    draw(inspection, folder / "figures")
+    return write_page(inspection, folder)
