@@ -70,7 +70,7 @@ def seconds_a_run(work: Path, arms_at_once: int) -> float:
     file = work / f"{name}.yaml"
     file.write_text(yaml.safe_dump(settings))
     subprocess.run(
-        [sys.executable, "-m", "layerfuse.cli", "study", str(file), "--output", str(work / name)],
+        [sys.executable, "-m", "layerfuse", "study", str(file), "--output", str(work / name)],
         env={**os.environ, "OMP_NUM_THREADS": str(CORES), "LAYERFUSE_HOME": str(work / "home")},
         check=True,
         stdout=subprocess.DEVNULL,
@@ -86,7 +86,7 @@ def seconds(work: Path, name: str, settings: dict[str, object]) -> float:
     """Processor seconds of `layerfuse study` on a recipe, in a process of its own."""
     file = work / f"{name}.yaml"
     file.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "layerfuse.cli", "study", str(file)]
+    command = [sys.executable, "-m", "layerfuse", "study", str(file)]
     environment = {**os.environ, "LAYERFUSE_HOME": str(work / "home"), "OMP_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(

@@ -1,4 +1,5 @@
 """Draw the house: every room of the package on its floor, from the import contract and the code.
+The command line, a package of its own, stands on top.
 
 `docs/generate.py` writes the picture; a test fails when it is not what this would draw.
 """
@@ -11,7 +12,9 @@ from pathlib import Path
 from textwrap import wrap
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "layerfuse"
+SOURCES = ROOT / "src"
+PACKAGE = "layerfuse"
+COMMAND_LINE = "layerfuse_cli"
 
 # Pixels of the picture, and characters of a line of modules in it.
 WIDTH = 960
@@ -39,18 +42,21 @@ class Room:
 def floors() -> list[list[Room]]:
     """The rooms of each floor, the highest first, as the import contract has them."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    (contract,) = settings["tool"]["importlinter"]["contracts"]
-    rooms_of_floors = []
-    for layer in contract["layers"]:
+    layers: list[str] = []
+    for contract in settings["tool"]["importlinter"]["contracts"]:
+        if contract.get("containers") == [PACKAGE]:
+            layers = contract["layers"]
+    rooms_of_floors = [[_room(SOURCES, COMMAND_LINE)]]
+    for layer in layers:
         names = [name.strip() for name in layer.split("|")]
-        rooms_of_floors.append([_room(name) for name in names])
+        rooms_of_floors.append([_room(SOURCES / PACKAGE, name) for name in names])
     return rooms_of_floors
 
 
-def _room(name: str) -> Room:
-    folder = PACKAGE / name
+def _room(house: Path, name: str) -> Room:
+    folder = house / name
     if not folder.is_dir():
-        return Room(name, _purpose(PACKAGE / f"{name}.py"), [])
+        return Room(name, _purpose(house / f"{name}.py"), [])
     modules = [file.stem for file in sorted(folder.glob("*.py")) if file.stem != "__init__"]
     return Room(name, _purpose(folder / "__init__.py"), modules)
 

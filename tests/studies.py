@@ -11,7 +11,7 @@ import yaml
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner, Result
 
-from layerfuse.cli import app
+from layerfuse_cli.app import app
 from tests import tiny
 
 

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from layerfuse.cli import app
 from layerfuse.data import feature_shards as shards
 from layerfuse.data import feature_store
 from layerfuse.data.collate import Collator
@@ -16,6 +15,7 @@ from layerfuse.data.feature_store import cached_features, digests_of
 from layerfuse.errors import LayerfuseError
 from layerfuse.vision.encoder import Encoder
 from layerfuse.vision.picture import Picture
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.counting_encoder import (
     CountingEncoder,

@@ -6,11 +6,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.cost.flops import vision_config
 from layerfuse.cost.fusions_table import KNOWN, Row, list_fusions, rows, ships_as, show
 from layerfuse.fusion import FUSIONS
 from layerfuse.vision.selection import select
+from layerfuse_cli.app import app
 from tests import tiny
 
 

@@ -1,5 +1,6 @@
 """What all verbs share: messages, tracebacks and the version."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from typer.testing import CliRunner
 
 import layerfuse.cost.recipe_table
 from layerfuse import __version__
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
+from layerfuse_cli.app import app
 
 # A wrong value, a file, a GPU out of memory, a package: whatever layerfuse does not explain.
 BUGS = [KeyError, ValueError, OSError, torch.OutOfMemoryError, ImportError]
@@ -88,3 +89,19 @@ def test_an_import_that_is_no_name_of_a_module(name: str) -> None:
     assert ended.exit_code == 2
     assert f"--import {name!r} is no name of a module" in ended.output
     assert "my_fusion for my_fusion.py" in ended.output
+
+
+def test_help_and_wrong_usage_do_not_wait_for_layerfuse() -> None:
+    """Its import takes seconds."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from layerfuse_cli.app import app\n"
+        "for words in (['--help'], ['--version'], ['study', '--help'], ['study', '--nothing']):\n"
+        "    ended = CliRunner().invoke(app, words)\n"
+        "    print(ended.exit_code, 'layerfuse' in sys.modules)\n"
+    )
+
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert process.stdout.splitlines() == ["0 False", "0 False", "0 False", "2 False"]

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from layerfuse import FusionVLM
-from layerfuse.cli import app
 from layerfuse.data.sources import load
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.train.arm import train_arm
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.studies import (
     one_line,

@@ -9,9 +9,9 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.evaluate.compare_report import report_comparison
 from layerfuse.evaluate.suites import Suite
+from layerfuse_cli.app import app
 from tests.compared import REAL, mme_answers, right_answers, run_of
 from tests.made_up_benchmarks import (
     column,

@@ -239,7 +239,7 @@ def test_no_process_of_a_killed_study_trains_on(mixed: dict[str, Any], tmp_path:
     command = [
         sys.executable,
         "-m",
-        "layerfuse.cli",
+        "layerfuse_cli.app",
         "study",
         str(path),
         TWO_PROCESSES,

@@ -16,11 +16,11 @@ from typer.main import get_command
 
 from docs.generate import pages
 from layerfuse import __version__
-from layerfuse.cli import app
 from layerfuse.fusion import FUSIONS
 from layerfuse.model.pretrained import compose_processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.schema import Recipe
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.random_prompts import prompts
 
@@ -168,7 +168,7 @@ def test_version_is_in_the_changelog() -> None:
 def test_help_is_fast() -> None:
     """Under half a second of processor time, which other processes of a busy machine, unlike the
     time on the clock, hardly lengthen. The best of ten."""
-    command = [sys.executable, "-m", "layerfuse.cli", "--help"]
+    command = [sys.executable, "-m", "layerfuse_cli.app", "--help"]
     environment = {**os.environ, "COLUMNS": "90"}
 
     fastest = float("inf")
@@ -199,7 +199,7 @@ def test_every_class_has_a_name_of_its_own() -> None:
 def test_every_module_has_a_name_of_its_own() -> None:
     """A message or a traceback that names a module names one file."""
     names = []
-    for path in (ROOT / "src" / "layerfuse").rglob("*.py"):
+    for path in (ROOT / "src").rglob("*.py"):
         if path.stem != "__init__":
             names.append(path.stem)
 

@@ -15,7 +15,6 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate import predict as predict_module
@@ -25,6 +24,7 @@ from layerfuse.evaluate.likelihood import AnswerLikelihood, answer_likelihoods
 from layerfuse.evaluate.questions import Question, questions
 from layerfuse.evaluate.suite_run import evaluate_suite
 from layerfuse.recipe.evaluate_settings import Evaluation
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.made_up_benchmarks import (
     column,

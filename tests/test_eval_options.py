@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.evaluation import data_of
 from layerfuse.recipe.data_source import Data
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.studies import read_lines, read_samples, write_samples
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 from typer.testing import CliRunner
 
 from layerfuse import FusionVLM, Processor
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.export.formats import export
 from layerfuse.export.gguf_llava import FILE, tokens_of_file
+from layerfuse_cli.app import app
 from tests import tiny
 
 ROUNDED = 0.005

@@ -19,7 +19,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImagePr
 from typer.testing import CliRunner
 
 from layerfuse import Processor
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import load_answerer
 from layerfuse.export.equality import sample_picture
@@ -29,6 +28,7 @@ from layerfuse.export.hub import needed_packages
 from layerfuse.export.push import push
 from layerfuse.fusion import FUSIONS
 from layerfuse.fusion.concat import Concat, ConcatConfig
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.studies import run_study, save_sentence_encoder, write_recipe
 
@@ -248,7 +248,7 @@ for place in (folder, saved):
         asked.model.save_pretrained(saved)
         asked.processor.save_pretrained(saved)
 assert "layerfuse" not in sys.modules
-import layerfuse.model.vlm
+import layerfuse
 model = AutoModelForImageTextToText.from_pretrained(trained)
 processor = AutoProcessor.from_pretrained(trained)
 classes = [type(part).__module__ for part in (asked.model, model, processor)]

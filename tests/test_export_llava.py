@@ -12,12 +12,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from layerfuse import FusionVLM
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import load_answerer
 from layerfuse.export.equality import check_equal, sample_picture
 from layerfuse.export.formats import export
 from layerfuse.export.stock_llava import to_stock_llava, to_stock_processor
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.random_prompts import prompts
 

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGe
 from typer.testing import CliRunner
 
 from layerfuse import FusionVLM, Processor
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.export.formats import export
 from layerfuse.released.importing import Elsewhere, import_checkpoint
+from layerfuse_cli.app import app
 from tests import releases, tiny
 from tests.releases import (
     LLM_WIDTH,

@@ -258,7 +258,7 @@ def test_a_missing_package_is_named(plain: str, monkeypatch: pytest.MonkeyPatch)
 def test_the_package_is_imported_by_those_who_use_it_alone() -> None:
     """It takes seconds, and is an optional dependency."""
     code = (
-        "import sys, layerfuse.cli, layerfuse.model.vlm; "
+        "import sys, layerfuse_cli.app, layerfuse.model.vlm; "
         "print('sentence_transformers' in sys.modules)"
     )
 

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.lmms_requests import (
     MAX_NEW_TOKENS,
@@ -21,6 +20,7 @@ from layerfuse.evaluate.lmms_tasks.ocrvqa import ocrvqa
 from layerfuse.evaluate.lmms_tasks.tallyqa import tallyqa
 from layerfuse.evaluate.lmms_tasks.vsr import vsr
 from layerfuse.model.chat_template import LITERAL_IMAGE
+from layerfuse_cli.app import app
 
 RED = Image.new("RGB", (4, 3), "red")
 

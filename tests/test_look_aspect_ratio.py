@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.look.probe_report import ProbeReport
 from layerfuse.look.report_file import read_report
+from layerfuse_cli.app import app
 from tests.small_look import save_encoder_and_pictures
 from tests.studies import one_line
 

@@ -11,13 +11,13 @@ from rich.console import Console
 from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsProcessor
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import load_answerer
 from layerfuse.evaluate.evaluation import data_of, evaluate
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, read_records
 from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.study.coordinate import study, train
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.studies import ask_several_questions, write_recipe, write_samples
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.hardware import DTYPES, native_dtype
 from layerfuse.look import probe as probing
@@ -24,6 +23,7 @@ from layerfuse.model.pretrained import load_image_processor
 from layerfuse.vision.encoder import load_encoder
 from layerfuse.vision.picture import Picture
 from layerfuse.vision.selection import select
+from layerfuse_cli.app import app
 from tests.small_look import (
     probed,
     reading,

@@ -9,13 +9,13 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.model.given_parts import given_parts, read_given_projector
 from layerfuse.model.given_template import given_template
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
 from layerfuse.train.arm import compose
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.stock_folders import TEMPLATE, save_stock, stock_processor
 from tests.studies import one_line, run_study, write_recipe

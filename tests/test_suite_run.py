@@ -10,11 +10,11 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS
 from layerfuse.evaluate.suite_run import evaluate_suite, look_for
 from layerfuse.evaluate.suites import load_suite
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.made_up_benchmarks import (
     column,

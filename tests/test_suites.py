@@ -8,7 +8,6 @@ import yaml
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.benchmarks.mme import COGNITION, PERCEPTION
@@ -17,6 +16,7 @@ from layerfuse.evaluate.boxes import BoxForm
 from layerfuse.evaluate.published import published_tables
 from layerfuse.evaluate.suite_run import look_for
 from layerfuse.evaluate.suites import Prompt, load_prompts, load_suite, suite_names
+from layerfuse_cli.app import app
 from tests.made_up_benchmarks import column, suite_of, write_realmix, write_refcoco
 from tests.studies import one_line
 

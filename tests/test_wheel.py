@@ -24,9 +24,8 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(unpacked: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`layerfuse` from the wheel, in a folder that is no checkout."""
-    start = (
-        f"import sys; sys.path.insert(0, {str(unpacked)!r}); from layerfuse.cli import app; app()"
-    )
+    first = f"import sys; sys.path.insert(0, {str(unpacked)!r})"
+    start = f"{first}; from layerfuse_cli.app import app; app()"
     # isolated: neither the working directory nor PYTHONPATH leads to the sources
     command = [sys.executable, "-I", "-c", start, *arguments]
     return subprocess.run(command, cwd=unpacked, capture_output=True, text=True, check=False)
@@ -39,10 +38,10 @@ def test_data_and_types_are_inside(unpacked: Path) -> None:
     for folder in ("recipes", "recipes/templates"):
         expected = sorted(path.name for path in (ROOT / folder).iterdir())
         assert sorted(path.name for path in (package / folder).iterdir()) == expected
-    sources = ROOT / "src" / "layerfuse"
+    sources = ROOT / "src"
     for path in sources.rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
-            assert (package / path.relative_to(sources)).is_file(), path
+            assert (unpacked / path.relative_to(sources)).is_file(), path
     assert not (unpacked / "tests").exists()
 
 

@@ -1,25 +1,28 @@
-"""Which layers of a vision encoder to use in a multimodal LLM, and how to fuse them."""
+"""Which layers of a vision encoder to use in a multimodal LLM, and how to fuse them.
 
-from importlib import import_module
-from typing import Any
+Its import makes `layerfuse` a model type of transformers: `AutoConfig`, `AutoProcessor` and
+`AutoModelForImageTextToText` then read the folder of a trained model. The command line is a package
+of its own, `layerfuse_cli`, which answers before torch and transformers are imported.
+"""
 
 __version__ = "0.1.0"
 
-# Importing torch and transformers takes seconds, so the public names load on first use.
-_PUBLIC = {
-    "Answerer": "layerfuse.evaluate.answer",
-    "Encoder": "layerfuse.vision.encoder",
-    "Features": "layerfuse.vision.features",
-    "Fusion": "layerfuse.fusion",
-    "FusionConfig": "layerfuse.model.config",
-    "FusionVLM": "layerfuse.model.vlm",
-    "Processor": "layerfuse.model.processor",
-    "register": "layerfuse.fusion",
-}
-__all__ = [*_PUBLIC, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.fusion import Fusion, register
+from layerfuse.model.config import FusionConfig
+from layerfuse.model.processor import Processor
+from layerfuse.model.vlm import FusionVLM
+from layerfuse.vision.encoder import Encoder
+from layerfuse.vision.features import Features
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'layerfuse' has no attribute {name!r}")
-    return vars(import_module(_PUBLIC[name]))[name]
+__all__ = [
+    "Answerer",
+    "Encoder",
+    "Features",
+    "Fusion",
+    "FusionConfig",
+    "FusionVLM",
+    "Processor",
+    "__version__",
+    "register",
+]

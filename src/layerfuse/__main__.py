@@ -1,5 +1,5 @@
 """`python -m layerfuse`, which launchers of several processes call."""
 
-from layerfuse.cli import app
+from layerfuse_cli.app import app
 
 app()

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from layerfuse.cli import app
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
@@ -24,6 +23,7 @@ from layerfuse.evaluate.lmms_run import OWN_TASKS, evaluate_lmms
 from layerfuse.evaluate.questions import Question, with_all_pictures
 from layerfuse.model.chat_template import literal
 from layerfuse.vision.picture import Picture
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.lmms.local_tasks import (
     COLOURS,
@@ -388,7 +388,7 @@ def test_a_plugin_that_fails_is_named(model: Path, tasks: Path, tmp_path: Path) 
     (broken.parent / "broken_plugin.py").write_text("raise KeyError('the reason')\n")
     environment = {**os.environ, "PYTHONPATH": str(broken.parent)}
 
-    command = [sys.executable, "-m", "layerfuse.cli", "eval", str(model), "--lmms", "tiny_text"]
+    command = [sys.executable, "-m", "layerfuse_cli.app", "eval", str(model), "--lmms", "tiny_text"]
     ended = subprocess.run(
         [*command, "--lmms-include", str(tasks)],
         env=environment,
@@ -411,7 +411,7 @@ def test_two_processes_share_the_questions(model: Path, tasks: Path, tmp_path: P
     evaluate_lmms(model, names.split(","), include=tasks, output=alone)
 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", "-m", "layerfuse.cli", "eval", str(model)]
+    command += ["--standalone", "-m", "layerfuse_cli.app", "eval", str(model)]
     ended = subprocess.run(
         [*command, "--lmms", names, *include, "--output", str(shared)],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

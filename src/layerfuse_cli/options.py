@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from layerfuse.errors import LayerfuseError
-
 RecipeFile = Annotated[Path, Argument(help="A recipe: a YAML file, or a name such as quickstart")]
 Overrides = Annotated[list[str] | None, Argument(help="Changes to the recipe: key.sub=value ...")]
 Imports = Annotated[
@@ -58,6 +56,8 @@ def import_strategies(modules: list[str] | None) -> None:
     """
     if not modules:
         return
+    from layerfuse.errors import LayerfuseError
+
     for name in modules:
         # Paths to files are the usual mistake, which Python reads as a relative import.
         if not all(part.isidentifier() for part in name.split(".")):

@@ -1,8 +1,10 @@
 """The command line: verbs only, everything heavy is imported when a verb runs."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,9 +12,8 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from layerfuse import __version__
-from layerfuse.cli_evaluate import compare, evaluate, list_benchmarks, list_suites
-from layerfuse.cli_options import (
+from layerfuse_cli.evaluate import compare, evaluate, list_benchmarks, list_suites
+from layerfuse_cli.options import (
     AspectRatio,
     Batch,
     Encoder,
@@ -28,7 +29,6 @@ from layerfuse.cli_options import (
     Tasks,
     import_strategies,
 )
-from layerfuse.errors import LayerfuseError
 
 
 class Verbs(TyperGroup):
@@ -50,8 +50,14 @@ class Verbs(TyperGroup):
         """
         try:
             return super().invoke(ctx)
-        except LayerfuseError as error:
-            if ctx.params["debug"]:
+        except Exception as error:
+            # Help and wrong usage leave by exceptions too, mostly before layerfuse is imported:
+            # none of these is an error of its own, and they are not to wait for its import.
+            if "layerfuse.errors" not in sys.modules:
+                raise
+            from layerfuse.errors import LayerfuseError
+
+            if ctx.params["debug"] or not isinstance(error, LayerfuseError):
                 raise
             typer.secho(f"error: {error}", fg="red", err=True)
             typer.secho("(layerfuse --debug VERB ... shows the traceback)", dim=True, err=True)
@@ -88,7 +94,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"layerfuse {__version__}")
+        typer.echo(f"layerfuse {version_of('layerfuse')}")
         raise typer.Exit()
 
 
@@ -390,6 +396,7 @@ def import_release(
     ] = None,
 ) -> None:
     """Read a released checkpoint, of layerfuse's papers or of LLaVA, as a model of layerfuse."""
+    from layerfuse.errors import LayerfuseError
     from layerfuse.released.importing import Elsewhere, described, import_checkpoint
 
     template = None

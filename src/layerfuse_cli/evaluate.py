@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from layerfuse.cli_options import Imports, ModelFolder, import_strategies, is_given
-from layerfuse.errors import LayerfuseError
+from layerfuse_cli.options import Imports, ModelFolder, import_strategies, is_given
 
 if TYPE_CHECKING:
     from layerfuse.evaluate.suites import Suite
@@ -116,6 +115,8 @@ def evaluate(
 ) -> None:
     """Test a trained model: a suite of benchmarks as papers print it, any data by family, or tasks
     of lmms-eval."""
+    from layerfuse.errors import LayerfuseError
+
     import_strategies(imports)
     given = {"suite": suite, "data": data, "lmms": lmms}
     asked = [name for name, value in given.items() if value is not None]
@@ -178,6 +179,7 @@ def evaluate(
 
 def _refuse_benchmarks(context: typer.Context, suite: "Suite") -> None:
     """Raise LayerfuseError for a folder of benchmarks where a suite needs none."""
+    from layerfuse.errors import LayerfuseError
     from layerfuse.evaluate.suite_run import needs_files
 
     if is_given(context, "benchmarks") and not needs_files(suite):
@@ -191,6 +193,8 @@ def _refuse_options(context: typer.Context, asked: str) -> None:
         context: of the command line.
         asked: what is asked: `suite`, `data` or `lmms`.
     """
+    from layerfuse.errors import LayerfuseError
+
     for name, useful in EVAL_OPTIONS.items():
         if asked not in useful and is_given(context, name):
             option = name.replace("_", "-")
@@ -224,6 +228,7 @@ def compare(
     ] = None,
 ) -> None:
     """Compare runs by their answers, paired over pictures, beside published rows."""
+    from layerfuse.errors import LayerfuseError
     from layerfuse.evaluate.compare_report import report_comparison
     from layerfuse.evaluate.suites import load_suite
 
