@@ -13,6 +13,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from layerfuse_cli.evaluate import compare, evaluate, list_benchmarks, list_suites
+from layerfuse_cli.explain import inspect
 from layerfuse_cli.options import (
     AspectRatio,
     Batch,
@@ -327,6 +328,9 @@ def ask(
 
     import_strategies(imports)
     typer.echo(ask_model(model, image, question, max_new_tokens))
+
+
+app.command()(inspect)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The verb `inspect`: one answer of one model, as figures and a page."""
 
+import re
 from pathlib import Path
 
 from layerfuse.evaluate.answer import load_answerer
@@ -10,6 +11,9 @@ from layerfuse.explain.page import write_page
 from layerfuse.explain.reading import read
 from layerfuse.look.pictures import find_pictures
 from layerfuse.progress import Progress, silent
+
+QUESTION_LENGTH = 40
+"""letters of a question that name its folder, at most"""
 
 
 def inspect_answer(
@@ -62,6 +66,21 @@ def inspect_answer(
     save(inspection, output)
     redraw(inspection, output)
     return inspection
+
+
+def default_folder(model: Path, image: Path, question: str) -> Path:
+    """Name the folder of an inspection after its picture and question, inside the model's.
+
+    Args:
+        model: folder of a trained model.
+        image: a picture.
+        question: the question.
+
+    Returns:
+        A folder, which need not exist.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", question.lower()).strip("-")[:QUESTION_LENGTH]
+    return model / "inspection" / f"{image.stem}-{words or 'question'}"
 
 
 def redraw(inspection: Inspection, folder: Path) -> Path:

@@ -106,18 +106,19 @@ def trace_answer(
     first = reading.prompt.shape[1] - 1
     choosing = slice(first, first + len(pieces))
     places = reading.image_places
-    attention: list[Tensor] = []
+    # Of an LLM whose blocks give no weights there are none.
+    attention = [torch.zeros(len(pieces), 0, len(places))]
     for weights in output.attentions:
-        # (1, heads, T, T) -> (pieces, N')
+        # (1, heads, T, T) -> (heads, pieces, N') -> (pieces, 1, N')
         of_heads = weights[0, :, choosing][..., places]
-        attention.append(of_heads.float().mean(dim=0).cpu())
+        attention.append(of_heads.float().mean(dim=0).unsqueeze(1).cpu())
     logits = output.logits[0, first : first + len(tokens)].float()
     return AnswerTrace(
         answer=answer,
         pieces=pieces,
         tokens=tokens,
         log_probability=-float(F.cross_entropy(logits, tokens, reduction="sum")),
-        attention=torch.stack(attention, dim=1),
+        attention=torch.cat(attention, dim=1),
         norm_ratios=_norm_ratios(output.hidden_states, places),
         cover=reading.cover,
         grid=reading.grid,
