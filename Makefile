@@ -7,6 +7,9 @@ VENV_LMMS ?= .venv-lmms
 VENV_SERVING ?= .venv-serving
 # That of SGLang 0.5.23, and within what vLLM 0.33 asks for (>=5.16.1,<5.21).
 SERVING = transformers==5.19.0
+# What looks for pages that some cannot read or operate. Fetched, not kept here: its licence is MPL-2.0.
+AXE_VERSION = 4.14.1
+AXE = .cache/axe-core-$(AXE_VERSION)
 PIP_LMMS = $(VENV_LMMS)/bin/python -m pip --disable-pip-version-check
 PIP_SERVING = $(VENV_SERVING)/bin/python -m pip --disable-pip-version-check
 # glibc keeps freed memory instead of returning it after every step: a tenth of a CPU step's time.
@@ -20,7 +23,7 @@ SERVED_TESTS = tests/test_model.py tests/test_generation.py tests/test_processor
 	tests/test_import.py tests/test_ordinary_paths.py tests/test_export_gguf.py \
 	tests/test_start_from.py tests/test_other_runtimes.py tests/test_likelihood.py
 
-.PHONY: help install install-dev quickstart test test-full test-lmms test-serving check-serving check docs bench clean
+.PHONY: help .cache/axe-core install install-dev quickstart test test-full test-lmms test-serving check-serving test-browser check docs bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +76,17 @@ test-serving: $(VENV_SERVING)/.installed  ## the tests with the transformers of 
 check-serving: $(VENV_SERVING)/.installed  ## those of models and exports alone
 	$(VENV_SERVING)/bin/python -m pytest -n auto --dist worksteal -m 'not slow' $(SERVED_TESTS)
 
+.cache/axe-core: $(AXE)/axe.min.js
+
+$(AXE)/axe.min.js:
+	mkdir -p $(AXE)
+	cd $(AXE) && npm pack --silent axe-core@$(AXE_VERSION)
+	tar -xzmf $(AXE)/axe-core-$(AXE_VERSION).tgz -C $(AXE) --strip-components=1 package/axe.min.js
+	rm $(AXE)/axe-core-$(AXE_VERSION).tgz
+
+test-browser: install-dev $(AXE)/axe.min.js  ## the tests of pages, in chromium, which must be there
+	BROWSER_TESTS=required $(BIN)/python -m pytest tests/browser
+
 check: install-dev  ## ruff, pyright, import order of the floors
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -86,4 +100,4 @@ bench: install-dev  ## benchmarks, as ratios of two things timed in one run
 	for file in benchmarks/[a-z]*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV_LMMS) $(VENV_SERVING) .pytest_cache .ruff_cache build dist
+	rm -rf .cache $(VENV) $(VENV_LMMS) $(VENV_SERVING) .pytest_cache .ruff_cache build dist

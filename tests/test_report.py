@@ -18,8 +18,6 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.records import (
     PREDICTIONS,
     AnswerRecord,
-    ControlRecord,
-    CurvePoint,
     FinishedRun,
     RunRecord,
     read_records,
@@ -30,115 +28,9 @@ from layerfuse.study.findings import state_findings
 from layerfuse.study.report import write_report
 from layerfuse.study.report_examples import choose, thumbnail
 from layerfuse.study.summary import summarize
-from tests.made_up import answer_record, run_record
+from tests.made_up import answer_record
+from tests.made_up_reports import EVIL, FAMILIES, guide, make_study
 from tests.made_up_studies import finished_run
-
-# An answer that a page must not run.
-EVIL = "<script>alert('red')</script>"
-PICTURES = 40
-QUESTIONS = 2 * PICTURES
-FAMILIES = ("colour", "count")
-
-
-def save_pictures(folder: Path) -> None:
-    """Small pictures of different colours, `0.png` and so on."""
-    folder.mkdir(parents=True)
-    for number in range(PICTURES):
-        colour = (6 * number, 90, 120)
-        Image.new("RGB", (8, 8), colour).save(folder / f"{number}.png")
-
-
-def answers_at_rate(
-    rate: float,
-    expected: list[str],
-    difficulty: np.ndarray,
-    rng: np.random.Generator,
-) -> list[AnswerRecord]:
-    """The answers of one run to two questions a picture, one of each family.
-
-    Args:
-        rate: share of right answers, before chance changes one in 25.
-        expected: the right answer to each question.
-        difficulty: of each question, 0..1: a run answers those below its rate.
-        rng: what chance changes.
-    """
-    records = []
-    for question, answer in enumerate(expected):
-        picture = question // 2
-        changed_by_chance = rng.random() < 0.04
-        right = bool(difficulty[question] < rate) != bool(changed_by_chance)
-        records.append(
-            answer_record(
-                f"t-{picture:03d}/{question % 2}",
-                sample=f"t-{picture:03d}",
-                image=f"images/{picture}.png",
-                answer=answer,
-                right=right,
-                family=FAMILIES[question % 2],
-                novel=question % 8 < 2,
-            )
-        )
-    return records
-
-
-def run_of(arm: str, seed: int) -> RunRecord:
-    """A run with two stages whose losses fall; `concat` arms have two layers."""
-    # Long enough to be smoothed.
-    curve = [(step, 3 / (1 + step)) for step in range(20)]
-    layers = (12,)
-    if "concat" in arm:
-        layers = (4, 8)
-    record = run_record(
-        arm,
-        seed,
-        layers=layers,
-        fusion="concat",
-        losses={"align": curve, "finetune": curve},
-    )
-    along = []
-    for step in (10, 20):
-        along.append(
-            CurvePoint(
-                share=step / 20,
-                stage="finetune",
-                step=step,
-                samples=4 * step,
-                # Trained long enough to be compared.
-                accuracy=0.5,
-                families={},
-                loss=1 / step,
-            )
-        )
-    return replace(record, along=along)
-
-
-def write_recipe_of(folder: Path, arms: list[str]) -> None:
-    """The recipe of a study whose baseline is the first of its arms."""
-    lines = ["name: tiny-study", f"baseline: {arms[0]}", "arms:"]
-    for arm in arms:
-        lines.append(f"- name: {arm}")
-    (folder / "recipe.yaml").write_text("\n".join(lines) + "\n")
-
-
-def make_study(folder: Path, rates: dict[str, float], seeds: int = 2) -> Path:
-    """Save arms with these rates of right answers; the first one is the baseline."""
-    rng = np.random.default_rng(0)
-    save_pictures(folder / "images")
-    expected = [str(rng.choice(["blue", "green", EVIL])) for _ in range(QUESTIONS)]
-    # What is hard is so for all arms: their differences are those of their rates.
-    difficulty = rng.random(QUESTIONS)
-    records = []
-    for arm, rate in rates.items():
-        for seed in range(seeds):
-            record = run_of(arm, seed)
-            answers = answers_at_rate(rate, expected, difficulty, rng)
-            write_records(folder / record.folder / PREDICTIONS, answers)
-            records.append(record)
-    write_records(folder / "results.jsonl", records)
-    write_recipe_of(folder, list(rates))
-    # Names of hardware come from the machine, and may hold anything.
-    (folder / "environment.json").write_text('{"python": "3.11", "cpu": "<b>fast</b>"}')
-    return folder
 
 
 def words(page: Path) -> str:
@@ -162,30 +54,6 @@ def answers_of(folder: Path, arm: str) -> list[AnswerRecord]:
     for path in folder.glob(f"arms/{arm}*/{PREDICTIONS}"):
         answers += read_records(path, AnswerRecord)
     return answers
-
-
-def guide(folder: Path, arm: str, helped: bool) -> None:
-    """Make an arm a guided one, with answers under the instruction of another question.
-
-    Args:
-        folder: of the study.
-        arm: one of its arms.
-        helped: whether the instruction moves the weights between two layers and turns every third
-            answer into a right one; if not, weights and answers are always the same.
-    """
-    for path in folder.glob(f"arms/{arm}*/{PREDICTIONS}"):
-        guided_answers = []
-        for question, answer in enumerate(read_records(path, AnswerRecord)):
-            weights = [0.5, 0.5]
-            control_score = answer.score
-            if helped:
-                shift = 0.1 * (question % 2)
-                weights = [0.5 + shift, 0.5 - shift]
-            if helped and question % 3 == 0:
-                control_score = 0.0
-            controls = {"shuffled": ControlRecord("", control_score)}
-            guided_answers.append(replace(answer, weights=weights, controls=controls))
-        write_records(path, guided_answers)
 
 
 def test_controls_are_paired_with_the_guided_answers(tmp_path: Path) -> None:
@@ -499,6 +367,28 @@ def test_a_study_without_baseline_gets_no_report(tmp_path: Path):
 
     with pytest.raises(LayerfuseError, match="names no baseline"):
         write_report(folder)
+
+
+def test_a_report_of_many_runs_and_photos_stays_small(tmp_path: Path) -> None:
+    """It can be mailed: 18 runs of 5,000 steps, and pictures that no format makes small."""
+    rates = {f"arm {number}": 0.4 + 0.1 * number for number in range(6)}
+    families = tuple(f"family {number}" for number in range(10))
+    folder = make_study(tmp_path / "study", rates, seeds=3, families=families)
+    rng = np.random.default_rng(0)
+    for picture in (folder / "images").iterdir():
+        Image.fromarray(rng.integers(256, size=(300, 400, 3), dtype=np.uint8)).save(picture)
+    steps = range(1, 5001)
+    records = []
+    for record in read_records(folder / "results.jsonl", RunRecord):
+        noise = np.exp(rng.normal(size=len(steps)))
+        curve = [(step, float(factor / step)) for step, factor in zip(steps, noise, strict=True)]
+        records.append(replace(record, losses={"finetune": curve}))
+    write_records(folder / "results.jsonl", records)
+
+    page = write_report(folder)
+
+    assert page.read_text().count("<article") >= 10
+    assert page.stat().st_size < 3e6
 
 
 def test_a_page_shows_a_photo_as_the_model_saw_it(tmp_path: Path) -> None:

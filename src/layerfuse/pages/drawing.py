@@ -6,8 +6,8 @@ from pathlib import Path
 
 from layerfuse.palette import INK
 
-FONT = re.compile(r"font: (?:[a-z]+ )*([\d.]+px) [^;\"]+")
-"""matplotlib writes a text's size and its families as one property."""
+TYPEFACE = re.compile(r"font-family: [^;\"]+; ")
+"""Of a text, as matplotlib writes it."""
 
 
 def inline(file: Path, alt: str) -> str:
@@ -26,7 +26,7 @@ def inline(file: Path, alt: str) -> str:
     text = text[text.index("<svg") :]
     # The page decides colour and typeface, so that text is legible in light and dark mode.
     text = text.replace(INK, "currentColor")
-    text = FONT.sub(r"font-size: \1", text)
+    text = TYPEFACE.sub("", text)
     # Figures on one page must not share ids.
     for before in ('id="', 'href="#', "url(#"):
         text = text.replace(before, f"{before}{name}-")
