@@ -46,8 +46,8 @@ def test_resolved_differences_are_those_with_a_verdict(judged: Summary) -> None:
     assert high.versus_baseline is not None
     difference = 100 * high.versus_baseline.difference
     assert resolved == (
-        f"1 of 2 to the baseline base: high (+{difference:.1f}) better. same ties with it: which "
-        "of the two is better stays open."
+        f"1 of 2 to the baseline base: high (+{difference:.1f}) better. 1 ties with it, so that "
+        "which is better stays open: same."
     )
     assert judged.resolvable is not None
     assert smallest.startswith(f"One of {100 * judged.resolvable:.1f} points to the baseline")
@@ -80,12 +80,12 @@ def test_a_lone_baseline_is_compared_with_nothing() -> None:
     [
         (
             {"base": "flat", "high": "flat", "same": "blind"},
-            "2 of 3 arms had learned what they could. Not same.",
+            "2 of 3 arms had learned what they could. Not yet: same.",
         ),
         (
             {"base": "still improving", "high": "flat", "same": "flat"},
-            "2 of 3 arms had learned what they could. Not base. What is beyond noise may then be "
-            "who learned faster, not who can do more.",
+            "2 of 3 arms had learned what they could. Not yet: base. What is beyond noise may then "
+            "be who learned faster, not who can do more.",
         ),
         (
             {"base": "flat", "high": "flat", "same": "not judged"},

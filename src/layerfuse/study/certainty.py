@@ -79,9 +79,10 @@ def resolved_differences(summary: Summary) -> str:
         text += f": {_resolved_arms(arms)}"
     text += "."
     if arms.tie:
+        verb = "ties" if len(arms.tie) == 1 else "tie"
         text += (
-            f" {listed(_names(arms.tie))} {'ties' if len(arms.tie) == 1 else 'tie'} with it: which "
-            "of the two is better stays open."
+            f" {len(arms.tie)} {verb} with it, so that which is better stays open: "
+            f"{listed(_names(arms.tie))}."
         )
     if arms.unjudged:
         verb = "has" if len(arms.unjudged) == 1 else "have"
@@ -151,7 +152,7 @@ def training_reached(summary: Summary) -> str:
         text += f" Of {len(arms) - len(judged)} more it is not known."
     unsettled = [name for name, arm in arms.items() if not arm.settled]
     if unsettled:
-        text += f" Not {listed(unsettled)}."
+        text += f" Not yet: {listed(unsettled)}."
     if not_trained_long_enough(arms, summary.baseline):
         text += " What is beyond noise may then be who learned faster, not who can do more."
     return text
