@@ -142,17 +142,13 @@ def prepare_only_run(prepared: Path, study_folder: Path) -> PlannedRun:
     return run
 
 
-@pytest.mark.parametrize("vision", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_two_processes_under_fsdp2_are_one(
-    mixed: dict[str, Any],
-    tmp_path: Path,
-    vision: bool,
-) -> None:
-    """A frozen encoder is not sharded: each process would wait for it at every batch."""
-    if vision:
-        align = mixed["stages"]["align"]
-        align["learning_rates"] = {**align["learning_rates"], "vision": 1e-3}
-    path = write_recipe(tmp_path, mixed)
+def one_process_and_fsdp2(recipe: dict[str, Any], tmp_path: Path) -> list[str]:
+    """Make a study of one run in one process, `one`, and in two under FSDP2, `two`.
+
+    Returns:
+        What was sharded, a line a stage.
+    """
+    path = write_recipe(tmp_path, recipe)
     one = tmp_path / "one"
     two = tmp_path / "two"
     sharding_file = tmp_path / "sharded"
@@ -176,17 +172,55 @@ def test_two_processes_under_fsdp2_are_one(
     launched = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert launched.returncode == 0, launched.stderr[-4000:]
+    result = (two / run.folder / "result.json").read_text()
+    (two / "results.jsonl").write_text(result + "\n")
+    return sharding_file.read_text().splitlines()
+
+
+@pytest.mark.parametrize("vision", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_two_processes_under_fsdp2_are_one(
+    mixed: dict[str, Any],
+    tmp_path: Path,
+    vision: bool,
+) -> None:
+    """A frozen encoder is not sharded: each process would wait for it at every batch."""
+    if vision:
+        align = mixed["stages"]["align"]
+        align["learning_rates"] = {**align["learning_rates"], "vision": 1e-3}
+    sharding = one_process_and_fsdp2(mixed, tmp_path)
+
     # A sharded parameter is a DTensor. The encoder trains in the first stage at most.
     encoder_in_align = "Parameter"
     if vision:
         encoder_in_align = "DTensor"
-    assert sharding_file.read_text().splitlines() == [
+    assert sharding == [
         f"fusion:DTensor language_model:DTensor vision_tower:{encoder_in_align}",
         "fusion:DTensor language_model:DTensor vision_tower:Parameter",
     ]
-    result = (two / run.folder / "result.json").read_text()
-    (two / "results.jsonl").write_text(result + "\n")
-    assert_same(one, two)
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_guided_rows_under_fsdp2_are_those_of_one_process(
+    mixed: dict[str, Any], tmp_path: Path
+) -> None:
+    """A pass computes one row, and a sample has one to three: each process waits for the other one
+    in every pass, with a picture for the encoder that trains."""
+    samples = read_samples(tmp_path)
+    for number, sample in enumerate(samples):
+        first = sample["conversations"]
+        more = [{"from": "human", "value": "And now?"}, first[1]]
+        sample["conversations"] = [*first, *more * (number % 3)]
+    write_samples(tmp_path, samples)
+    mixed["arms"][0]["fusion"] = {"name": "text_routed"}
+    align = mixed["stages"]["align"]
+    align["batch_size"] = 4
+    align["device_batch_size"] = 1
+    align["learning_rates"] = {**align["learning_rates"], "vision": 1e-3}
+    mixed["stages"] = {"align": align}
+
+    one_process_and_fsdp2(mixed, tmp_path)
+
+    assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow

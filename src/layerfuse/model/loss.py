@@ -46,9 +46,9 @@ def token_loss(
         ignore_index=IGNORED,
         reduction="sum",
     )
+    labelled = (flat_targets != IGNORED).sum()
     # at least one: a batch without labels has a loss of zero, and not one that is no number
-    labelled = (flat_targets != IGNORED).sum().clamp_min(1)
-    items = num_items_in_batch or labelled
+    items = num_items_in_batch or labelled.clamp_min(1)
     loss = total / items
     if penalty is None:
         return loss

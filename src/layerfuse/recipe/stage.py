@@ -47,7 +47,12 @@ class Stage(Strict):
     batch_size: int = Field(default=128, gt=0)
     """Global number of samples per optimizer step, over all processes and accumulation."""
     device_batch_size: int | None = Field(default=None, gt=0)
-    """Samples per forward pass on one device; accumulation makes up the rest. Default: all."""
+    """The most rows that a forward pass computes on one device; accumulation makes up the rest.
+    Default: no limit. A sample is a row, but where an instruction guides, one row per answer: a
+    batch of so many samples that has more rows is computed in several passes, as many in all
+    processes. Its samples, its gradient and the encoding of its pictures stay the same, but that
+    pictures are encoded in each pass that shows them where the encoder trains, and that a
+    `regularizer` is of the rows of a pass."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data, unless `steps` is set."""
     steps: PositiveInt | Literal["auto"] | None = None

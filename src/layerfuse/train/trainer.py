@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from layerfuse.progress import Progress, silent
 from layerfuse.recipe.schema import Recipe
 from layerfuse.recipe.stage import Stage
 from layerfuse.train.along import MomentCallback
+from layerfuse.train.passes import Batch, split_rows, with_waiting
 from layerfuse.train.stages import parameter_groups
 
 LossCurve = list[tuple[int, float]]
@@ -85,7 +87,8 @@ class FusionTrainer(Trainer):
         encoder_is_sharded = self.fsdp is not None and trains_encoder
         needs_blank = self.is_deepspeed_enabled or encoder_is_sharded
         # Only now: that the model is shared is known when accelerate has been set up.
-        self.data_collator = make_collator(needs_blank)
+        self.collator = make_collator(needs_blank)
+        self.data_collator = self.collator
 
     def save_whole(self, folder: Path) -> Path | None:
         """Save a model whose parts are spread over the processes.
@@ -102,6 +105,56 @@ class FusionTrainer(Trainer):
         # What is loaded next is whole: transformers must not spread it again.
         unset_hf_deepspeed_config()
         return folder
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """As transformers', in as many passes as keep to `device_batch_size`.
+
+        Args:
+            model: as it is wrapped for several processes.
+            inputs: a batch of samples.
+            num_items_in_batch: labelled tokens of the whole step, by which each pass divides.
+
+        Returns:
+            The batch's part of the step's loss.
+        """
+        passes = self._passes(inputs)
+        ends_step = self.accelerator.sync_gradients
+        loss = torch.zeros((), device=self.args.device)
+        for number, part in enumerate(passes, start=1):
+            # Processes add up their gradients once, after the last pass of a step.
+            synchronizes = ends_step and number == len(passes)
+            self.accelerator.gradient_state._set_sync_gradients(synchronizes)
+            context: Any = nullcontext()
+            if ends_step and not synchronizes and not self.is_deepspeed_enabled:
+                context = self.accelerator.no_sync(model)
+            with context:
+                loss += super().training_step(model, part, num_items_in_batch)
+        return loss
+
+    def _passes(self, batch: Batch) -> list[Batch]:
+        """The batch in passes of at most `device_batch_size` rows, as many in all processes: where
+        they share a model, each waits for the others in every pass."""
+        limit = self.stage.device_batch_size
+        # Otherwise a sample is a row, and its process got as many samples as it may compute.
+        if limit is None or not self.collator.rows_by_turn:
+            return [batch]
+        number = torch.tensor([math.ceil(len(batch["input_ids"]) / limit)], device=self.args.device)
+        # Any: accelerate types what it gathers as anything that holds tensors
+        numbers: Any = self.accelerator.gather(number)
+        most = int(numbers.max())
+        if most == 1:
+            return [batch]
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if "pixel_values" in batch and "vision" not in self.stage.learning_rates:
+            # Before it is split: rows of several passes may show one picture.
+            with torch.no_grad(), self.accelerator.autocast():
+                features = model.encode_images(batch["pixel_values"].to(self.args.device))
+            batch = {**batch, "features": features}
+            del batch["pixel_values"]
+        passes = split_rows(
+            batch, limit, model.config.image_token_id, needs_picture=self.collator.blank
+        )
+        return with_waiting(passes, most)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroups:
         dataset: Any = self.train_dataset
