@@ -131,6 +131,20 @@ def test_the_strategy_of_the_concepts_page_works() -> None:
         FUSIONS.pop("plain_sum", None)
 
 
+def test_the_snippet_on_inspection_works(tmp_path: Path) -> None:
+    (text,) = snippets(ROOT / "docs" / "inspect.md", "python")
+    names: dict[str, Any] = {
+        "folder": tiny.save_model(tmp_path / "model"),
+        "picture": Image.new("RGB", (32, 32), "red"),
+    }
+
+    exec(text, names)
+
+    assert names["trace"].answer == names["answerer"].ask(
+        [names["picture"]], "Which colour is the square?"
+    )
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_shell_snippets_name_verbs_recipes_and_targets_that_exist(path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
