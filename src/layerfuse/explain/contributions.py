@@ -169,8 +169,16 @@ def contributions(
     targets = trace.tokens.expand(rows, -1)
     # (rows, A, vocabulary) -> (rows, vocabulary, A)
     losses = F.cross_entropy(logits.mT, targets, reduction="none").sum(dim=1)
-    generated = answerer.generate(reading.inputs(features=without), max_new_tokens)
-    answers = answerer.processor.turn_ends.answer_texts(generated)
+    # Where the same tokens are the likeliest still, greedy decoding gives the same answer.
+    same = (logits.argmax(dim=-1) == targets).all(dim=1) & trace.likeliest
+    answers = [trace.answer] * rows
+    other = (~same).nonzero()[:, 0]
+    if len(other):
+        others = reading.inputs(features=without.take(other))
+        generated = answerer.generate(others, max_new_tokens)
+        new_answers = answerer.processor.turn_ends.answer_texts(generated)
+        for row, answer in zip(other.tolist(), new_answers, strict=True):
+            answers[row] = answer
 
     replacements: list[Replacement] = []
     fused: Fused = output.visual.fused

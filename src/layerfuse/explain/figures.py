@@ -1,10 +1,10 @@
 """The figures of one answer: maps, attention, contributions, and where detail was looked up."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
@@ -20,73 +20,98 @@ WORDS = 12
 """tokens of an answer whose attention is drawn, at most"""
 POINTS = 64
 """points drawn of those that a patch looks at: those of largest weight"""
-# Any: matplotlib takes options of several types
-PANEL: dict[str, Any] = {"fontsize": 9, "loc": "left"}
-"""how the title of a panel is written"""
-
-Panel = TypeVar("Panel")
+SIDE, TITLE, GAP = 1.5, 0.22, 0.08
+"""of a panel with the gap behind it, of the room for its title, and of the gap, in inches"""
+PANEL_DPI = 100
+"""pixels an inch of panels"""
+HEAT = 0.62
+"""how much of a panel of attention is attention; the rest is the picture"""
 
 
 @dataclass(frozen=True)
-class GridMap:
-    """Something over the cells of a picture.
+class Panel:
+    """A small picture with a title.
 
     Attributes:
-        title: of the panel.
-        cells: (rows, columns) numbers, or (rows, columns, 3) colours in 0..1.
+        title: above it.
+        pixels: (height, width, 3) colours in 0..255.
     """
 
     title: str
-    cells: np.ndarray
+    pixels: np.ndarray
 
 
-def plot_grid_map(data: GridMap, ax: Axes) -> Axes:
-    """Plot a map over the cells of a picture, dark is little.
+def grid_panel(title: str, cells: np.ndarray) -> Panel:
+    """A map over the cells of a picture, dark is little.
 
     Args:
-        data: the map.
-        ax: where it is drawn.
-
-    Returns:
-        `ax`.
+        title: of the panel.
+        cells: (rows, columns) numbers, or (rows, columns, 3) colours in 0..1.
     """
-    ax.imshow(data.cells, cmap="magma", interpolation="nearest")
-    ax.set_title(data.title, **PANEL)
-    ax.set_axis_off()
-    return ax
+    if cells.ndim == 2:
+        cells = _shades(cells)
+    return Panel(title, (255 * cells).round().astype(np.uint8))
 
 
-@dataclass(frozen=True)
-class WordAttention:
-    """Where one token of an answer looked.
+def attention_panel(word: str, picture: Image.Image, attention: np.ndarray) -> Panel:
+    """Attention over the picture, bright where most of it went; the title says how much did.
 
-    Attributes:
-        word: the token.
+    Args:
+        word: the token, or what else attended.
         picture: that the encoder saw.
-        attention: (rows, columns) shares of all its attention.
+        attention: (rows, columns) shares of all attention.
     """
+    heat = Image.fromarray((255 * _shades(attention)).round().astype(np.uint8))
+    heat = heat.resize(picture.size, Image.Resampling.BICUBIC)
+    mixed = Image.blend(picture.convert("L").convert("RGB"), heat, HEAT)
+    title = f"{word.strip() or '␣'}  {100 * attention.sum():.1f} %"
+    return Panel(title, np.asarray(mixed))
 
-    word: str
-    picture: Image.Image
-    attention: np.ndarray
+
+def _shades(values: np.ndarray) -> np.ndarray:
+    """(rows, columns) numbers as (rows, columns, 3) colours in 0..1, from the least to the most."""
+    spread = max(float(values.max() - values.min()), np.finfo(np.float32).tiny)
+    return mpl.colormaps["magma"]((values - values.min()) / spread)[..., :3]
 
 
-def plot_attention(data: WordAttention, ax: Axes) -> Axes:
-    """Plot attention over the picture: bright where most of it went.
+def plot_panels(groups: Sequence[Sequence[Panel]], ax: Axes) -> Axes:
+    """Plot panels side by side; each group begins in a row of its own.
+
+    All are one image: a figure of many axes takes seconds to lay out.
 
     Args:
-        data: of one token.
-        ax: where it is drawn.
+        groups: of panels.
+        ax: where they are drawn, in inches.
 
     Returns:
         `ax`.
     """
-    extent = (0, data.picture.width, data.picture.height, 0)
-    ax.imshow(data.picture.convert("L"), cmap="gray", extent=extent, alpha=0.55)
-    ax.imshow(data.attention, cmap="magma", extent=extent, alpha=0.6, interpolation="bilinear")
-    ax.set_title(f"{data.word.strip() or '␣'}  {100 * data.attention.sum():.1f} %", **PANEL)
+    columns = _columns(groups)
+    rows = sum(-(-len(group) // columns) for group in groups)
+    width = round(PANEL_DPI * columns * SIDE)
+    sheet = np.full((round(PANEL_DPI * rows * (SIDE + TITLE)), width, 4), 0, np.uint8)
+    size = round(PANEL_DPI * (SIDE - GAP))
+    row = 0
+    for group in groups:
+        for place, panel in enumerate(group):
+            top = (row + place // columns) * (SIDE + TITLE) + TITLE
+            left = place % columns * SIDE
+            image = Image.fromarray(panel.pixels).resize((size, size), Image.Resampling.NEAREST)
+            y, x = round(PANEL_DPI * top), round(PANEL_DPI * left)
+            sheet[y : y + size, x : x + size, :3] = np.asarray(image)
+            # Opaque; between the panels the page shows.
+            sheet[y : y + size, x : x + size, 3] = 255
+            ax.text(left, top - 0.05, panel.title, fontsize=8)
+        row += -(-len(group) // columns)
+    extent = (0, columns * SIDE, rows * (SIDE + TITLE), 0)
+    ax.imshow(sheet, extent=extent, interpolation="nearest")
     ax.set_axis_off()
     return ax
+
+
+def _columns(groups: Sequence[Sequence[Panel]]) -> int:
+    """Panels in a row."""
+    return min(COLUMNS, max(len(group) for group in groups))
 
 
 @dataclass(frozen=True)
@@ -211,9 +236,9 @@ def draw(inspection: Inspection, folder: Path) -> list[str]:
         )
         plot_contributions(changes, ax)
         ax.legend(loc="best")
-    _draw_panels(_map_panels(inspection), folder / "maps", plot_grid_map)
+    _draw_panels(_map_panels(inspection), folder / "maps")
     if facts.pieces and facts.blocks:
-        _draw_panels(_attention_panels(inspection), folder / "attention", plot_attention)
+        _draw_panels(_attention_panels(inspection), folder / "attention")
         names.append("attention")
     if facts.levels:
         with plots.figure(folder / "sampling", 6.4, 4.6) as figure:
@@ -223,53 +248,41 @@ def draw(inspection: Inspection, folder: Path) -> list[str]:
     return names
 
 
-def _draw_panels(
-    groups: Sequence[Sequence[Panel]], stem: Path, plot: Callable[[Panel, Axes], Axes]
-) -> None:
-    """Draw groups of panels, each beginning in a row of its own."""
-    columns = min(COLUMNS, max(len(group) for group in groups))
-    places: list[Panel | None] = []
-    for group in groups:
-        places.extend(group)
-        # What is left of the last row of a group stays empty.
-        places.extend([None] * (-len(group) % columns))
-    rows = len(places) // columns
-    side = WIDTH / COLUMNS
-    with plots.figure(stem, columns * side, rows * (side + 0.2)) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False).flatten()
-        for panel, ax in zip(places, axes, strict=True):
-            if panel is None:
-                ax.set_axis_off()
-            else:
-                plot(panel, ax)
+def _draw_panels(groups: Sequence[Sequence[Panel]], stem: Path) -> None:
+    """Draw groups of panels as large as they are."""
+    columns = _columns(groups)
+    rows = sum(-(-len(group) // columns) for group in groups)
+    with plots.figure(stem, columns * SIDE, rows * (SIDE + TITLE)) as figure:
+        # The panels fill the figure: there is nothing to lay out.
+        figure.set_layout_engine("none")
+        plot_panels(groups, figure.add_axes((0, 0, 1, 1)))
 
 
-def _map_panels(inspection: Inspection) -> list[list[GridMap]]:
+def _map_panels(inspection: Inspection) -> list[list[Panel]]:
     """The layers in colours of one basis; every map in its own colours; norms."""
     facts = inspection.facts
-    picture = GridMap("the picture", np.asarray(inspection.picture))
-    shared = [picture]
+    shared = [Panel("the picture", np.asarray(inspection.picture))]
     for layer, colours in zip(facts.layers, inspection.shared_colours, strict=True):
-        shared.append(GridMap(f"layer {layer}, one basis", colours))
-    own: list[GridMap] = []
-    norms: list[GridMap] = []
+        shared.append(grid_panel(f"layer {layer}, one basis", colours))
+    own: list[Panel] = []
+    norms: list[Panel] = []
     for place, name in enumerate(facts.map_names):
-        own.append(GridMap(name, inspection.own_colours[place]))
-        norms.append(GridMap(f"norm, {name}", inspection.norms[place]))
+        own.append(grid_panel(name, inspection.own_colours[place]))
+        norms.append(grid_panel(f"norm, {name}", inspection.norms[place]))
     return [shared, own, norms]
 
 
-def _attention_panels(inspection: Inspection) -> list[list[WordAttention]]:
+def _attention_panels(inspection: Inspection) -> list[list[Panel]]:
     """The first words, each the mean over LLM blocks, then the blocks, each the mean over words;
     without sinks where there are any."""
     attention = inspection.attention_without_sinks
-    words: list[WordAttention] = []
+    words: list[Panel] = []
     # (pieces, blocks, rows, columns) -> (pieces, rows, columns)
     for word, cells in zip(inspection.facts.pieces[:WORDS], attention.mean(axis=1), strict=False):
-        words.append(WordAttention(word, inspection.picture, cells))
-    blocks: list[WordAttention] = []
+        words.append(attention_panel(word, inspection.picture, cells))
+    blocks: list[Panel] = []
     for block, cells in enumerate(attention.mean(axis=0)):
-        blocks.append(WordAttention(f"block {block}", inspection.picture, cells))
+        blocks.append(attention_panel(f"block {block}", inspection.picture, cells))
     return [words, blocks]
 
 

@@ -26,6 +26,8 @@ class AnswerTrace:
         pieces: of the answer, one a token; joined they are the answer.
         tokens: (A,) ids of the pieces, then that which ends the turn where the model ended it.
         log_probability: of those tokens, in nats.
+        likeliest: whether each of them is the likeliest where it stands, so that nothing but the
+            logits chose the answer.
         attention: (pieces, blocks, N') the share of its attention that each token, when it was
             chosen, gave to each visual token; the mean over heads.
         norm_ratios: (blocks, N') norm of each visual token's hidden state behind each block, over
@@ -38,6 +40,7 @@ class AnswerTrace:
     pieces: list[str]
     tokens: Tensor
     log_probability: float
+    likeliest: bool
     attention: Tensor
     norm_ratios: Tensor
     cover: Tensor
@@ -118,6 +121,7 @@ def trace_answer(
         pieces=pieces,
         tokens=tokens,
         log_probability=-float(F.cross_entropy(logits, tokens, reduction="sum")),
+        likeliest=bool((logits.argmax(dim=-1) == tokens).all()),
         attention=torch.cat(attention, dim=1),
         norm_ratios=_norm_ratios(output.hidden_states, places),
         cover=reading.cover,
