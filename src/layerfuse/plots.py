@@ -54,6 +54,8 @@ RC: dict[Any, Any] = {
     "legend.frameon": False,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
     "font.family": "sans-serif",
     "font.size": 10,
     "legend.fontsize": 9,
