@@ -274,6 +274,37 @@ class Answerer:
                     weights_of_questions.append(None)
         return weights_of_questions
 
+    @torch.inference_mode()
+    def crossed_weights(
+        self, pictures: Sequence[Picture], instruction: Tensor, batch_size: int = 32
+    ) -> Tensor:
+        """The weights over layers or groups of every picture under every instruction.
+
+        Args:
+            pictures: each is encoded once.
+            instruction: (instructions, E).
+            batch_size: instructions at once.
+
+        Returns:
+            (instructions, pictures, n) in float32 on the CPU.
+        """
+        of_pictures: list[Tensor] = []
+        for picture in pictures:
+            visual = visual_inputs(
+                self.processor, [Sample(picture.name, (picture,), ())], self.store
+            )
+            features = visual.get("features")
+            if features is None:
+                features = self.model.encode_images(visual["pixel_values"].to(self.model.device))
+            parts: list[Tensor] = []
+            for start in range(0, len(instruction), batch_size):
+                guides = instruction[start : start + batch_size]
+                # The same picture in every row
+                repeated = features.take(torch.zeros(len(guides), dtype=torch.long))
+                parts.append(self.model.fuse(repeated, guides).notes["weights"].float().cpu())
+            of_pictures.append(torch.cat(parts))
+        return torch.stack(of_pictures, dim=1)
+
 
 def question_about(images: Sequence[Path | str | Image.Image], question: str) -> Question:
     """Make a question about pictures, which are read as training reads them.
@@ -312,18 +343,17 @@ def _picture_of(image: Path | str | Image.Image) -> Picture:
     return Picture("the given image", file.getvalue)
 
 
-def load_answerer(folder: Path, dtype: str | None = None) -> Answerer:
-    """Load the model in a folder, on this process's device.
+def model_settings(folder: Path) -> dict[str, Any]:
+    """Read the settings of the model in a folder, and nothing of its weights.
 
     Args:
         folder: that of a trained model.
-        dtype: of its arithmetic, `float32` or `bfloat16`; None is that in which it was saved.
 
     Returns:
-        The model, ready to be asked.
+        The content of its config.json.
 
     Raises:
-        LayerfuseError: if the folder holds no model, one of another type, or damaged files.
+        LayerfuseError: if the folder holds no model, or one of another type.
     """
     file = folder / "config.json"
     valid = "give a folder such as runs/<study>/arms/<arm>/model"
@@ -345,6 +375,23 @@ def load_answerer(folder: Path, dtype: str | None = None) -> Answerer:
         raise LayerfuseError(
             f"{file} is damaged: it lacks {', '.join(missing)}. Copy the model's folder again"
         )
+    return settings
+
+
+def load_answerer(folder: Path, dtype: str | None = None) -> Answerer:
+    """Load the model in a folder, on this process's device.
+
+    Args:
+        folder: that of a trained model.
+        dtype: of its arithmetic, `float32` or `bfloat16`; None is that in which it was saved.
+
+    Returns:
+        The model, ready to be asked.
+
+    Raises:
+        LayerfuseError: if the folder holds no model, one of another type, or damaged files.
+    """
+    model_settings(folder)
     # The processor first: it is read in a moment, while a large model loads for minutes.
     processor = _load_processor(folder)
     model = _load_model(folder)

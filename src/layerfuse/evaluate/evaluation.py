@@ -17,6 +17,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
 from layerfuse.evaluate.answer_folder import AnswerFolder, Asked, AskedModel, digest_of
 from layerfuse.evaluate.averages import scored_by_likelihood, scores
+from layerfuse.evaluate.control_scores import answers_under
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import Question, asked_alone, questions
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
@@ -159,6 +160,70 @@ def _columns_of(texts: Sequence[str]) -> dict[str, str]:
     return columns
 
 
+@dataclass(frozen=True)
+class Examination:
+    """A model that was asked every question of some data.
+
+    Attributes:
+        answerer: the model; it reads the features that it was asked with.
+        asked: the questions.
+        answers: to each.
+    """
+
+    answerer: Answerer
+    asked: list[Question]
+    answers: list[AnswerRecord]
+
+
+def examine(
+    model: Path,
+    evaluation: Evaluation,
+    folder: Path,
+    *,
+    cached: bool,
+    dtype: Literal["float32", "bfloat16"] | None,
+    console: Console,
+) -> Examination:
+    """Ask a trained model every question of some data, and keep every answer as it comes.
+
+    Args:
+        model: its folder.
+        evaluation: the data and how it is asked.
+        folder: where the answers go; a run that was stopped goes on from them.
+        cached: read the pictures' features from the cache, and keep there what it lacks.
+        dtype: of the model's arithmetic; None is that in which it was saved.
+        console: where progress is shown.
+
+    Returns:
+        The model with its answers.
+
+    Raises:
+        LayerfuseError: there is no model, the data cannot be used, or the folder holds answers to
+            something else.
+    """
+    # The data first: it is checked in a moment, while a large model loads for minutes.
+    samples = load(evaluation.data)
+    faulty = faults(samples)
+    if faulty:
+        _, reason = next(iter(faulty.values()))
+        raise LayerfuseError(f"{reason}; {len(faulty)} of {len(samples)} samples cannot be used")
+    asked = list(questions(samples))
+    if not asked:
+        raise LayerfuseError("the data holds no question with an answer")
+    # One bar is enough: that of the questions.
+    transformers_logging.disable_progress_bar()
+    answerer = load_answerer(model, dtype)
+    _check_lengths(model, answerer, samples, evaluation)
+    kept = _answer_folder(folder, asked, evaluation, AskedModel.of(model, dtype))
+    with shown_progress(console) as progress:
+        if cached:
+            pictures = [picture for question in asked for picture in question.sample.pictures]
+            answerer = answerer.with_cached_features(pictures, progress)
+        with kept.opened():
+            answers = predict(answerer, samples, evaluation, progress, kept=kept)
+    return Examination(answerer, asked, answers)
+
+
 def evaluate(
     model: Path,
     evaluation: Evaluation,
@@ -194,27 +259,10 @@ def evaluate(
     if console is None:
         # Of several processes the first one speaks.
         console = Console(quiet=not process.is_first)
-    # The data first: it is checked in a moment, while a large model loads for minutes.
-    samples = load(evaluation.data)
-    faulty = faults(samples)
-    if faulty:
-        _, reason = next(iter(faulty.values()))
-        raise LayerfuseError(f"{reason}; {len(faulty)} of {len(samples)} samples cannot be used")
-    asked = list(questions(samples))
-    if not asked:
-        raise LayerfuseError("the data holds no question with an answer")
-    # One bar is enough: that of the questions.
-    transformers_logging.disable_progress_bar()
-    answerer = load_answerer(model, dtype)
-    _check_lengths(model, answerer, samples, evaluation)
-    folder = output or model / "evaluation" / _name_of(evaluation.data)
-    kept = _answer_folder(folder, asked, evaluation, AskedModel.of(model, dtype))
-    with shown_progress(console) as progress:
-        if cached:
-            pictures = [picture for question in asked for picture in question.sample.pictures]
-            answerer = answerer.with_cached_features(pictures, progress)
-        with kept.opened():
-            answers = predict(answerer, samples, evaluation, progress, kept=kept)
+    folder = output or model / "evaluation" / name_of(evaluation.data)
+    answers = examine(
+        model, evaluation, folder, cached=cached, dtype=dtype, console=console
+    ).answers
     result = _model_scores(str(model), evaluation.data, answers, Bootstrap(resamples, seed))
     if process.is_first:
         # Answers first: scores can be made again from them
@@ -232,8 +280,15 @@ def evaluate(
     return folder
 
 
-def _name_of(data: Data) -> str:
-    """What the folder of the answers to some data is called."""
+def name_of(data: Data) -> str:
+    """Name the folder of the answers to some data.
+
+    Args:
+        data: what is asked.
+
+    Returns:
+        The file's or folder's name, or that of the dataset and its split.
+    """
     if data.scenes is not None:
         return "scenes"
     if data.path is not None:
@@ -272,11 +327,7 @@ def _model_scores(
         categories = _with_likelihoods(categories, likelihoods.categories)
     controls: dict[str, ModelScore] = {}
     for control in answers[0].controls:
-        under_control: list[AnswerRecord] = []
-        for answer in answers:
-            # The same table, as if what the model said under the control were its answers
-            under_control.append(replace(answer, score=answer.controls[control].score))
-        controls[control], _ = _scores(under_control, bootstrap, family_of)
+        controls[control], _ = _scores(answers_under(control, answers), bootstrap, family_of)
     return ModelScores(
         model=model,
         data=data.model_dump(mode="json", exclude_none=True),

@@ -70,8 +70,8 @@ def predict(
     if instruction is not None:
         controls = list(evaluation.controls)
         # One question for all pictures: there is no other instruction to take.
-        if "shuffled" in controls and (instruction == instruction[:1]).all():
-            controls.remove("shuffled")
+        if (instruction == instruction[:1]).all():
+            controls = [control for control in controls if control == "mean"]
     measures_likelihood = evaluation.log_likelihood and likelihoods is None
     # Each is read twice: how likely its right answers are, and what it answers.
     passes_of_control = 2 if measures_likelihood or likelihoods is not None else 1
@@ -86,7 +86,7 @@ def predict(
     if instruction is not None:
         weights = answerer.layer_weights(asked, instruction, evaluation.batch_size)
         for control in controls:
-            guide, weighed_by = controlled(control, instruction, weights)
+            guide, weighed_by = controlled(control, instruction, weights, kinds_of(asked))
             of_control = None
             # Read as the guided answers are: in bfloat16 a right answer that is forced and one that
             # is generated can round apart, and whoever has two tries is right more often.
@@ -325,12 +325,29 @@ def _record(
     )
 
 
-def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
+def kinds_of(asked: Sequence[Question]) -> list[str]:
+    """The kind of each question: its category, or its family where all are of one category.
+
+    Args:
+        asked: all questions of a test.
+
+    Returns:
+        The kinds, in their order.
+    """
+    categories = [question.category for question in asked]
+    if len(set(categories)) > 1:
+        return categories
+    return [question.family for question in asked]
+
+
+def shuffled(instruction: Tensor, seed: int = 0, kinds: Sequence[str] | None = None) -> Tensor:
     """Give each question the instruction of a random other question that is worded otherwise.
 
     Args:
         instruction: (questions, E).
         seed: of the draws.
+        kinds: of each question; the other question is of another kind where one of another kind is
+            worded otherwise. None: of any kind.
 
     Returns:
         (questions, E).
@@ -342,32 +359,43 @@ def shuffled(instruction: Tensor, seed: int = 0) -> Tensor:
     _, inverse = np.unique(instruction.float().numpy(), axis=0, return_inverse=True)
     # (questions,): a number for each wording
     wordings = inverse.reshape(-1)
-    others_by_wording: dict[int, np.ndarray[Any, np.dtype[np.intp]]] = {}
-    for number in sorted(set(wordings.tolist())):
-        others_by_wording[number] = np.flatnonzero(wordings != number)
-    if len(others_by_wording) < 2:
+    if len(set(wordings.tolist())) < 2:
         raise ValueError("all questions have the same instruction: there is nothing to shuffle")
+    kind_names = np.array(kinds if kinds is not None else [""] * len(wordings))
+    others: dict[tuple[int, str], np.ndarray[Any, np.dtype[np.intp]]] = {}
     rng = np.random.default_rng(seed)
-    chosen = [int(rng.choice(others_by_wording[number])) for number in wordings.tolist()]
+    chosen: list[int] = []
+    for number, kind in zip(wordings.tolist(), kind_names.tolist(), strict=True):
+        if (number, kind) not in others:
+            worded_otherwise = wordings != number
+            both = np.flatnonzero(worded_otherwise & (kind_names != kind))
+            others[number, kind] = both if len(both) else np.flatnonzero(worded_otherwise)
+        chosen.append(int(rng.choice(others[number, kind])))
     return instruction[torch.tensor(chosen)]
 
 
 def controlled(
-    control: str, instruction: Tensor, weights: Sequence[Sequence[float] | None]
+    control: str,
+    instruction: Tensor,
+    weights: Sequence[Sequence[float] | None],
+    kinds: Sequence[str],
 ) -> tuple[Tensor, Guidance]:
     """What guides all questions under a control.
 
     Args:
-        control: `shuffled` gives each question the instruction of another; `mean` fixes the
-            weights at their mean over the test.
+        control: `shuffled` gives each question the instruction of another, `other_category` that of
+            one of another kind; `mean` fixes the weights at their mean over the test.
         instruction: (questions, E), that of each question.
         weights: that each question has under its own instruction; None without a picture.
+        kinds: of each question.
 
     Returns:
         The instruction of each question, and what weighs the layers.
     """
     if control == "shuffled":
         return shuffled(instruction), "instruction"
+    if control == "other_category":
+        return shuffled(instruction, kinds=kinds), "instruction"
     with_pictures = [of_question for of_question in weights if of_question is not None]
     if not with_pictures:
         return instruction, "uniform"

@@ -23,9 +23,10 @@ class Evaluation(Strict):
     """Whether the test also measures how likely each right answer is to the model, beside whether
     the model gives it: the mean log-probability of its tokens, its end among them. One forward
     more for each question; verdicts stay on what is answered."""
-    controls: tuple[Literal["shuffled", "mean"], ...] = ("shuffled", "mean")
+    controls: tuple[Literal["shuffled", "other_category", "mean"], ...] = ("shuffled", "mean")
     """Further tests of arms with a guided strategy, to see whether the guidance matters: guided by
-    the question of another test item, or by the mean of the weights over the test."""
+    the question of another test item (of another category with `other_category`, of another family
+    where all are of one), or by the mean of the weights over the test."""
     validation: Data | None = None
     """Samples that every run answers while it trains, to see whether it still improves; neither
     training nor the test may hold them. Training does not change by it. Needs processes that hold

@@ -16,7 +16,11 @@ ONE_SEED = "one seed an arm: scores only, no verdict"
 LISTED = 6
 
 # By the names that records of answers give the controls.
-CONTROLS = {"shuffled": "the instruction of another question", "mean": "the mean weights"}
+CONTROLS = {
+    "shuffled": "the instruction of another question",
+    "other_category": "the instruction of a question of another category",
+    "mean": "the mean weights",
+}
 # By verdict.
 CHANGES = {"better": "gains", "worse": "loses", "tie": "does not measurably change:"}
 

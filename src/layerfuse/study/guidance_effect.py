@@ -1,11 +1,12 @@
 """Does the guidance matter? Guided arms against themselves without what guides them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from layerfuse.evaluate.records import FinishedRun
-from layerfuse.evaluate.score_table import Bootstrap, ScoreTable, family_of
+from layerfuse.evaluate.control_scores import mean_weights, table_with_controls
+from layerfuse.evaluate.records import AnswerRecord, FinishedRun
+from layerfuse.evaluate.score_table import Bootstrap, TestedModel, family_of
 from layerfuse.evaluate.significance import (
     ArmScore,
     JudgedContrast,
@@ -85,7 +86,7 @@ def guidance_rows(runs: list[FinishedRun], bootstrap: Bootstrap) -> list[Guidanc
                 control=comparison.control,
                 guided=arm_score(comparison.scores, 0),
                 controlled=arm_score(comparison.scores, comparison.column),
-                weights=weights_by_family(comparison.runs),
+                weights=mean_weights(answers_of(comparison.runs), family_of),
                 spread=weight_spread(comparison.runs),
                 difference=difference,
             )
@@ -106,39 +107,20 @@ def control_comparisons(
     Returns:
         One comparison a control.
     """
-    controls = list(runs[0].answers[0].controls)
-    all_runs = list(runs)
-    for control in controls:
-        for run in runs:
-            all_runs.append(run_under_control(run, control))
-    table = ScoreTable.from_runs(all_runs, bootstrap, family_of)
+    models = [TestedModel(arm, run.record.seed, run.answers) for run in runs]
+    table = table_with_controls(models, bootstrap, family_of)
     comparisons = []
-    # Arms have the order of their first runs: the guided one is 0, its controls follow.
-    for column, control in enumerate(controls, start=1):
+    for column, control in enumerate(runs[0].answers[0].controls, start=1):
         comparisons.append(ControlComparison(arm, control, runs, table.mean, column))
     return comparisons
 
 
-def run_under_control(run: FinishedRun, control: str) -> FinishedRun:
-    """Give the run as if its answers under a control were its answers."""
-    record = replace(run.record, arm=f"{run.record.arm} ({control})")
+def answers_of(runs: list[FinishedRun]) -> list[AnswerRecord]:
+    """Give the answers of all seeds, one after the other."""
     answers = []
-    for answer in run.answers:
-        answers.append(replace(answer, score=answer.controls[control].score))
-    return FinishedRun(record, answers)
-
-
-def weights_by_family(runs: list[FinishedRun]) -> dict[str, list[float]]:
-    """Give the mean weights over layers or groups for each family of questions, over all seeds."""
-    weights: dict[str, list[list[float]]] = {}
     for run in runs:
-        for answer in run.answers:
-            if answer.weights is not None:
-                weights.setdefault(answer.family, []).append(answer.weights)
-    means = {}
-    for family in sorted(weights):
-        means[family] = np.mean(weights[family], axis=0).round(5).tolist()
-    return means
+        answers.extend(run.answers)
+    return answers
 
 
 def weight_spread(runs: list[FinishedRun]) -> float:
