@@ -1,13 +1,14 @@
-"""Verbs that look inside the answers of a trained model."""
+"""Verbs that look inside trained models, and draw again what was measured."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from layerfuse_cli.options import Imports, ModelFolder, import_strategies
+from layerfuse.errors import LayerfuseError
+from layerfuse_cli.options import Imports, ModelFolder, import_strategies, is_given
 
 
 def inspect(
@@ -51,3 +52,56 @@ def inspect(
         )
     typer.echo(inspection.facts.answer)
     typer.echo(f"{folder / 'inspect.html'}", err=True)
+
+
+def guidance(
+    context: typer.Context,
+    model: ModelFolder,
+    data: Annotated[
+        str, Argument(help="A LLaVA JSON file, a folder of images, or a Hugging Face dataset.")
+    ],
+    split: Annotated[str, Option(help="Split of a dataset.")] = "test",
+    limit: Annotated[int | None, Option(help="Use only the first samples.", min=1)] = None,
+    column: Annotated[
+        list[str] | None,
+        Option(help="What the data calls a column, as image=imgs; repeatable."),
+    ] = None,
+    ignore_column: Annotated[
+        list[str] | None, Option(help="A column to leave out on purpose; repeatable.")
+    ] = None,
+    literal_answers: Annotated[
+        bool, Option("--literal-answers", help="Markers such as <image> in answers are text.")
+    ] = False,
+    batch_size: Annotated[int, Option(help="Questions answered at once.", min=1)] = 32,
+    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.", min=1)] = 16,
+    cached: Annotated[
+        bool, Option("--cached", help="Keep pictures' features in the cache, and read them.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        Option(help="Arithmetic of the model.", show_default="as it was saved"),
+    ] = None,
+    seed: Annotated[int, Option(help="Seed of resamples and shufflings.", min=0)] = 0,
+    output: Annotated[
+        Path | None, Option(help="Results folder.", show_default="MODEL/guidance")
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Does the instruction of a guided model matter? Its weights, and answers without guidance."""
+    from layerfuse.evaluate.evaluation import data_of
+    from layerfuse.explain.guidance import guidance as measure_guidance
+    from layerfuse.recipe.evaluate_settings import Evaluation
+
+    import_strategies(imports)
+    if is_given(context, "split") and Path(data).is_file():
+        raise LayerfuseError(f"--split is of a dataset, and {data} is a file: leave it out")
+    asked = data_of(
+        data,
+        split,
+        limit,
+        columns=tuple(column or ()),
+        ignore_columns=tuple(ignore_column or ()),
+        literal_answers=literal_answers,
+    )
+    evaluation = Evaluation(data=asked, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    measure_guidance(model, evaluation, output=output, cached=cached, dtype=dtype, seed=seed)

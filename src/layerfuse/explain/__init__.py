@@ -1,1 +1,1 @@
-"""See inside one answer: what a model looked at, and what each layer gave to it."""
+"""See inside a trained model: what an answer looked at, what each layer gave, what guides it."""

@@ -1,0 +1,443 @@
+"""`layerfuse guidance`: how the weights of a guided model vary, what they say about the kind of a
+question, and what becomes of the answers without the guidance."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from layerfuse_cli.app import app
+from layerfuse.data.sample import Sample
+from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.evaluation import data_of, evaluate
+from layerfuse.evaluate.predict import shuffled
+from layerfuse.evaluate.questions import Question
+from layerfuse.evaluate.significance import ArmScore, JudgedContrast
+from layerfuse.explain.guidance import guidance
+from layerfuse.explain.guidance_figures import draw_guidance, weight_maps
+from layerfuse.explain.guidance_measures import crossed_spread, kind_information
+from layerfuse.explain.guidance_report import (
+    ControlEffect,
+    CrossedSpread,
+    GuidanceReport,
+    KindInformation,
+    KindWeights,
+)
+from layerfuse.explain.guidance_words import guidance_sentences
+from layerfuse.recipe.evaluate_settings import Evaluation
+from layerfuse.vision.picture import Picture
+from tests import tiny
+from tests.made_up_benchmarks import write_picture
+from tests.studies import read_lines
+
+QUIET = Console(quiet=True)
+WORDS = {
+    "General": ("What colour?", "What is shown?", "Which thing?"),
+    "Chart&OCR": ("Which letter?", "What does it say?", "Read the card."),
+}
+PICTURES = 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random model that is guided by the question, and markedly so."""
+    vlm = tiny.model("text_routed", seed=1)
+    with torch.no_grad():
+        for parameter in vlm.fusion.get_submodule("router").parameters():
+            parameter.mul_(12)
+    folder = tmp_path_factory.mktemp("models") / "model"
+    vlm.save_pretrained(folder)
+    tiny.processor(vlm).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures with a question of each of two categories in each of three wordings."""
+    folder = tmp_path_factory.mktemp("data")
+    records: list[dict[str, Any]] = []
+    for number in range(PICTURES):
+        write_picture(folder / f"{number}.png", 60 * number)
+        turns: list[dict[str, str]] = []
+        categories: list[str] = []
+        for category, wordings in WORDS.items():
+            for words in wordings:
+                marker = "<image>\n" if not turns else ""
+                turns.append({"from": "human", "value": f"{marker}{words}"})
+                turns.append({"from": "gpt", "value": f"answer {number}"})
+                categories.append(category)
+        records.append(
+            {
+                "id": str(number),
+                "image": f"{number}.png",
+                "conversations": turns,
+                "categories": categories,
+            }
+        )
+    file = folder / "mine.json"
+    file.write_text(json.dumps(records))
+    return file
+
+
+def evaluation_of(data: Path) -> Evaluation:
+    return Evaluation(data=data_of(str(data), "test"), batch_size=5, max_new_tokens=3)
+
+
+@pytest.fixture(scope="module")
+def measured(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished analysis."""
+    folder = tmp_path_factory.mktemp("out")
+    guidance(model, evaluation_of(data), output=folder, resamples=200, console=QUIET)
+    return folder
+
+
+def report_in(folder: Path) -> GuidanceReport:
+    return GuidanceReport.from_json(json.loads((folder / "guidance.json").read_text()))
+
+
+# What weights say about the kind of a question
+
+
+def naive_bits(bins: list[int], kinds: list[str]) -> float:
+    """Σ p(b, k) log2 (p(b, k) / p(b) p(k)) over what comes up."""
+    count = len(bins)
+    total = 0.0
+    for (number, kind), together in Counter(zip(bins, kinds, strict=True)).items():
+        apart = bins.count(number) * kinds.count(kind) / count
+        total += together / count * math.log2(together / apart)
+    return total
+
+
+def test_information_is_the_plug_in_estimate() -> None:
+    rng = np.random.default_rng(3)
+    weights = rng.dirichlet([1, 1, 1, 1], size=60)
+    kinds = [str(kind) for kind in rng.integers(3, size=60)]
+
+    most_weighted, _ = kind_information(weights, kinds)
+
+    assert most_weighted.bits == pytest.approx(
+        naive_bits(weights.argmax(axis=1).tolist(), kinds), abs=1e-6
+    )
+    assert most_weighted.bins == 4
+    expected = -sum(c / 60 * math.log2(c / 60) for c in Counter(kinds).values())
+    assert most_weighted.entropy == pytest.approx(expected, abs=1e-6)
+
+
+def test_weights_that_follow_the_kind_say_all_of_it() -> None:
+    of_kind = {"a": [0.7, 0.2, 0.1], "b": [0.6, 0.1, 0.3], "c": [0.2, 0.7, 0.1]}
+    kinds = list(of_kind) * 20
+    weights = np.array([of_kind[kind] for kind in kinds])
+
+    most_weighted, clusters = kind_information(weights, kinds)
+
+    assert clusters.bits == pytest.approx(math.log2(3), abs=1e-6)
+    assert clusters.is_more_than_shuffled
+    # `a` and `b` weigh the same layer most
+    assert most_weighted.bits < clusters.bits
+
+
+def test_the_bias_of_a_small_sample_is_not_read_as_information() -> None:
+    """Weights at random: the estimate is far above zero, and so are those of shuffled kinds."""
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet([1] * 6, size=24)
+    kinds = [str(number % 6) for number in range(24)]
+
+    for row in kind_information(weights, kinds):
+        assert row.bits > 0.3
+        assert row.shuffled == pytest.approx(row.bits, abs=0.25)
+        assert not row.is_more_than_shuffled
+        assert row.p > 0.05
+
+
+def test_equal_weights_say_nothing() -> None:
+    weights = np.full((10, 4), 0.25)
+
+    for row in kind_information(weights, ["a", "b"] * 5):
+        assert (row.bits, row.bins, row.shuffled) == (0.0, 1, 0.0)
+        assert not row.is_more_than_shuffled
+
+
+# What moves the weights
+
+
+def test_components_of_weights_that_add_up() -> None:
+    """w = a(instruction) + b(picture): no rest, and the variances of both."""
+    rng = np.random.default_rng(1)
+    of_instruction = rng.normal(size=(7, 1, 3))
+    of_picture = 0.1 * rng.normal(size=(1, 5, 3))
+
+    crossed = crossed_spread(of_instruction + of_picture)
+
+    expected_instruction = of_instruction[:, 0].var(axis=0, ddof=1).sum()
+    expected_picture = of_picture[0].var(axis=0, ddof=1).sum()
+    assert crossed.instruction == pytest.approx(expected_instruction)
+    assert crossed.picture == pytest.approx(expected_picture)
+    assert crossed.rest == pytest.approx(0, abs=1e-12)
+    assert crossed.over_instructions == pytest.approx(
+        of_instruction[:, 0].std(axis=0, ddof=1).mean()
+    )
+
+
+def test_components_are_unbiased() -> None:
+    """Averaged over many draws: an instruction's share is not what the rest makes of it."""
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(400):
+        instruction = 2 * rng.normal(size=(6, 1, 1))
+        rest = 3 * rng.normal(size=(6, 4, 1))
+        crossed = crossed_spread(instruction + rest)
+        found.append([crossed.instruction, crossed.picture, crossed.rest])
+
+    instruction, picture, rest = np.mean(found, axis=0)
+    assert instruction == pytest.approx(4, abs=0.8)
+    assert picture == pytest.approx(0, abs=0.3)
+    assert rest == pytest.approx(9, abs=0.5)
+
+
+@pytest.mark.parametrize("strategy", ["instruction_weighted", "text_routed"])
+def test_crossed_weights_are_those_of_each_pair(strategy: str, tmp_path: Path) -> None:
+    vlm = tiny.model(strategy)
+    answerer = Answerer(vlm, tiny.processor(vlm))
+    width = 768 if strategy == "instruction_weighted" else vlm.config.text_config.hidden_size
+    instruction = torch.randn(3, width)
+    pictures: list[Picture] = []
+    for number in range(2):
+        write_picture(tmp_path / f"{number}.png", 200 * number)
+        pictures.append(Picture(str(tmp_path / f"{number}.png")))
+
+    crossed = answerer.crossed_weights(pictures, instruction, batch_size=2)
+
+    assert crossed.shape[:2] == (3, 2)
+    for place, picture in enumerate(pictures):
+        sample = Sample("asked", (picture,), ())
+        asked = [Question("asked", sample, (), "", "all", "all")] * 3
+        expected = torch.tensor(answerer.layer_weights(asked, instruction))
+        torch.testing.assert_close(crossed[:, place], expected)
+
+
+# Another question's instruction
+
+
+def test_the_other_instruction_is_of_another_kind() -> None:
+    instruction = torch.arange(6.0).unsqueeze(-1)
+    kinds = ["a", "a", "a", "b", "b", "b"]
+
+    for seed in range(5):
+        other = shuffled(instruction, seed, kinds).flatten().tolist()
+        assert all(number >= 3 for number in other[:3])
+        assert all(number < 3 for number in other[3:])
+
+
+def test_without_another_kind_it_is_worded_otherwise() -> None:
+    instruction = torch.tensor([0.0, 0, 1, 1]).unsqueeze(-1)
+
+    other = shuffled(instruction, kinds=["a"] * 4)
+
+    assert other.flatten().tolist() == [1, 1, 0, 0]
+
+
+# The verb
+
+
+def test_all_is_in_one_folder(measured: Path) -> None:
+    names = {file.name for file in measured.iterdir()}
+
+    assert {"guidance.json", "predictions.jsonl"} <= names
+    for figure in ("guidance", "controls"):
+        assert {f"{figure}.png", f"{figure}.svg"} <= names
+    report = report_in(measured)
+    assert report.questions == PICTURES * 6
+    assert (report.pictures, report.wordings) == (PICTURES, 6)
+    assert report.kind == "category"
+    assert report.choices == ["1", "2", "3", "4"]
+    assert set(report.categories) == set(WORDS)
+    assert list(report.controls) == ["other_category", "mean"]
+
+
+def test_weights_are_means_over_the_questions_of_a_category(measured: Path) -> None:
+    report = report_in(measured)
+    of_category = []
+    for line in read_lines(measured / "predictions.jsonl"):
+        if line["category"] == "General":
+            of_category.append(line["weights"])
+
+    general = report.categories["General"]
+    assert general.questions == PICTURES * 3
+    assert general.mean == pytest.approx(np.mean(of_category, axis=0), abs=1e-4)
+    assert general.spread == pytest.approx(np.std(of_category, axis=0), abs=1e-4)
+    assert sum(report.overall.mean) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_router_that_reads_text_alone_is_moved_by_no_picture(measured: Path) -> None:
+    crossed = report_in(measured).crossed
+
+    assert crossed is not None
+    assert (crossed.instructions, crossed.pictures) == (6, PICTURES)
+    assert crossed.over_instructions > 0.001
+    assert crossed.over_pictures == pytest.approx(0, abs=1e-6)
+    assert crossed.shares() == pytest.approx([1, 0, 0], abs=1e-4)
+
+
+def test_scores_are_those_of_eval(model: Path, data: Path, measured: Path, tmp_path: Path) -> None:
+    settings = evaluation_of(data).model_copy(update={"log_likelihood": False})
+    folder = evaluate(model, settings, output=tmp_path, resamples=200, console=QUIET)
+    scores = json.loads((folder / "scores.json").read_text())
+
+    report = report_in(measured)
+    assert report.guided.score == scores["mean"]["score"]
+    assert report.guided.interval == scores["mean"]["interval"]
+    mean = report.controls["mean"]
+    assert mean.score.score == scores["controls"]["mean"]["score"]
+    assert mean.difference.difference == pytest.approx(report.guided.score - mean.score.score)
+
+
+def test_a_second_run_asks_nothing_and_writes_the_same(
+    model: Path, data: Path, measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (measured / "guidance.json").read_text()
+
+    def refuse(self: Answerer, *_: Any, **options: Any) -> list[str]:
+        raise AssertionError("a question is asked again")
+
+    monkeypatch.setattr(Answerer, "answer", refuse)
+    guidance(model, evaluation_of(data), output=measured, resamples=200, console=QUIET)
+
+    assert (measured / "guidance.json").read_text() == before
+
+
+def test_the_file_holds_all_that_figures_need(measured: Path, tmp_path: Path) -> None:
+    report = report_in(measured)
+    assert GuidanceReport.from_json(report.to_json()) == report
+
+    for name in draw_guidance(report, tmp_path):
+        for suffix in (".png", ".svg"):
+            again = (tmp_path / f"{name}{suffix}").read_bytes()
+            assert again == (measured / f"{name}{suffix}").read_bytes()
+
+
+def test_a_model_without_guidance_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = tiny.save_model(tmp_path / "model", "concat")
+
+    run = CliRunner().invoke(app, ["guidance", str(folder), str(data)])
+
+    assert run.exit_code == 2
+    assert "fuses by 'concat'" in run.stderr
+    assert "instruction_weighted, text_routed" in run.stderr
+    assert not (folder / "guidance").exists()
+
+
+def test_data_without_pictures_are_refused(model: Path, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "so"}]
+    file = tmp_path / "text.json"
+    file.write_text(json.dumps([{"id": "0", "conversations": turns}]))
+
+    with pytest.raises(LayerfuseError, match="shows no picture"):
+        guidance(model, evaluation_of(file), output=tmp_path / "out", console=QUIET)
+
+
+# What follows
+
+
+def contrast_of(difference: float, verdict: str) -> JudgedContrast:
+    interval = [difference - 0.01, difference + 0.01]
+    return JudgedContrast(
+        difference=difference,
+        interval=interval,
+        item_interval=interval,
+        error=0.005,
+        df=9.0,
+        p=1.0,
+        item_p=1.0,
+        covers="pictures",
+        measured=True,
+        p_holm=1.0,
+        verdict=verdict,
+        unresolved=False,
+    )
+
+
+def made_up(bits: float, difference: float, verdict: str) -> GuidanceReport:
+    """A report with one estimate and one control."""
+    weights = KindWeights(50, [0.4, 0.6], [0.02, 0.02])
+    effect = ControlEffect(ArmScore(0.6, [0.5, 0.7]), contrast_of(difference, verdict), {})
+    return GuidanceReport(
+        model="model",
+        data={},
+        strategy="text_routed",
+        choices=["1", "2"],
+        kind="category",
+        questions=100,
+        pictures=50,
+        wordings=30,
+        guided=ArmScore(0.6, [0.5, 0.7]),
+        chance=0.2,
+        overall=weights,
+        categories={"a": weights, "b": weights},
+        families={"all": weights},
+        crossed=CrossedSpread(30, 16, 0.02, 0.01, 3.0, 1.0, 0.0),
+        information=[KindInformation("k-means", 2, bits, 1.0, 0.05, 0.1, 0.01, 1000)],
+        controls={"other_category": effect},
+        resamples=200,
+        seed=0,
+    )
+
+
+def test_weights_that_differ_and_answers_that_do_not_need_them() -> None:
+    sentences = " ".join(guidance_sentences(made_up(0.31, 0.002, "tie")))
+
+    assert "75.0 % lies between instructions, 25.0 % between pictures" in sentences
+    assert "weights differ by category (k-means, 2 bins): 0.31 bits of 1.00, shuffled 0.05" in (
+        sentences
+    )
+    assert "do not get measurably worse with the instruction of another kind" in sentences
+    assert "−0.2 points (−1.2 to +0.8)" in sentences
+    assert "no evidence that the guidance helps" in sentences
+
+
+@pytest.mark.parametrize(
+    ("bits", "verdict", "conclusion"),
+    [
+        (0.31, "better", "is used by the answers"),
+        (0.08, "better", "something else in the question than its category"),
+        (0.08, "tie", "nothing shows that the guidance does anything"),
+    ],
+)
+def test_conclusions(bits: float, verdict: str, conclusion: str) -> None:
+    assert conclusion in guidance_sentences(made_up(bits, 0.03, verdict))[-1]
+
+
+def test_a_model_that_guesses_shows_nothing() -> None:
+    report = replace(made_up(0.31, 0.0, "tie"), chance=0.55)
+
+    assert "cannot show in what it answers" in guidance_sentences(report)[-1]
+
+
+def test_few_wordings_are_named() -> None:
+    report = replace(made_up(0.31, 0.0, "tie"), wordings=5)
+
+    assert any("5 wordings for 2 categories" in each for each in guidance_sentences(report))
+
+
+def test_maps_hold_families_beside_categories() -> None:
+    weights = KindWeights(50, [0.5, 0.5], [0.02, 0.02])
+    report = replace(
+        made_up(0.3, 0.0, "tie"), families={"a": weights, "count": weights, "letter": weights}
+    )
+
+    whole, difference = weight_maps(report)
+
+    # A family that is called as a category is
+    assert difference.kinds == ["a", "b", "a (family)", "count", "letter"]
+    assert whole.kinds == ["all questions", *difference.kinds]
+    assert difference.rules == [2]
+    assert whole.rules == [1, 3]
+    assert difference.values[2] == pytest.approx([10, -10])
