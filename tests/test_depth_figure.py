@@ -16,7 +16,13 @@ from matplotlib.figure import Figure
 
 from layerfuse import plots
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
-from layerfuse.study.depth_figure import DepthScores, layer_scores, normalised
+from layerfuse.study.depth_figure import (
+    DepthScores,
+    family_curves,
+    layer_scores,
+    normalised,
+    scored_record,
+)
 from layerfuse.study.report import write_report
 from tests.made_up import answer_record, run_record
 from tests.made_up_studies import random_study, save_study
@@ -61,9 +67,14 @@ def three_layers() -> list[FinishedRun]:
     ]
 
 
+def scores_of(runs: list[FinishedRun]) -> list[DepthScores]:
+    """The scores by layer of each setting, by the answers."""
+    return layer_scores([scored_record(run) for run in runs])
+
+
 def drawn(runs: list[FinishedRun], *, from_lowest: bool) -> Axes:
     """The axes of the figure of the only setting."""
-    [collected] = layer_scores(runs)
+    [collected] = scores_of(runs)
     ax = Figure().subplots()
     assert plots.plot_depth(normalised(collected, from_lowest=from_lowest), ax) is ax
     return ax
@@ -103,6 +114,15 @@ def test_scores_are_drawn_between_the_lowest_and_the_best_layer() -> None:
     lines = lines_of(drawn(three_layers(), from_lowest=True))
 
     assert lines == {"far": {2: 0, 4: 50, 6: 100}, "near": {2: 0, 4: 100, 6: 0}}
+
+
+def test_families_are_also_drawn_as_they_are() -> None:
+    runs = [single(layer, 0, {"near": layer // 2, "far": 1}) for layer in (2, 4, 6)]
+    collected = scores_of(runs)
+
+    lines = lines_of(plots.plot_depth(family_curves(collected, "near"), Figure().subplots()))
+
+    assert list(lines.values()) == [{2: 25, 4: 50, 6: 75}]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +197,7 @@ def test_categories_are_drawn_where_families_are_others() -> None:
 def test_two_layers_are_no_curve() -> None:
     runs = [run for run in three_layers() if run.record.layers != [4]]
 
-    assert layer_scores(runs) == []
+    assert scores_of(runs) == []
 
 
 def test_arms_of_other_strategies_are_left_out() -> None:
@@ -190,7 +210,7 @@ def test_arms_of_other_strategies_are_left_out() -> None:
         drawn(runs, from_lowest=False)
     )
     two = [run for run in runs if run.record.layers != [4]]
-    assert layer_scores([fused, *two]) == []
+    assert scores_of([fused, *two]) == []
 
 
 def test_a_score_that_is_no_number_leaves_the_rest() -> None:
@@ -234,7 +254,7 @@ def test_rounding_is_no_difference() -> None:
     seeds = {1: [0.1, 0.2], 2: [0.15, 0.15], 3: [0.3, 0.0]}
     assert len({sum(of_layer) / 2 for of_layer in seeds.values()}) > 1
 
-    assert normalised(DepthScores("", {"all": seeds}), from_lowest=True).curves == []
+    assert normalised(DepthScores("", {"all": seeds}, {}), from_lowest=True).curves == []
 
 
 def test_a_panel_without_lines_says_why() -> None:
@@ -259,13 +279,13 @@ def test_other_settings_have_curves_of_their_own() -> None:
     whitened = with_options(three_layers(), normalize="whiten", projector="mlp")
     plain = with_options(three_layers()[:3], normalize="none", projector="mlp")
 
-    first, second = layer_scores([*whitened, *plain])
+    first, second = scores_of([*whitened, *plain])
 
     assert (first.setting, second.setting) == ("normalize whiten", "normalize none")
     assert first.groups["near"] == {2: [0.25, 0.75], 4: [1, 1], 6: [0.5, 0.5]}
     assert second.groups["near"] == {2: [0.25], 4: [1], 6: [0.5]}
     # The only setting needs no name.
-    assert layer_scores(whitened)[0].setting == ""
+    assert scores_of(whitened)[0].setting == ""
 
 
 def page_of(folder: Path, runs: list[FinishedRun]) -> str:

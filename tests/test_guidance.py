@@ -3,6 +3,7 @@ question, and what becomes of the answers without the guidance."""
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from layerfuse_cli.app import app
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
@@ -35,6 +35,7 @@ from layerfuse.explain.guidance_report import (
 from layerfuse.explain.guidance_words import guidance_sentences
 from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.vision.picture import Picture
+from layerfuse_cli.app import app
 from tests import tiny
 from tests.made_up_benchmarks import write_picture
 from tests.studies import read_lines
@@ -322,6 +323,17 @@ def test_the_file_holds_all_that_figures_need(measured: Path, tmp_path: Path) ->
         for suffix in (".png", ".svg"):
             again = (tmp_path / f"{name}{suffix}").read_bytes()
             assert again == (measured / f"{name}{suffix}").read_bytes()
+
+
+def test_the_snippet_of_the_page_runs(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "guidance.md").read_text("utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+    exec(snippet, {"folder": measured})
+
+    printed = capsys.readouterr().out
+    assert "k-means" in printed
+    assert "other_category: " in printed
 
 
 def test_a_model_without_guidance_is_refused(data: Path, tmp_path: Path) -> None:

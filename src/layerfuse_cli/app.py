@@ -13,7 +13,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from layerfuse_cli.evaluate import compare, evaluate, list_benchmarks, list_suites
-from layerfuse_cli.explain import guidance, inspect
+from layerfuse_cli.explain import guidance, inspect, redraw
 from layerfuse_cli.options import (
     AspectRatio,
     Batch,
@@ -175,6 +175,7 @@ def train(
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("guidance")(guidance)
+app.command("redraw")(redraw)
 
 
 @app.command()

@@ -105,3 +105,19 @@ def guidance(
     )
     evaluation = Evaluation(data=asked, batch_size=batch_size, max_new_tokens=max_new_tokens)
     measure_guidance(model, evaluation, output=output, cached=cached, dtype=dtype, seed=seed)
+
+
+def redraw(
+    folder: Annotated[
+        Path, Argument(help="Of a study, a look, a comparison or an analysis of guidance.")
+    ],
+    output: Annotated[
+        Path | None,
+        Option(help="Folder of the figures alone.", show_default="where they were"),
+    ] = None,
+) -> None:
+    """Make the figures and pages of a folder again from its JSON, without any model."""
+    from layerfuse.explain.redraw import redraw as redraw_folder
+
+    for file in redraw_folder(folder, output):
+        typer.echo(file)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from layerfuse import plots
 from layerfuse.look.probe_report import Probes
@@ -32,6 +33,7 @@ class LayerMatrix:
         xlabel: what the columns are.
         ylabel: what the rows are.
         groups: to be framed, each a list of neighbouring layers.
+        selected: layers that are marked on the diagonal.
     """
 
     matrix: np.ndarray
@@ -39,14 +41,34 @@ class LayerMatrix:
     xlabel: str
     ylabel: str
     groups: list[list[int]]
+    selected: list[int]
 
 
-def draw_similarity(report: SimilarityReport, folder: Path) -> None:
+@dataclass(frozen=True)
+class LastLayerSimilarity:
+    """How alike each layer of another encoder is to the last layer of this one.
+
+    Attributes:
+        encoder: the name of this one.
+        other: that of the other.
+        curves: by measure, a number for each layer of the other, from 0; NaN where undefined.
+    """
+
+    encoder: str
+    other: str
+    curves: dict[str, np.ndarray]
+
+
+def draw_similarity(report: SimilarityReport, folder: Path) -> list[str]:
     """Draw the four matrices of an encoder, and its CKA with another encoder if there is one.
 
     Args:
-        report: what was measured. The groups are framed in the matrix that they come from.
-        folder: gets `similarity.png` and `.svg`, and `cross.png` and `.svg` with another encoder.
+        report: what was measured. The groups are framed in the matrix that they come from, and
+            their representatives marked.
+        folder: gets `similarity.png` and `.svg`, and with another encoder `cross` and `cross-last`.
+
+    Returns:
+        The names of the figures.
     """
     settings = report.settings
     similarity = report.measured.similarity
@@ -55,19 +77,22 @@ def draw_similarity(report: SimilarityReport, folder: Path) -> None:
         for ax, (name, title) in zip(axes, TITLES.items(), strict=True):
             # The groups of one matrix say nothing about another
             framed = []
+            selected = []
             if name == settings.by:
                 framed = report.measured.chosen_groups.groups
+                selected = report.measured.chosen_groups.representatives
             matrix = LayerMatrix(
                 matrix=similarity.matrix(name),
                 title=title,
                 xlabel="layer",
                 ylabel="layer",
                 groups=framed,
+                selected=selected,
             )
             plot_matrix(matrix, ax)
 
     if not settings.other:
-        return
+        return ["similarity"]
     with plots.figure(folder / "cross", 11, 4.9) as figure:
         # Rows are layers of the encoder, columns those of the other
         axes = figure.subplots(1, 2)
@@ -78,8 +103,19 @@ def draw_similarity(report: SimilarityReport, folder: Path) -> None:
                 xlabel=f"layer of {settings.other}",
                 ylabel=f"layer of {settings.encoder}",
                 groups=[],
+                selected=[],
             )
             plot_matrix(matrix, ax)
+    curves = {}
+    for examples in ("tokens", "images"):
+        # Rows are layers of this encoder: the last row is its last layer
+        curves[TITLES[f"cka_{examples}"]] = similarity.matrix(f"cross_{examples}")[-1]
+    with plots.figure(folder / "cross-last", 7.6, 4.2) as figure:
+        # Of a folder its name: an axis has no room for a path
+        names = (Path(settings.encoder).name, Path(settings.other).name)
+        to_last = LastLayerSimilarity(names[0], names[1], curves)
+        plot_last_layer(to_last, figure.subplots())
+    return ["similarity", "cross", "cross-last"]
 
 
 def draw_probe(probes: Probes, stem: Path) -> None:
@@ -128,6 +164,8 @@ def plot_matrix(data: LayerMatrix, ax: Axes) -> Axes:
             frame = _frame(left=edge, top=edge, side=len(group), color=color, line_width=width)
             ax.add_patch(frame)
 
+    for layer in data.selected:
+        ax.plot(layer, layer, "o", ms=7, mfc="white", mec=plots.PALETTE[0], mew=1.6)
     rows, columns = matrix.shape
     step = -(-rows // TICKS)
     ax.set(
@@ -140,6 +178,33 @@ def plot_matrix(data: LayerMatrix, ax: Axes) -> Axes:
     ax.set_title(data.title, fontsize=10, loc="left")
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
     bar.outline.set_visible(False)
+    return ax
+
+
+def plot_last_layer(data: LastLayerSimilarity, ax: Axes) -> Axes:
+    """Plot how alike the layers of another encoder are to the last layer of this one.
+
+    As figure 1a of MMFuser (2410.11829): where the curve is low, the other encoder holds what the
+    last layer does not.
+
+    Args:
+        data: of two encoders.
+        ax: where it is drawn.
+
+    Returns:
+        `ax`.
+    """
+    for index, (measure, values) in enumerate(data.curves.items()):
+        style = plots.look(index)
+        layers = range(len(values))
+        ax.plot(layers, values, color=style.color, marker=style.marker, ms=4, lw=1.6, label=measure)
+    ax.set(
+        xlabel=f"layer of {data.other}",
+        ylabel=f"similarity to the last layer of {data.encoder}",
+        ylim=(min(0.0, ax.get_ylim()[0]), 1.02),
+    )
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=TICKS, integer=True))
+    ax.legend()
     return ax
 
 

@@ -351,13 +351,31 @@ def write_sizes_report(recipe: Recipe, folder: Path, finished: list[int]) -> Pat
         sizes=sizes,
     )
     draw_sizes(sizes, folder / "figures")
-    arms = listed([arm.arm for arm in sizes[0].arms])
+    page = write_sizes_page(report, recipe.description, folder)
+    write_text(folder / DATA_SIZES, json.dumps(asdict(report), indent=1) + "\n")
+    return page
+
+
+def write_sizes_page(report: SizesReport, description: str, folder: Path) -> Path:
+    """Write report.html into the folder of all sizes.
+
+    Args:
+        report: what was found.
+        description: what the study is for; may be empty.
+        folder: holds the figure.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        LayerfuseError: the page cannot be written.
+    """
+    arms = listed([arm.arm for arm in report.sizes[0].arms])
     alt = f"Accuracy of {arms} against the number of training samples; the table below has it."
     html = page_template("layerfuse.study", "data_sizes.html.j2").render(
         r=report,
-        description=recipe.description,
+        description=description,
         drawing=inline(folder / "figures" / "data_sizes.svg", alt),
     )
-    write_text(folder / DATA_SIZES, json.dumps(asdict(report), indent=1) + "\n")
     write_text(folder / "report.html", html)
     return folder / "report.html"

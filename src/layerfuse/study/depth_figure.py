@@ -5,11 +5,11 @@ As figure 3 of IGVA (2501.08443) and figure 2 of "Rethinking Visual Layer Select
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from layerfuse.evaluate.averages import scores
-from layerfuse.evaluate.records import FinishedRun
+from layerfuse.evaluate.records import FinishedRun, RunRecord
 
 if TYPE_CHECKING:
     from layerfuse import plots
@@ -31,35 +31,54 @@ class DepthScores:
     Attributes:
         setting: their options that other arms of single layers have otherwise; empty if none.
         groups: scores by category of questions, or by family where there is one category.
+        families: scores by family.
     """
 
     setting: str
     groups: dict[str, SeedScores]
+    families: dict[str, SeedScores]
 
 
-def layer_scores(runs: list[FinishedRun]) -> list[DepthScores]:
+def scored_record(run: FinishedRun) -> RunRecord:
+    """Give a run's record with the scores of the answers beside it.
+
+    Args:
+        run: a finished run.
+
+    Returns:
+        The record.
+    """
+    return replace(run.record, scores=scores(run.answers))
+
+
+def layer_scores(records: list[RunRecord]) -> list[DepthScores]:
     """Collect what single layers score.
 
     Args:
-        runs: all finished runs of a study.
+        records: of all finished runs of a study.
 
     Returns:
         One for each setting of the strategy `single` with at least three layers; of most studies
         one or none.
     """
     # Arms that differ in more than the layer do not lie on one curve.
-    by_setting: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        if run.record.fusion["name"] == "single":
-            options = json.dumps(run.record.fusion, sort_keys=True)
-            by_setting.setdefault(options, []).append(run)
-    settings = [of_setting[0].record.fusion for of_setting in by_setting.values()]
+    by_setting: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.fusion["name"] == "single":
+            options = json.dumps(record.fusion, sort_keys=True)
+            by_setting.setdefault(options, []).append(record)
+    settings = [of_setting[0].fusion for of_setting in by_setting.values()]
     collected = []
     for of_setting in by_setting.values():
-        layers = {run.record.layers[0] for run in of_setting}
-        if len(layers) >= LEAST_LAYERS:
-            setting = _setting_text(of_setting[0].record.fusion, settings)
-            collected.append(DepthScores(setting, _groups(of_setting)))
+        layers = {record.layers[0] for record in of_setting}
+        if len(layers) < LEAST_LAYERS:
+            continue
+        families = _by_layer([(each.layers[0], each.scores.families) for each in of_setting])
+        groups = families
+        if len(of_setting[0].scores.categories) > 1:
+            groups = _by_layer([(each.layers[0], each.scores.categories) for each in of_setting])
+        setting = _setting_text(of_setting[0].fusion, settings)
+        collected.append(DepthScores(setting, groups, families))
     return collected
 
 
@@ -76,22 +95,50 @@ def _setting_text(options: dict[str, Any], settings: list[dict[str, Any]]) -> st
     return ", ".join(texts)
 
 
-def _groups(runs: list[FinishedRun]) -> dict[str, SeedScores]:
-    """The scores by group of questions and layer, both in order."""
-    names = {answer.category for answer in runs[0].answers}
-    by_category = len(names) > 1
-    if not by_category:
-        names = {answer.family for answer in runs[0].answers}
+def _by_layer(scores_of_runs: list[tuple[int, dict[str, float]]]) -> dict[str, SeedScores]:
+    """The scores by group of questions and layer, both in order.
+
+    Args:
+        scores_of_runs: the layer of each run, and its scores by group.
+    """
     # All names, also of groups without scores: a group's place decides its look.
-    groups: dict[str, SeedScores] = {name: {} for name in sorted(names)}
-    for run in sorted(runs, key=lambda run: run.record.layers[0]):
-        of_run = scores(run.answers)
-        by_name = of_run.categories if by_category else of_run.families
+    groups: dict[str, SeedScores] = {name: {} for name in sorted(scores_of_runs[0][1])}
+    for layer, by_name in sorted(scores_of_runs, key=lambda of_run: of_run[0]):
         for name, score in by_name.items():
             # A score that is no number would leave none to the best layer.
             if math.isfinite(score):
-                groups[name].setdefault(run.record.layers[0], []).append(score)
+                groups[name].setdefault(layer, []).append(score)
     return groups
+
+
+def family_curves(collected: list[DepthScores], family: str) -> "plots.DepthResult":
+    """Give the scores in one family as they are, not on one scale.
+
+    As figure 1b of "Rethinking Visual Layer Selection" (2504.21447), a benchmark a panel.
+
+    Args:
+        collected: scores of single layers, by setting.
+        family: of questions.
+
+    Returns:
+        The curves, one a setting.
+    """
+    from layerfuse.plots import DepthCurve, DepthResult
+
+    curves = []
+    for index, setting in enumerate(collected):
+        of_seeds = setting.families[family]
+        curves.append(
+            DepthCurve(
+                name=setting.setting,
+                index=index,
+                layers=list(of_seeds),
+                values=[sum(seeds) / len(seeds) for seeds in of_seeds.values()],
+                lows=[min(seeds) for seeds in of_seeds.values()],
+                highs=[max(seeds) for seeds in of_seeds.values()],
+            )
+        )
+    return DepthResult("% right", curves)
 
 
 def normalised(collected: DepthScores, *, from_lowest: bool) -> "plots.DepthResult":

@@ -12,6 +12,7 @@ from layerfuse.pages.template import page_template
 from layerfuse.study.budgets import order_sentence, read_budgets, steps_by_arm, steps_sentences
 from layerfuse.study.certainty import covered_by_intervals, how_sure
 from layerfuse.study.data_summary import read_data_summary
+from layerfuse.study.depth_figure import scored_record
 from layerfuse.study.findings import ONE_SEED, Findings, state_findings, with_screening
 from layerfuse.study.report_examples import GROUPS, ExampleCard, choose, thumbnail
 from layerfuse.study.report_figures import alt_text, arms_with_negative_losses, draw
@@ -88,7 +89,9 @@ def write_report(study_dir: Path) -> Path:
         findings = with_screening(findings, recipe.llm_blocks)
 
     figures = {}
-    for name in draw(summary, runs, study_dir / "figures", recipe.batch_sizes):
+    records = [scored_record(run) for run in runs]
+    content = summary_content(summary, findings)
+    for name in draw(content, records, study_dir / "figures", recipe.batch_sizes):
         file = study_dir / "figures" / f"{name}.svg"
         figures[name] = inline(file, alt_text(name, summary))
     cards = []
@@ -124,7 +127,6 @@ def write_report(study_dir: Path) -> Path:
         most_groups=GROUPS,
     )
     # Written last, so that a failure above leaves the earlier numbers and page as they were.
-    content = summary_content(summary, findings)
     write_text(study_dir / "summary.json", json.dumps(content, indent=1) + "\n")
     write_text(study_dir / "report.html", html)
     return study_dir / "report.html"
