@@ -23,7 +23,7 @@ from layerfuse.evaluate.predict import shuffled
 from layerfuse.evaluate.questions import Question
 from layerfuse.evaluate.significance import ArmScore, JudgedContrast
 from layerfuse.explain.guidance import guidance
-from layerfuse.explain.guidance_figures import draw_guidance, weight_maps
+from layerfuse.explain.guidance_figures import weight_maps
 from layerfuse.explain.guidance_measures import crossed_spread, kind_information
 from layerfuse.explain.guidance_report import (
     ControlEffect,
@@ -33,6 +33,7 @@ from layerfuse.explain.guidance_report import (
     KindWeights,
 )
 from layerfuse.explain.guidance_words import guidance_sentences
+from layerfuse.explain.redraw import redraw
 from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.vision.picture import Picture
 from layerfuse_cli.app import app
@@ -319,10 +320,10 @@ def test_the_file_holds_all_that_figures_need(measured: Path, tmp_path: Path) ->
     report = report_in(measured)
     assert GuidanceReport.from_json(report.to_json()) == report
 
-    for name in draw_guidance(report, tmp_path):
+    for file in redraw(measured, tmp_path):
         for suffix in (".png", ".svg"):
-            again = (tmp_path / f"{name}{suffix}").read_bytes()
-            assert again == (measured / f"{name}{suffix}").read_bytes()
+            again = file.with_suffix(suffix)
+            assert again.read_bytes() == (measured / again.name).read_bytes()
 
 
 def test_the_snippet_of_the_page_runs(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:

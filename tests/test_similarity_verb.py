@@ -180,7 +180,9 @@ def test_the_verb_writes_a_report_and_figures(
         "similarity.png",
         "similarity.svg",
         "cross.png",
+        "cross-last.png",
         "cross.svg",
+        "cross-last.svg",
     }
     assert report["depth"] == 4
     assert report["layers"] == [0, 1, 2, 3, 4]
