@@ -299,7 +299,7 @@ def test_the_report_shows_the_figure_and_says_how_to_read_it(tmp_path: Path) -> 
     page = page_of(tmp_path / "study", three_layers())
 
     assert (tmp_path / "study/figures/depth.png").is_file()
-    assert page.count('aria-label="depth"') == 1
+    assert page.count('aria-label="Scores against the depth of the layer, a line') == 1
     assert "one line a category of questions" in page
     assert "magnifies small differences" in page
     assert "the range from the lowest to the highest seed" in page

@@ -10,7 +10,6 @@ import pytest
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from layerfuse_cli.app import app
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.compare_figures import draw_categories
 from layerfuse.evaluate.records import FinishedRun, RunRecord
@@ -27,6 +26,7 @@ from layerfuse.look.similarity_report import SimilarityReport
 from layerfuse.study.depth_figure import scored_record
 from layerfuse.study.report import write_report
 from layerfuse.study.report_figures import draw_growth
+from layerfuse_cli.app import app
 from tests.made_up import run_record
 from tests.made_up_studies import finished_run, random_answers, save_study
 from tests.test_category_figure import SCORES, comparison_of
