@@ -117,9 +117,44 @@ def matrix(figure: Figure) -> None:
     layers = np.arange(8)
     similarity = np.exp(-np.abs(layers[:, None] - layers[None, :]) / 3)
     data = figures.LayerMatrix(
-        similarity, "cosine of patch tokens", "layer", "layer", groups=[[0, 1, 2], [3, 4, 5, 6, 7]]
+        similarity,
+        "cosine of patch tokens",
+        "layer",
+        "layer",
+        groups=[[0, 1, 2], [3, 4, 5, 6, 7]],
+        selected=[1, 5],
     )
     figures.plot_matrix(data, figure.subplots())
+
+
+def last_layer(figure: Figure) -> None:
+    layers = np.arange(9)
+    curves = {"over tokens": 0.1 + 0.08 * layers, "over pictures": 0.3 + 0.005 * layers**2}
+    data = figures.LastLayerSimilarity("one", "another", curves)
+    figures.plot_last_layer(data, figure.subplots())
+
+
+def guidance(figure: Figure) -> None:
+    """A map of differences, in which dark and light cells have numbers, with a line across it."""
+    values = [[9.0 - 3 * column - row for column in range(6)] for row in range(4)]
+    data = plots.WeightMap(
+        title="difference to all questions, points",
+        kinds=["General", "Chart&OCR", "colour", "count"],
+        choices=["1-2", "3-4", "5-6", "7-8", "9-10", "11-12"],
+        values=values,
+        is_difference=True,
+        rules=[2],
+    )
+    plots.plot_guidance(data, figure.subplots())
+
+
+def control_changes(figure: Figure) -> None:
+    controls = []
+    for index, name in enumerate(("another instruction", "mean weights")):
+        changes = {"mean": -0.04 + 0.03 * index, "General": 0.01, "Text": -0.09 + 0.08 * index}
+        intervals = {kind: [change - 0.02, change + 0.02] for kind, change in changes.items()}
+        controls.append(plots.ControlChange(name, index, changes, intervals))
+    plots.plot_control_changes(controls, figure.subplots()).legend()
 
 
 def probes_of_layers() -> Probes:
@@ -152,6 +187,9 @@ FIGURES: dict[str, Callable[[Figure], None]] = {
     "depth": depth,
     "categories": categories,
     "matrix": matrix,
+    "last_layer": last_layer,
+    "guidance": guidance,
+    "control_changes": control_changes,
     "probed_tasks": probed_tasks,
     "probed_depth": probed_depth,
 }
