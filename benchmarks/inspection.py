@@ -18,9 +18,9 @@ from rich.table import Table
 
 from layerfuse import Answerer, FusionVLM
 from layerfuse.explain.contributions import stored_means
-from layerfuse.explain.inspect import redraw
 from layerfuse.explain.inspection import inspect_reading, save
 from layerfuse.explain.reading import read
+from layerfuse.explain.redraw import redraw
 from layerfuse.look.pictures import photographs
 from layerfuse.model.pretrained import compose_processor
 
@@ -60,12 +60,12 @@ def measure(strategy: str) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory() as folder:
 
-        def inspection() -> Path:
+        def inspection() -> list[Path]:
             reading = read(answerer, picture, QUESTION)
             means = stored_means(answerer, reading)
             seen = inspect_reading(answerer, reading, means, name="model", max_new_tokens=NEW)
             save(seen, Path(folder))
-            return redraw(seen, Path(folder))
+            return redraw(Path(folder))
 
         return middle_seconds(answer), middle_seconds(inspection)
 

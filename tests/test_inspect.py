@@ -22,10 +22,10 @@ from layerfuse.explain.contributions import (
     stored_means,
 )
 from layerfuse.explain.feature_maps import colours_of, feature_maps
-from layerfuse.explain.inspect import redraw
 from layerfuse.explain.inspection import Inspection, inspect_reading, load, save
 from layerfuse.explain.page import page_data
 from layerfuse.explain.reading import Reading, read
+from layerfuse.explain.redraw import redraw
 from layerfuse.explain.trace import answer_pieces, trace_answer
 from layerfuse.fusion import FUSIONS
 from layerfuse.vision.features import Features
@@ -319,7 +319,7 @@ def test_seen_picture_is_what_the_encoder_saw() -> None:
 
 def test_an_inspection_is_redrawn_from_its_files(tmp_path: Path) -> None:
     save(inspected("deformable"), tmp_path)
-    redraw(load(tmp_path), tmp_path)
+    redraw(tmp_path)
     first = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     page = (tmp_path / "inspect.html").read_text("utf-8")
     assert "a &lt;model&gt;" in page
@@ -328,7 +328,7 @@ def test_an_inspection_is_redrawn_from_its_files(tmp_path: Path) -> None:
     assert len(page) < 3_000_000
     names = {file.stem for file in (tmp_path / "figures").iterdir()}
     assert names == {"contributions", "maps", "attention", "sampling"}
-    redraw(load(tmp_path), tmp_path)
+    redraw(tmp_path)
     assert first == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 

@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from layerfuse.errors import LayerfuseError
 from layerfuse_cli.options import Imports, ModelFolder, import_strategies, is_given
 
 
@@ -94,6 +93,8 @@ def guidance(
 
     import_strategies(imports)
     if is_given(context, "split") and Path(data).is_file():
+        from layerfuse.errors import LayerfuseError
+
         raise LayerfuseError(f"--split is of a dataset, and {data} is a file: leave it out")
     asked = data_of(
         data,
@@ -109,7 +110,10 @@ def guidance(
 
 def redraw(
     folder: Annotated[
-        Path, Argument(help="Of a study, a look, a comparison or an analysis of guidance.")
+        Path,
+        Argument(
+            help="Of a study, a look, a comparison, an inspection or an analysis of guidance."
+        ),
     ],
     output: Annotated[
         Path | None,

@@ -9,9 +9,9 @@ from playwright.sync_api import Page
 
 from layerfuse import Answerer
 from layerfuse.explain.contributions import stored_means
-from layerfuse.explain.inspect import redraw
 from layerfuse.explain.inspection import Sink, inspect_reading, save
 from layerfuse.explain.reading import read
+from layerfuse.explain.redraw import redraw
 from tests import tiny
 
 
@@ -34,7 +34,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     facts = replace(seen.facts, pieces=pieces, answer="".join(pieces), sinks=[Sink(0, 7.5)])
     seen = replace(seen, facts=facts, attention_without_sinks=without)
     save(seen, folder)
-    return redraw(seen, folder).as_uri()
+    return redraw(folder)[-1].as_uri()
 
 
 def pixels(page: Page, selector: str) -> str:

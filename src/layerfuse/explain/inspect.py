@@ -64,7 +64,8 @@ def inspect_answer(
         answerer, reading, means, name=name.name, max_new_tokens=max_new_tokens
     )
     save(inspection, output)
-    redraw(inspection, output)
+    draw(inspection, output / "figures")
+    write_page(inspection, output)
     return inspection
 
 
@@ -81,20 +82,3 @@ def default_folder(model: Path, image: Path, question: str) -> Path:
     """
     words = re.sub(r"[^a-z0-9]+", "-", question.lower()).strip("-")[:QUESTION_LENGTH]
     return model / "inspection" / f"{image.stem}-{words or 'question'}"
-
-
-def redraw(inspection: Inspection, folder: Path) -> Path:
-    """Draw the figures and the page of an inspection.
-
-    Args:
-        inspection: what was seen, as `load` reads it from the folder.
-        folder: of the inspection.
-
-    Returns:
-        The page.
-
-    Raises:
-        LayerfuseError: the folder cannot be written.
-    """
-    draw(inspection, folder / "figures")
-    return write_page(inspection, folder)

@@ -12,8 +12,11 @@ from layerfuse.evaluate.compare import Comparison
 from layerfuse.evaluate.compare_figures import draw_categories
 from layerfuse.evaluate.compare_report import COMPARISON
 from layerfuse.evaluate.records import PREDICTIONS, RunRecord, read_records
+from layerfuse.explain.figures import draw as draw_answer
 from layerfuse.explain.guidance_figures import draw_guidance
 from layerfuse.explain.guidance_report import GuidanceReport
+from layerfuse.explain.inspection import FACTS, load
+from layerfuse.explain.page import write_page
 from layerfuse.look.figures import draw_probe, draw_similarity
 from layerfuse.look.probe_report import ProbeReport
 from layerfuse.look.report_file import read_report
@@ -54,8 +57,9 @@ def redraw(folder: Path, output: Path | None = None) -> list[Path]:
     """Make all figures and pages of a folder again from the JSON in it.
 
     Args:
-        folder: of a study, a study over data sizes, a look at an encoder, a comparison or an
-            analysis of guidance; also one that holds the numbers of a study without its answers.
+        folder: of a study, a study over data sizes, a look at an encoder, a comparison, an
+            inspection or an analysis of guidance; also one that holds the numbers of a study
+            without its answers.
         output: gets the figures alone; by default they go where they were.
 
     Returns:
@@ -135,6 +139,16 @@ def _guidance(place: _Place) -> list[Path]:
     return _pngs(draw_guidance(report, place.figures()), place.figures())
 
 
+def _inspection(place: _Place) -> list[Path]:
+    """The figures of one answer, and its page."""
+    inspection = load(place.folder)
+    names = draw_answer(inspection, place.figures("figures"))
+    written = _pngs(names, place.figures("figures"))
+    if place.output is None:
+        written.append(write_page(inspection, place.folder))
+    return written
+
+
 # Any: the class of the value that the function gives
 def _reader(kind: Any) -> Callable[[dict[str, Any]], Any]:
     """What makes a dataclass, with all dataclasses in it, of a file's content."""
@@ -158,5 +172,6 @@ SOURCES: dict[str, Callable[[_Place], list[Path]]] = {
     "probe.json": _probe,
     COMPARISON: _comparison,
     GUIDANCE: _guidance,
+    FACTS: _inspection,
 }
 """What figures are made from, and by what."""
