@@ -185,9 +185,14 @@ def one_replaced(features: Features, layer: int, patch: Tensor, summary: Tensor)
     return Features(features.layers, tuple(patches), tuple(summaries), features.grid)
 
 
-@pytest.mark.parametrize("strategy", ["concat", "deformable", "inject_cross", "text_routed"])
-def test_contributions_are_those_of_one_layer_after_the_other(strategy: str) -> None:
-    answerer, reading = of_strategy(strategy)
+@pytest.mark.parametrize(
+    "strategy", ["concat", "deformable", "inject_cross", "text_routed", "instruction_weighted"]
+)
+def test_contributions_are_those_of_one_layer_after_the_other(
+    strategy: str, sentences: dict[str, Any]
+) -> None:
+    options = sentences if strategy == "instruction_weighted" else {}
+    answerer, reading = of_strategy(strategy, **options)
     trace = trace_answer(answerer, reading, LONGEST)
     pictures = [Picture("a", _encoded("red")), Picture("b", _encoded("navy"))]
     means = means_of_pictures(answerer, pictures)
@@ -295,6 +300,19 @@ def test_maps_of_layers_share_a_basis_and_the_others_do_not() -> None:
     output = feature_maps(answerer, reading)[-2]
     base = reading.features.select([answerer.model.fusion.config.base])[0][0]
     torch.testing.assert_close(output.vectors, base)
+
+
+def test_no_layer_decides_the_shared_colours_by_its_size() -> None:
+    answerer, reading = of_strategy("concat")
+    first, *others = reading.features.patches
+    larger = replace(reading.features, patches=(1000 * first, *others))
+    for one, other in zip(
+        feature_maps(answerer, reading),
+        feature_maps(answerer, replace(reading, features=larger)),
+        strict=True,
+    ):
+        if one.shared is not None:
+            torch.testing.assert_close(one.shared, other.shared, atol=1e-3, rtol=0)
 
 
 def test_sampling_points_begin_around_their_patch() -> None:
