@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ def made_up_runs(
     return made_up
 
 
-def no_figures(summary: Summary, runs: list[FinishedRun], folder: Path) -> list[str]:
+def no_figures(
+    summary: Summary, runs: list[FinishedRun], folder: Path, batch_sizes: Mapping[str, int]
+) -> list[str]:
     """Stands for the drawing of a report's figures."""
     return []
 

@@ -121,9 +121,10 @@ def test_a_study_measures_reports_and_prints_it(more_of_the_baseline: Path, tmp_
         assert f"log-likelihood {run['scores']['log_likelihood']:.3f}" in one_line(result)
     summary = json.loads((tmp_path / "study" / "summary.json").read_text())
     page = (tmp_path / "study" / "report.html").read_text()
-    assert "<th>Log-likelihood</th>" in page
+    assert "<span>Log-likelihood</span>" in page
     for likelihood in summary["likelihoods"].values():
-        assert f"<td>{likelihood['mean']:.3f}" in page
+        # With a true minus.
+        assert f">\u2212{-likelihood['mean']:.3f}" in page
     # what the folder says of the runs can be read, and is what was done
     resolved = load_recipe(tmp_path / "study" / "recipe.yaml")
     assert run_names(resolved) == run_names(load_recipe(more_of_the_baseline))
