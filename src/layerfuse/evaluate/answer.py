@@ -3,7 +3,8 @@
 import copy
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,6 +15,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from layerfuse.data.collate import image_tokens, visual_inputs
@@ -21,6 +24,7 @@ from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.questions import Question, with_all_pictures
+from layerfuse.evaluate.streaming import SaidSoFar, stream_tokens
 from layerfuse.fusion import Guidance
 from layerfuse.hardware import DTYPES, device
 from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of
@@ -34,6 +38,8 @@ from layerfuse.vision.picture import Picture, as_read
 
 NEEDED_SETTINGS = ("vision_config", "text_config", "vision_groups", "fusion")
 """What the config.json of every saved model holds."""
+AskedPicture = Path | str | Image.Image | Picture
+"""A picture to ask about: a file, an image, or what is read as those of samples are."""
 DAMAGE = (
     OSError,
     SafetensorError,
@@ -96,13 +102,12 @@ class Answerer:
             raise LayerfuseError(f"cannot decode {name}: {reason}")
         return Answerer(self.model, self.processor, store)
 
-    def ask(
-        self, images: Sequence[Path | str | Image.Image], question: str, max_new_tokens: int = 64
-    ) -> str:
+    def ask(self, images: Sequence[AskedPicture], question: str, max_new_tokens: int = 64) -> str:
         """Ask one question about pictures, which are read as training reads them.
 
         Args:
-            images: files or images, in the order in which the question shows them; may be empty.
+            images: files, images or pictures, in the order in which the question shows them; may
+                be empty.
             question: the question; its image markers say where the last pictures stand, all others
                 stand in front of it.
             max_new_tokens: longest answer, in tokens.
@@ -116,6 +121,68 @@ class Answerer:
         """
         asked = question_about(images, question)
         return self._answer_batch([asked], max_new_tokens, None, "instruction")[0]
+
+    def stream(
+        self, images: Sequence[AskedPicture], question: str, max_new_tokens: int = 64
+    ) -> Generator[str, None, None]:
+        """Ask one question as `ask` does, and read the answer while it is written.
+
+        Args:
+            images: as those of `ask`.
+            question: the question.
+            max_new_tokens: longest answer, in tokens.
+
+        Yields:
+            The answer so far, each time that it has changed: all of it, since a later token may
+            change the text of those before it. The last is what `ask` returns.
+
+        Raises:
+            LayerfuseError: as `ask`.
+            Exception: whatever the model raises while it generates.
+        """
+        inputs = self._inputs([question_about(images, question)], None)
+        shown = None
+        with closing(self.stream_generated(inputs, max_new_tokens)) as answer:
+            for said in answer:
+                if said.text != shown:
+                    shown = said.text
+                    yield shown
+
+    def stream_generated(
+        self, inputs: dict[str, Any], max_new_tokens: int
+    ) -> Generator[SaidSoFar, None, None]:
+        """Generate as `generate` does behind one prompt, and give every token as it comes.
+
+        The model works in a thread, which is joined when the answer is complete, and when the
+        reader leaves it before.
+
+        Args:
+            inputs: as those of `generate`, of one row.
+            max_new_tokens: longest answer, in tokens.
+
+        Yields:
+            What is said after every token, from the first text on; the last is the whole answer.
+
+        Raises:
+            Exception: whatever the model raises while it generates.
+        """
+
+        def generate(streamer: BaseStreamer, stopping: StoppingCriteriaList) -> None:
+            # Both go to transformers' `generate` beside the model's own arguments.
+            with_streamer = {**inputs, "streamer": streamer, "stopping_criteria": stopping}
+            self.generate(with_streamer, max_new_tokens)
+
+        ends = self.processor.turn_ends
+        tokens: list[int] = []
+        with closing(stream_tokens(generate)) as steps:
+            for tokens in steps:
+                text = ends.unfinished_text(tokens)
+                # The first tokens may be spaces, or half of a character.
+                if text:
+                    yield SaidSoFar(text, tokens)
+        # With what was held back, as it might have become the end of the turn.
+        answer = ends.answer_texts(torch.tensor([tokens], dtype=torch.long))[0]
+        yield SaidSoFar(answer, tokens)
 
     @torch.inference_mode()
     def answer(
@@ -163,6 +230,14 @@ class Answerer:
         stop: Sequence[str] = (),
     ) -> list[str]:
         """The answers to the questions of one batch."""
+        inputs = self._inputs(questions, instruction)
+        generated = self.generate(inputs, max_new_tokens, guidance, stop)
+        return self.processor.turn_ends.answer_texts(generated, stop)
+
+    # Any: keyword arguments of the model
+    @torch.inference_mode()
+    def _inputs(self, questions: Sequence[Question], instruction: Tensor | None) -> dict[str, Any]:
+        """What the model reads of the questions of one batch, on its device."""
         visual = visual_inputs(self.processor, [q.sample for q in questions], self.store)
         tokens_per_image = image_tokens(self.processor, visual)
         text = self.processor.text_inputs([q.messages for q in questions], tokens_per_image)
@@ -175,8 +250,7 @@ class Answerer:
         inputs: dict[str, Any] = {}
         for name, value in {**visual, **text}.items():
             inputs[name] = value.to(self.model.device)
-        generated = self.generate(inputs, max_new_tokens, guidance, stop)
-        return self.processor.turn_ends.answer_texts(generated, stop)
+        return inputs
 
     # Any: keyword arguments of the model
     @torch.inference_mode()
@@ -306,11 +380,12 @@ class Answerer:
         return torch.stack(of_pictures, dim=1)
 
 
-def question_about(images: Sequence[Path | str | Image.Image], question: str) -> Question:
+def question_about(images: Sequence[AskedPicture], question: str) -> Question:
     """Make a question about pictures, which are read as training reads them.
 
     Args:
-        images: files or images, in the order in which the question shows them; may be empty.
+        images: files, images or pictures, in the order in which the question shows them; may be
+            empty.
         question: the question; its image markers say where the last pictures stand, all others
             stand in front of it.
 
@@ -333,8 +408,10 @@ def question_about(images: Sequence[Path | str | Image.Image], question: str) ->
     return Question("asked", sample, messages, answer="", family="all", category="all")
 
 
-def _picture_of(image: Path | str | Image.Image) -> Picture:
+def _picture_of(image: AskedPicture) -> Picture:
     """A picture that is read as those of samples are."""
+    if isinstance(image, Picture):
+        return image
     if not isinstance(image, Image.Image):
         return Picture(str(image))
     # PNG keeps every pixel.

@@ -1,7 +1,6 @@
 """One question about one picture, as a model reads it: what all views of its answer begin with."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from layerfuse.data.collate import image_tokens, visual_inputs
-from layerfuse.evaluate.answer import Answerer, question_about
+from layerfuse.evaluate.answer import Answerer, AskedPicture, question_about
 from layerfuse.fusion import Fused
 from layerfuse.vision.features import Features
 
@@ -70,12 +69,12 @@ class Reading:
 
 
 @torch.inference_mode()
-def read(answerer: Answerer, image: Path | str | Image.Image, question: str) -> Reading:
+def read(answerer: Answerer, image: AskedPicture, question: str) -> Reading:
     """Prepare one question about one picture.
 
     Args:
         answerer: the model.
-        image: a file or an image.
+        image: a file, an image or a picture.
         question: the question.
 
     Returns:

@@ -171,12 +171,38 @@ class TurnEnds:
         ends = self.end_tokens()
         # Any: torch does not type lists of a tensor's values
         generated: Any = rows
-        return [self._answer_text(tokens, ends, stop) for tokens in generated.tolist()]
+        answers: list[str] = []
+        for tokens in generated.tolist():
+            answer, _ = self._answer_text(tokens, ends, stop)
+            answers.append(answer)
+        return answers
 
-    def _answer_text(self, tokens: list[int], ends: EndTokens, stop: Sequence[str]) -> str:
-        """What the model said in the generated tokens of one row."""
+    def unfinished_text(self, tokens: list[int]) -> str:
+        """What the model has said so far, without what may yet become the end of its turn.
+
+        Args:
+            tokens: generated so far, without the prompt.
+
+        Returns:
+            The answer so far, without spaces around it.
+        """
+        ends = self.end_tokens()
+        text, is_finished = self._answer_text(tokens, ends, ())
+        if is_finished:
+            return text
+        # The bytes of a character may be several tokens; half of them is none.
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        for end in (ends.stop_text.strip(), ends.before_token):
+            text = _without_beginning_of(end, text)
+        return text.rstrip()
+
+    def _answer_text(
+        self, tokens: list[int], ends: EndTokens, stop: Sequence[str]
+    ) -> tuple[str, bool]:
+        """What the model said in the tokens of one row, and whether its turn has ended."""
         answer: list[int] = []
         has_end_token = False
+        is_finished = False
         for token in tokens:
             # an end that is no special token would else be decoded
             if token in ends.separate:
@@ -184,16 +210,19 @@ class TurnEnds:
                 break
             answer.append(token)
             if token in ends.merged:
+                is_finished = True
                 break
         text: str = self.tokenizer.decode(answer, skip_special_tokens=True)
+        texts_that_end = list(stop)
         if ends.stop_text:
-            text = text.partition(ends.stop_text)[0]
+            texts_that_end.insert(0, ends.stop_text)
         # Before spaces are taken off: a newline may be what ends an answer.
-        for end in stop:
-            text = text.partition(end)[0]
+        for end in texts_that_end:
+            text, found, _ = text.partition(end)
+            is_finished = is_finished or bool(found)
         if has_end_token:
             text = text.rstrip().removesuffix(ends.before_token)
-        return text.strip()
+        return text.strip(), is_finished or has_end_token
 
     def token_spans(self, text: str, tokens: Tokens, answers: list[Span]) -> Iterator[Span]:
         """The tokens of each answer, with those that end its turn, if any.
@@ -300,6 +329,14 @@ class TurnEnds:
             if token.content.strip():
                 named.add(token_id)
         return named - {self.text_tokenizer.image_token_id}
+
+
+def _without_beginning_of(end: str, text: str) -> str:
+    """The text without the longest part at its end with which `end` begins."""
+    for length in range(len(end), 0, -1):
+        if text.endswith(end[:length]):
+            return text[:-length]
+    return text
 
 
 def _tokens_behind(answer: Span, text: str, tokens: Tokens, labelled: Span) -> list[int]:
