@@ -12,6 +12,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
+from layerfuse_cli.demo import demo
 from layerfuse_cli.evaluate import compare, evaluate, list_benchmarks, list_suites
 from layerfuse_cli.explain import guidance, inspect, redraw
 from layerfuse_cli.options import (
@@ -333,6 +334,7 @@ def ask(
 
 
 app.command()(inspect)
+app.command()(demo)
 
 
 @app.command()

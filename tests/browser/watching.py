@@ -56,12 +56,17 @@ def watched_page(browser: Browser, setting: Setting) -> Iterator[Page]:
         if not request.url.startswith(INSIDE):
             problems.append(f"asks the outside for {request.url}")
 
+    def note_failure(request: Request) -> None:
+        # What the page itself ends, such as a stream of events that it has read, is no failure.
+        if request.failure != "net::ERR_ABORTED":
+            problems.append(f"cannot load {request.url}")
+
     def note_message(message: ConsoleMessage) -> None:
         if message.type == "error":
             problems.append(f"console: {message.text}")
 
     page.on("request", note_request)
-    page.on("requestfailed", lambda request: problems.append(f"cannot load {request.url}"))
+    page.on("requestfailed", note_failure)
     page.on("pageerror", lambda error: problems.append(f"script fails: {error}"))
     page.on("console", note_message)
     try:

@@ -1,0 +1,172 @@
+"""One model answers one question on the page: word by word, then what the answer rests on."""
+
+import logging
+import re
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from layerfuse.errors import LayerfuseError
+from layerfuse.explain.contributions import contributions, stored_means
+from layerfuse.explain.demo_explanation import (
+    contributions_for_page,
+    image_address,
+    maps_for_page,
+    weights_for_page,
+    words_for_page,
+)
+from layerfuse.explain.demo_models import DemoModel
+from layerfuse.explain.feature_maps import feature_maps
+from layerfuse.explain.reading import Reading, read
+from layerfuse.explain.trace import trace_answer
+from layerfuse.vision.picture import Picture
+
+LONGEST_QUESTION = 500
+"""in characters; what is longer is cut, and the page says so"""
+_PATH = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?(?:[/\\][\w .+~@=-]+){2,}[/\\]?|~(?:/[\w.+@=-]+)+")
+"""a file of this machine in a message"""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a model's column shows.
+
+    Attributes:
+        name: of the model.
+        state: `idle`, `waiting`, `writing`, `explaining`, `done`, `stopped`, `refused` or `error`.
+        question: that is answered.
+        text: of the answer so far.
+        error: what went wrong, for people.
+        seen: what the answer rests on, as far as it is known: see `explain`.
+    """
+
+    name: str
+    state: str
+    question: str = ""
+    text: str = ""
+    error: str = ""
+    seen: dict[str, Any] | None = None
+
+    def for_page(self) -> dict[str, Any]:
+        """The column as plain values."""
+        return dict(vars(self))
+
+
+def shortened(question: str) -> tuple[str, str]:
+    """Cut a long question.
+
+    Args:
+        question: as it was typed.
+
+    Returns:
+        The question without spaces around it, of at most `LONGEST_QUESTION` characters, and what
+        the page says of it; nothing where it was not cut.
+    """
+    whole = question.strip()
+    if len(whole) <= LONGEST_QUESTION:
+        return whole, ""
+    notice = (
+        f"The question has {len(whole):,} characters: only the first {LONGEST_QUESTION} were asked."
+    )
+    return whole[:LONGEST_QUESTION].rstrip(), notice
+
+
+def answer_column(
+    model: DemoModel, picture: Picture, question: str, max_new_tokens: int
+) -> Generator[Column, None, None]:
+    """Answer a question, column after column, and never raise: other columns go on.
+
+    Args:
+        model: that answers.
+        picture: asked about.
+        question: the question.
+        max_new_tokens: longest answer, in tokens.
+
+    Yields:
+        The column whenever it has changed.
+    """
+    shown = Column(model.name, "writing", question)
+    try:
+        with closing(_answer(model, picture, question, max_new_tokens)) as columns:
+            for shown in columns:
+                yield shown
+    except LayerfuseError as error:
+        yield Column(model.name, "error", question, shown.text, without_paths(str(error)))
+    # Whatever a model raises belongs into its column; the traceback goes to the terminal.
+    except Exception as error:
+        _log.exception("%s failed", model.name)
+        reason = f"This model failed ({type(error).__name__}); the terminal says more."
+        yield Column(model.name, "error", question, shown.text, reason)
+
+
+def _answer(
+    model: DemoModel, picture: Picture, question: str, max_new_tokens: int
+) -> Generator[Column, None, None]:
+    """The columns of one answer, the last of which is complete."""
+    answerer = model.answerer
+    began = time.perf_counter()
+    reading = read(answerer, picture, question)
+    text = ""
+    tokens: list[int] = []
+    # Closed when the page reads no further: the model stops then.
+    with closing(answerer.stream_generated(reading.inputs(), max_new_tokens)) as words:
+        for said in words:
+            text = said.text
+            tokens = said.tokens
+            yield Column(model.name, "writing", question, text)
+    seconds = time.perf_counter() - began
+    seen: dict[str, Any] = {"seconds": round(seconds, 2)}
+    yield Column(model.name, "explaining", question, text, seen=seen)
+    for part in explain(model, reading, tokens):
+        seen = {**seen, **part}
+        yield Column(model.name, "explaining", question, text, seen=seen)
+    yield Column(model.name, "done", question, text, seen=seen)
+
+
+def explain(model: DemoModel, reading: Reading, tokens: list[int]) -> Iterator[dict[str, Any]]:
+    """What an answer rests on, the quick parts first.
+
+    Args:
+        model: that answered.
+        reading: the question and its picture.
+        tokens: of the answer.
+
+    Yields:
+        `picture` as the encoder saw it, `grid` and `words` with their attention; `maps` of layers
+        and `weights` of those; then `contributions` of layers, and what they were replaced by.
+    """
+    answerer = model.answerer
+    generated = torch.tensor(tokens, dtype=torch.long, device=reading.prompt.device)
+    trace = trace_answer(answerer, reading, generated=generated)
+    yield {"picture": image_address(reading.picture, "JPEG"), **words_for_page(trace)}
+    groups = answerer.model.config.selection.groups
+    yield {
+        "maps": maps_for_page(feature_maps(answerer, reading)),
+        "weights": weights_for_page(reading, groups),
+    }
+    means = stored_means(answerer, reading)
+    # The answers without each layer are not shown: one token of each is all that is generated.
+    of_layers = contributions(answerer, reading, trace, means, max_new_tokens=1)
+    yield {"contributions": contributions_for_page(of_layers), "means": means.source}
+
+
+def without_paths(message: str) -> str:
+    """A message of an error without the folders of this machine.
+
+    Args:
+        message: may name files.
+
+    Returns:
+        The same with files called by their names alone.
+    """
+
+    def name_alone(found: re.Match[str]) -> str:
+        return re.split(r"[/\\]", found[0].rstrip("/\\"))[-1]
+
+    return _PATH.sub(name_alone, message)
