@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,9 +93,7 @@ def served(content: DemoContent) -> Iterator[str]:
     from layerfuse.explain.demo_server import demo_app, server_of
 
     with listening(HOST, None) as bound:
-        # In a thread, as playwright keeps an event loop in this one.
-        with ThreadPoolExecutor(1) as pool:
-            server = server_of(pool.submit(demo_app, content, HOST).result())
+        server = server_of(demo_app(content, HOST))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -140,8 +141,11 @@ def demo_app(page: DemoContent, host: str = LOOPBACK[0]) -> Guard:
     hosts = None
     if host in LOOPBACK:
         hosts = frozenset(LOOPBACK)
-    # Inside an event loop: without one, gradio makes some that nobody closes.
-    return Guard(asyncio.run(mounted()), hosts)
+    # Inside an event loop: without one, gradio makes some that nobody closes. In a thread, as this
+    # one may have a loop that runs, such as a notebook's.
+    with ThreadPoolExecutor(1) as pool:
+        app = pool.submit(asyncio.run, mounted()).result()
+    return Guard(app, hosts)
 
 
 def _mounted(page: DemoContent) -> FastAPI:
