@@ -1,5 +1,6 @@
 """`start_from` of a recipe: every arm begins as a model that somebody trained."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def read(folder: Path, recipe: dict[str, Any]) -> Recipe:
     loaded = load_recipe(write_recipe(folder, recipe))
     assert loaded.start_from is not None
     parts = given_parts(loaded.start_from, lambda text: None)
-    return loaded.starting_from(parts.encoder, parts.llm, parts.image_token, parts.token_grid)
+    return loaded.starting_from(**asdict(parts))
 
 
 @torch.no_grad()
@@ -105,7 +106,7 @@ def test_llava_next_is_read_at_the_size_of_its_encoder(tmp_path: Path, home: Pat
     }
     settings["stages"]["align"].update({"batch_size": 1, "steps": 1})
     loaded = load_recipe(write_recipe(tmp_path, settings))
-    resolved = loaded.starting_from(parts.encoder, parts.llm, parts.image_token, parts.token_grid)
+    resolved = loaded.starting_from(**asdict(parts))
     _, processor = compose(resolved, resolved.all_arms()[0], seed=0)
     inputs = processor.inputs([[{"role": "user", "content": QUESTION}]], [picture])
 
@@ -163,6 +164,26 @@ def test_what_contradicts_the_given_model_is_refused(
     assert result.exit_code == 2, result.output
     with pytest.raises(LayerfuseError, match=reason):
         raise LayerfuseError(one_line(result))
+
+
+def test_a_model_of_closed_answers_needs_closed_answers(
+    started: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its softmax was never over all tokens: left open, it would say any of them."""
+    trained = tiny.model("single", layers=[3])
+    trained.close_answers([2, 7, 9, 50])
+    trained.save_pretrained(tmp_path / "closed")
+    tiny.processor(trained).save_pretrained(tmp_path / "closed")
+    started["start_from"] = "./closed"
+    path = write_recipe(tmp_path, started)
+
+    refused = CliRunner().invoke(app, ["show", str(path)])
+    shown = CliRunner().invoke(app, ["show", str(path), "closed_answers=true"])
+
+    assert refused.exit_code == 2
+    assert "was trained with closed answers" in one_line(refused)
+    assert "set closed_answers: true" in one_line(refused)
+    assert shown.exit_code == 0, shown.output
 
 
 def test_cut_llms_are_refused(started: dict[str, Any], tmp_path: Path) -> None:

@@ -77,7 +77,13 @@ def show(
         console = Console()
     if recipe.start_from is not None:
         parts = given_parts(recipe.start_from, console.print)
-        recipe = recipe.starting_from(parts.encoder, parts.llm, parts.image_token, parts.token_grid)
+        recipe = recipe.starting_from(
+            encoder=parts.encoder,
+            llm=parts.llm,
+            image_token=parts.image_token,
+            token_grid=parts.token_grid,
+            closed_answers=parts.closed_answers,
+        )
     _check_sources(recipe)
     vision = vision_config(recipe.encoder)
     text = text_config(recipe.llm, recipe.llm.blocks)

@@ -37,6 +37,8 @@ class GivenParts:
     """the tokenizer's token for pictures, if it is not `<image>`"""
     token_grid: tuple[int, int] | None
     """(rows, columns) to which the model pools patches"""
+    closed_answers: bool
+    """whether its answers are a closed set"""
 
 
 def given_parts(given: str, say: Callable[[str], None]) -> GivenParts:
@@ -63,6 +65,8 @@ def given_parts(given: str, say: Callable[[str], None]) -> GivenParts:
         llm=str(folder / "llm"),
         image_token=None if token == IMAGE_TOKEN else token,
         token_grid=tuple(facts["token_grid"]) if facts["token_grid"] else None,
+        # Folders that earlier versions wrote do not say.
+        closed_answers=facts.get("closed_answers", False),
     )
 
 
@@ -132,6 +136,7 @@ def _write_parts(given: str, folder: Path) -> None:
             "activation": projector.activation,
             "image_token": processor.image_token,
             "token_grid": parts.token_grid,
+            "closed_answers": parts.answer_tokens is not None,
         }
         write_text(unfinished / FACTS, json.dumps(facts, indent=1))
 

@@ -65,7 +65,7 @@ class Recipe(Strict):
     folder or hub id of a stock LLaVA or LLaVA-NeXT (whose pictures are then read once, at the size
     of its encoder), or of a model that layerfuse trained and whose strategy folds. Arms add layers
     to it; one that names its own layers alone, with `single` or `concat`, is that model, trained as
-    long as the others."""
+    long as the others. A model that was trained with `closed_answers: true` needs it here too."""
     encoder: ModelSource
     """The vision encoder. With `start_from`: its own."""
     llm: LanguageSource
@@ -374,10 +374,12 @@ class Recipe(Strict):
 
     def starting_from(
         self,
+        *,
         encoder: str,
         llm: str,
         image_token: str | None,
         token_grid: tuple[int, int] | None,
+        closed_answers: bool,
     ) -> "Recipe":
         """The recipe with the parts of `start_from`, as if they had been given.
 
@@ -386,10 +388,16 @@ class Recipe(Strict):
             llm: folder of its LLM.
             image_token: its token for pictures; None is `<image>`.
             token_grid: (rows, columns) to which it pools patches; None: no pooling.
+            closed_answers: whether its answers are a closed set.
 
         Raises:
             LayerfuseError: if the recipe itself says otherwise.
         """
+        if closed_answers and not self.closed_answers:
+            raise LayerfuseError(
+                f"start_from: {self.start_from} was trained with closed answers, and without them "
+                "it would say tokens that it never learned not to say: set closed_answers: true"
+            )
         # what the recipe may say beside: nothing, or what a study has kept of it
         written = {
             "encoder": (self.encoder.model, (self.start_from, encoder)),

@@ -205,7 +205,13 @@ def _load(recipe_path: str | Path, overrides: Sequence[str], console: Console | 
     if recipe.start_from is None:
         return recipe
     parts = given_parts(recipe.start_from, (console or Console()).print)
-    return recipe.starting_from(parts.encoder, parts.llm, parts.image_token, parts.token_grid)
+    return recipe.starting_from(
+        encoder=parts.encoder,
+        llm=parts.llm,
+        image_token=parts.image_token,
+        token_grid=parts.token_grid,
+        closed_answers=parts.closed_answers,
+    )
 
 
 def _refuse_other_runs(folder: Path, of_one_run: Recipe) -> None:
