@@ -252,6 +252,51 @@ def test_excel_is_read(tmp_path: Path) -> None:
         official_files.read_xlsx(file)
 
 
+def test_excel_with_oddities_is_read(tmp_path: Path) -> None:
+    """Spaces around the names of columns, numbers, empty lines and cells
+    before, between and behind the rows."""
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for cells in (
+        (None, None, None),
+        (" index ", "prediction", None),
+        (1.0, 42, None),
+        (None, None, None),
+        (2, 0.5, "a note"),
+        ("3", "yes", None),
+    ):
+        sheet.append(cells)
+    # Formatted, and so written, but empty.
+    for row in range(8, 40):
+        sheet.cell(row=row, column=1).number_format = "0.00"
+    file = tmp_path / "rows.xlsx"
+    book.save(file)
+
+    rows = official_files.read_xlsx(file, ("index", "prediction"))
+
+    read = []
+    for number, row in enumerate(rows, start=1):
+        index = official_files.cell_text(file, number, row, "index")
+        read.append((index, official_files.cell_text(file, number, row, "prediction")))
+    assert read == [("1", "42"), ("2", "0.5"), ("3", "yes")]
+
+
+def test_a_cell_that_excel_cut_is_refused(tmp_path: Path) -> None:
+    """A cell holds 32,767 characters, and a picture in base64 has more: what is left is half."""
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    # openpyxl cuts what is longer without a word, as other tools do.
+    for cells in (("index", "image", "prediction"), (1, "A" * 40000, "a" * 32766)):
+        book.active.append(cells)
+    file = tmp_path / "rows.xlsx"
+    book.save(file)
+
+    assert official_files.read_xlsx(file, ("index", "prediction"))[0]["prediction"] == "a" * 32766
+    with pytest.raises(LayerfuseError, match="'image' in row 1 with 32,767 characters"):
+        official_files.read_xlsx(file, ("index", "image"))
+
+
 @pytest.mark.parametrize(
     "picture",
     [

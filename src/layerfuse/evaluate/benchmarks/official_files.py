@@ -27,6 +27,8 @@ class _Formula:
     text: str
 
 
+EXCEL_CELL = 32_767
+"""The most characters that a cell of Excel holds; tools that write more cut it without a word."""
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 """which of how many files this is, as the hub names them"""
 
@@ -171,7 +173,8 @@ def read_xlsx(file: Path, needed: Sequence[str] = ()) -> list[Row]:
 
     Raises:
         LayerfuseError: the library openpyxl is not installed; or the file is missing, empty, cut
-            off, lacks a column, has two of one name, or a formula in a needed one.
+            off, lacks a column, has two of one name, or in a needed one a formula or a cell as long
+            as Excel's longest.
     """
     _check_exists(file, "an Excel file")
     try:
@@ -200,8 +203,12 @@ def read_xlsx(file: Path, needed: Sequence[str] = ()) -> list[Row]:
         filled = ["" if cell is None else cell for cell in cells]
         if any(cell != "" for cell in filled):
             lines.append(filled)
+    if lines:
+        # Typed by people, who see no space behind a name.
+        lines[0] = [str(name).strip() for name in lines[0]]
     rows = _rows_of_lines(file, lines, needed)
     for number, row in enumerate(rows, start=1):
+        _refuse_cut_cells(file, number, row, needed)
         _replace_formulas(file, number, row, needed)
     return rows
 
@@ -432,6 +439,18 @@ def _with_ids(file: Path, value: Any, id_column: str) -> list[Any]:
 def _excel_value(cell: Any) -> Any:
     """What a cell of openpyxl holds, formulas marked as such."""
     return _Formula(str(cell.value)) if cell.data_type == "f" else cell.value
+
+
+def _refuse_cut_cells(file: Path, number: int, row: Row, needed: Sequence[str]) -> None:
+    """Raise LayerfuseError for a needed cell that is as long as Excel's longest."""
+    for column in needed:
+        cell = row[column]
+        if isinstance(cell, str) and len(cell) >= EXCEL_CELL:
+            raise LayerfuseError(
+                f"{file} has {column!r} in row {number} with {EXCEL_CELL:,} characters, the most "
+                "that a cell of Excel holds, so that the rest of it is lost (a picture in base64, "
+                "usually): take the TSV or Parquet file instead"
+            )
 
 
 def _replace_formulas(file: Path, number: int, row: Row, needed: Sequence[str]) -> None:
