@@ -23,6 +23,7 @@ WIDTH = 32
 LLM_WIDTH = 32
 GRID = 4
 HEADS = 16
+LLM_HEADS = 4
 POINTS = 4
 MLP_SETTINGS = {"mm_projector_type": "mlp2x_gelu", "mm_hidden_size": WIDTH}
 Tensors = dict[str, Tensor]
@@ -269,6 +270,91 @@ def logits_of(
         handles.append(module.register_forward_pre_hook(adding(addition), with_kwargs=True))
     try:
         return language_model(inputs_embeds=embedded).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def apply_cross(
+    tensors: Mapping[str, Tensor], name: str, x: Tensor, memory: Tensor, sees: Tensor
+) -> Tensor:
+    """The fusion study's cross-attention, without bias and rotation.
+
+    Args:
+        tensors: of the checkpoint.
+        name: of the attention.
+        x: (B, T, H), what asks.
+        memory: (B, N, H), a layer of the encoder in the LLM's width.
+        sees: (B, T), the positions that see the picture; at the others it adds nothing.
+    """
+    batch, length, width = x.shape
+    head_width = width // LLM_HEADS
+
+    def by_head(part: str, of: Tensor) -> Tensor:
+        projected = F.linear(of, tensors[f"{name}.{part}.weight"])
+        return projected.view(batch, -1, LLM_HEADS, head_width)
+
+    query, key, value = by_head("q_proj", x), by_head("k_proj", memory), by_head("v_proj", memory)
+    scores = torch.einsum("bthd,bnhd->bhtn", query, key) / head_width**0.5
+    read = torch.einsum("bhtn,bnhd->bthd", scores.softmax(-1), value)
+    read = F.linear(read.reshape(batch, length, width), tensors[f"{name}.o_proj.weight"])
+    return read * sees.unsqueeze(-1)
+
+
+@torch.no_grad()
+def logits_with_cross(
+    language_model: Any,
+    input_ids: Tensor,
+    visual: Tensor,
+    tensors: Mapping[str, Tensor],
+    memory: Mapping[int, Tensor],
+) -> Tensor:
+    """The logits of a stock LLM whose blocks are those of the fusion study's I_M.
+
+    With x the input of such a block and N, N' its norms:
+    u = N(x), u' = u + tanh(a) CA(u, V), u'' = u' + tanh(b) MLP_new(u'),
+    y = x + SA(u''), z = N'(y), and z + MLP(z) is its output. Before the picture nothing is added.
+
+    Args:
+        language_model: of transformers, built as llama.
+        input_ids: (B, T), one picture a row.
+        visual: (B, N, H) in the place of the image tokens.
+        tensors: of the checkpoint.
+        memory: V by the block, (B, N, H).
+    """
+    places = input_ids == tiny.IMAGE_ID
+    embedded = language_model.get_input_embeddings()(input_ids)
+    embedded[places] = visual.flatten(0, 1)
+    # A picture is seen from its own first token on.
+    sees = places.int().cumsum(dim=1) > 0
+
+    def replacing(there: str, values: Tensor) -> Callable[..., Tensor]:
+        def hook(block: Any, args: Any, kwargs: Any, _: Any) -> Tensor:
+            x = args[0] if args else kwargs["hidden_states"]
+            u = block.input_layernorm(x)
+            attended = apply_cross(tensors, f"{there}.ucross_attn", u, values, sees)
+            u = u + tensors[f"{there}.ucross_xattn.weight"].tanh() * attended
+            gate = F.linear(u, tensors[f"{there}.ucross_mlp.gate_proj.weight"])
+            up = F.linear(u, tensors[f"{there}.ucross_mlp.up_proj.weight"])
+            down = F.linear(F.silu(gate) * up, tensors[f"{there}.ucross_mlp.down_proj.weight"])
+            u = u + tensors[f"{there}.ucross_xmlp.weight"].tanh() * down * sees.unsqueeze(-1)
+            own_attention, _ = block.self_attn(
+                hidden_states=u,
+                position_embeddings=kwargs["position_embeddings"],
+                attention_mask=kwargs["attention_mask"],
+            )
+            z = block.post_attention_layernorm(x + own_attention)
+            return z + block.mlp(z)
+
+        return hook
+
+    handles: list[Any] = []
+    for block, values in memory.items():
+        module = language_model.model.layers[block]
+        hook = replacing(f"model.layers.{block}", values)
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        return language_model(inputs_embeds=embedded, use_cache=False).logits
     finally:
         for handle in handles:
             handle.remove()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from typer.testing import CliRunner
 import layerfuse.cost.recipe_table
 from layerfuse import __version__
 from layerfuse.errors import LayerfuseError
-from layerfuse_cli.app import app
+from layerfuse.export.formats import Format
+from layerfuse.released.importing import STOCK
+from layerfuse.released.layouts import LAYOUTS
+from layerfuse_cli.app import app, export, import_release
 
 # A wrong value, a file, a GPU out of memory, a package: whatever layerfuse does not explain.
 BUGS = [KeyError, ValueError, OSError, torch.OutOfMemoryError, ImportError]
@@ -89,6 +93,15 @@ def test_an_import_that_is_no_name_of_a_module(name: str) -> None:
     assert ended.exit_code == 2
     assert f"--import {name!r} is no name of a module" in ended.output
     assert "my_fusion for my_fusion.py" in ended.output
+
+
+def test_layouts_and_formats_are_those_that_there_are() -> None:
+    """The command line names them a second time, so that its help need not import them."""
+    layouts = get_args(get_type_hints(import_release)["layout"])
+    formats = get_args(get_type_hints(export)["to"])
+
+    assert layouts == (*LAYOUTS, STOCK)
+    assert formats == get_args(Format)
 
 
 def test_help_and_wrong_usage_do_not_wait_for_layerfuse() -> None:

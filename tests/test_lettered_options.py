@@ -65,6 +65,39 @@ def test_seed_bench_reads_the_questions_about_pictures(tmp_path: Path):
     assert values["Instances Counting"] == 0
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("C. cc", True),
+        ("C", True),
+        ("(C)", True),
+        ("C)", True),
+        ("C.", True),
+        ("Answer: C", True),
+        ("The answer is C. cc", True),
+        ("cc", True),
+        # No option, another one, two, and a letter that is none of the four
+        ("", False),
+        ("I cannot tell", False),
+        ("B. bb", False),
+        ("C. bb", False),
+        ("C or D", False),
+        ("E", False),
+    ],
+)
+def test_seed_bench_reads_an_option_as_models_write_it(
+    tmp_path: Path, answer: str, right: bool
+) -> None:
+    content = {"questions": write_seed(tmp_path), "question_type": {}}
+    (tmp_path / "SEED-Bench.json").write_text(json.dumps(content))
+    benchmark = BENCHMARKS["seedbench_image"]
+    items = benchmark.load(tmp_path)
+
+    answered = answer_all(benchmark, items, lambda item: answer)
+
+    assert values_of(benchmark, answered)["accuracy"] == 100 * right
+
+
 def test_answers_to_all_of_seed_bench_are_scored_without_those_about_videos(tmp_path: Path):
     content = {"questions": write_seed(tmp_path), "question_type": {}}
     (tmp_path / "SEED-Bench.json").write_text(json.dumps(content))
