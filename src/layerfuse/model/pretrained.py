@@ -12,7 +12,6 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaImageProcessorPil,
@@ -22,6 +21,9 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 from transformers.image_processing_backends import PilBackend
+
+# From its module: as a name of transformers itself it wants torchvision in 5.16.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 
 from layerfuse.errors import LayerfuseError

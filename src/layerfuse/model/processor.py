@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
+
+# From its module: as a name of transformers itself it wants torchvision in 5.16.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import MultiModalData
 from transformers.utils.chat_template_utils import Chat
 from transformers.utils.hub import CHAT_TEMPLATE_FILE

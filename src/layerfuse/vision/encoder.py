@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from copy import deepcopy
+from inspect import signature
 from pickle import UnpicklingError
 from typing import Any, Protocol
 
@@ -89,6 +90,7 @@ class Encoder(nn.Module):
         deepest = _needed_blocks(self.family, self.layers)
         blocks = self.family.blocks(tower)
         del blocks[deepest:]
+        self.blocks_take_mask = _take_mask(blocks)
         for name in self.family.unused:
             setattr(tower, name, nn.Identity())
 
@@ -149,7 +151,7 @@ class Encoder(nn.Module):
         if 0 in self.layers:
             states[0] = hidden
         for index, block in enumerate(self.family.blocks(self.tower), start=1):
-            hidden = block(hidden, None)
+            hidden = block(hidden, None) if self.blocks_take_mask else block(hidden)
             if index in self.layers:
                 states[index] = hidden
         return states
@@ -224,6 +226,11 @@ class Encoder(nn.Module):
         maps = torch.unflatten(patches.transpose(1, 2), 2, cells)
         pooled = F.adaptive_avg_pool2d(maps, self.token_grid)
         return pooled.flatten(2).transpose(1, 2)
+
+
+def _take_mask(blocks: nn.ModuleList) -> bool:
+    """Whether blocks are given an attention mask: those of DINOv2 are not in transformers 5.16."""
+    return all("attention_mask" in signature(block.forward).parameters for block in blocks)
 
 
 def _needed_blocks(family: Family, layers: Iterable[int]) -> int:
