@@ -21,6 +21,7 @@ def embeddings_with_images(model: FusionVLM, batch: dict[str, Tensor]) -> Tensor
     """(rows, T, D): the embeddings of the text, with visual tokens at the image positions."""
     embeddings = model.get_input_embeddings()(batch["input_ids"])
     visual_tokens = model.get_image_features(batch["pixel_values"]).pooler_output
+    assert visual_tokens is not None
     is_image = batch["input_ids"] == tiny.IMAGE_ID
     embeddings[is_image] = visual_tokens.flatten(0, 1)
     return embeddings

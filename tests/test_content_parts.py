@@ -281,7 +281,7 @@ def test_the_tokenizer_adds_nothing_to_what_the_template_writes() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"sanitize_control_tokens": True}])
-def test_control_tokens_of_people_are_text(options: dict[str, bool]) -> None:
+def test_control_tokens_of_people_are_text(options: dict[str, Any]) -> None:
     processor = make()
     picture = Image.new("RGB", (8, 8), "red")
     chat = [

@@ -374,7 +374,7 @@ def test_weights_keep_the_precision_in_which_they_were_saved(
 ) -> None:
     """A model whose fusion is wider than its LLM is narrowed when it is loaded, not in its file."""
     model = tiny.model("concat")
-    model.to(torch.bfloat16)
+    model.bfloat16()
     model.fusion.float()
     model.save_pretrained(tmp_path / "model")
     tiny.processor(model).save_pretrained(tmp_path / "model")

@@ -288,7 +288,7 @@ def test_half_precision_is_checked_against_its_own_rounding(tmp_path: Path) -> N
     """A model in bfloat16 is exported in bfloat16."""
     model = tiny.model("concat", normalize="standardize")
     disturb_constants(model)
-    model.to(torch.bfloat16)
+    model.bfloat16()
     model.save_pretrained(tmp_path / "model")
     tiny.processor(model).save_pretrained(tmp_path / "model")
 

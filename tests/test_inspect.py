@@ -24,7 +24,7 @@ from layerfuse.explain.contributions import (
 from layerfuse.explain.feature_maps import colours_of, feature_maps
 from layerfuse.explain.inspection import Inspection, inspect_reading, load, save
 from layerfuse.explain.page import page_data
-from layerfuse.explain.reading import Reading, read
+from layerfuse.explain.reading import EncodedPrompt, read
 from layerfuse.explain.redraw import redraw
 from layerfuse.explain.trace import answer_pieces, trace_answer
 from layerfuse.fusion import FUSIONS
@@ -56,7 +56,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"sentence_encoder": str(folder), "sentence_width": 16}
 
 
-def of_strategy(strategy: str, **options: Any) -> tuple[Answerer, Reading]:
+def of_strategy(strategy: str, **options: Any) -> tuple[Answerer, EncodedPrompt]:
     """A tiny random model that has read a question about a picture."""
     model = tiny.model(strategy, **options)
     answerer = Answerer(model, tiny.processor(model))
@@ -123,7 +123,7 @@ def test_kernel_of_attention_stays() -> None:
     assert not output.attentions
 
 
-def log_probability(answerer: Answerer, reading: Reading, tokens: Tensor) -> float:
+def log_probability(answerer: Answerer, reading: EncodedPrompt, tokens: Tensor) -> float:
     """log p of tokens behind the prompt, one step after the other."""
     total = 0.0
     for place, token in enumerate(tokens.tolist()):

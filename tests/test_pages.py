@@ -8,7 +8,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from layerfuse import palette, plots
-from layerfuse.pages.drawing import inline
+from layerfuse.pages.inlined_svg import inline
 from layerfuse.pages.template import page_template
 from layerfuse.pages.written_numbers import joined
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.explain.reading import Reading
+from layerfuse.explain.reading import EncodedPrompt
 from layerfuse.explain.trace import AnswerTrace
 from layerfuse.fusion import Fused
 from layerfuse.fusion.blocks import Standardize
@@ -112,7 +112,7 @@ def means_of_pictures(
     return LayerMeans(patches, summary, f"{done} pictures")
 
 
-def stored_means(answerer: Answerer, reading: Reading) -> LayerMeans:
+def stored_means(answerer: Answerer, reading: EncodedPrompt) -> LayerMeans:
     """The means that a model knows: of its training pictures where it normalises by them.
 
     Args:
@@ -136,7 +136,7 @@ def stored_means(answerer: Answerer, reading: Reading) -> LayerMeans:
 @torch.inference_mode()
 def contributions(
     answerer: Answerer,
-    reading: Reading,
+    reading: EncodedPrompt,
     trace: AnswerTrace,
     means: LayerMeans,
     max_new_tokens: int = 64,

@@ -21,7 +21,7 @@ from layerfuse.explain.demo_explanation import (
 )
 from layerfuse.explain.demo_models import DemoModel
 from layerfuse.explain.feature_maps import feature_maps
-from layerfuse.explain.reading import Reading, read
+from layerfuse.explain.reading import EncodedPrompt, read
 from layerfuse.explain.trace import trace_answer
 from layerfuse.vision.picture import Picture
 
@@ -129,7 +129,9 @@ def _answer(
     yield Column(model.name, "done", question, text, seen=seen)
 
 
-def explain(model: DemoModel, reading: Reading, tokens: list[int]) -> Iterator[dict[str, Any]]:
+def explain(
+    model: DemoModel, reading: EncodedPrompt, tokens: list[int]
+) -> Iterator[dict[str, Any]]:
     """What an answer rests on, the quick parts first.
 
     Args:

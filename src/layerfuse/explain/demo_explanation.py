@@ -14,7 +14,7 @@ from torch import Tensor
 from layerfuse.explain.contributions import Contribution
 from layerfuse.explain.feature_maps import FeatureMap
 from layerfuse.explain.inspection import group_name
-from layerfuse.explain.reading import Reading
+from layerfuse.explain.reading import EncodedPrompt
 from layerfuse.explain.trace import AnswerTrace
 
 
@@ -120,7 +120,9 @@ def image_address(image: Image.Image, form: str) -> str:
     return f"data:image/{form.lower()};base64,{encoded}"
 
 
-def weights_for_page(reading: Reading, groups: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+def weights_for_page(
+    reading: EncodedPrompt, groups: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
     """The weights that the strategy gives to layers for this picture and question, as bars.
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.explain.reading import Reading
+from layerfuse.explain.reading import EncodedPrompt
 from layerfuse.fusion import Deformable
 
 COLOURS = 3
@@ -60,7 +60,7 @@ class FeatureMap:
 
 
 @torch.inference_mode()
-def feature_maps(answerer: Answerer, reading: Reading) -> list[FeatureMap]:
+def feature_maps(answerer: Answerer, reading: EncodedPrompt) -> list[FeatureMap]:
     """Map what each layer and the fusion make of a picture.
 
     Args:

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from layerfuse.evaluate.answer import load_answerer
+from layerfuse.explain.answer_figures import draw
 from layerfuse.explain.contributions import means_of_pictures, stored_means
-from layerfuse.explain.figures import draw
 from layerfuse.explain.inspection import Inspection, inspect_reading, save
 from layerfuse.explain.page import write_page
 from layerfuse.explain.reading import read

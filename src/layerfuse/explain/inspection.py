@@ -17,7 +17,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.explain.contributions import Contribution, LayerMeans, contributions
 from layerfuse.explain.feature_maps import FeatureMap, feature_maps
-from layerfuse.explain.reading import Reading
+from layerfuse.explain.reading import EncodedPrompt
 from layerfuse.explain.trace import SINK, AnswerTrace, trace_answer
 from layerfuse.files import write_text
 from layerfuse.fusion import Deformable
@@ -136,7 +136,7 @@ class LookedUp:
 
 def inspect_reading(
     answerer: Answerer,
-    reading: Reading,
+    reading: EncodedPrompt,
     means: LayerMeans,
     *,
     name: str,
@@ -176,7 +176,7 @@ def inspect_reading(
 
 def _facts(
     answerer: Answerer,
-    reading: Reading,
+    reading: EncodedPrompt,
     trace: AnswerTrace,
     maps: list[FeatureMap],
     means: LayerMeans,
@@ -227,7 +227,7 @@ def group_name(layers: Sequence[int]) -> str:
     return f"layers {joined(list(layers))}"
 
 
-def _weights(reading: Reading) -> list[float]:
+def _weights(reading: EncodedPrompt) -> list[float]:
     """What the strategy weighs layers or groups by for this picture; empty if it does not."""
     weights = reading.fused.notes.get("weights")
     if weights is None:
@@ -237,7 +237,7 @@ def _weights(reading: Reading) -> list[float]:
 
 
 @torch.inference_mode()
-def _looked_up(answerer: Answerer, reading: Reading) -> LookedUp:
+def _looked_up(answerer: Answerer, reading: EncodedPrompt) -> LookedUp:
     """Where each patch looks; no points but for `deformable`."""
     fusion = answerer.model.fusion
     cells = reading.grid[0] * reading.grid[1]

@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from layerfuse.explain.figures import most_attended
+from layerfuse.explain.answer_figures import most_attended
 from layerfuse.explain.inspection import Inspection
 from layerfuse.files import write_text
-from layerfuse.pages.drawing import inline
+from layerfuse.pages.inlined_svg import inline
 from layerfuse.pages.template import page_template
 from layerfuse.plots import look
 

@@ -14,7 +14,7 @@ from layerfuse.vision.features import Features
 
 
 @dataclass(frozen=True)
-class Reading:
+class EncodedPrompt:
     """A prompt with its picture, encoded and fused once.
 
     Attributes:
@@ -69,7 +69,7 @@ class Reading:
 
 
 @torch.inference_mode()
-def read(answerer: Answerer, image: AskedPicture, question: str) -> Reading:
+def read(answerer: Answerer, image: AskedPicture, question: str) -> EncodedPrompt:
     """Prepare one question about one picture.
 
     Args:
@@ -96,7 +96,7 @@ def read(answerer: Answerer, image: AskedPicture, question: str) -> Reading:
         instruction = instruction.to(model.device)
     prompt = text["input_ids"].to(model.device)
     in_prompt = prompt[0] == model.config.image_token_id
-    return Reading(
+    return EncodedPrompt(
         question=question,
         picture=seen_picture(answerer.processor.image_processor, pixels[0]),
         prompt=prompt,

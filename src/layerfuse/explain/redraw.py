@@ -12,7 +12,7 @@ from layerfuse.evaluate.compare import Comparison
 from layerfuse.evaluate.compare_figures import draw_categories
 from layerfuse.evaluate.compare_report import COMPARISON
 from layerfuse.evaluate.records import PREDICTIONS, RunRecord, read_records
-from layerfuse.explain.figures import draw as draw_answer
+from layerfuse.explain.answer_figures import draw as draw_answer
 from layerfuse.explain.guidance_figures import draw_guidance
 from layerfuse.explain.guidance_report import GuidanceReport
 from layerfuse.explain.inspection import FACTS, load

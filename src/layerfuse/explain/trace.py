@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.explain.reading import Reading
+from layerfuse.explain.reading import EncodedPrompt
 
 SINK = 5.0
 """A visual token is an attention sink if the norm of its hidden state is more than so many times
@@ -71,7 +71,7 @@ class AnswerTrace:
 @torch.inference_mode()
 def trace_answer(
     answerer: Answerer,
-    reading: Reading,
+    reading: EncodedPrompt,
     max_new_tokens: int = 64,
     generated: Tensor | None = None,
 ) -> AnswerTrace:

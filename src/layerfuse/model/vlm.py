@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -267,6 +267,13 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
         """The LLM's head where answers are a closed set, else None."""
         head = self.get_output_embeddings()
         return head if isinstance(head, AnswerHead) else None
+
+    if TYPE_CHECKING:
+        # transformers types it for a class that no model is
+        def generate(self, *args: Any, **options: Any) -> Any: ...
+
+    def get_input_embeddings(self) -> Any:
+        return self.language_model.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
         return self.language_model.get_output_embeddings()

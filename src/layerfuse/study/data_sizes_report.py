@@ -11,7 +11,7 @@ from typing import Any
 from layerfuse.cost.recipe_table import steps_of
 from layerfuse.evaluate.learning_status import ArmLearning
 from layerfuse.files import write_text
-from layerfuse.pages.drawing import inline
+from layerfuse.pages.inlined_svg import inline
 from layerfuse.pages.template import page_template
 from layerfuse.recipe.schema import Recipe
 from layerfuse.study.findings import ONE_SEED, listed

@@ -7,7 +7,7 @@ from typing import Any
 
 from layerfuse.evaluate.records import read_runs
 from layerfuse.files import write_text
-from layerfuse.pages.drawing import inline
+from layerfuse.pages.inlined_svg import inline
 from layerfuse.pages.template import page_template
 from layerfuse.study.budgets import order_sentence, read_budgets, steps_by_arm, steps_sentences
 from layerfuse.study.certainty import covered_by_intervals, how_sure
