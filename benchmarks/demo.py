@@ -22,9 +22,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from layerfuse import FusionVLM
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.explain.demo import address_of, listening
 from layerfuse.explain.demo_answers import answer_column
 from layerfuse.explain.demo_content import DemoContent
+from layerfuse.explain.demo_launch import address_of, listening
 from layerfuse.explain.demo_models import DemoModel
 from layerfuse.explain.demo_pictures import PictureShelf, ShownPicture, sample_pictures
 from layerfuse.explain.demo_server import demo_app, server_of

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from layerfuse.evaluate.answer import Answerer
-from layerfuse.explain.demo import address_of, listening
 from layerfuse.explain.demo_content import DemoContent
+from layerfuse.explain.demo_launch import address_of, listening
 from layerfuse.explain.demo_models import DemoModel
 from layerfuse.explain.demo_pictures import PictureShelf, sample_pictures
 from tests import tiny

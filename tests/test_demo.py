@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.explain import demo, demo_models
+from layerfuse.explain import demo_launch, demo_models
 from layerfuse.explain.demo_answers import (
     LONGEST_QUESTION,
     answer_column,
@@ -336,18 +336,18 @@ def test_what_the_user_can_mend_is_said(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_said() -> None:
-    with demo.listening("127.0.0.1", None) as bound:
+    with demo_launch.listening("127.0.0.1", None) as bound:
         bound.listen()
         port = bound.getsockname()[1]
-        assert demo.address_of("127.0.0.1", bound) == f"http://127.0.0.1:{port}"
+        assert demo_launch.address_of("127.0.0.1", bound) == f"http://127.0.0.1:{port}"
         with pytest.raises(LayerfuseError, match=f"port {port}"):
-            demo.listening("127.0.0.1", port)
+            demo_launch.listening("127.0.0.1", port)
 
 
 def test_gradio_that_is_missing_is_named_with_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    monkeypatch.setattr(demo_launch, "find_spec", lambda name: None)
 
     done = CliRunner().invoke(app, ["demo", str(tmp_path)])
 

@@ -37,8 +37,8 @@ def demo(
     """Ask trained models about pictures on a web page, and see what their answers rest on."""
     from rich.console import Console
 
-    from layerfuse.explain.demo import listening, require_gradio, serve_demo
     from layerfuse.explain.demo_content import load_content
+    from layerfuse.explain.demo_launch import listening, require_gradio, serve_demo
     from layerfuse.progress import shown_progress
 
     require_gradio()

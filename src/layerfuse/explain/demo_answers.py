@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Column:
+class AnswerColumn:
     """What a model's column shows.
 
     Attributes:
@@ -79,7 +79,7 @@ def shortened(question: str) -> tuple[str, str]:
 
 def answer_column(
     model: DemoModel, picture: Picture, question: str, max_new_tokens: int
-) -> Generator[Column, None, None]:
+) -> Generator[AnswerColumn, None, None]:
     """Answer a question, column after column, and never raise: other columns go on.
 
     Args:
@@ -91,23 +91,23 @@ def answer_column(
     Yields:
         The column whenever it has changed.
     """
-    shown = Column(model.name, "writing", question)
+    shown = AnswerColumn(model.name, "writing", question)
     try:
         with closing(_answer(model, picture, question, max_new_tokens)) as columns:
             for shown in columns:
                 yield shown
     except LayerfuseError as error:
-        yield Column(model.name, "error", question, shown.text, without_paths(str(error)))
+        yield AnswerColumn(model.name, "error", question, shown.text, without_paths(str(error)))
     # Whatever a model raises belongs into its column; the traceback goes to the terminal.
     except Exception as error:
         _log.exception("%s failed", model.name)
         reason = f"This model failed ({type(error).__name__}); the terminal says more."
-        yield Column(model.name, "error", question, shown.text, reason)
+        yield AnswerColumn(model.name, "error", question, shown.text, reason)
 
 
 def _answer(
     model: DemoModel, picture: Picture, question: str, max_new_tokens: int
-) -> Generator[Column, None, None]:
+) -> Generator[AnswerColumn, None, None]:
     """The columns of one answer, the last of which is complete."""
     answerer = model.answerer
     began = time.perf_counter()
@@ -119,14 +119,14 @@ def _answer(
         for said in words:
             text = said.text
             tokens = said.tokens
-            yield Column(model.name, "writing", question, text)
+            yield AnswerColumn(model.name, "writing", question, text)
     seconds = time.perf_counter() - began
     seen: dict[str, Any] = {"seconds": round(seconds, 2)}
-    yield Column(model.name, "explaining", question, text, seen=seen)
+    yield AnswerColumn(model.name, "explaining", question, text, seen=seen)
     for part in explain(model, reading, tokens):
         seen = {**seen, **part}
-        yield Column(model.name, "explaining", question, text, seen=seen)
-    yield Column(model.name, "done", question, text, seen=seen)
+        yield AnswerColumn(model.name, "explaining", question, text, seen=seen)
+    yield AnswerColumn(model.name, "done", question, text, seen=seen)
 
 
 def explain(

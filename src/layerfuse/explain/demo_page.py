@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.explain.demo_answers import Column, answer_column, shortened
+from layerfuse.explain.demo_answers import AnswerColumn, answer_column, shortened
 from layerfuse.explain.demo_content import DemoContent
 from layerfuse.explain.demo_models import DemoModel
 from layerfuse.explain.demo_pictures import MOST_BYTES, PictureShelf
@@ -205,7 +205,7 @@ def _ask_tab(page: DemoContent) -> None:
             trigger_mode="multiple",
             show_progress="hidden",
         )
-        refused = Column(model.name, "refused", error=BUSY).for_page()
+        refused = AnswerColumn(model.name, "refused", error=BUSY).for_page()
         answer.failure(None, outputs=columns[place], js=f"() => ({json.dumps(refused)})")
     # Not by gradio's `cancels`, which drops what else the page waits for.
     stop.click(
@@ -221,7 +221,7 @@ def _ask_tab(page: DemoContent) -> None:
 def _column(place: int, model: DemoModel) -> gr.HTML:
     """The column of one model, not asked yet."""
     return gr.HTML(
-        Column(model.name, "idle").for_page(),
+        AnswerColumn(model.name, "idle").for_page(),
         html_template=ANSWER,
         js_on_load=_packaged("demo_answer.js"),
         apply_default_css=False,
@@ -263,7 +263,7 @@ def _begin(page: DemoContent, token: str, typed: str, before: Request | None) ->
         return [None, _notice(str(error)), *unchanged]
     if before is not None:
         before.replaced.set()
-    waiting = [Column(model.name, "waiting", question).for_page() for model in page.models]
+    waiting = [AnswerColumn(model.name, "waiting", question).for_page() for model in page.models]
     return [Request(token, question), _notice(notice), *waiting]
 
 
@@ -292,9 +292,9 @@ def _answering(
             picture = page.shelf.find(request.token).picture
         except LayerfuseError as error:
             # While the question waited, many others uploaded pictures.
-            yield Column(model.name, "error", request.question, error=str(error)).for_page()
+            yield AnswerColumn(model.name, "error", request.question, error=str(error)).for_page()
             return
-        shown = Column(model.name, "waiting", request.question)
+        shown = AnswerColumn(model.name, "waiting", request.question)
         answering = answer_column(model, picture, request.question, page.max_new_tokens)
         # Closed when the answer is not wanted: the model stops at its next token.
         with closing(answering) as columns:
