@@ -1,7 +1,9 @@
 """Serve the page on which trained models are asked: `layerfuse demo`."""
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
@@ -92,4 +94,23 @@ def serve_demo(
 
         server = server_of(demo_app(content, host))
         say(f"the page is at {address_of(host, bound)} (Ctrl+C ends it)")
-        server.run(sockets=[bound])
+        ended = threading.Event()
+
+        def run() -> None:
+            try:
+                server.run(sockets=[bound])
+            finally:
+                ended.set()
+
+        # In a thread of its own: in this one, the server would end the process by a signal before
+        # the folder is removed, with a traceback.
+        threading.Thread(target=run, name="layerfuse-demo").start()
+        # Who ends the process in another way than by Ctrl+C wants the same.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            ended.wait()
+        except KeyboardInterrupt:
+            say("the page is closed")
+        finally:
+            server.should_exit = True
+            ended.wait()
