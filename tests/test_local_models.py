@@ -99,18 +99,6 @@ def slow_pull(seconds: float) -> subprocess.Popen[str]:
 # Names and places
 
 
-def test_importing_the_module_loads_nothing_heavy() -> None:
-    # Every command resolves names of models: the import of torch would cost each some seconds.
-    code = "import runpy, sys; runpy.run_path(sys.argv[1]); print(*sys.modules)"
-    command = [sys.executable, "-c", code, registry.__file__]
-
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-
-    modules = set(run.stdout.split())
-    heavy = {"torch", "transformers", "onnx", "gguf", "numpy", "filelock"}
-    assert not heavy & modules
-
-
 def test_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/someone")
     monkeypatch.delenv("LAYERFUSE_HOME", raising=False)

@@ -39,7 +39,7 @@ def test_a_study_knows_the_loss_of_guessing_and_reports_by_it(
     assert summary["learning"]["one"]["runs"][0]["information"] < 0
     assert summary["findings"]["headline"].startswith("Not trained long enough to say: 2 of 2")
     html = page.read_text()
-    assert html.count('<small class="worse">failed</small>') == 2
+    assert html.count('<span class="worse">failed</span>') == 2
 
 
 def test_studies_of_before_have_no_file() -> None:
