@@ -31,7 +31,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # The longest tests, longest first.
 LONG_TESTS = (
     "test_depth_profile_of_a_real_encoder",
-    "test_ray_gives_the_same_results_and_survives_a_dead_worker",
     "test_killed_at_random_moments_and_started_again",
     "test_two_processes_are_one",
     "test_two_processes_under_fsdp2_are_one",

@@ -200,6 +200,7 @@ def test_two_processes_under_fsdp2_are_one(
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_guided_rows_under_fsdp2_are_those_of_one_process(
     mixed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -351,6 +352,7 @@ FusionTrainer.training_step = step_or_die
 """
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_results_and_survives_a_dead_worker(
     recipe: dict[str, Any],
     tmp_path: Path,

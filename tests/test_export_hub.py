@@ -153,7 +153,7 @@ class Elsewhere:
     """by `<folder or repository> <name>`"""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
     """Every strategy exported, and loaded as a folder and as a repository of a hub."""
     root = tmp_path_factory.mktemp("all")
