@@ -22,6 +22,8 @@ from layerfuse.vision.picture import Picture
 
 BATCH = 16
 """pictures encoded at once for the means"""
+ROWS = 8
+"""prompts that the LLM reads at once: twice as many as there are layers would fill a GPU"""
 
 
 @dataclass(frozen=True)
@@ -156,22 +158,37 @@ def contributions(
     Raises:
         LayerfuseError: the means are of other layers or widths.
     """
-    layers = reading.features.layers
     _check(means, reading.features)
     without = concatenate(list(_replaced(reading.features, means)))
-    rows = len(without.patches[0])
-    model = answerer.model
+    replacements: list[Replacement] = []
+    for rows in torch.arange(len(without.patches[0])).split(ROWS):
+        part = without.take(rows)
+        replacements += _answers_without(answerer, reading, trace, part, max_new_tokens)
+    by_layer: list[Contribution] = []
+    for place, layer in enumerate(reading.features.layers):
+        by_mean, by_zero = replacements[2 * place : 2 * place + 2]
+        by_layer.append(Contribution(layer, by_mean, by_zero))
+    return by_layer
 
-    # All replacements are rows of one batch.
+
+def _answers_without(
+    answerer: Answerer,
+    reading: EncodedPrompt,
+    trace: AnswerTrace,
+    without: Features,
+    max_new_tokens: int,
+) -> list[Replacement]:
+    """What becomes of the answer with each of some features in place of the picture's own."""
     first = reading.prompt.shape[1] - 1
-    output = model(**reading.inputs(trace.tokens, without), use_cache=False)
+    output = answerer.model(**reading.inputs(trace.tokens, without), use_cache=False)
     logits = output.logits[:, first : first + len(trace.tokens)].float()
-    targets = trace.tokens.expand(rows, -1)
+    targets = trace.tokens.expand(len(logits), -1)
     # (rows, A, vocabulary) -> (rows, vocabulary, A)
     losses = F.cross_entropy(logits.mT, targets, reduction="none").sum(dim=1)
+
     # Where the same tokens are the likeliest still, greedy decoding gives the same answer.
     same = (logits.argmax(dim=-1) == targets).all(dim=1) & trace.likeliest
-    answers = [trace.answer] * rows
+    answers = [trace.answer] * len(logits)
     other = (~same).nonzero()[:, 0]
     if len(other):
         others = reading.inputs(features=without.take(other))
@@ -182,22 +199,19 @@ def contributions(
 
     replacements: list[Replacement] = []
     fused: Fused = output.visual.fused
-    for row in range(rows):
+    for row, answer in enumerate(answers):
         memory_changed: dict[int, float] = {}
         for block, memory in reading.fused.memory.items():
             memory_changed[block] = _changed(memory[0], fused.memory[block][row])
         replacements.append(
             Replacement(
                 change=-float(losses[row]) - trace.log_probability,
-                answer=answers[row],
+                answer=answer,
                 tokens_changed=_changed(reading.fused.tokens[0], fused.tokens[row]),
                 memory_changed=memory_changed,
             )
         )
-    by_layer: list[Contribution] = []
-    for place, layer in enumerate(layers):
-        by_layer.append(Contribution(layer, replacements[2 * place], replacements[2 * place + 1]))
-    return by_layer
+    return replacements
 
 
 def _check(means: LayerMeans, features: Features) -> None:
