@@ -48,7 +48,9 @@ function showAttention(picture) {
   const kept = { ...seen.attention, bytes: bytesOf(seen.attention.cells) };
   const cleaned = { ...seen.attentionWithoutSinks, bytes: bytesOf(seen.attentionWithoutSinks.cells) };
   const buttons = [];
-  let word = 0;
+  const names = seen.pieces.map((piece) => piece.trim() || "␣");
+  // A token of spaces alone says little.
+  let word = Math.max(0, seen.pieces.findIndex((piece) => piece.trim() !== ""));
 
   function draw() {
     const block = Number(slider.value);
@@ -70,16 +72,16 @@ function showAttention(picture) {
     const name = block === 0 ? "mean of all" : String(block - 1);
     document.getElementById("block-name").textContent = name;
     slider.setAttribute("aria-valuetext", name);
-    const text = `“${seen.pieces[word].trim()}”: ${percent(attention.total[word][block])} of its attention went to the picture, most to ${placeName(most, columns)} (${percent(attention.largest[word][block])}).`;
+    const text = `“${names[word]}”: ${percent(attention.total[word][block])} of its attention went to the picture, most to ${placeName(most, columns)} (${percent(attention.largest[word][block])}).`;
     document.getElementById("looked-text").textContent = text;
     canvas.setAttribute("aria-label", text);
     buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === word)));
   }
 
-  seen.pieces.forEach((piece, index) => {
+  names.forEach((name, index) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = piece.trim() || "␣";
+    button.textContent = name;
     const choose = () => { word = index; draw(); };
     for (const event of ["click", "focus", "mouseenter"]) button.addEventListener(event, choose);
     buttons.push(button);
