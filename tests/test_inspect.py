@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from layerfuse import Answerer
 from layerfuse.errors import LayerfuseError
+from layerfuse.explain.answer_figures import drawable
 from layerfuse.explain.contributions import (
     LayerMeans,
     contributions,
@@ -196,7 +197,7 @@ def test_contributions_are_those_of_one_layer_after_the_other(
     trace = trace_answer(answerer, reading, LONGEST)
     pictures = [Picture("a", _encoded("red")), Picture("b", _encoded("navy"))]
     means = means_of_pictures(answerer, pictures)
-    found = contributions(answerer, reading, trace, means, LONGEST)
+    found = contributions(answerer, reading, trace, means, max_new_tokens=LONGEST)
 
     for one in found:
         zero = torch.zeros(1)
@@ -222,7 +223,7 @@ def test_closed_gates_give_nothing() -> None:
     trace = trace_answer(answerer, reading, LONGEST)
     means = stored_means(answerer, reading)
     base = answerer.model.fusion.config.base
-    for one in contributions(answerer, reading, trace, means, LONGEST):
+    for one in contributions(answerer, reading, trace, means, max_new_tokens=LONGEST):
         if one.layer != base:
             assert one.by_mean.change == pytest.approx(0, abs=1e-5)
             assert one.by_mean.tokens_changed == 0
@@ -269,7 +270,7 @@ def test_means_of_another_model_are_refused() -> None:
     trace = trace_answer(answerer, reading, LONGEST)
     means = LayerMeans({layer: torch.zeros(7) for layer in reading.features.layers}, {}, "others")
     with pytest.raises(LayerfuseError, match="not of this model's layer"):
-        contributions(answerer, reading, trace, means, LONGEST)
+        contributions(answerer, reading, trace, means, max_new_tokens=LONGEST)
 
 
 def test_colours_tell_clusters_apart() -> None:
@@ -368,7 +369,8 @@ def test_verb_writes_a_page_and_says_where(tmp_path: Path) -> None:
         app, ["inspect", str(model), str(tmp_path / "p.png"), QUESTION, "--max-new-tokens", "4"]
     )
     assert result.exit_code == 0, result.output
-    folder = model / "inspection" / "p-how-many-are-there"
+    (folder,) = (model / "inspection").iterdir()
+    assert folder.name.startswith("p-how-many-are-there-")
     assert str(folder / "inspect.html") in result.stderr
     assert load(folder).facts.answer == result.stdout.strip()
 
@@ -383,3 +385,69 @@ def test_bad_pictures_leave_nothing_behind(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "p.png" in result.output
     assert not out.exists()
+
+
+@pytest.mark.parametrize("strategy", ["concat", "inject_cross", "deformable"])
+def test_what_changes_nothing_is_no_change_in_bfloat16(strategy: str) -> None:
+    """Another kernel of attention, or another size of the batch, rounds otherwise."""
+    model = tiny.model(strategy).bfloat16()
+    model.fusion.float()
+    answerer = Answerer(model, tiny.processor(model))
+    reading = read(answerer, picture(), QUESTION)
+    trace = trace_answer(answerer, reading, LONGEST)
+    patches = {layer: torch.zeros(24) for layer in reading.features.layers}
+    # Every layer is its own mean, and is zero.
+    blank = tuple(torch.zeros_like(tokens) for tokens in reading.features.patches)
+    summary = tuple(torch.zeros_like(tokens) for tokens in reading.features.summary)
+    features = replace(reading.features, patches=blank, summary=summary)
+    blank_reading = replace(reading, features=features)
+
+    for one in contributions(
+        answerer, blank_reading, trace, LayerMeans(patches, {}, "zeros"), max_new_tokens=LONGEST
+    ):
+        assert one.by_mean.change == 0
+        assert one.by_zero.change == 0
+        assert one.by_zero.tokens_changed == 0
+
+
+def test_what_cannot_be_asked_is_refused_at_once(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    picture().save(tmp_path / "p.png")
+    (tmp_path / "file").write_text("no folder")
+    asked = ["inspect", str(model), str(tmp_path / "p.png")]
+    for arguments, message in (
+        ([*asked, "  "], "the question is empty"),
+        ([*asked, "Why?" * 600], "the LLM reads at most 512"),
+        ([*asked, "Why?", "--output", str(tmp_path / "file" / "out")], "cannot write to"),
+        ([*asked, "Why?", "--limit", "3"], "--limit is of --data"),
+    ):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+    assert not (model / "inspection").exists()
+
+
+def test_figures_of_an_earlier_answer_go(tmp_path: Path) -> None:
+    seen = inspected("concat")
+    save(seen, tmp_path)
+    redraw(tmp_path)
+    assert (tmp_path / "figures" / "attention.svg").is_file()
+    nothing = replace(seen.facts, pieces=[], answer="")
+    empty = seen.attention[:0]
+    save(replace(seen, facts=nothing, attention=empty, attention_without_sinks=empty), tmp_path)
+    redraw(tmp_path)
+    assert not (tmp_path / "figures" / "attention.svg").exists()
+
+
+def test_figures_show_tokens_that_their_font_lacks() -> None:
+    assert drawable(" 中a") == "?a"
+    assert drawable("  ") == "␣"
+
+
+def test_words_of_another_inspection_are_refused(tmp_path: Path) -> None:
+    save(inspected("single"), tmp_path)
+    facts = json.loads((tmp_path / "inspect.json").read_text())
+    facts["pieces"].append("more")
+    (tmp_path / "inspect.json").write_text(json.dumps(facts))
+    with pytest.raises(LayerfuseError, match="attention has the shape"):
+        load(tmp_path)

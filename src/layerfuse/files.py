@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all, and locks between processes."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,22 @@ def write_text(file: Path, text: str) -> None:
         unfinished.replace(file)
     except OSError as error:
         raise LayerfuseError(f"cannot write {file}: {error}") from error
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Find out before long work that its results could not be written.
+
+    Args:
+        folder: of the results; need not exist, and is not made.
+
+    Raises:
+        LayerfuseError: it is no folder, or may not be made or written.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise LayerfuseError(f"cannot write to {folder}: {place} is no folder that may be written")
 
 
 def refuse_filled(folder: Path) -> None:

@@ -11,12 +11,13 @@ from layerfuse_cli.options import Imports, ModelFolder, import_strategies, is_gi
 
 
 def inspect(
+    context: typer.Context,
     model: ModelFolder,
     image: Annotated[Path, Argument(help="A picture.")],
     question: Annotated[str, Argument(help="The question.")],
     output: Annotated[
         Path | None,
-        Option(help="Folder.", show_default="MODEL/inspection/<picture>-<question>"),
+        Option(help="Folder.", show_default="MODEL/inspection/<picture>-<question>-<hash>"),
     ] = None,
     data: Annotated[
         str | None,
@@ -36,6 +37,11 @@ def inspect(
     from layerfuse.progress import shown_progress
 
     import_strategies(imports)
+    for name in ("split", "limit"):
+        if data is None and is_given(context, name):
+            from layerfuse.errors import LayerfuseError
+
+            raise LayerfuseError(f"--{name} is of --data, which is not given: leave it out")
     folder = output or default_folder(model, image, question)
     with shown_progress(Console(stderr=True)) as progress:
         inspection = inspect_answer(

@@ -103,7 +103,7 @@ def test_a_chosen_patch_shows_its_likes_and_its_points(address: str, desktop_pag
 def test_views_of_the_maps(address: str, desktop_page: Page) -> None:
     """Maps that are no layer's share no basis, and are shown in their own colours alone."""
     desktop_page.goto(address)
-    shown = desktop_page.locator("#grid-maps figure:not([hidden])")
+    shown = desktop_page.locator("#grid-maps figure:not([hidden]):has(canvas)")
     names = shown.locator("figcaption").all_inner_texts()
     assert all(name.startswith("layer ") for name in names)
     desktop_page.get_by_label("colours by a basis of each map").check()

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
 from layerfuse import plots
@@ -20,6 +21,8 @@ WORDS = 12
 """tokens of an answer whose attention is drawn, at most"""
 POINTS = 64
 """points drawn of those that a patch looks at: those of largest weight"""
+SMALL_CHANGE = 0.1
+"""nats that the axis of changes reaches to both sides at least"""
 SIDE, TITLE, GAP = 1.5, 0.22, 0.08
 """of a panel with the gap behind it, of the room for its title, and of the gap, in inches"""
 PANEL_DPI = 100
@@ -64,8 +67,19 @@ def attention_panel(word: str, picture: Image.Image, attention: np.ndarray) -> P
     heat = Image.fromarray((255 * _shades(attention)).round().astype(np.uint8))
     heat = heat.resize(picture.size, Image.Resampling.BICUBIC)
     mixed = Image.blend(picture.convert("L").convert("RGB"), heat, HEAT)
-    title = f"{word.strip() or '␣'}  {100 * attention.sum():.1f} %"
+    title = f"{drawable(word)}  {100 * attention.sum():.1f} %"
     return Panel(title, np.asarray(mixed))
+
+
+def drawable(word: str) -> str:
+    """A token as figures can show it: characters that their font lacks are question marks.
+
+    Args:
+        word: the token.
+    """
+    font = get_font(findfont(FontProperties(family=["sans-serif"])))
+    shown = [character if font.get_char_index(ord(character)) else "?" for character in word]
+    return "".join(shown).strip() or "␣"
 
 
 def _shades(values: np.ndarray) -> np.ndarray:
@@ -146,6 +160,9 @@ def plot_contributions(data: LayerChanges, ax: Axes) -> Axes:
     ):
         ax.bar(places + offset, values, width=0.38, color=style.color, label=label)
     ax.axhline(0, color=plots.INK, lw=1)
+    # Changes that are nothing are drawn as nothing.
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -SMALL_CHANGE), max(high, SMALL_CHANGE))
     ax.set_xticks(places, [str(layer) for layer in data.layers])
     ax.set(xlabel="layer", ylabel="change of log p(answer), nats")
     ax.grid(axis="x", visible=False)
@@ -186,6 +203,8 @@ def plot_sampling(data: PatchPoints, ax: Axes) -> Axes:
     width, height = data.picture.size
     ax.imshow(data.picture, alpha=0.7)
     heaviest = np.argsort(-data.weights)[:POINTS]
+    # Beyond the picture there is nothing to read.
+    inside = ((data.points >= 0) & (data.points <= 1)).all(axis=1)
     for level, name in enumerate(data.level_names):
         own = heaviest[data.levels[heaviest] == level]
         style = plots.look(level)
@@ -197,7 +216,7 @@ def plot_sampling(data: PatchPoints, ax: Axes) -> Axes:
             color=style.color,
             alpha=0.7,
             lw=0,
-            label=f"{name}: {100 * data.weights[data.levels == level].sum():.0f} %",
+            label=f"{name}: {100 * data.weights[inside & (data.levels == level)].sum():.0f} %",
         )
     ax.plot(
         width * data.centre[0],
@@ -245,6 +264,10 @@ def draw(inspection: Inspection, folder: Path) -> list[str]:
             ax = plot_sampling(_points_of(inspection, most_attended(inspection)), figure.subplots())
             ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
         names.append("sampling")
+    # An earlier answer into the same folder may have had more.
+    for name in {"attention", "sampling"} - set(names):
+        for suffix in (".png", ".svg"):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
     return names
 
 

@@ -141,6 +141,7 @@ def contributions(
     reading: EncodedPrompt,
     trace: AnswerTrace,
     means: LayerMeans,
+    *,
     max_new_tokens: int = 64,
 ) -> list[Contribution]:
     """Replace each layer in turn, and see what becomes of the answer.
@@ -163,7 +164,9 @@ def contributions(
     replacements: list[Replacement] = []
     for rows in torch.arange(len(without.patches[0])).split(ROWS):
         part = without.take(rows)
-        replacements += _answers_without(answerer, reading, trace, part, max_new_tokens)
+        replacements += _answers_without(
+            answerer, reading, trace, part, max_new_tokens=max_new_tokens
+        )
     by_layer: list[Contribution] = []
     for place, layer in enumerate(reading.features.layers):
         by_mean, by_zero = replacements[2 * place : 2 * place + 2]
@@ -176,15 +179,22 @@ def _answers_without(
     reading: EncodedPrompt,
     trace: AnswerTrace,
     without: Features,
+    *,
     max_new_tokens: int,
 ) -> list[Replacement]:
     """What becomes of the answer with each of some features in place of the picture's own."""
     first = reading.prompt.shape[1] - 1
-    output = answerer.model(**reading.inputs(trace.tokens, without), use_cache=False)
+    # The picture's own features beside them: in bfloat16 another kernel, or a batch of another
+    # size, rounds by as much as a layer may change.
+    rows = concatenate([reading.features, without])
+    output = answerer.model(**reading.inputs(trace.tokens, rows), use_cache=False)
     logits = output.logits[:, first : first + len(trace.tokens)].float()
     targets = trace.tokens.expand(len(logits), -1)
     # (rows, A, vocabulary) -> (rows, vocabulary, A)
     losses = F.cross_entropy(logits.mT, targets, reduction="none").sum(dim=1)
+    changes = losses[0] - losses[1:]
+    logits = logits[1:]
+    targets = targets[1:]
 
     # Where the same tokens are the likeliest still, greedy decoding gives the same answer.
     same = (logits.argmax(dim=-1) == targets).all(dim=1) & trace.likeliest
@@ -199,15 +209,15 @@ def _answers_without(
 
     replacements: list[Replacement] = []
     fused: Fused = output.visual.fused
-    for row, answer in enumerate(answers):
+    for row, answer in enumerate(answers, start=1):
         memory_changed: dict[int, float] = {}
-        for block, memory in reading.fused.memory.items():
-            memory_changed[block] = _changed(memory[0], fused.memory[block][row])
+        for block, memory in fused.memory.items():
+            memory_changed[block] = _changed(memory[0], memory[row])
         replacements.append(
             Replacement(
-                change=-float(losses[row]) - trace.log_probability,
+                change=float(changes[row - 1]),
                 answer=answer,
-                tokens_changed=_changed(reading.fused.tokens[0], fused.tokens[row]),
+                tokens_changed=_changed(fused.tokens[0], fused.tokens[row]),
                 memory_changed=memory_changed,
             )
         )

@@ -1,14 +1,17 @@
 """The verb `inspect`: one answer of one model, as figures and a page."""
 
+import hashlib
 import re
 from pathlib import Path
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import load_answerer
 from layerfuse.explain.answer_figures import draw
 from layerfuse.explain.contributions import means_of_pictures, stored_means
 from layerfuse.explain.inspection import Inspection, inspect_reading, save
 from layerfuse.explain.page import write_page
 from layerfuse.explain.reading import read
+from layerfuse.files import refuse_unwritable
 from layerfuse.look.pictures import find_pictures
 from layerfuse.progress import Progress, silent
 
@@ -50,6 +53,9 @@ def inspect_answer(
         LayerfuseError: the model, the picture or the data cannot be read, or the folder cannot be
             written.
     """
+    if not question.strip():
+        raise LayerfuseError("the question is empty: ask something")
+    refuse_unwritable(output)
     answerer = load_answerer(model)
     reading = read(answerer, image, question)
     if data is None:
@@ -81,4 +87,6 @@ def default_folder(model: Path, image: Path, question: str) -> Path:
         A folder, which need not exist.
     """
     words = re.sub(r"[^a-z0-9]+", "-", question.lower()).strip("-")[:QUESTION_LENGTH]
-    return model / "inspection" / f"{image.stem}-{words or 'question'}"
+    # Words alone are the same for pictures of one name, and for questions of other scripts.
+    digest = hashlib.sha256(f"{image.absolute()}\n{question}".encode()).hexdigest()[:6]
+    return model / "inspection" / f"{image.stem}-{words or 'question'}-{digest}"

@@ -138,6 +138,15 @@ function showMaps() {
   const own = bytesOf(seen.own);
   const norms = bytesOf(seen.norms.cells);
   const cosines = bytesOf(seen.cosines);
+  // The picture itself, to compare with.
+  const whole = document.createElement("figure");
+  const shown = document.createElement("img");
+  shown.src = `data:image/png;base64,${seen.picture}`;
+  shown.alt = "The picture as the encoder saw it";
+  const title = document.createElement("figcaption");
+  title.textContent = "the picture";
+  whole.append(shown, title);
+  document.getElementById("grid-maps").append(whole);
   const figures = seen.maps.map((name) => {
     const figure = document.createElement("figure");
     const canvas = document.createElement("canvas");

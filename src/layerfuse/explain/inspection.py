@@ -10,7 +10,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 from layerfuse.errors import LayerfuseError
@@ -158,9 +159,17 @@ def inspect_reading(
     maps = feature_maps(answerer, reading)
     shared = [one.shared for one in maps if one.shared is not None]
     looked_up = _looked_up(answerer, reading)
-    of_layers = contributions(answerer, reading, trace, means, max_new_tokens)
+    of_layers = contributions(answerer, reading, trace, means, max_new_tokens=max_new_tokens)
     return Inspection(
-        facts=_facts(answerer, reading, trace, maps, means, of_layers, name),
+        facts=_facts(
+            answerer,
+            reading,
+            trace=trace,
+            maps=maps,
+            means=means,
+            of_layers=of_layers,
+            name=name,
+        ),
         picture=reading.picture,
         attention=trace.on_grid().numpy(),
         attention_without_sinks=trace.on_grid(without_sinks=True).numpy(),
@@ -177,6 +186,7 @@ def inspect_reading(
 def _facts(
     answerer: Answerer,
     reading: EncodedPrompt,
+    *,
     trace: AnswerTrace,
     maps: list[FeatureMap],
     means: LayerMeans,
@@ -243,14 +253,14 @@ def _looked_up(answerer: Answerer, reading: EncodedPrompt) -> LookedUp:
     cells = reading.grid[0] * reading.grid[1]
     if not isinstance(fusion, Deformable):
         return LookedUp(torch.zeros(cells, 0, 2), torch.zeros(cells, 0), torch.zeros(0).long())
-    found = fusion.sampling_points(reading.features.to(answerer.model.fusion_dtype))
+    sampled = fusion.sampling_points(reading.features.to(answerer.model.fusion_dtype))
     # (1, N, heads, levels, points, 2)
-    _, _, heads, levels, points, _ = found.locations.shape
+    _, _, heads, levels, points, _ = sampled.locations.shape
     level_of_point = torch.arange(levels).view(1, -1, 1).expand(heads, levels, points)
     return LookedUp(
-        points=found.locations[0].flatten(1, 3).float().cpu(),
+        points=sampled.locations[0].flatten(1, 3).float().cpu(),
         # The weights of a head sum to one.
-        weights=found.weights[0].flatten(1, 3).float().cpu() / heads,
+        weights=sampled.weights[0].flatten(1, 3).float().cpu() / heads,
         levels=level_of_point.flatten(),
     )
 
@@ -272,7 +282,8 @@ def save(inspection: Inspection, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         inspection.picture.save(folder / PICTURE)
-        save_file(arrays, folder / ARRAYS)
+        # Not by `save_file`, whose file none but its owner may read
+        (folder / ARRAYS).write_bytes(save_arrays(arrays))
     except OSError as error:
         raise LayerfuseError(f"cannot write to {folder}: {error}") from error
     # Last: a folder with this file holds the others.
@@ -299,8 +310,39 @@ def load(folder: Path) -> Inspection:
         arrays = load_file(folder / ARRAYS)
         with Image.open(folder / PICTURE) as opened:
             picture = opened.convert("RGB")
-        return Inspection(facts=facts, picture=picture, **arrays)
-    except (OSError, ValidationError, SafetensorError, UnidentifiedImageError, TypeError) as error:
+        inspection = Inspection(facts=facts, picture=picture, **arrays)
+        _check_sizes(inspection)
+        return inspection
+    except (
+        OSError,
+        ValidationError,
+        SafetensorError,
+        UnidentifiedImageError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise LayerfuseError(
             f"the inspection in {folder} is damaged ({error}): run `layerfuse inspect` again"
         ) from error
+
+
+def _check_sizes(inspection: Inspection) -> None:
+    """Raise ValueError for words and arrays that are not of one inspection."""
+    facts = inspection.facts
+    cells = facts.grid[0] * facts.grid[1]
+    compared = facts.compared_grid[0] * facts.compared_grid[1]
+    maps = len(facts.map_names)
+    expected = {
+        "attention": (len(facts.pieces), facts.blocks, *facts.grid),
+        "attention_without_sinks": (len(facts.pieces), facts.blocks, *facts.grid),
+        "shared_colours": (len(facts.layers), *facts.grid, 3),
+        "own_colours": (maps, *facts.grid, 3),
+        "norms": (maps, *facts.grid),
+        "cosines": (maps, compared, compared),
+        "point_weights": (cells, len(inspection.point_levels)),
+        "points": (cells, len(inspection.point_levels), 2),
+    }
+    for name, shape in expected.items():
+        array: np.ndarray = vars(inspection)[name]
+        if array.shape != shape:
+            raise ValueError(f"{name} has the shape {array.shape}, and {FACTS} says {shape}")

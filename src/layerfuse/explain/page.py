@@ -135,10 +135,13 @@ def _points(inspection: Inspection) -> dict[str, Any]:
     places = np.take_along_axis(inspection.points, heaviest[..., None], axis=1)
     places = (FRACTIONS * places.clip(-3.9, 3.9)).round().astype("<i2")
     shown = np.take_along_axis(weights, heaviest, axis=1)
-    # (cells, levels): all points, those too that are not shown
+    # (cells, points): beyond the picture there is nothing to read
+    inside = ((inspection.points >= 0) & (inspection.points <= 1)).all(axis=2)
+    read = np.where(inside, weights, 0)
+    # (levels, cells): of all points, those too that are not shown
     by_level: list[list[float]] = []
     for level in range(len(inspection.facts.levels)):
-        by_level.append(weights[:, inspection.point_levels == level].sum(axis=1).tolist())
+        by_level.append(read[:, inspection.point_levels == level].sum(axis=1).tolist())
     return {
         "count": count,
         "fractions": FRACTIONS,

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from layerfuse.data.collate import image_tokens, visual_inputs
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, AskedPicture, question_about
 from layerfuse.fusion import Fused
 from layerfuse.vision.features import Features
@@ -81,7 +82,8 @@ def read(answerer: Answerer, image: AskedPicture, question: str) -> EncodedPromp
         The prompt, and what the encoder and the fusion make of the picture.
 
     Raises:
-        LayerfuseError: if the picture cannot be read, or the question has markers of more pictures.
+        LayerfuseError: if the picture cannot be read, or the question is too long or has markers of
+            more pictures.
     """
     model = answerer.model
     asked = question_about([image], question)
@@ -89,12 +91,19 @@ def read(answerer: Answerer, image: AskedPicture, question: str) -> EncodedPromp
     text = answerer.processor.text_inputs(
         [asked.messages], image_tokens(answerer.processor, visual)
     )
+    prompt = text["input_ids"].to(model.device)
+    # Any: not every LLM has a longest prompt
+    longest: Any = model.config.text_config.to_dict().get("max_position_embeddings")
+    if longest is not None and prompt.shape[1] > longest:
+        raise LayerfuseError(
+            f"the question makes a prompt of {prompt.shape[1]} tokens, and the LLM reads at most "
+            f"{longest}: ask a shorter one"
+        )
     pixels = visual["pixel_values"]
     features = model.encode_images(pixels.to(model.device))
     instruction = answerer.instructions([asked])
     if instruction is not None:
         instruction = instruction.to(model.device)
-    prompt = text["input_ids"].to(model.device)
     in_prompt = prompt[0] == model.config.image_token_id
     return EncodedPrompt(
         question=question,
