@@ -59,7 +59,7 @@ STRATEGIES = (
     Column("2 blocks, standardised, 400 steps", RESULTS / "scenes-standardized"),
     Column("2 blocks, standardised, 1,200 steps", RESULTS / "conditioning" / "standardized-1200"),
     Column("2 blocks, whitened, 400 steps", RESULTS / "scenes-strategies"),
-    Column("2 blocks, whitened, 1,200 steps", RESULTS / "conditioning" / "whitened-1200"),
+    Column("2 blocks, whitened, 1,200 steps", RESULTS / "scenes-long"),
 )
 """The last one is what the others are compared with: best conditioned, longest trained."""
 DEPTHS = (
