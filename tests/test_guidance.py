@@ -124,7 +124,7 @@ def test_information_is_the_plug_in_estimate() -> None:
     weights = rng.dirichlet([1, 1, 1, 1], size=60)
     kinds = [str(kind) for kind in rng.integers(3, size=60)]
 
-    most_weighted, _ = kind_information(weights, kinds)
+    most_weighted, _ = kind_information(weights, kinds, range(60))
 
     assert most_weighted.bits == pytest.approx(
         naive_bits(weights.argmax(axis=1).tolist(), kinds), abs=1e-6
@@ -139,7 +139,7 @@ def test_weights_that_follow_the_kind_say_all_of_it() -> None:
     kinds = list(of_kind) * 20
     weights = np.array([of_kind[kind] for kind in kinds])
 
-    most_weighted, clusters = kind_information(weights, kinds)
+    most_weighted, clusters = kind_information(weights, kinds, range(60))
 
     assert clusters.bits == pytest.approx(math.log2(3), abs=1e-6)
     assert clusters.is_more_than_shuffled
@@ -153,17 +153,55 @@ def test_the_bias_of_a_small_sample_is_not_read_as_information() -> None:
     weights = rng.dirichlet([1] * 6, size=24)
     kinds = [str(number % 6) for number in range(24)]
 
-    for row in kind_information(weights, kinds):
+    for row in kind_information(weights, kinds, range(24)):
         assert row.bits > 0.3
         assert row.shuffled == pytest.approx(row.bits, abs=0.25)
         assert not row.is_more_than_shuffled
         assert row.p > 0.05
 
 
+def random_per_wording(rng: np.random.Generator, by_kind: bool) -> list[KindInformation]:
+    """Weights at random for each of eight wordings of each of four kinds; or with one for each
+    kind as well. Twenty questions have each wording."""
+    kinds = [str(wording // 8) for wording in range(32)]
+    of_wording = rng.dirichlet([1] * 5, size=32)
+    if by_kind:
+        of_kind = rng.dirichlet([1] * 5, size=4)
+        of_wording = 0.2 * of_wording + 0.8 * np.repeat(of_kind, 8, axis=0)
+    wordings = list(range(32)) * 20
+    return kind_information(of_wording[wordings], [kinds[one] for one in wordings], wordings)
+
+
+def test_weights_that_follow_the_wording_alone_say_nothing_of_the_kind() -> None:
+    """640 questions look like much evidence, and are 32 wordings."""
+    rng = np.random.default_rng(0)
+    false_alarms = 0
+    for _ in range(20):
+        false_alarms += any(row.is_more_than_shuffled for row in random_per_wording(rng, False))
+    # 5 % of each of two estimates: four of twenty or more have a probability of 12 % at most.
+    assert false_alarms <= 4
+
+
+def test_weights_that_follow_the_kind_are_seen_over_wordings() -> None:
+    rng = np.random.default_rng(0)
+    seen = [random_per_wording(rng, True)[1].is_more_than_shuffled for _ in range(6)]
+    assert sum(seen) >= 5
+
+
+def test_one_wording_a_kind_cannot_be_tested() -> None:
+    kinds = list("abcde") * 40
+    weights = np.eye(5)[[int(ord(kind) - ord("a")) for kind in kinds]]
+    for row in kind_information(weights, kinds, [ord(kind) for kind in kinds]):
+        assert row.partitions == 1
+        assert row.bits == pytest.approx(math.log2(5), abs=1e-6)
+        assert not row.is_testable
+        assert not row.is_more_than_shuffled
+
+
 def test_equal_weights_say_nothing() -> None:
     weights = np.full((10, 4), 0.25)
 
-    for row in kind_information(weights, ["a", "b"] * 5):
+    for row in kind_information(weights, ["a", "b"] * 5, range(10)):
         assert (row.bits, row.bins, row.shuffled) == (0.0, 1, 0.0)
         assert not row.is_more_than_shuffled
 
@@ -397,7 +435,7 @@ def made_up(bits: float, difference: float, verdict: str) -> GuidanceReport:
         categories={"a": weights, "b": weights},
         families={"all": weights},
         crossed=CrossedSpread(30, 16, 0.02, 0.01, 3.0, 1.0, 0.0),
-        information=[KindInformation("k-means", 2, bits, 1.0, 0.05, 0.1, 0.01, 1000)],
+        information=[KindInformation("k-means", 2, bits, 1.0, 0.05, 0.1, 0.01, 1000, 9999)],
         controls={"other_category": effect},
         resamples=200,
         seed=0,
@@ -408,9 +446,8 @@ def test_weights_that_differ_and_answers_that_do_not_need_them() -> None:
     sentences = " ".join(guidance_sentences(made_up(0.31, 0.002, "tie")))
 
     assert "75.0 % lies between instructions, 25.0 % between pictures" in sentences
-    assert "weights differ by category (k-means, 2 bins): 0.31 bits of 1.00, shuffled 0.05" in (
-        sentences
-    )
+    assert "weights differ by category (k-means, 2 bins): 0.31 bits of 1.00" in sentences
+    assert "shuffled over wordings 0.05" in sentences
     assert "do not get measurably worse with the instruction of another kind" in sentences
     assert "−0.2 points (−1.2 to +0.8)" in sentences
     assert "no evidence that the guidance helps" in sentences
@@ -435,9 +472,15 @@ def test_a_model_that_guesses_shows_nothing() -> None:
 
 
 def test_few_wordings_are_named() -> None:
-    report = replace(made_up(0.31, 0.0, "tie"), wordings=5)
+    report = made_up(0.31, 0.0, "tie")
+    # Two kinds of one wording each can be dealt in one way alone.
+    information = [replace(row, partitions=1) for row in report.information]
+    report = replace(report, wordings=2, information=information)
 
-    assert any("5 wordings for 2 categories" in each for each in guidance_sentences(report))
+    sentences = guidance_sentences(report)
+
+    assert any("cannot be told, with 2 wordings for 2 categories" in each for each in sentences)
+    assert "nothing shows that the guidance does anything" in sentences[-1]
 
 
 def test_maps_hold_families_beside_categories() -> None:

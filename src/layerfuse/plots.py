@@ -710,8 +710,8 @@ def plot_guidance(data: WeightMap, ax: Axes) -> Axes:
         `ax`.
     """
     values = np.array(data.values)
-    # Equal weights must not divide by 0
-    largest = max(float(np.abs(values).max()), 0.05)
+    # Differences of less than a point are pale: they are next to nothing.
+    largest = max(float(np.abs(values).max()), 1.0)
     lowest = -largest if data.is_difference else 0.0
     color_map = mpl.colormaps["PuOr" if data.is_difference else "magma"]
     ax.imshow(values, cmap=color_map, vmin=lowest, vmax=largest, aspect="auto")

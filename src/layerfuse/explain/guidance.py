@@ -124,12 +124,14 @@ def _report(
 ) -> GuidanceReport:
     """All that is measured, from the answers and from the weights of crossed pairs."""
     answers = examination.answers
-    weighed = [answer for answer in answers if answer.weights is not None]
+    places = [place for place, answer in enumerate(answers) if answer.weights is not None]
+    weighed = [answers[place] for place in places]
     if not weighed:
         raise LayerfuseError("the data shows no picture: there are no layers to weigh")
     instruction = examination.answerer.instructions(examination.asked)
     assert instruction is not None  # of a guided strategy
     kinds = kinds_of(examination.asked)
+    _, wordings = np.unique(instruction.float().numpy(), axis=0, return_inverse=True)
     by_category = len({answer.category for answer in answers}) > 1
     key = category_of if by_category else family_of
 
@@ -137,7 +139,9 @@ def _report(
     information = []
     if len(set(kinds_of_weighed)) > 1:
         weights = np.array([answer.weights for answer in weighed])
-        information = kind_information(weights, kinds_of_weighed, bootstrap.seed)
+        information = kind_information(
+            weights, kinds_of_weighed, wordings[places].tolist(), bootstrap.seed
+        )
     table = ScoreTable.from_models([TestedModel("guided", 0, answers)], bootstrap, family_of)
     return GuidanceReport(
         model=str(model),
@@ -147,7 +151,7 @@ def _report(
         kind="category" if by_category else "family",
         questions=len(weighed),
         pictures=table.images,
-        wordings=len(np.unique(instruction.float().numpy(), axis=0)),
+        wordings=int(wordings.max()) + 1,
         guided=arm_score(table.mean, 0),
         chance=table.mean.chance.score,
         overall=weights_by(answers, lambda answer: "all")["all"],

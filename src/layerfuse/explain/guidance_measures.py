@@ -1,6 +1,8 @@
 """How weights vary, and what they say about the kind of a question."""
 
+from collections import Counter
 from collections.abc import Sequence
+from math import factorial
 from typing import Any
 
 import numpy as np
@@ -80,22 +82,27 @@ def crossed_spread(weights: np.ndarray) -> CrossedSpread:
 
 
 def kind_information(
-    weights: np.ndarray, kinds: Sequence[str], seed: int = 0
+    weights: np.ndarray, kinds: Sequence[str], wordings: Sequence[int], seed: int = 0
 ) -> list[KindInformation]:
     """Estimate the mutual information of the weights and the kind of a question.
 
     Args:
         weights: (questions, n).
         kinds: of the questions; at least two different ones.
+        wordings: of the questions, as numbers. Questions of one wording share an instruction, and
+            so nearly their weights: it is wordings whose kinds are shuffled. One that asks for
+            several kinds counts once for each.
         seed: of the clusters and the shufflings.
 
     Returns:
         One estimate for the layer or group that is weighted most, one for clusters of weights.
     """
     most_weighted = weights.argmax(axis=1)
+    asked = [f"{wording} {kind}" for wording, kind in zip(wordings, kinds, strict=True)]
+    clusters = _clusters(weights, len(set(kinds)), seed)
     return [
-        _information("most weighted", most_weighted, kinds, seed),
-        _information("k-means", _clusters(weights, len(set(kinds)), seed), kinds, seed),
+        _information("most weighted", most_weighted, kinds, asked, seed=seed),
+        _information("k-means", clusters, kinds, asked, seed=seed),
     ]
 
 
@@ -114,16 +121,20 @@ def _clusters(weights: np.ndarray, kinds: int, seed: int) -> np.ndarray:
 
 
 def _information(
-    estimator: str, bins: np.ndarray, kinds: Sequence[str], seed: int
+    estimator: str, bins: np.ndarray, kinds: Sequence[str], asked: Sequence[str], *, seed: int
 ) -> KindInformation:
-    """The information in a number of each question, with what shuffled kinds give."""
+    """The information in a number of each question, with what kinds shuffled over `asked` give."""
     _, bin_numbers = np.unique(bins, return_inverse=True)
     _, kind_numbers = np.unique(kinds, return_inverse=True)
+    _, first, asked_numbers = np.unique(asked, return_index=True, return_inverse=True)
+    # (different ones of `asked`,)
+    kinds_of_asked = kind_numbers[first]
     bits = _mutual_bits(bin_numbers, kind_numbers)
     rng = np.random.default_rng(seed)
     estimates = []
     for _ in range(PERMUTATIONS):
-        estimates.append(_mutual_bits(bin_numbers, rng.permutation(kind_numbers)))
+        shuffled_kinds = rng.permutation(kinds_of_asked)[asked_numbers]
+        estimates.append(_mutual_bits(bin_numbers, shuffled_kinds))
     shuffled = np.array(estimates)
     # A hair of room: equal tables can differ in the last digit
     as_high = int((shuffled >= bits - 1e-9).sum())
@@ -136,7 +147,23 @@ def _information(
         shuffled_high=round(float(np.quantile(shuffled, 0.95)), DIGITS),
         p=(1 + as_high) / (1 + PERMUTATIONS),
         permutations=PERMUTATIONS,
+        partitions=_partitions(np.bincount(kinds_of_asked).tolist()),
     )
+
+
+def _partitions(sizes: Sequence[int]) -> int:
+    """In how many ways things can be dealt to groups of these sizes, equal groups not told apart.
+
+    Args:
+        sizes: things in each group.
+    """
+    ways = factorial(sum(sizes))
+    for size in sizes:
+        ways //= factorial(size)
+    # Groups of one size may change their names, which changes no information.
+    for alike in Counter(sizes).values():
+        ways //= factorial(alike)
+    return ways
 
 
 def _mutual_bits(bins: np.ndarray, kinds: np.ndarray) -> float:

@@ -60,6 +60,10 @@ class CrossedSpread:
         return [part / whole for part in components]
 
 
+FEWEST_PARTITIONS = 20
+"""Fewer cannot make a share of 5 %."""
+
+
 @dataclass(frozen=True)
 class KindInformation:
     """What the weights say about the kind of a question.
@@ -69,10 +73,13 @@ class KindInformation:
         bins: how many numbers there are.
         bits: plug-in estimate of the mutual information of that number and the kind.
         entropy: of the kinds in bits, which is the most that there is to say.
-        shuffled: mean estimate where kinds are shuffled over the questions: the bias.
+        shuffled: mean estimate where kinds are shuffled over wordings, each of which keeps its
+            questions: what weights that follow the wording alone would give.
         shuffled_high: 95 % of these estimates are not above it.
         p: share of the estimates that are not below `bits`, itself counted in.
         permutations: number of shufflings.
+        partitions: ways to deal the wordings to the kinds, where kinds of equally many wordings
+            are not told apart.
     """
 
     estimator: str
@@ -83,11 +90,18 @@ class KindInformation:
     shuffled_high: float
     p: float
     permutations: int
+    partitions: int
+
+    @property
+    def is_testable(self) -> bool:
+        """Whether chance could give less than what was measured in 95 % of the shufflings: with
+        one wording a kind, wording and kind are the same."""
+        return self.partitions >= FEWEST_PARTITIONS
 
     @property
     def is_more_than_shuffled(self) -> bool:
-        """Whether the weights tell kinds apart beyond the bias of a small sample."""
-        return self.bits > self.shuffled_high
+        """Whether the weights tell kinds apart beyond what wordings alone would."""
+        return self.is_testable and self.bits > self.shuffled_high
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from layerfuse.explain.guidance_report import ControlEffect, GuidanceReport, Kin
 from layerfuse.study.findings import percent, signed, span
 from layerfuse.tables import Heading, print_fitted
 
-FEW_WORDINGS = 3
-"""Below so many wordings a kind, what follows the wording follows the kind."""
 SAME_WEIGHTS = 1e-6
 """Spread below which weights are the same: that of rounding."""
 HARDLY = 0.005
@@ -92,23 +90,26 @@ def _information_sentences(report: GuidanceReport) -> list[str]:
             # No number can differ, whatever the kinds
             sentences.append(f"By {row.estimator} all questions fall into one bin: 0 bits.")
             continue
+        if not row.is_testable:
+            sentences.append(
+                f"By {row.estimator} ({row.bins} bins) {row.bits:.2f} bits of {row.entropy:.2f}: "
+                f"whether the weights follow the {report.kind} or the wording alone cannot be "
+                f"told, with {report.wordings} wordings for {len(report.kinds)} {plural}."
+            )
+            continue
         says = f"The weights do not measurably differ by {report.kind}"
         if row.is_more_than_shuffled:
             says = f"The weights differ by {report.kind}"
         sentences.append(
             f"{says} ({row.estimator}, {row.bins} bins): {row.bits:.2f} bits of "
-            f"{row.entropy:.2f}, shuffled {row.shuffled:.2f} (95 % up to {row.shuffled_high:.2f})."
+            f"{row.entropy:.2f}, shuffled over wordings {row.shuffled:.2f} (95 % up to "
+            f"{row.shuffled_high:.2f})."
         )
     spread = sum(report.overall.spread) / len(report.overall.spread)
     if spread < HARDLY and any(row.is_more_than_shuffled for row in report.information):
         sentences.append(
             f"They differ by little: a weight deviates by {100 * spread:.2f} points over all "
             "questions."
-        )
-    if report.wordings < FEW_WORDINGS * len(report.kinds):
-        sentences.append(
-            f"There are {report.wordings} wordings for {len(report.kinds)} {plural}: weights that "
-            f"follow the wording alone would tell {plural} apart as well."
         )
     return sentences
 
@@ -146,6 +147,8 @@ def _conclusion(report: GuidanceReport) -> str:
             f"So weights that differ by {report.kind} are no evidence that the guidance helps: the "
             "answers are as good without it."
         )
+    if needed and not all(row.is_testable for row in report.information):
+        return f"So the guidance helps, by the wording of a question or by its {report.kind}."
     if needed:
         return f"So the guidance helps, by something else in the question than its {report.kind}."
     return "So nothing shows that the guidance does anything."

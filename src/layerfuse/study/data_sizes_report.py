@@ -223,7 +223,7 @@ def verdict_sentence(sizes: list[SizedStudy], baseline: str) -> str:
         # By verdict, so that each is named once.
         sizes_of_verdict: dict[str, list[str]] = {}
         for size in sizes:
-            verdict = _said_verdict(size, arm.arm, baseline)
+            verdict = said_verdict(size, arm.arm, baseline)
             judged = judged or verdict != "unjudged"
             sizes_of_verdict.setdefault(verdict, []).append(f"{size.samples:,}")
         if len(sizes_of_verdict) > 1:
@@ -236,8 +236,14 @@ def verdict_sentence(sizes: list[SizedStudy], baseline: str) -> str:
     return f"Against {baseline}, each arm has the same verdict at all sizes."
 
 
-def _said_verdict(size: SizedStudy, arm: str, baseline: str) -> str:
-    """The verdict on an arm, if training went far enough for one."""
+def said_verdict(size: SizedStudy, arm: str, baseline: str) -> str:
+    """The verdict on an arm, if training went far enough for one.
+
+    Args:
+        size: the study of a size.
+        arm: its name.
+        baseline: to which it is compared.
+    """
     at_size = size.arm(arm)
     if at_size.verdict != "unjudged" and not (at_size.settled and size.arm(baseline).settled):
         return NOT_TRAINED
@@ -375,6 +381,7 @@ def write_sizes_page(report: SizesReport, description: str, folder: Path) -> Pat
     html = page_template("layerfuse.study", "data_sizes.html.j2").render(
         r=report,
         description=description,
+        said_verdict=said_verdict,
         drawing=inline(folder / "figures" / "data_sizes.svg", alt),
     )
     write_text(folder / "report.html", html)
