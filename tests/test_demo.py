@@ -1,5 +1,6 @@
 """The page of `layerfuse demo` without a browser: what it answers, what it keeps, what it tells."""
 
+import asyncio
 import io
 import json
 import struct
@@ -32,7 +33,7 @@ from tests.demo_pages import PANDAS, Scripted, content_of, write_study
 pytest.importorskip("gradio")
 from fastapi.testclient import TestClient
 
-from layerfuse.explain.demo_server import demo_app
+from layerfuse.explain.demo_server import MOST_JSON, demo_app
 
 pytestmark = PANDAS
 
@@ -170,6 +171,56 @@ def test_too_many_bytes_are_refused_before_they_are_read(client: TestClient) -> 
     assert client.post("/picture", content=iter([b"x"])).status_code == 411
     long = b"x" * 100_001
     assert client.post("/gradio_api/queue/join", content=long).status_code == 413
+
+
+def test_a_length_beside_chunks_is_not_believed(client: TestClient) -> None:
+    headers = {"content-length": "5", "transfer-encoding": "chunked"}
+
+    answer = client.post("/picture", content=iter([png()]), headers=headers)
+
+    assert answer.status_code == 411
+    assert "one piece" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "most"), [("/picture", MOST_BYTES), ("/gradio_api/queue/join", MOST_JSON)]
+)
+def test_a_body_that_is_longer_than_it_says_is_read_no_further(
+    content: DemoContent, path: str, most: int
+) -> None:
+    asked = 0
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        assert asked < 50
+        return {"type": "http.request", "body": bytes(most // 4), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-length", b"5"), (b"accept", b"*/*")]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode("ascii"),
+        "root_path": "",
+        "query_string": b"",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 7860),
+    }
+
+    asyncio.run(demo_app(content)(scope, receive, send))
+
+    assert asked == 5
+    starts = [message["status"] for message in sent if message["type"] == "http.response.start"]
+    assert starts == [413]
 
 
 def test_pictures_are_never_written(

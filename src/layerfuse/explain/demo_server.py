@@ -75,15 +75,25 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is not None:
             status, reason = refusal
-            await JSONResponse({"error": reason}, status)(scope, receive, send)
+            await _refuse(status, reason, scope, receive, send)
             return
+        body = _CountedBody(receive, _most_bytes(scope["path"]))
 
         async def send_with_policy(message: Message) -> None:
+            if body.is_too_long:
+                # The page's own word for a body that broke off; a better one follows.
+                return
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        try:
+            await self.app(scope, body.receive, send_with_policy)
+        except _TooLongError:
+            # Raised again by what has tried to answer it.
+            pass
+        if body.is_too_long:
+            await _refuse(413, f"larger than {body.most:,} bytes", scope, receive, send)
 
     def _refusal(self, scope: Message) -> tuple[int, str] | None:
         """Status and reason for what is not let through."""
@@ -107,14 +117,59 @@ class Guard:
         # Another site may send forms here; only this page's own requests are answered.
         if origin is not None and urlsplit(origin).netloc != host:
             return 403, "another site"
+        # Sent in chunks, a body is as long as it likes, whatever length is said beside them.
+        if b"transfer-encoding" in headers:
+            return 411, "a request must come in one piece"
         length = headers.get(b"content-length", "")
         if not length.isdecimal():
             return 411, "a request must say how long it is"
-        # The server itself reads no more than a request has said.
-        most = MOST_BYTES if path == "/picture" else MOST_JSON
+        # Refused before it is read, by what it says; what comes is counted as well.
+        most = _most_bytes(path)
         if int(length) > most:
             return 413, f"larger than {most:,} bytes"
         return None
+
+
+class _TooLongError(Exception):
+    """A request brings more than it may."""
+
+
+class _CountedBody:
+    """The body of a request, which ends as soon as more has come than may.
+
+    Args:
+        receive: gives its pieces.
+        most: bytes that it may have.
+    """
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive = receive
+        self.most = most
+        self._received = 0
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether more has come."""
+        return self._received > self.most
+
+    async def receive(self) -> Message:
+        """Give the next piece, or raise `_TooLongError`."""
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self.is_too_long:
+            raise _TooLongError
+        return message
+
+
+def _most_bytes(path: str) -> int:
+    """How many a request may bring."""
+    return MOST_BYTES if path == "/picture" else MOST_JSON
+
+
+async def _refuse(status: int, reason: str, scope: Message, receive: Receive, send: Send) -> None:
+    """Answer a request with why it is not answered, and read no more of it."""
+    headers = {"connection": "close"}
+    await JSONResponse({"error": reason}, status, headers)(scope, receive, send)
 
 
 _HEADERS = [
