@@ -20,12 +20,13 @@ from layerfuse.explain.demo_answers import (
     LONGEST_QUESTION,
     answer_column,
     shortened,
-    without_paths,
 )
 from layerfuse.explain.demo_content import DemoContent, load_content
 from layerfuse.explain.demo_explanation import words_of
 from layerfuse.explain.demo_models import DemoModel, model_names, study_of
+from layerfuse.explain.demo_paths import page_without_paths, without_paths
 from layerfuse.explain.demo_pictures import KEPT, MOST_BYTES, PictureShelf, sample_pictures
+from layerfuse.explain.demo_study import study_frame
 from layerfuse_cli.app import app
 from tests import tiny
 from tests.demo_pages import PANDAS, Scripted, content_of, write_study
@@ -304,6 +305,21 @@ def test_a_reader_who_leaves_stops_the_model() -> None:
         ("in '/home/me/x.png' lies", "in 'x.png' lies"),
         ("~/.cache/layerfuse/models is full", "models is full"),
         (r"C:\Users\me\x.txt: bad", "x.txt: bad"),
+        (r"[Errno 2] no file: 'C:\\Users\\me\\x.txt'", "[Errno 2] no file: 'x.txt'"),
+        ("no '/data/my (old) files/x.png' here", "no 'x.png' here"),
+        ('no "/home/it\'s/x.png" here', 'no "x.png" here'),
+        ("no /data/my (old) files/x.png", "no x.png"),
+        ("cannot read /home/jürgen/a,b/c.png: gone", "cannot read c.png: gone"),
+        ("see file:///home/me/x.png, please", "see x.png, please"),
+        ("neither /etc nor /etc/ is read", "neither etc nor etc is read"),
+        ("error:/srv/a/b.bin", "error:b.bin"),
+        ("folder=/srv/a:b/c.bin", "folder=c.bin"),
+        ("one of [/srv/a, /srv/b]", "one of [a, b]"),
+        ("no 'secret/x' and runs/secret/arms/model", "no 'x' and model"),
+        ("recipes/mine.yaml is not ../secret/x", "mine.yaml is not x"),
+        ("the model's name and the user's mean/std", "the model's name and the user's mean/std"),
+        ("google/gemma-3-1b-it: ask again", "google/gemma-3-1b-it: ask again"),
+        ("/srv/x.png. See https://docs.example/a/b", "x.png. See https://docs.example/a/b"),
         (
             "JPEG/PNG, 3/4 of https://docs.example/page/x",
             "JPEG/PNG, 3/4 of https://docs.example/page/x",
@@ -312,6 +328,26 @@ def test_a_reader_who_leaves_stops_the_model() -> None:
 )
 def test_messages_name_files_without_their_folders(message: str, public: str) -> None:
     assert without_paths(message) == public
+
+
+def test_the_report_names_no_folder_either(tmp_path: Path) -> None:
+    shown = page_without_paths(
+        "<!-- of /srv/secret/a --><title>r</title><style>a { b: url(/kept/x) }</style>"
+        '<img alt="of /srv/secret/x.png" src="data:image/png;base64,iVB/kept/AAA=">'
+        "<pre>folder: /srv/my secret (old)/pictures\nencoder: &#x27;/srv/secret/a &amp; b&#x27;"
+        "\nllm: google/gemma &lt;3\n</pre><p>1/2 / 3 of https://docs.example/page/x</p>"
+    )
+
+    assert shown == (
+        "<title>r</title><style>a { b: url(/kept/x) }</style>"
+        '<img alt="of x.png" src="data:image/png;base64,iVB/kept/AAA=">'
+        "<pre>folder: pictures\nencoder: &#x27;a &amp; b&#x27;"
+        "\nllm: google/gemma &lt;3\n</pre><p>1/2 / 3 of https://docs.example/page/x</p>"
+    )
+    study = write_study(tmp_path / "layers", "<pre>train: /srv/secret/train.json</pre>")
+    frame = study_frame(study)
+    assert "train.json" in frame
+    assert "secret" not in frame
 
 
 def test_long_questions_are_cut_and_the_page_says_so() -> None:

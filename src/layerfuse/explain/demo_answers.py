@@ -1,7 +1,6 @@
 """One model answers one question on the page: word by word, then what the answer rests on."""
 
 import logging
-import re
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -20,6 +19,7 @@ from layerfuse.explain.demo_explanation import (
     words_for_page,
 )
 from layerfuse.explain.demo_models import DemoModel
+from layerfuse.explain.demo_paths import without_paths
 from layerfuse.explain.feature_maps import feature_maps
 from layerfuse.explain.reading import EncodedPrompt, read
 from layerfuse.explain.trace import trace_answer
@@ -27,8 +27,6 @@ from layerfuse.vision.picture import Picture
 
 LONGEST_QUESTION = 500
 """in characters; what is longer is cut, and the page says so"""
-_PATH = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?(?:[/\\][\w .+~@=-]+){2,}[/\\]?|~(?:/[\w.+@=-]+)+")
-"""a file of this machine in a message"""
 
 _log = logging.getLogger(__name__)
 
@@ -156,19 +154,3 @@ def explain(
     # The answers without each layer are not shown: one token of each is all that is generated.
     of_layers = contributions(answerer, reading, trace, means, max_new_tokens=1)
     yield {"contributions": contributions_for_page(of_layers), "means": means.source}
-
-
-def without_paths(message: str) -> str:
-    """A message of an error without the folders of this machine.
-
-    Args:
-        message: may name files.
-
-    Returns:
-        The same with files called by their names alone.
-    """
-
-    def name_alone(found: re.Match[str]) -> str:
-        return re.split(r"[/\\]", found[0].rstrip("/\\"))[-1]
-
-    return _PATH.sub(name_alone, message)

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -14,9 +15,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.explain.demo_answers import without_paths
 from layerfuse.explain.demo_content import DemoContent
 from layerfuse.explain.demo_page import build_page, page_css, page_theme
+from layerfuse.explain.demo_paths import without_paths
 from layerfuse.explain.demo_pictures import MOST_BYTES, PictureShelf
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -87,11 +88,9 @@ class Guard:
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        try:
+        # Raised again by what has tried to answer it.
+        with suppress(_TooLongError):
             await self.app(scope, body.receive, send_with_policy)
-        except _TooLongError:
-            # Raised again by what has tried to answer it.
-            pass
         if body.is_too_long:
             await _refuse(413, f"larger than {body.most:,} bytes", scope, receive, send)
 

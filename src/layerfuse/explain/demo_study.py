@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.explain.demo_paths import page_without_paths
 from layerfuse.look.figures import draw_similarity
 from layerfuse.look.report_file import read_report
 from layerfuse.look.similarity_report import SimilarityReport
@@ -48,7 +49,7 @@ def study_frame(study: Path | None) -> str:
     # script sorts tables; without an origin it reaches nothing of this page.
     return (
         f'<iframe class="lf-report" title="Report of the study {escape(study.name)}" '
-        f'sandbox="allow-scripts" srcdoc="{escape(report)}"></iframe>'
+        f'sandbox="allow-scripts" srcdoc="{escape(page_without_paths(report))}"></iframe>'
     )
 
 
