@@ -388,6 +388,10 @@ def test_models_are_called_by_their_arms() -> None:
     assert model_names([one, other]) == ["concat-4-8", "single-12"]
     assert model_names([one, two]) == ["concat-4-8 · seed 0", "concat-4-8 · seed 1"]
     assert model_names([one, one]) == ["concat-4-8 · seed 0 (1)", "concat-4-8 · seed 0 (2)"]
+    elsewhere = Path("runs/other/arms") / one.parent.name / "model"
+    studies = ["layers: concat-4-8", "other: concat-4-8"]
+    assert model_names([one, elsewhere]) == studies
+    assert model_names([one, elsewhere, two])[2] == "concat-4-8 · seed 1"
     assert model_names([Path("models/mine")]) == ["mine"]
     assert model_names([Path("a/mine"), Path("b/mine")]) == ["mine (1)", "mine (2)"]
 
@@ -409,6 +413,35 @@ def test_models_of_one_study_bring_its_report(tmp_path: Path) -> None:
     assert loaded.study == study
     assert [model.name for model in loaded.models] == ["concat"]
     assert loaded.similarity is None
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_others_alive(tmp_path: Path) -> None:
+    good = tiny.save_model(tmp_path / "good")
+    damaged = tiny.save_model(tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"cut off")
+
+    broken, well = demo_models.load_models([damaged, good])
+
+    assert columns_of(well)[-1]["state"] == "done"
+    [column] = columns_of(broken)
+    assert column["state"] == "error"
+    assert column["error"].startswith("cannot read the model in damaged")
+    assert str(tmp_path) not in column["error"]
+    with pytest.raises(LayerfuseError, match=r"cannot read the model in .*damaged"):
+        demo_models.load_models([damaged, damaged])
+
+
+def test_no_model_is_loaded_before_all_folders_were_looked_at(tmp_path: Path) -> None:
+    good = tiny.save_model(tmp_path / "good")
+    told: list[str] = []
+
+    def progress(phase: str, done: int, total: int, note: str = "") -> None:
+        told.append(note)
+
+    with pytest.raises(LayerfuseError, match="no model in"):
+        demo_models.load_models([good, tmp_path], progress)
+
+    assert told == []
 
 
 def test_what_the_user_can_mend_is_said(tmp_path: Path) -> None:

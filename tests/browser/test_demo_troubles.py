@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.explain.demo_models import DemoModel
 from layerfuse.explain.demo_page import WAITING
 from tests.browser.test_demo import ask, column
 from tests.demo_pages import PANDAS, Scripted, content_of, served
@@ -43,6 +45,19 @@ def test_a_failing_model_leaves_the_others_alive(desktop_page: Page) -> None:
         ask(page, "And now?")
         expect(column(page, "arm 1")).to_contain_text("And now?")
         expect(column(page, "arm 1")).to_contain_text("Answered in")
+        page.goto("about:blank")
+
+
+def test_a_model_that_was_not_loaded_says_so_before_it_is_asked(desktop_page: Page) -> None:
+    page = desktop_page
+    content = content_of(Scripted("all is well"))
+    damaged = DemoModel("damaged", None, "cannot read the model: weights are missing")
+    with served(replace(content, models=[damaged, *content.models])) as address:
+        page.goto(address)
+        expect(column(page, "damaged")).to_contain_text("weights are missing")
+        ask(page)
+        expect(column(page, "arm 1")).to_contain_text("Answered in")
+        expect(column(page, "damaged")).to_contain_text("weights are missing")
         page.goto("about:blank")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.explain.contributions import contributions, stored_means
 from layerfuse.explain.demo_explanation import (
     contributions_for_page,
@@ -89,9 +90,14 @@ def answer_column(
     Yields:
         The column whenever it has changed.
     """
+    if model.answerer is None:
+        yield AnswerColumn(model.name, "error", question, error=model.error)
+        return
     shown = AnswerColumn(model.name, "writing", question)
     try:
-        with closing(_answer(model, picture, question, max_new_tokens)) as columns:
+        with closing(
+            _answer(model.name, model.answerer, picture, question, max_new_tokens)
+        ) as columns:
             for shown in columns:
                 yield shown
     except LayerfuseError as error:
@@ -104,10 +110,9 @@ def answer_column(
 
 
 def _answer(
-    model: DemoModel, picture: Picture, question: str, max_new_tokens: int
+    name: str, answerer: Answerer, picture: Picture, question: str, max_new_tokens: int
 ) -> Generator[AnswerColumn, None, None]:
     """The columns of one answer, the last of which is complete."""
-    answerer = model.answerer
     began = time.perf_counter()
     reading = read(answerer, picture, question)
     text = ""
@@ -117,23 +122,23 @@ def _answer(
         for said in words:
             text = said.text
             tokens = said.tokens
-            yield AnswerColumn(model.name, "writing", question, text)
+            yield AnswerColumn(name, "writing", question, text)
     seconds = time.perf_counter() - began
     seen: dict[str, Any] = {"seconds": round(seconds, 2)}
-    yield AnswerColumn(model.name, "explaining", question, text, seen=seen)
-    for part in explain(model, reading, tokens):
+    yield AnswerColumn(name, "explaining", question, text, seen=seen)
+    for part in explain(answerer, reading, tokens):
         seen = {**seen, **part}
-        yield AnswerColumn(model.name, "explaining", question, text, seen=seen)
-    yield AnswerColumn(model.name, "done", question, text, seen=seen)
+        yield AnswerColumn(name, "explaining", question, text, seen=seen)
+    yield AnswerColumn(name, "done", question, text, seen=seen)
 
 
 def explain(
-    model: DemoModel, reading: EncodedPrompt, tokens: list[int]
+    answerer: Answerer, reading: EncodedPrompt, tokens: list[int]
 ) -> Iterator[dict[str, Any]]:
     """What an answer rests on, the quick parts first.
 
     Args:
-        model: that answered.
+        answerer: that answered.
         reading: the question and its picture.
         tokens: of the answer.
 
@@ -141,7 +146,6 @@ def explain(
         `picture` as the encoder saw it, `grid` and `words` with their attention; `maps` of layers
         and `weights` of those; then `contributions` of layers, and what they were replaced by.
     """
-    answerer = model.answerer
     generated = torch.tensor(tokens, dtype=torch.long, device=reading.prompt.device)
     trace = trace_answer(answerer, reading, generated=generated)
     yield {"picture": image_address(reading.picture, "JPEG"), **words_for_page(trace)}

@@ -1,5 +1,6 @@
 """The models of the web page: loaded once, called by the names of their arms."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +9,16 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.answer import Answerer, load_answerer, model_settings
+from layerfuse.explain.demo_paths import without_paths
 from layerfuse.progress import Progress, silent
 
 MOST_MODELS = 4
 """that stand side by side"""
 _RUN = re.compile(r"(?P<arm>.+)\.seed(?P<seed>\d+)\.[0-9a-f]{8}")
 """the folder of a run: `<arm>.seed<seed>.<hash>`"""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,13 @@ class DemoModel:
 
     Attributes:
         name: how the page calls it; never a path.
-        answerer: the model.
+        answerer: the model; None where it could not be loaded.
+        error: why not.
     """
 
     name: str
-    answerer: Answerer
+    answerer: Answerer | None
+    error: str = ""
 
 
 def load_models(folders: Sequence[Path], progress: Progress = silent) -> list[DemoModel]:
@@ -38,10 +44,10 @@ def load_models(folders: Sequence[Path], progress: Progress = silent) -> list[De
         progress: told of every model.
 
     Returns:
-        The models, whose names differ.
+        The models, whose names differ. One that is damaged has its error in place of itself.
 
     Raises:
-        LayerfuseError: there are more than four, or a folder holds no model.
+        LayerfuseError: there are more than four, a folder holds no model, or none can be loaded.
     """
     if not 1 <= len(folders) <= MOST_MODELS:
         raise LayerfuseError(
@@ -49,10 +55,21 @@ def load_models(folders: Sequence[Path], progress: Progress = silent) -> list[De
         )
     # One bar for each model's weights would cover that of the models.
     transformers_logging.disable_progress_bar()
-    models = []
+    # All folders before the first is loaded, which may take minutes.
+    for folder in folders:
+        model_settings(folder)
+    models: list[DemoModel] = []
+    errors: list[LayerfuseError] = []
     for name, folder in zip(model_names(folders), folders, strict=True):
         progress("load", len(models), len(folders), name)
-        models.append(DemoModel(name, load_answerer(folder)))
+        try:
+            models.append(DemoModel(name, load_answerer(folder)))
+        except LayerfuseError as error:
+            _log.warning("%s is not loaded: %s", name, error)
+            errors.append(error)
+            models.append(DemoModel(name, None, without_paths(str(error))))
+    if len(errors) == len(folders):
+        raise errors[0]
     progress("load", len(models), len(folders))
     return models
 
@@ -64,24 +81,42 @@ def model_names(folders: Sequence[Path]) -> list[str]:
         folders: such as `runs/<study>/arms/<arm>/model`; others are called by their own names.
 
     Returns:
-        A name each, no two alike: seeds are named where arms are alike, then numbers.
+        A name each, no two alike: seeds are named where arms are alike, the study where seeds are
+        alike too, then numbers.
     """
-    runs = [_run_folder(folder).name for folder in folders]
-    arms = []
-    with_seeds = []
-    for run in runs:
-        parts = _RUN.fullmatch(run)
-        arms.append(parts["arm"] if parts else run)
-        with_seeds.append(f"{parts['arm']} · seed {parts['seed']}" if parts else run)
+    arms = [_arm_of(folder) for folder in folders]
+    seeded = [_seeded_arm_of(folder) for folder in folders]
+    studied = [_of_study(folder, arm) for folder, arm in zip(folders, arms, strict=True)]
+    complete = [_of_study(folder, name) for folder, name in zip(folders, seeded, strict=True)]
     names = []
-    for place, arm in enumerate(arms):
-        name = arm
-        if arms.count(arm) > 1:
-            name = with_seeds[place]
-        if with_seeds.count(name) > 1 or (name == arm and arms.count(arm) > 1):
-            name = f"{name} ({place + 1})"
+    for place, numbered in enumerate(seeded):
+        # Where nothing tells them apart, numbers do.
+        name = f"{numbered} ({place + 1})"
+        for way in (complete, studied, seeded, arms):
+            if way.count(way[place]) == 1:
+                name = way[place]
         names.append(name)
     return names
+
+
+def _arm_of(folder: Path) -> str:
+    """The arm of a model, or the name of its folder."""
+    run = _run_folder(folder).name
+    found = _RUN.fullmatch(run)
+    return run if found is None else found["arm"]
+
+
+def _seeded_arm_of(folder: Path) -> str:
+    """The same with its seed, where it has one."""
+    run = _run_folder(folder).name
+    found = _RUN.fullmatch(run)
+    return run if found is None else f"{found['arm']} · seed {found['seed']}"
+
+
+def _of_study(folder: Path, name: str) -> str:
+    """A name after that of the model's study, where it has one."""
+    arms = _run_folder(folder).parent
+    return f"{arms.parent.name}: {name}" if arms.name == "arms" else name
 
 
 def study_of(folders: Sequence[Path]) -> Path | None:

@@ -221,7 +221,7 @@ def _ask_tab(page: DemoContent) -> None:
 def _column(place: int, model: DemoModel) -> gr.HTML:
     """The column of one model, not asked yet."""
     return gr.HTML(
-        AnswerColumn(model.name, "idle").for_page(),
+        _unasked(model).for_page(),
         html_template=ANSWER,
         js_on_load=_packaged("demo_answer.js"),
         apply_default_css=False,
@@ -230,6 +230,13 @@ def _column(place: int, model: DemoModel) -> gr.HTML:
         name=escape(model.name),
         mark=PALETTE[place],
     )
+
+
+def _unasked(model: DemoModel) -> AnswerColumn:
+    """What a column shows at first."""
+    if model.answerer is None:
+        return AnswerColumn(model.name, "error", error=model.error)
+    return AnswerColumn(model.name, "idle")
 
 
 def _suggested(shelf: PictureShelf, token: str, typed: str) -> Any:
