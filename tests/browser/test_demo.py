@@ -1,13 +1,15 @@
 """The page of `layerfuse demo`, as people see and operate it."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from layerfuse.explain.contributions import Contribution
 from layerfuse.look.report_file import read_report
 from layerfuse.look.similarity_report import SimilarityReport
 from tests.demo_pages import PANDAS, Scripted, content_of, served, write_study
@@ -108,6 +110,45 @@ def test_two_models_are_asked_about_an_uploaded_picture(
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.parametrize(
+    ("values", "widths"),
+    [
+        # from -1 to 4 nats over both columns
+        ({"two": [4.0, 1.0], "a moon": [-1.0, 0.5]}, [[80, 20], [20, 10]]),
+        # a nat is the least length of the scale
+        ({"two": [0.2, 0.0], "a moon": [0.1, 0.0]}, [[20, 0], [10, 0]]),
+    ],
+)
+def test_bars_side_by_side_have_one_scale(
+    desktop_page: Page,
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, list[float]],
+    widths: list[list[float]],
+) -> None:
+    page = desktop_page
+    contributed = iter(values.values())
+
+    def bars(_: Sequence[Contribution]) -> list[dict[str, Any]]:
+        return [{"name": "layer", "value": one, "written": f"{one}"} for one in next(contributed)]
+
+    monkeypatch.setattr("layerfuse.explain.demo_answers.contributions_for_page", bars)
+    with served(content_of(*[Scripted(text) for text in values])) as address:
+        page.goto(address)
+        ask(page)
+        drawn: list[list[float]] = []
+        for name in ("arm 1", "arm 2"):
+            expect(column(page, name)).to_contain_text("Answered in")
+        for name in ("arm 1", "arm 2"):
+            fills = column(page, name).locator("[data-part=contributions] i")
+            drawn.append(
+                fills.evaluate_all("all => all.map(one => Math.round(parseFloat(one.style.width)))")
+            )
+        page.goto("about:blank")
+
+    # either model may have been the first
+    assert sorted(drawn) == sorted(widths)
+
+
 def test_study_and_layers_have_tabs_of_their_own(
     page: Page, address: str, accessibility_problems: Callable[[Page], list[str]]
 ) -> None:
@@ -151,6 +192,11 @@ def test_what_cannot_be_asked_is_said(desktop_page: Page, address: str, tmp_path
 
     ask(page, "why? " * 200)
     expect(page.get_by_text("only the first 500 were asked")).to_be_visible()
+    expect(column(page, "arm 1")).to_contain_text("Answered in")
+
+    # more than a request may hold
+    ask(page, "why? " * 30_000)
+    expect(page.get_by_text("10,000 or more characters: only the first 500")).to_be_visible()
     expect(column(page, "arm 1")).to_contain_text("Answered in")
 
     huge = tmp_path / "huge.png"

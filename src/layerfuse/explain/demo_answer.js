@@ -100,11 +100,45 @@ function showMap(maps) {
   slider.setAttribute("aria-valuetext", map.name);
 }
 
-function drawBars(box, bars) {
+function rangeOf(bars) {
+  const values = bars.map((bar) => bar.value);
+  return { lowest: Math.min(0, ...values), highest: Math.max(0, ...values) };
+}
+
+function sharedRange() {
+  // Bars side by side are compared: the columns of one question have one scale. A nat is its least
+  // length, or differences of nothing would fill it.
+  const asked = last.question;
+  const own = rangeOf(last.seen.contributions);
+  for (const other of document.querySelectorAll(".lf-column[data-range]")) {
+    const range = JSON.parse(other.dataset.range);
+    if (range.question !== asked) continue;
+    own.lowest = Math.min(own.lowest, range.lowest);
+    own.highest = Math.max(own.highest, range.highest);
+  }
+  own.highest = Math.max(own.highest, own.lowest + 1);
+  return own;
+}
+
+function shareRange(column) {
+  // Told to all columns, this one among them, whenever it changes.
+  const article = element.querySelector(".lf-column");
+  const bars = column.seen?.contributions;
+  const range = bars ? JSON.stringify({ question: column.question, ...rangeOf(bars) }) : undefined;
+  if (article.dataset.range === range) return;
+  if (range) article.dataset.range = range;
+  else delete article.dataset.range;
+  document.dispatchEvent(new Event("lf-range"));
+}
+
+function drawContributions() {
+  if (last.seen?.contributions) drawBars(part("contributions"), last.seen.contributions, sharedRange());
+}
+
+function drawBars(box, bars, range) {
   const table = box.querySelector("table");
   table.replaceChildren();
-  const highest = Math.max(0, ...bars.map((bar) => bar.value));
-  const lowest = Math.min(0, ...bars.map((bar) => bar.value));
+  const { lowest, highest } = range;
   const room = highest - lowest || 1;
   for (const bar of bars) {
     const row = table.insertRow();
@@ -163,12 +197,13 @@ function render() {
     showMap(seen.maps);
   }
   part("weights").hidden = !seen.weights?.length;
-  if (seen.weights?.length) drawBars(part("weights"), seen.weights);
+  if (seen.weights?.length) drawBars(part("weights"), seen.weights, rangeOf(seen.weights));
   part("contributions").hidden = !seen.contributions;
   if (seen.contributions) {
     part("means").textContent = `How much less likely the answer is, in nats, with the mean of ${seen.means} in the layer's place.`;
-    drawBars(part("contributions"), seen.contributions);
+    drawContributions();
   }
+  shareRange(column);
 }
 
 element.addEventListener("keydown", (event) => {
@@ -178,5 +213,6 @@ element.addEventListener("keydown", (event) => {
     showWord(null);
   }
 });
+document.addEventListener("lf-range", drawContributions);
 watch("value", render);
 render();

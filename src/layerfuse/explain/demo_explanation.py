@@ -158,5 +158,8 @@ def contributions_for_page(of_layers: Sequence[Contribution]) -> list[dict[str, 
         # The mean in its place, as zeros are nothing that a layer ever gives.
         lost = -one.by_mean.change
         written = f"{lost:+.2f}".replace("-", "−")
+        if round(lost, 2) == 0:
+            # What is written as nothing is drawn as nothing, and has no sign.
+            lost, written = 0.0, "0.00"
         bars.append({"name": f"layer {one.layer}", "value": lost, "written": written})
     return bars

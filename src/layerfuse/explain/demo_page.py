@@ -13,9 +13,9 @@ from typing import Any
 import gradio as gr
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.explain.demo_answers import AnswerColumn, answer_column, shortened
+from layerfuse.explain.demo_answers import MOST_TYPED, AnswerColumn, answer_column, shortened
 from layerfuse.explain.demo_content import DemoContent
-from layerfuse.explain.demo_models import DemoModel
+from layerfuse.explain.demo_models import BrokenModel, ShownModel
 from layerfuse.explain.demo_pictures import MOST_BYTES, PictureShelf
 from layerfuse.explain.demo_study import similarity_figure, study_frame
 from layerfuse.palette import DARK, LIGHT, PALETTE, PageColors
@@ -117,7 +117,7 @@ def build_page(page: DemoContent) -> gr.Blocks:
     return blocks
 
 
-def _head(models: Sequence[DemoModel]) -> str:
+def _head(models: Sequence[ShownModel]) -> str:
     """The title of the page."""
     counts = {1: "one model", 2: "two models", 3: "three models", 4: "four models"}
     what = counts[len(models)]
@@ -160,6 +160,8 @@ def _ask_tab(page: DemoContent) -> None:
                 placeholder="What is in the picture?",
                 lines=2,
                 max_lines=6,
+                # A request that is too long would be refused as if too many waited.
+                max_length=MOST_TYPED,
                 elem_id="lf-question",
             )
             with gr.Row(elem_classes="lf-buttons"):
@@ -218,7 +220,7 @@ def _ask_tab(page: DemoContent) -> None:
     )
 
 
-def _column(place: int, model: DemoModel) -> gr.HTML:
+def _column(place: int, model: ShownModel) -> gr.HTML:
     """The column of one model, not asked yet."""
     return gr.HTML(
         _unasked(model).for_page(),
@@ -232,9 +234,9 @@ def _column(place: int, model: DemoModel) -> gr.HTML:
     )
 
 
-def _unasked(model: DemoModel) -> AnswerColumn:
+def _unasked(model: ShownModel) -> AnswerColumn:
     """What a column shows at first."""
-    if model.answerer is None:
+    if isinstance(model, BrokenModel):
         return AnswerColumn(model.name, "error", error=model.error)
     return AnswerColumn(model.name, "idle")
 
@@ -286,7 +288,7 @@ def _notice(text: str) -> str:
 
 
 def _answering(
-    page: DemoContent, model: DemoModel
+    page: DemoContent, model: ShownModel
 ) -> Callable[[Request | None], Iterator[dict[str, Any]]]:
     """What answers the requests of one column."""
 
