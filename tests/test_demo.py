@@ -15,15 +15,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
 from layerfuse.explain import demo_launch, demo_models
+from layerfuse.explain.contributions import Contribution, Replacement
 from layerfuse.explain.demo_answers import (
     LONGEST_QUESTION,
+    MOST_TYPED,
     answer_column,
     shortened,
 )
 from layerfuse.explain.demo_content import DemoContent, load_content
-from layerfuse.explain.demo_explanation import words_of
-from layerfuse.explain.demo_models import DemoModel, model_names, study_of
+from layerfuse.explain.demo_explanation import contributions_for_page, words_of
+from layerfuse.explain.demo_models import DemoModel, ShownModel, model_names, study_of
 from layerfuse.explain.demo_paths import page_without_paths, without_paths
 from layerfuse.explain.demo_pictures import KEPT, MOST_BYTES, PictureShelf, sample_pictures
 from layerfuse.explain.demo_study import study_frame
@@ -252,7 +255,7 @@ def test_samples_are_drawn_where_scikit_image_is_missing(monkeypatch: pytest.Mon
 # Answers
 
 
-def columns_of(model: DemoModel) -> list[dict[str, Any]]:
+def columns_of(model: ShownModel) -> list[dict[str, Any]]:
     picture = PictureShelf([]).add(png(), "dog.png").picture
     return [column.for_page() for column in answer_column(model, picture, "what?", 64)]
 
@@ -357,6 +360,21 @@ def test_long_questions_are_cut_and_the_page_says_so() -> None:
 
     assert len(question) == LONGEST_QUESTION
     assert "1,234 characters" in notice
+    # the browser cuts what is longer still
+    assert "10,000 or more characters" in shortened("x" * MOST_TYPED)[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "written"),
+    [(-1.5, 1.5, "+1.50"), (0.25, -0.25, "−0.25"), (0.004, 0, "0.00"), (-0.0049, 0, "0.00")],
+)
+def test_what_is_written_as_nothing_has_no_bar_and_no_sign(
+    change: float, value: float, written: str
+) -> None:
+    without = Replacement(change, answer="", tokens_changed=0, memory_changed={})
+    [bar] = contributions_for_page([Contribution(4, without, without)])
+
+    assert bar == {"name": "layer 4", "value": value, "written": written}
 
 
 @pytest.mark.parametrize(
@@ -377,6 +395,22 @@ def test_tokens_become_words(pieces: list[str], words: list[str]) -> None:
 
 
 # Models, study, and the verb
+
+
+def answer_record(name: str, family: str, question: str) -> AnswerRecord:
+    """An answer of a test of scenes."""
+    return AnswerRecord(
+        id=name,
+        sample="test-1",
+        image=None,
+        question=question,
+        answer="red",
+        prediction="red",
+        score=1.0,
+        family=family,
+        category="General",
+        novel=False,
+    )
 
 
 def test_models_are_called_by_their_arms() -> None:
@@ -442,6 +476,46 @@ def test_no_model_is_loaded_before_all_folders_were_looked_at(tmp_path: Path) ->
         demo_models.load_models([good, tmp_path], progress)
 
     assert told == []
+
+
+def test_samples_are_asked_as_the_study_asked(tmp_path: Path) -> None:
+    run = tmp_path / "layers" / "arms" / "concat.seed0.0123abcd"
+    folder = tiny.save_model(run / "model")
+    records = []
+    for family, question in (
+        ("presence", "presence of a red ring:"),
+        ("shape", "shape:"),
+        ("colour", "colour:"),
+    ):
+        records.append(answer_record(f"test-1/{family}", family, question))
+    write_records(run / PREDICTIONS, records)
+
+    samples = load_content([folder]).shelf.samples
+
+    # families that were not trained are not asked about, nor objects that no sample shows
+    drawn = [sample.question for sample in samples if sample.words.startswith("a drawing")]
+    assert drawn == ["colour:", "shape:"]
+    assert {sample.question for sample in samples} == {"colour:", "shape:"}
+
+
+def test_samples_of_models_without_a_study_are_asked_in_words(tmp_path: Path) -> None:
+    samples = load_content([tiny.save_model(tmp_path / "mine")]).shelf.samples
+
+    assert [sample.question for sample in samples][:2] == ["How many?", "What colour?"]
+
+
+def test_ctrl_c_while_models_are_loaded_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("layerfuse.explain.demo_content.load_content", interrupted)
+
+    done = CliRunner().invoke(app, ["demo", str(tmp_path)])
+
+    assert done.exit_code == 130
+    assert "Traceback" not in done.output
 
 
 def test_what_the_user_can_mend_is_said(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from typer import Argument, Option
 
 from layerfuse_cli.options import Imports, import_strategies
 
+INTERRUPTED = 130
+"""exit code of what Ctrl+C ended, as shells have it"""
+
 
 def demo(
     models: Annotated[
@@ -35,6 +38,32 @@ def demo(
     imports: Imports = None,
 ) -> None:
     """Ask trained models about pictures on a web page, and see what their answers rest on."""
+    # What is imported and loaded takes long enough to be regretted.
+    try:
+        _load_and_serve(
+            models,
+            study=study,
+            similarity=similarity,
+            host=host,
+            port=port,
+            max_new_tokens=max_new_tokens,
+            imports=imports,
+        )
+    except KeyboardInterrupt as interrupt:
+        raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def _load_and_serve(
+    models: list[Path],
+    *,
+    study: Path | None,
+    similarity: Path | None,
+    host: str,
+    port: int | None,
+    max_new_tokens: int,
+    imports: list[str] | None,
+) -> None:
+    """What the verb does, until it is interrupted."""
     from rich.console import Console
 
     from layerfuse.explain.demo_content import load_content

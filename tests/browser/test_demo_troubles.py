@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.explain.demo_models import DemoModel
+from layerfuse.explain.demo_models import BrokenModel
 from layerfuse.explain.demo_page import WAITING
 from tests.browser.test_demo import ask, column
 from tests.demo_pages import PANDAS, Scripted, content_of, served
@@ -51,7 +51,7 @@ def test_a_failing_model_leaves_the_others_alive(desktop_page: Page) -> None:
 def test_a_model_that_was_not_loaded_says_so_before_it_is_asked(desktop_page: Page) -> None:
     page = desktop_page
     content = content_of(Scripted("all is well"))
-    damaged = DemoModel("damaged", None, "cannot read the model: weights are missing")
+    damaged = BrokenModel("damaged", "cannot read the model: weights are missing")
     with served(replace(content, models=[damaged, *content.models])) as address:
         page.goto(address)
         expect(column(page, "damaged")).to_contain_text("weights are missing")

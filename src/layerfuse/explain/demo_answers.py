@@ -19,7 +19,7 @@ from layerfuse.explain.demo_explanation import (
     weights_for_page,
     words_for_page,
 )
-from layerfuse.explain.demo_models import DemoModel
+from layerfuse.explain.demo_models import BrokenModel, ShownModel
 from layerfuse.explain.demo_paths import without_paths
 from layerfuse.explain.feature_maps import feature_maps
 from layerfuse.explain.reading import EncodedPrompt, read
@@ -28,6 +28,8 @@ from layerfuse.vision.picture import Picture
 
 LONGEST_QUESTION = 500
 """in characters; what is longer is cut, and the page says so"""
+MOST_TYPED = 10_000
+"""characters that the browser sends; more could not be sent in one request"""
 
 _log = logging.getLogger(__name__)
 
@@ -70,14 +72,16 @@ def shortened(question: str) -> tuple[str, str]:
     whole = question.strip()
     if len(whole) <= LONGEST_QUESTION:
         return whole, ""
-    notice = (
-        f"The question has {len(whole):,} characters: only the first {LONGEST_QUESTION} were asked."
-    )
+    length = f"{len(whole):,}"
+    if len(question) >= MOST_TYPED:
+        # The browser has cut it already.
+        length = f"{MOST_TYPED:,} or more"
+    notice = f"The question has {length} characters: only the first {LONGEST_QUESTION} were asked."
     return whole[:LONGEST_QUESTION].rstrip(), notice
 
 
 def answer_column(
-    model: DemoModel, picture: Picture, question: str, max_new_tokens: int
+    model: ShownModel, picture: Picture, question: str, max_new_tokens: int
 ) -> Generator[AnswerColumn, None, None]:
     """Answer a question, column after column, and never raise: other columns go on.
 
@@ -90,7 +94,7 @@ def answer_column(
     Yields:
         The column whenever it has changed.
     """
-    if model.answerer is None:
+    if isinstance(model, BrokenModel):
         yield AnswerColumn(model.name, "error", question, error=model.error)
         return
     shown = AnswerColumn(model.name, "writing", question)

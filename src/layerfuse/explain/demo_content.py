@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerfuse.explain.demo_models import DemoModel, load_models, study_of
+from layerfuse.explain.demo_models import ShownModel, load_models, study_of, trained_questions
 from layerfuse.explain.demo_pictures import PictureShelf, sample_pictures
 from layerfuse.explain.demo_study import REPORT, read_similarity, study_frame
 from layerfuse.look.similarity_report import SimilarityReport
@@ -23,7 +23,7 @@ class DemoContent:
         max_new_tokens: longest answer, in tokens.
     """
 
-    models: Sequence[DemoModel]
+    models: Sequence[ShownModel]
     shelf: PictureShelf
     study: Path | None = None
     similarity: SimilarityReport | None = None
@@ -52,7 +52,7 @@ def load_content(
 
     Raises:
         LayerfuseError: there are more than four models, or a folder holds no model, report or
-            similarity.
+            similarity, or the answers beside a model are damaged.
     """
     if study is None:
         study = study_of(folders)
@@ -62,9 +62,10 @@ def load_content(
     # What is looked at in a moment comes first: models may load for minutes.
     study_frame(study)
     measured = read_similarity(similarity, study)
+    asked = trained_questions(folders)
     return DemoContent(
         models=load_models(folders, progress),
-        shelf=PictureShelf(sample_pictures()),
+        shelf=PictureShelf(sample_pictures(asked)),
         study=study,
         similarity=measured,
         max_new_tokens=max_new_tokens,

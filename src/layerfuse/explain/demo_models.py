@@ -8,8 +8,10 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from layerfuse.data.scenes import FAMILIES
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer, model_settings
+from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, read_records
 from layerfuse.explain.demo_paths import without_paths
 from layerfuse.progress import Progress, silent
 
@@ -27,16 +29,31 @@ class DemoModel:
 
     Attributes:
         name: how the page calls it; never a path.
-        answerer: the model; None where it could not be loaded.
-        error: why not.
+        answerer: the model.
     """
 
     name: str
-    answerer: Answerer | None
-    error: str = ""
+    answerer: Answerer
 
 
-def load_models(folders: Sequence[Path], progress: Progress = silent) -> list[DemoModel]:
+@dataclass(frozen=True)
+class BrokenModel:
+    """A model that could not be loaded, and has a column that says so.
+
+    Attributes:
+        name: as above.
+        error: why not, for people.
+    """
+
+    name: str
+    error: str
+
+
+ShownModel = DemoModel | BrokenModel
+"""what has a column on the page"""
+
+
+def load_models(folders: Sequence[Path], progress: Progress = silent) -> list[ShownModel]:
     """Load the models of a page.
 
     Args:
@@ -58,7 +75,7 @@ def load_models(folders: Sequence[Path], progress: Progress = silent) -> list[De
     # All folders before the first is loaded, which may take minutes.
     for folder in folders:
         model_settings(folder)
-    models: list[DemoModel] = []
+    models: list[ShownModel] = []
     errors: list[LayerfuseError] = []
     for name, folder in zip(model_names(folders), folders, strict=True):
         progress("load", len(models), len(folders), name)
@@ -67,7 +84,7 @@ def load_models(folders: Sequence[Path], progress: Progress = silent) -> list[De
         except LayerfuseError as error:
             _log.warning("%s is not loaded: %s", name, error)
             errors.append(error)
-            models.append(DemoModel(name, None, without_paths(str(error))))
+            models.append(BrokenModel(name, without_paths(str(error))))
     if len(errors) == len(folders):
         raise errors[0]
     progress("load", len(models), len(folders))
@@ -117,6 +134,30 @@ def _of_study(folder: Path, name: str) -> str:
     """A name after that of the model's study, where it has one."""
     arms = _run_folder(folder).parent
     return f"{arms.parent.name}: {name}" if arms.name == "arms" else name
+
+
+def trained_questions(folders: Sequence[Path]) -> dict[str, str]:
+    """Find how the models of a page are used to be asked.
+
+    Args:
+        folders: of the models.
+
+    Returns:
+        The first test question of each family of scenes, from the first model whose study tested it
+        on scenes; nothing where none did.
+    """
+    for folder in folders:
+        answers = _run_folder(folder) / PREDICTIONS
+        # A model that was copied elsewhere has none beside it.
+        if not answers.is_file():
+            continue
+        asked: dict[str, str] = {}
+        for record in read_records(answers, AnswerRecord):
+            if record.family in FAMILIES:
+                asked.setdefault(record.family, record.question)
+        if asked:
+            return asked
+    return {}
 
 
 def study_of(folders: Sequence[Path]) -> Path | None:

@@ -4,7 +4,7 @@ import io
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ SHOWN_SIDE = 960
 """the longer side of what the page shows, in pixels"""
 SMALL_SIDE = 160
 """the same of a sample"""
+SAMPLE_FAMILIES = ("count", "colour", "letter")
+"""what is asked about the drawn samples, if the models know no other questions"""
 PHOTOGRAPHS = {
     "astronaut.png": ("a woman in an orange space suit", "What is she wearing?"),
     "chelsea.png": ("the face of a ginger cat", "Which animal is this?"),
@@ -182,15 +184,33 @@ def _jpeg(image: Image.Image, side: int) -> bytes:
     return file.getvalue()
 
 
-def sample_pictures() -> list[ShownPicture]:
-    """Pictures to begin with: drawn scenes, and photographs where scikit-image is installed."""
+def sample_pictures(asked: Mapping[str, str] | None = None) -> list[ShownPicture]:
+    """Pictures to begin with: drawn scenes, and photographs where scikit-image is installed.
+
+    Args:
+        asked: for each family of scenes the question that the models know; nothing where they are
+            not known to have been trained on scenes.
+
+    Returns:
+        The samples. Each has a question that the models know, where one is known.
+    """
+    known = dict(asked or {})
+    # Names an object, which the sample may not show.
+    known.pop("presence", None)
+    # Of a family's wordings the first: these are to be read by people.
+    questions = known or {family: FAMILIES[family].wordings[0] for family in SAMPLE_FAMILIES}
+    wanted = [family for family in SAMPLE_FAMILIES if family in questions]
+    others = [family for family in questions if family not in wanted]
+    families = [*wanted, *others][: len(SAMPLE_FAMILIES)]
     shown = []
-    families = ("count", "colour", "letter")
     for scene, family in zip(sample(len(families), "test", seed=7), families, strict=True):
-        # Of a family's wordings the first: these are to be read by people.
-        question = FAMILIES[family].wordings[0]
-        shown.append(shown_picture(_drawn(scene), f"a drawing: {scene.caption()}", question))
-    return [*shown, *_sample_photographs()]
+        picture = _drawn(scene)
+        shown.append(shown_picture(picture, f"a drawing: {scene.caption()}", questions[family]))
+    about_photographs = None
+    if known:
+        # What is asked of a photograph otherwise, models of scenes have never heard.
+        about_photographs = known.get("colour", questions[families[0]])
+    return [*shown, *_sample_photographs(about_photographs)]
 
 
 def _drawn(scene: Scene) -> Picture:
@@ -200,8 +220,9 @@ def _drawn(scene: Scene) -> Picture:
     return Picture("drawn scene", file.getvalue)
 
 
-def _sample_photographs() -> list[ShownPicture]:
-    """The photographs of `PHOTOGRAPHS` that are installed, and none without scikit-image."""
+def _sample_photographs(question: str | None) -> list[ShownPicture]:
+    """The photographs of `PHOTOGRAPHS` that are installed, and none without scikit-image; with
+    their own questions, or all with one."""
     try:
         installed = photographs()
     except LayerfuseError:
@@ -211,8 +232,8 @@ def _sample_photographs() -> list[ShownPicture]:
     for picture in installed:
         known = PHOTOGRAPHS.get(Path(picture.name).name)
         if known is not None:
-            words, question = known
+            words, own = known
             # By its name alone: errors name pictures, and the page shows errors.
             named = Picture(Path(picture.name).name, picture.read)
-            shown.append(shown_picture(named, words, question))
+            shown.append(shown_picture(named, words, question or own))
     return shown
