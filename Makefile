@@ -23,7 +23,7 @@ SERVED_TESTS = tests/test_model.py tests/test_generation.py tests/test_processor
 	tests/test_import.py tests/test_ordinary_paths.py tests/test_export_gguf.py \
 	tests/test_start_from.py tests/test_other_runtimes.py tests/test_likelihood.py
 
-.PHONY: help .cache/axe-core install install-dev quickstart test test-full test-lmms test-serving check-serving test-browser check docs bench clean
+.PHONY: help .cache/axe-core install install-dev quickstart test test-full test-lmms test-serving check-serving test-browser check-browser check docs bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,8 +45,8 @@ quickstart: install  ## two small pretrained models, a study of four arms, a rep
 	$(BIN)/layerfuse models pull dinov2-small smollm2-135m-instruct
 	$(BIN)/layerfuse study recipes/quickstart.yaml
 
-test: install-dev  ## the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
+test: install-dev  ## the tests; those of pages are in test-browser
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not browser'
 
 test-full: install-dev  ## the tests, with every combination
 	$(BIN)/python -m pytest -n auto --dist worksteal
@@ -71,7 +71,7 @@ $(VENV_SERVING)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test-serving: $(VENV_SERVING)/.installed  ## the tests with the transformers of servers, in .venv-serving
-	$(VENV_SERVING)/bin/python -m pytest -n auto --dist worksteal -m 'not slow'
+	$(VENV_SERVING)/bin/python -m pytest -n auto --dist worksteal -m 'not slow and not browser'
 
 check-serving: $(VENV_SERVING)/.installed  ## those of models and exports alone
 	$(VENV_SERVING)/bin/python -m pytest -n auto --dist worksteal -m 'not slow' $(SERVED_TESTS)
@@ -86,6 +86,9 @@ $(AXE)/axe.min.js:
 
 test-browser: install-dev $(AXE)/axe.min.js  ## the tests of pages, in chromium, which must be there
 	BROWSER_TESTS=required $(BIN)/python -m pytest tests/browser
+
+check-browser: install-dev  ## the tests of pages, where there is a browser
+	$(BIN)/python -m pytest tests/browser
 
 check: install-dev  ## ruff, pyright, import order of the floors
 	$(BIN)/ruff check

@@ -33,7 +33,6 @@ LONG_TESTS = (
     "test_depth_profile_of_a_real_encoder",
     "test_killed_at_random_moments_and_started_again",
     "test_two_processes_are_one",
-    "test_two_processes_under_fsdp2_are_one",
     "test_a_shrunken_quickstart_on_real_models",
     "test_python_snippets_of_the_readme_run",
     "test_every_strategy_runs_in_one_study",

@@ -41,6 +41,8 @@ class Scripted(Answerer):
         error: Exception | None = None,
     ) -> None:
         model = tiny.model(strategy)
+        # A question of 500 characters is as many tokens.
+        model.config.text_config.max_position_embeddings = 1024
         super().__init__(model, tiny.processor(model))
         self.script = torch.tensor(self.processor.tokenizer(f"{text}</s>")["input_ids"])
         self.seconds = seconds

@@ -7,6 +7,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,9 @@ def test_a_body_that_is_longer_than_it_says_is_read_no_further(
         "server": ("127.0.0.1", 7860),
     }
 
-    asyncio.run(demo_app(content)(scope, receive, send))
+    # In a thread of its own: this one may have the loop of a browser.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, demo_app(content)(scope, receive, send)).result()
 
     assert asked == 5
     starts = [message["status"] for message in sent if message["type"] == "http.response.start"]

@@ -177,7 +177,8 @@ def one_process_and_fsdp2(recipe: dict[str, Any], tmp_path: Path) -> list[str]:
     return sharding_file.read_text().splitlines()
 
 
-@pytest.mark.parametrize("vision", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("vision", [True, False])
 def test_two_processes_under_fsdp2_are_one(
     mixed: dict[str, Any],
     tmp_path: Path,
