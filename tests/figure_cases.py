@@ -148,6 +148,20 @@ def guidance(figure: Figure) -> None:
     plots.plot_guidance(data, figure.subplots())
 
 
+def guidance_of_little(figure: Figure) -> None:
+    """A map of differences that are next to nothing, in pale colours."""
+    values = [[0.05 * column - 0.1, 0.1 - 0.05 * column] for column in range(5)]
+    data = plots.WeightMap(
+        title="difference to all questions, points",
+        kinds=["General", "Chart&OCR"],
+        choices=["1-2", "3-4", "5-6", "7-8", "9-10"],
+        values=np.transpose(values).tolist(),
+        is_difference=True,
+        rules=[],
+    )
+    plots.plot_guidance(data, figure.subplots())
+
+
 def control_changes(figure: Figure) -> None:
     controls = []
     for index, name in enumerate(("another instruction", "mean weights")):
@@ -189,6 +203,7 @@ FIGURES: dict[str, Callable[[Figure], None]] = {
     "matrix": matrix,
     "last_layer": last_layer,
     "guidance": guidance,
+    "guidance_of_little": guidance_of_little,
     "control_changes": control_changes,
     "probed_tasks": probed_tasks,
     "probed_depth": probed_depth,

@@ -27,7 +27,10 @@ from layerfuse.study.coordinate import study, train
 from layerfuse.study.data_sizes_report import (
     SizedArm,
     SizedStudy,
+    SizesReport,
+    draw_sizes,
     verdict_sentence,
+    write_sizes_page,
     write_sizes_report,
 )
 from layerfuse.study.report import write_report
@@ -513,6 +516,26 @@ def test_an_arm_that_was_not_trained_long_enough_gets_no_verdict(untrained: str)
     sentence = verdict_sentence(sizes, "base")
     assert "a (not trained long enough to say at 100, better at 1,000)" in sentence
     assert "worse" not in sentence
+
+
+def test_the_page_gives_such_an_arm_no_verdict_either(tmp_path: Path) -> None:
+    """Headline and table say the same of each size."""
+    sizes = [
+        made_up_size(100, "tie", settled=False),
+        made_up_size(500, "worse", baseline_settled=False),
+        made_up_size(1000, "better"),
+        made_up_size(2000, "unjudged", settled=False),
+    ]
+    headline = verdict_sentence(sizes, "base")
+    report = SizesReport("name", "align", "base", headline, "", "", [], sizes)
+    draw_sizes(sizes, tmp_path / "figures")
+
+    html = write_sizes_page(report, "", tmp_path).read_text()
+
+    (table,) = re.findall(r'<h2 id="differences">.*?</table>', html, re.DOTALL)
+    said = re.findall(r'<span class="(?:chip.*?|quiet)">(.*?)</span>', table)
+    assert said == ["not settled", "not settled", "better", "one seed: no verdict"]
+    assert "not trained long enough to say at 100 and 500" in headline
 
 
 def test_one_seed_gives_no_verdict() -> None:

@@ -4,6 +4,7 @@ The layers 2, 4 and 6 answer four questions of each category, so that scores are
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -303,6 +304,9 @@ def test_the_report_shows_the_figure_and_says_how_to_read_it(tmp_path: Path) -> 
     assert "one line a category of questions" in page
     assert "magnifies small differences" in page
     assert "the range from the lowest to the highest seed" in page
+    (layers,) = re.findall(r"<figcaption>(The same arms,.*?)</figcaption>", page)
+    assert "bands reach from the lowest to the highest seed" in layers
+    assert "dashed is the commonest answer" in layers
 
 
 def test_a_report_without_three_layers_has_no_such_figure(tmp_path: Path) -> None:

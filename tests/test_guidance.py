@@ -16,6 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from layerfuse.data.sample import Sample
+from layerfuse.data.scenes import FAMILIES
+from layerfuse.data.scenes import sample as draw_scenes
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.evaluation import data_of, evaluate
@@ -158,6 +160,77 @@ def test_the_bias_of_a_small_sample_is_not_read_as_information() -> None:
         assert row.shuffled == pytest.approx(row.bits, abs=0.25)
         assert not row.is_more_than_shuffled
         assert row.p > 0.05
+
+
+WORDINGS_OF_KINDS = [3, 3, 4, 5, 60]
+
+
+def unequally_asked(rng: np.random.Generator, share_of_kind: float) -> list[KindInformation]:
+    """Each kind has 100 questions, in few wordings or in many; weights are random for each wording,
+    and in part for each kind."""
+    kinds = np.repeat(range(5), WORDINGS_OF_KINDS)
+    of_wording = rng.dirichlet([5] * 4, size=len(kinds))
+    of_kind = rng.dirichlet([5] * 4, size=5)[kinds]
+    of_wording = (1 - share_of_kind) * of_wording + share_of_kind * of_kind
+    asked: list[int] = []
+    for kind in range(5):
+        asked.extend(rng.choice(np.flatnonzero(kinds == kind), 100).tolist())
+    return kind_information(of_wording[asked], kinds[asked].astype(str).tolist(), asked)
+
+
+def test_a_kind_of_many_wordings_raises_no_alarm() -> None:
+    """Most wordings are of one kind, most questions are not."""
+    rng = np.random.default_rng(0)
+    false_alarms = np.zeros(2)
+    for _ in range(20):
+        rows = unequally_asked(rng, 0.0)
+        assert rows[0].is_testable
+        false_alarms += [row.is_more_than_shuffled for row in rows]
+    # Of an error rate of 5 %, five of twenty or more have a probability of 0.3 %.
+    assert max(false_alarms) <= 4
+
+
+def test_a_kind_of_many_wordings_hides_no_other() -> None:
+    rng = np.random.default_rng(0)
+    seen = [unequally_asked(rng, 0.8)[1].is_more_than_shuffled for _ in range(6)]
+    assert sum(seen) >= 5
+
+
+def test_stray_questions_give_a_kind_no_wording() -> None:
+    """Eight kinds of one wording each; one question in fifty has the wording of another kind."""
+    rng = np.random.default_rng(0)
+    wordings = np.arange(8).repeat(50)
+    kinds = wordings.copy()
+    kinds[::50] = (kinds[::50] + 1) % 8
+    weights = rng.dirichlet([5] * 4, size=8)[wordings]
+
+    for row in kind_information(weights, kinds.astype(str).tolist(), wordings.tolist()):
+        assert row.wordings == {str(kind): 1 for kind in range(8)}
+        assert row.partitions == 1
+        assert not row.is_testable
+        assert not row.is_more_than_shuffled
+
+
+def test_a_kind_of_two_wordings_cannot_be_tested() -> None:
+    """There are ways enough to deal the wordings, and yet too few of one kind."""
+    kinds = ["a"] * 2 + ["b"] * 5 + ["c"] * 5
+    weights = np.eye(3)[[0] * 2 + [1] * 5 + [2] * 5]
+    for row in kind_information(weights, kinds, range(12)):
+        assert row.partitions == math.comb(12, 2) * math.comb(10, 5) // 2
+        assert row.scarce_kinds == ["a"]
+        assert not row.is_more_than_shuffled
+
+
+def test_wordings_that_ask_for_every_kind_say_nothing_of_it() -> None:
+    """All wordings ask for all kinds in equal shares: no shuffling changes that."""
+    rng = np.random.default_rng(0)
+    wordings = np.repeat(range(12), 30)
+    kinds = np.tile(["a", "b", "c"], 120).tolist()
+    weights = rng.dirichlet([1] * 4, size=12)[wordings]
+
+    for row in kind_information(weights, kinds, wordings.tolist()):
+        assert (row.bits, row.shuffled_high) == (0, 0)
+        assert not row.is_more_than_shuffled
 
 
 def random_per_wording(rng: np.random.Generator, by_kind: bool) -> list[KindInformation]:
@@ -419,6 +492,18 @@ def contrast_of(difference: float, verdict: str) -> JudgedContrast:
 def made_up(bits: float, difference: float, verdict: str) -> GuidanceReport:
     """A report with one estimate and one control."""
     weights = KindWeights(50, [0.4, 0.6], [0.02, 0.02])
+    information = KindInformation(
+        estimator="k-means",
+        bins=2,
+        bits=bits,
+        entropy=1.0,
+        shuffled=0.05,
+        shuffled_high=0.1,
+        p=0.01,
+        permutations=1000,
+        wordings={"a": 15, "b": 15},
+        partitions=9999,
+    )
     effect = ControlEffect(ArmScore(0.6, [0.5, 0.7]), contrast_of(difference, verdict), {})
     return GuidanceReport(
         model="model",
@@ -435,7 +520,7 @@ def made_up(bits: float, difference: float, verdict: str) -> GuidanceReport:
         categories={"a": weights, "b": weights},
         families={"all": weights},
         crossed=CrossedSpread(30, 16, 0.02, 0.01, 3.0, 1.0, 0.0),
-        information=[KindInformation("k-means", 2, bits, 1.0, 0.05, 0.1, 0.01, 1000, 9999)],
+        information=[information],
         controls={"other_category": effect},
         resamples=200,
         seed=0,
@@ -471,16 +556,54 @@ def test_a_model_that_guesses_shows_nothing() -> None:
     assert "cannot show in what it answers" in guidance_sentences(report)[-1]
 
 
-def test_few_wordings_are_named() -> None:
-    report = made_up(0.31, 0.0, "tie")
-    # Two kinds of one wording each can be dealt in one way alone.
-    information = [replace(row, partitions=1) for row in report.information]
-    report = replace(report, wordings=2, information=information)
+@pytest.mark.parametrize(
+    ("wordings", "partitions", "reason"),
+    [
+        ({"a": 1, "b": 29}, 30, "a has fewer than 3 wordings"),
+        ({"a": 2, "b": 2}, 3, "a and b have fewer than 3 wordings"),
+        ({"a": 3, "b": 3}, 10, "6 wordings are too few for 2 categories"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("verdict", "conclusion"),
+    [
+        ("better", "So the guidance helps, by the wording of a question or by its category."),
+        ("tie", "So nothing shows that the guidance does anything."),
+    ],
+)
+def test_where_wording_and_kind_are_one_there_is_no_verdict(
+    wordings: dict[str, int], partitions: int, reason: str, verdict: str, conclusion: str
+) -> None:
+    report = made_up(0.31, 0.03, verdict)
+    information = [
+        replace(row, wordings=wordings, partitions=partitions) for row in report.information
+    ]
 
-    sentences = guidance_sentences(report)
+    sentences = guidance_sentences(replace(report, information=information))
 
-    assert any("cannot be told, with 2 wordings for 2 categories" in each for each in sentences)
-    assert "nothing shows that the guidance does anything" in sentences[-1]
+    assert "By k-means (2 bins) 0.31 bits of 1.00." in sentences
+    said = "Wording and category cannot be told apart, so that weights may follow either"
+    assert f"{said}: {reason}." in sentences
+    assert "differ by category" not in " ".join(sentences)
+    assert sentences[-1] == conclusion
+
+
+@pytest.mark.parametrize("kind", ["category", "family"])
+def test_of_drawn_scenes_wording_and_kind_cannot_be_told_apart(kind: str) -> None:
+    """Whatever the weights: some kinds are asked for in one wording or two."""
+    rng = np.random.default_rng(0)
+    texts: list[str] = []
+    kinds: list[str] = []
+    for scene in draw_scenes(20, "test"):
+        for name, family in FAMILIES.items():
+            texts.append(scene.ask(name, rng)[0])
+            kinds.append(family.category if kind == "category" else name)
+    _, wordings = np.unique(texts, return_inverse=True)
+    weights = np.eye(len(set(kinds)))[np.unique(kinds, return_inverse=True)[1]]
+
+    for row in kind_information(weights, kinds, wordings.tolist()):
+        assert not row.is_testable
+        assert not row.is_more_than_shuffled
 
 
 def test_maps_hold_families_beside_categories() -> None:

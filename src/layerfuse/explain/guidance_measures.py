@@ -90,25 +90,33 @@ def kind_information(
         weights: (questions, n).
         kinds: of the questions; at least two different ones.
         wordings: of the questions, as numbers. Questions of one wording share an instruction, and
-            so nearly their weights: it is wordings whose kinds are shuffled. One that asks for
-            several kinds counts once for each.
+            so nearly their weights: what is shuffled is which wording has which weights. A
+            question keeps its kind, so that a wording may ask for several.
         seed: of the clusters and the shufflings.
 
     Returns:
         One estimate for the layer or group that is weighted most, one for clusters of weights.
     """
     most_weighted = weights.argmax(axis=1)
-    asked = [f"{wording} {kind}" for wording, kind in zip(wordings, kinds, strict=True)]
-    clusters = _clusters(weights, len(set(kinds)), seed)
+    clusters = _clusters(weights, wordings, len(set(kinds)), seed)
     return [
-        _information("most weighted", most_weighted, kinds, asked, seed=seed),
-        _information("k-means", clusters, kinds, asked, seed=seed),
+        _information("most weighted", most_weighted, kinds, wordings, seed=seed),
+        _information("k-means", clusters, kinds, wordings, seed=seed),
     ]
 
 
-def _clusters(weights: np.ndarray, kinds: int, seed: int) -> np.ndarray:
-    """The cluster of each question's weights: as many as there are kinds, up to `MOST_BINS`."""
-    distinct = len(np.unique(weights, axis=0))
+def _clusters(weights: np.ndarray, wordings: Sequence[int], kinds: int, seed: int) -> np.ndarray:
+    """The cluster of each question's weights: as many as there are kinds, up to `MOST_BINS`.
+
+    Clusters are those of the wordings' mean weights, each of which counts once: one with many
+    questions would get a cluster of its own, and its kind with it.
+    """
+    _, wording_numbers, questions = np.unique(wordings, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(questions), weights.shape[1]))
+    np.add.at(sums, wording_numbers, weights)
+    means = sums / questions[:, None]
+    # Means of equal weights can differ in the last digits
+    distinct = len(np.unique(np.round(means, 2 * DIGITS), axis=0))
     count = min(kinds, MOST_BINS, distinct)
     if count < 2:
         return np.zeros(len(weights), dtype=int)
@@ -117,24 +125,23 @@ def _clusters(weights: np.ndarray, kinds: int, seed: int) -> np.ndarray:
 
     # Any: scikit-learn's annotations are of its defaults
     clusters: Any = KMeans(count, n_init=REPEATS, random_state=seed)  # pyright: ignore
-    return clusters.fit_predict(weights)
+    return clusters.fit(means).predict(weights)
 
 
 def _information(
-    estimator: str, bins: np.ndarray, kinds: Sequence[str], asked: Sequence[str], *, seed: int
+    estimator: str, bins: np.ndarray, kinds: Sequence[str], wordings: Sequence[int], *, seed: int
 ) -> KindInformation:
-    """The information in a number of each question, with what kinds shuffled over `asked` give."""
+    """The information in a number of each question, with what shuffled wordings give."""
     _, bin_numbers = np.unique(bins, return_inverse=True)
-    _, kind_numbers = np.unique(kinds, return_inverse=True)
-    _, first, asked_numbers = np.unique(asked, return_index=True, return_inverse=True)
-    # (different ones of `asked`,)
-    kinds_of_asked = kind_numbers[first]
+    kind_names, kind_numbers = np.unique(kinds, return_inverse=True)
+    _, wording_numbers = np.unique(wordings, return_inverse=True)
     bits = _mutual_bits(bin_numbers, kind_numbers)
     rng = np.random.default_rng(seed)
     estimates = []
     for _ in range(PERMUTATIONS):
-        shuffled_kinds = rng.permutation(kinds_of_asked)[asked_numbers]
-        estimates.append(_mutual_bits(bin_numbers, shuffled_kinds))
+        shuffled_bins = _bins_of_other_wordings(bin_numbers, wording_numbers, rng)
+        estimates.append(_mutual_bits(shuffled_bins, kind_numbers))
+    of_kinds = _wordings_by_kind(kind_numbers, wording_numbers)
     shuffled = np.array(estimates)
     # A hair of room: equal tables can differ in the last digit
     as_high = int((shuffled >= bits - 1e-9).sum())
@@ -147,8 +154,45 @@ def _information(
         shuffled_high=round(float(np.quantile(shuffled, 0.95)), DIGITS),
         p=(1 + as_high) / (1 + PERMUTATIONS),
         permutations=PERMUTATIONS,
-        partitions=_partitions(np.bincount(kinds_of_asked).tolist()),
+        wordings=dict(zip(kind_names.tolist(), of_kinds, strict=True)),
+        partitions=_partitions(of_kinds),
     )
+
+
+def _bins_of_other_wordings(
+    bins: np.ndarray, wordings: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Deal the wordings anew: each question of a wording gets the bin of a question of the one that
+    was dealt in its place.
+
+    It is not the kinds that are dealt: a kind with many wordings of few questions would get most of
+    all questions, and the information would shrink by that alone.
+
+    Args:
+        bins: a number from 0 for each question.
+        wordings: likewise.
+        rng: deals, and draws questions.
+    """
+    questions = np.bincount(wordings)
+    # Questions of one wording stand together in `by_wording`, from its place in `starts` on.
+    by_wording = np.argsort(wordings)
+    starts = np.cumsum(questions) - questions
+    dealt = rng.permutation(len(questions))[wordings]
+    drawn = starts[dealt] + rng.integers(questions[dealt])
+    return bins[by_wording[drawn]]
+
+
+def _wordings_by_kind(kinds: np.ndarray, wordings: np.ndarray) -> list[int]:
+    """How many wordings each kind has. One that asks for several counts for its commonest: a stray
+    question does not make the wordings of two kinds alike.
+
+    Args:
+        kinds: a number from 0 for each question.
+        wordings: likewise.
+    """
+    asked = np.zeros((wordings.max() + 1, kinds.max() + 1), dtype=int)
+    np.add.at(asked, (wordings, kinds), 1)
+    return np.bincount(asked.argmax(axis=1), minlength=asked.shape[1]).tolist()
 
 
 def _partitions(sizes: Sequence[int]) -> int:
@@ -157,6 +201,8 @@ def _partitions(sizes: Sequence[int]) -> int:
     Args:
         sizes: things in each group.
     """
+    # Empty groups are all alike, and nothing is dealt to them
+    sizes = [size for size in sizes if size > 0]
     ways = factorial(sum(sizes))
     for size in sizes:
         ways //= factorial(size)

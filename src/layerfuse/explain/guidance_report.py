@@ -62,6 +62,8 @@ class CrossedSpread:
 
 FEWEST_PARTITIONS = 20
 """Fewer cannot make a share of 5 %."""
+FEWEST_WORDINGS = 3
+"""Below so many, what follows the wordings of a kind follows the kind."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ class KindInformation:
         bins: how many numbers there are.
         bits: plug-in estimate of the mutual information of that number and the kind.
         entropy: of the kinds in bits, which is the most that there is to say.
-        shuffled: mean estimate where kinds are shuffled over wordings, each of which keeps its
-            questions: what weights that follow the wording alone would give.
+        shuffled: mean estimate where weights are shuffled over wordings, each of which keeps its
+            questions and their kinds: what weights that follow the wording alone would give.
         shuffled_high: 95 % of these estimates are not above it.
         p: share of the estimates that are not below `bits`, itself counted in.
         permutations: number of shufflings.
+        wordings: number of them by kind; one that asks for several counts for its commonest.
         partitions: ways to deal the wordings to the kinds, where kinds of equally many wordings
             are not told apart.
     """
@@ -90,13 +93,19 @@ class KindInformation:
     shuffled_high: float
     p: float
     permutations: int
+    wordings: dict[str, int]
     partitions: int
 
     @property
+    def scarce_kinds(self) -> list[str]:
+        """The kinds with too few wordings to tell what follows them from what follows the kind."""
+        return [kind for kind, count in self.wordings.items() if count < FEWEST_WORDINGS]
+
+    @property
     def is_testable(self) -> bool:
-        """Whether chance could give less than what was measured in 95 % of the shufflings: with
-        one wording a kind, wording and kind are the same."""
-        return self.partitions >= FEWEST_PARTITIONS
+        """Whether wording and kind can be told apart: each kind has some wordings, and these can be
+        dealt in so many ways that chance gives less than what was measured in 95 % of them."""
+        return not self.scarce_kinds and self.partitions >= FEWEST_PARTITIONS
 
     @property
     def is_more_than_shuffled(self) -> bool:

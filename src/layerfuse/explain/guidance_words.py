@@ -3,8 +3,14 @@
 from rich.console import Console
 
 from layerfuse.explain.guidance_figures import ALL, CONTROL_NAMES
-from layerfuse.explain.guidance_report import ControlEffect, GuidanceReport, KindWeights
-from layerfuse.study.findings import percent, signed, span
+from layerfuse.explain.guidance_report import (
+    FEWEST_WORDINGS,
+    ControlEffect,
+    GuidanceReport,
+    KindInformation,
+    KindWeights,
+)
+from layerfuse.study.findings import listed, percent, signed, span
 from layerfuse.tables import Heading, print_fitted
 
 SAME_WEIGHTS = 1e-6
@@ -92,9 +98,7 @@ def _information_sentences(report: GuidanceReport) -> list[str]:
             continue
         if not row.is_testable:
             sentences.append(
-                f"By {row.estimator} ({row.bins} bins) {row.bits:.2f} bits of {row.entropy:.2f}: "
-                f"whether the weights follow the {report.kind} or the wording alone cannot be "
-                f"told, with {report.wordings} wordings for {len(report.kinds)} {plural}."
+                f"By {row.estimator} ({row.bins} bins) {row.bits:.2f} bits of {row.entropy:.2f}."
             )
             continue
         says = f"The weights do not measurably differ by {report.kind}"
@@ -105,6 +109,9 @@ def _information_sentences(report: GuidanceReport) -> list[str]:
             f"{row.entropy:.2f}, shuffled over wordings {row.shuffled:.2f} (95 % up to "
             f"{row.shuffled_high:.2f})."
         )
+    # All estimators have the same wordings
+    if not report.information[0].is_testable:
+        sentences.append(_untestable_sentence(report.information[0], report.kind))
     spread = sum(report.overall.spread) / len(report.overall.spread)
     if spread < HARDLY and any(row.is_more_than_shuffled for row in report.information):
         sentences.append(
@@ -112,6 +119,16 @@ def _information_sentences(report: GuidanceReport) -> list[str]:
             "questions."
         )
     return sentences
+
+
+def _untestable_sentence(row: KindInformation, kind: str) -> str:
+    """Why there is no verdict on what weights say about the kind."""
+    wordings = f"{sum(row.wordings.values())} wordings are too few for {len(row.wordings)}"
+    reason = f"{wordings} {PLURAL[kind]}"
+    if row.scarce_kinds:
+        have = "has" if len(row.scarce_kinds) == 1 else "have"
+        reason = f"{listed(row.scarce_kinds)} {have} fewer than {FEWEST_WORDINGS} wordings"
+    return f"Wording and {kind} cannot be told apart, so that weights may follow either: {reason}."
 
 
 def _control_sentence(control: str, effect: ControlEffect) -> str:
