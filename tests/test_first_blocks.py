@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -244,3 +245,19 @@ def test_a_study_with_too_many_blocks_stops_before_training(
     assert result.exit_code == 2
     assert "llm.blocks 7 is not possible" in one_line(result)
     assert not list((tmp_path / "study").glob("arms/*"))
+
+
+def test_all_blocks_are_no_screening(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """As many blocks as the LLM has are the same runs as no `llm.blocks`."""
+    file = write_recipe(tmp_path, with_blocks(recipe, 6))
+
+    study(file, output=tmp_path / "study", console=Console(quiet=True))
+    printed = io.StringIO()
+    show(file, console=Console(file=printed, width=200))
+
+    assert "6 blocks of width 32" in printed.getvalue()
+    assert "screening" not in printed.getvalue()
+    summary = json.loads((tmp_path / "study/summary.json").read_text())
+    assert "screening" not in summary["findings"]["headline"]
+    saved = yaml.safe_load((tmp_path / "study/recipe.yaml").read_text())
+    assert "blocks" not in saved["llm"]

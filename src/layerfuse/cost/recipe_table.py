@@ -106,7 +106,7 @@ def show(
             raise LayerfuseError(f"arm {arm.label!r}: {error}") from error
         arms.append(measure(arm, config, size=size, stages=recipe.stages, known=known))
     blocks = f"{text.num_hidden_layers} blocks"
-    if recipe.llm.blocks is not None:
+    if text.num_hidden_layers < text_config(recipe.llm).num_hidden_layers:
         blocks = f"the first {blocks} (llm.blocks, a screening device)"
     console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
     console.print(

@@ -18,6 +18,7 @@ from layerfuse.evaluate.clusters import connected_names
 from layerfuse.evaluate.records import RunRecord, RunScores, write_records
 from layerfuse.files import locked, write_text
 from layerfuse.model.given_parts import given_parts
+from layerfuse.model.pretrained import text_config_of
 from layerfuse.recipe.arms import Arm
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
@@ -201,7 +202,7 @@ def train_and_keep(
 
 def _load(recipe_path: str | Path, overrides: Sequence[str], console: Console | None) -> Recipe:
     """The recipe, with the parts of the model that its arms start from."""
-    recipe = load_recipe(recipe_path, overrides)
+    recipe = _with_whole_llm_named(load_recipe(recipe_path, overrides))
     if recipe.start_from is None:
         return recipe
     parts = given_parts(recipe.start_from, (console or Console()).print)
@@ -212,6 +213,15 @@ def _load(recipe_path: str | Path, overrides: Sequence[str], console: Console | 
         token_grid=parts.token_grid,
         closed_answers=parts.closed_answers,
     )
+
+
+def _with_whole_llm_named(recipe: Recipe) -> Recipe:
+    """The recipe, without `llm.blocks` where these are all that the LLM has: no screening then."""
+    blocks = recipe.llm.blocks
+    if blocks is None or text_config_of(recipe.llm.model).num_hidden_layers != blocks:
+        return recipe
+    whole = recipe.llm.model_copy(update={"blocks": None})
+    return recipe.model_copy(update={"llm": whole})
 
 
 def _refuse_other_runs(folder: Path, of_one_run: Recipe) -> None:
