@@ -53,7 +53,7 @@ def drawing(folder: Path, name: str) -> Path:
     """A figure with text and a clipped line."""
     with plots.figure(folder / name, 3, 2) as figure:
         axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=plots.PALETTE[0])
+        axes.plot([0, 1], [0, 1], color=palette.PALETTE[0])
         axes.set_xlabel("layer <b>")
     return folder / f"{name}.svg"
 

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from layerfuse import plots
+from layerfuse.plots.learning_plots import DRAWN_POINTS
 
 
 def test_up_to_24_arms_look_different():
@@ -31,7 +32,7 @@ def test_losses_are_averaged_over_steps_that_a_logarithmic_axis_shows_close():
 def test_long_curves_are_drawn_with_few_points_and_both_ends():
     drawn = plots.thinned(30_000)
 
-    assert len(drawn) <= plots.DRAWN_POINTS
+    assert len(drawn) <= DRAWN_POINTS
     assert (drawn[0], drawn[-1]) == (0, 29_999)
     assert plots.thinned(5).tolist() == [0, 1, 2, 3, 4]
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from layerfuse import plots
 from layerfuse.explain.inspection import Inspection
+from layerfuse.palette import INK
 
 WIDTH = 9.2
 """of a figure, in inches"""
@@ -159,7 +160,7 @@ def plot_contributions(data: LayerChanges, ax: Axes) -> Axes:
         (0.2, data.by_zero, "replaced by zeros", plots.look(1)),
     ):
         ax.bar(places + offset, values, width=0.38, color=style.color, label=label)
-    ax.axhline(0, color=plots.INK, lw=1)
+    ax.axhline(0, color=INK, lw=1)
     # Changes that are nothing are drawn as nothing.
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, -SMALL_CHANGE), max(high, SMALL_CHANGE))
@@ -224,7 +225,7 @@ def plot_sampling(data: PatchPoints, ax: Axes) -> Axes:
         "s",
         ms=11,
         mfc="none",
-        mec=plots.INK,
+        mec=INK,
         mew=2,
     )
     # Points beyond the picture read nothing, and are out of sight.

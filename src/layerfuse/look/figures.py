@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from layerfuse import plots
 from layerfuse.look.probe_report import Probes
 from layerfuse.look.similarity_report import SimilarityReport
+from layerfuse.palette import PALETTE
 
 TITLES = {
     "cosine": "cosine of patch tokens",
@@ -160,12 +161,12 @@ def plot_matrix(data: LayerMatrix, ax: Axes) -> Axes:
         # Cells are centred on whole numbers, so their edges are halves
         edge = group[0] - 0.5
         # The white rim makes the frame visible on every colour of the map
-        for color, width in (("white", 2.4), (plots.PALETTE[0], 1.2)):
+        for color, width in (("white", 2.4), (PALETTE[0], 1.2)):
             frame = _frame(left=edge, top=edge, side=len(group), color=color, line_width=width)
             ax.add_patch(frame)
 
     for layer in data.selected:
-        ax.plot(layer, layer, "o", ms=7, mfc="white", mec=plots.PALETTE[0], mew=1.6)
+        ax.plot(layer, layer, "o", ms=7, mfc="white", mec=PALETTE[0], mew=1.6)
     rows, columns = matrix.shape
     step = -(-rows // TICKS)
     ax.set(
@@ -251,7 +252,7 @@ def plot_tasks(probes: Probes, ax: Axes) -> Axes:
         number = f"{scores[row, column]:.0f}"
         ax.text(column, row, number, ha="center", va="center", fontsize=8, color=ink)
     for row, best in enumerate(scores.argmax(axis=1)):
-        frame = _frame(left=best - 0.5, top=row - 0.5, side=1, color=plots.PALETTE[0], line_width=2)
+        frame = _frame(left=best - 0.5, top=row - 0.5, side=1, color=PALETTE[0], line_width=2)
         ax.add_patch(frame)
     ax.set_xticks(range(len(columns)), columns, rotation=25)
     ax.set_yticks(range(len(tasks)), tasks)

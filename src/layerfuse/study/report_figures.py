@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfuse.evaluate.records import FinishedRun, RunRecord
 from layerfuse.pages.written_numbers import percent
+from layerfuse.palette import INK, PALETTE
 from layerfuse.study.depth_figure import family_curves, layer_scores, normalised
 from layerfuse.study.summary import Summary
 
@@ -190,7 +191,7 @@ def draw_depth(records: list[RunRecord], chance: dict[str, float], folder: Path)
                 continue
             family = families[number]
             plots.plot_depth(family_curves(settings, family), axes)
-            axes.axhline(100 * chance[family], color=plots.INK, lw=1, ls=plots.DASHED, zorder=0)
+            axes.axhline(100 * chance[family], color=INK, lw=1, ls=plots.DASHED, zorder=0)
             axes.set_title(family, loc="left", fontsize=10)
             axes.set(xlabel="", ylabel="", ylim=(0, 104))
             # Ticks of all layers would touch in a panel
@@ -270,8 +271,6 @@ def _setting(record: RunRecord) -> str:
 
 def _looks(records: list[RunRecord], settings: list[str]) -> dict[str, int]:
     """The look of each arm: the colour of its strategy and options, told apart by lines."""
-    from layerfuse.plots import PALETTE
-
     looks: dict[str, int] = {}
     for record in records:
         if record.arm in looks:
