@@ -1,5 +1,6 @@
 """What each layer gave to an answer: how the answer changes when the layer is replaced."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -183,33 +184,47 @@ def _answers_without(
     max_new_tokens: int,
 ) -> list[Replacement]:
     """What becomes of the answer with each of some features in place of the picture's own."""
-    first = reading.prompt.shape[1] - 1
+    model = answerer.model
     # The picture's own features beside them: in bfloat16 another kernel, or a batch of another
     # size, rounds by as much as a layer may change.
-    rows = concatenate([reading.features, without])
-    output = answerer.model(**reading.inputs(trace.tokens, rows), use_cache=False)
-    logits = output.logits[:, first : first + len(trace.tokens)].float()
-    targets = trace.tokens.expand(len(logits), -1)
+    prompts = reading.inputs(features=concatenate([reading.features, without]))
+    ids: Tensor = prompts["input_ids"]
+    # The prompts are read once: what they leave in the cache serves the answer that was given and
+    # the one that is generated. The last token of a prompt chooses the first of the answer.
+    read = model(
+        **{
+            **prompts,
+            "input_ids": ids[:, :-1],
+            "attention_mask": prompts["attention_mask"][:, :-1],
+        },
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    targets = trace.tokens.expand(len(ids), -1)
+    output = model(
+        input_ids=torch.cat([ids[:, -1:], targets[:, :-1]], dim=1),
+        past_key_values=copy.deepcopy(read.past_key_values),
+        visual=read.visual,
+    )
+    logits = output.logits.float()
     # (rows, A, vocabulary) -> (rows, vocabulary, A)
     losses = F.cross_entropy(logits.mT, targets, reduction="none").sum(dim=1)
     changes = losses[0] - losses[1:]
-    logits = logits[1:]
-    targets = targets[1:]
 
     # Where the same tokens are the likeliest still, greedy decoding gives the same answer.
     same = (logits.argmax(dim=-1) == targets).all(dim=1) & trace.likeliest
-    answers = [trace.answer] * len(logits)
-    other = (~same).nonzero()[:, 0]
-    if len(other):
-        others = reading.inputs(features=without.take(other))
-        generated = answerer.generate(others, max_new_tokens)
+    answers = [trace.answer] * len(ids)
+    if not same[1:].all():
+        # All rows go on: not every cache can be cut to some of them.
+        going_on = {**prompts, "past_key_values": read.past_key_values}
+        generated = answerer.generate(going_on, max_new_tokens)
         new_answers = answerer.processor.turn_ends.answer_texts(generated)
-        for row, answer in zip(other.tolist(), new_answers, strict=True):
-            answers[row] = answer
+        for row in (~same).nonzero()[:, 0].tolist():
+            answers[row] = new_answers[row]
 
     replacements: list[Replacement] = []
-    fused: Fused = output.visual.fused
-    for row, answer in enumerate(answers, start=1):
+    fused: Fused = read.visual.fused
+    for row, answer in enumerate(answers[1:], start=1):
         memory_changed: dict[int, float] = {}
         for block, memory in fused.memory.items():
             memory_changed[block] = _changed(memory[0], memory[row])

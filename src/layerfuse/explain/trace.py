@@ -103,6 +103,8 @@ def trace_answer(
             output_attentions=True,
             output_hidden_states=True,
             use_cache=False,
+            # those that choose the answer's tokens, and what follows them
+            logits_to_keep=len(tokens) + 1,
         )
 
     # The last token of the prompt chooses the first of the answer.
@@ -115,7 +117,7 @@ def trace_answer(
         # (1, heads, T, T) -> (heads, pieces, N') -> (pieces, 1, N')
         of_heads = weights[0, :, choosing][..., places]
         attention.append(of_heads.float().mean(dim=0).unsqueeze(1).cpu())
-    logits = output.logits[0, first : first + len(tokens)].float()
+    logits = output.logits[0, :-1].float()
     return AnswerTrace(
         answer=answer,
         pieces=pieces,
