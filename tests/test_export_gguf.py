@@ -78,7 +78,7 @@ def test_the_file_gives_the_tokens_of_the_model(
             norm.mean.normal_()
             norm.std.uniform_(0.5, 2)
 
-    exported = export(saved(tmp_path, model), "gguf")
+    exported = export(saved(tmp_path, model), "gguf", class_token_first=True)
 
     assert 0 < exported.difference < ROUNDED
     check_tokens(model, exported.folder / FILE)
@@ -97,7 +97,7 @@ def test_siglip_has_no_class_token_and_another_activation(tmp_path: Path) -> Non
 def test_layers_are_written_once_and_ascending_without_what_lies_above(tmp_path: Path) -> None:
     model = tiny.model("concat", layers=[3, 1])
 
-    exported = export(saved(tmp_path, model), "gguf")
+    exported = export(saved(tmp_path, model), "gguf", class_token_first=True)
 
     reader = gguf.GGUFReader(str(exported.folder / FILE))
     assert reader.fields["clip.vision.feature_layer"].contents() == [1, 3]
@@ -110,7 +110,7 @@ def test_layers_are_written_once_and_ascending_without_what_lies_above(tmp_path:
 def test_the_llm_is_a_folder_of_its_own(tmp_path: Path) -> None:
     model = tiny.model("concat")
 
-    exported = export(saved(tmp_path, model), "gguf")
+    exported = export(saved(tmp_path, model), "gguf", class_token_first=True)
 
     auto_model: Any = AutoModelForCausalLM
     llm = auto_model.from_pretrained(exported.folder / "llm").eval()
@@ -138,7 +138,7 @@ def test_what_llama_cpp_has_no_place_for_is_refused(
     folder = saved(tmp_path, tiny.model(strategy, **settings), side)
 
     with pytest.raises(LayerfuseError, match=message):
-        export(folder, "gguf")
+        export(folder, "gguf", class_token_first=True)
 
     assert not (tmp_path / "model-gguf").exists()
 
@@ -157,7 +157,7 @@ def test_pictures_that_llama_cpp_would_make_otherwise_are_refused(
     file.write_text(json.dumps(settings))
 
     with pytest.raises(LayerfuseError, match="its pictures are not"):
-        export(folder, "gguf")
+        export(folder, "gguf", class_token_first=True)
 
     assert not (tmp_path / "model-gguf").exists()
 
@@ -177,7 +177,7 @@ def test_what_was_written_wrongly_is_not_kept(
             parameter.data.normal_(std=3)
 
     with pytest.raises(LayerfuseError, match="visual tokens that differ"):
-        export(saved(tmp_path, model), "gguf")
+        export(saved(tmp_path, model), "gguf", class_token_first=True)
 
     assert not (tmp_path / "model-gguf").exists()
 
@@ -185,9 +185,24 @@ def test_what_was_written_wrongly_is_not_kept(
 def test_the_command_line_says_what_was_compared(tmp_path: Path) -> None:
     folder = saved(tmp_path, tiny.model("concat"))
 
-    ended = CliRunner().invoke(app, ["export", str(folder), "--to", "gguf"])
+    command = ["export", str(folder), "--to", "gguf", "--class-token-first"]
+    ended = CliRunner().invoke(app, command)
 
     assert ended.exit_code == 0, ended.output
     said = " ".join(ended.stdout.split())
     assert "the largest difference of visual tokens, as a share of their largest" in said
-    assert "llama.cpp itself was not run" in said
+    assert "was read and computed with numpy, as llama.cpp computes it" in said
+
+
+def test_a_class_token_is_refused_unless_llama_cpp_puts_it_first(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tiny.model("concat"))
+
+    with pytest.raises(LayerfuseError, match="class token of an encoder such as CLIP behind"):
+        export(folder, "gguf")
+
+    assert not (tmp_path / "model-gguf").exists()
+
+
+def test_where_the_class_token_lies_is_a_question_of_gguf_alone(tmp_path: Path) -> None:
+    with pytest.raises(LayerfuseError, match="class_token_first is for gguf alone, not for llava"):
+        export(tmp_path / "model", "llava", class_token_first=True)

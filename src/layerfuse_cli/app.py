@@ -350,13 +350,21 @@ def export(
     output: Annotated[
         Path | None, Option(help="A new folder.", show_default="<model>-<to>")
     ] = None,
+    class_token_first: Annotated[
+        bool,
+        Option(
+            "--class-token-first",
+            help="gguf: write an encoder with a class token (CLIP) for a llama.cpp that puts it "
+            "before the patches; releases since May 2025 do not, and would answer worse.",
+        ),
+    ] = False,
     imports: Imports = None,
 ) -> None:
     """Write a trained model for other programs, checked to compute the same."""
     from layerfuse.export.formats import export
 
     import_strategies(imports)
-    exported = export(model, to, output)
+    exported = export(model, to, output, class_token_first=class_token_first)
     typer.echo(
         f"{exported.folder}: the largest difference of {exported.compared} is "
         f"{exported.difference:.2g}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
 from layerfuse.export.equality import check_equal
 from layerfuse.export.gguf_llava import FILE, LLM, write_gguf
@@ -31,7 +32,9 @@ class Exported:
     """what its user must know"""
 
 
-def export(model: Path, to: Format, output: Path | None = None) -> Exported:
+def export(
+    model: Path, to: Format, output: Path | None = None, *, class_token_first: bool = False
+) -> Exported:
     """Write a trained model in another format.
 
     Args:
@@ -39,6 +42,8 @@ def export(model: Path, to: Format, output: Path | None = None) -> Exported:
         to: `llava` is transformers' own LLaVA; `hub` a folder for transformers that brings the
             code of the model's strategy; `gguf` an image encoder for llama.cpp beside its LLM.
         output: a folder that is empty or not there; by default beside the model.
+        class_token_first: with `gguf`, write an encoder with a class token for a llama.cpp that
+            puts it before the patches, which newer ones do not.
 
     Returns:
         The folder, which holds the same model.
@@ -49,13 +54,15 @@ def export(model: Path, to: Format, output: Path | None = None) -> Exported:
     """
     if output is None:
         output = model.with_name(f"{model.name}-{to}")
+    if class_token_first and to != "gguf":
+        raise LayerfuseError(f"class_token_first is for gguf alone, not for {to}: leave it out")
     # before a model is loaded, which may take minutes
     refuse_filled(output)
     answerer = load_answerer(model)
     if to == "llava":
         return _export_llava(model, answerer, output)
     if to == "gguf":
-        return _export_gguf(answerer, output)
+        return _export_gguf(answerer, output, class_token_first=class_token_first)
     difference = export_hub(model, answerer, output)
     fusion = answerer.model.config.strategy.module
     notes = ["load it with trust_remote_code=True, also where layerfuse is not installed"]
@@ -81,16 +88,18 @@ def _export_llava(model: Path, answerer: Answerer, output: Path) -> Exported:
     return Exported(output, difference, LOGITS, _llava_notes(llava))
 
 
-def _export_gguf(answerer: Answerer, output: Path) -> Exported:
+def _export_gguf(answerer: Answerer, output: Path, *, class_token_first: bool) -> Exported:
     """Write an image encoder for llama.cpp, and the LLM for its converter."""
     # Any: transformers types `to` for its own classes only
     trained: Any = answerer.model.cpu()
     with whole_folder(output) as unfinished:
-        difference = write_gguf(trained, answerer.processor, unfinished)
+        difference = write_gguf(
+            trained, answerer.processor, unfinished, class_token_first=class_token_first
+        )
     notes = [
         f"the LLM: python convert_hf_to_gguf.py {output / LLM} (of llama.cpp), then "
         f"llama-mtmd-cli -m LLM.gguf --mmproj {output / FILE}",
-        "llama.cpp itself was not run: what was written is read and computed with numpy. It pads "
+        "what was written was read and computed with numpy, as llama.cpp computes it. It pads "
         "pictures that are no squares in its own way",
     ]
     return Exported(output, difference, "visual tokens, as a share of their largest", notes)

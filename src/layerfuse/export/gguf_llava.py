@@ -3,7 +3,11 @@
 Written is its layout of image encoders for LLaVA (`mmproj`). Of several layers in
 `clip.vision.feature_layer` it takes each once, in ascending order, and sets them side by side: as a
 `FlatProjector` reads them. What was written is read again and computed with numpy, with the
-arithmetic of its graph, because llama.cpp itself is not here.
+arithmetic of its graph; tests compare that with llama.cpp itself.
+
+Encoders with a class token (CLIP): since its pull request 13321 (May 2025) llama.cpp puts the token
+behind the patches, but gives out all rows but the first, so that the first patch is lost and the
+class token is read as the last one (its issue 25814; so in its release 11549 of October 2026).
 """
 
 import math
@@ -74,13 +78,16 @@ def _gguf() -> Any:
     return gguf
 
 
-def write_gguf(model: FusionVLM, processor: Processor, folder: Path) -> float:
+def write_gguf(
+    model: FusionVLM, processor: Processor, folder: Path, *, class_token_first: bool = False
+) -> float:
     """Write the image encoder, and the LLM as a folder that llama.cpp converts.
 
     Args:
         model: a trained model on the CPU.
         processor: its processor.
         folder: exists, and gets the file and the folder of the LLM.
+        class_token_first: the llama.cpp that will read it puts a class token before the patches.
 
     Returns:
         The largest difference between visual tokens of the model and of what was written, as a
@@ -90,6 +97,14 @@ def write_gguf(model: FusionVLM, processor: Processor, folder: Path) -> float:
         LayerfuseError: llama.cpp has no place for a part of the model; or what was written differs.
     """
     flat = _expressible(model, processor)
+    if not class_token_first and _has_class_token(model):
+        raise LayerfuseError(
+            "llama.cpp would read this model's pictures wrongly: since May 2025 it puts the class "
+            "token of an encoder such as CLIP behind the patches and loses the first patch (issue "
+            "25814 of ggml-org/llama.cpp). With --class-token-first the file is written for an "
+            "older llama.cpp, or one where that is mended. SigLIP, which has no class token, is "
+            f"read rightly. {INSTEAD}"
+        )
     file = folder / FILE
     _write_encoder(model, processor, flat, file)
     difference = _check(model, processor, file)
@@ -144,6 +159,12 @@ def _expressible(model: FusionVLM, processor: Processor) -> FlatProjector:
             f"keep. {INSTEAD}"
         )
     return flat
+
+
+def _has_class_token(model: FusionVLM) -> bool:
+    """Whether the file would hold a class token."""
+    weights: dict[str, Tensor] = model.vision_tower.tower.state_dict()
+    return "embeddings.class_embedding" in weights
 
 
 def _write_encoder(model: FusionVLM, processor: Processor, flat: FlatProjector, file: Path) -> None:
