@@ -57,7 +57,7 @@ class Column:
 STRATEGIES = (
     Column("the whole LLM, standardised, 120 steps", RESULTS / "local-strategies"),
     Column("2 blocks, standardised, 400 steps", RESULTS / "scenes-standardized"),
-    Column("2 blocks, standardised, 1,200 steps", RESULTS / "conditioning" / "standardized-1200"),
+    Column("2 blocks, standardised, 1,200 steps", RESULTS / "scenes-standardized-long"),
     Column("2 blocks, whitened, 400 steps", RESULTS / "scenes-strategies"),
     Column("2 blocks, whitened, 1,200 steps", RESULTS / "scenes-long"),
 )
