@@ -72,6 +72,8 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # What is loaded in few bits, or in float16, leaves the fusion as it was trained: it is small.
+    _keep_in_fp32_modules = ["fusion"]  # noqa: RUF012 (transformers declares it so)
 
     def __init__(
         self,
