@@ -29,6 +29,12 @@ pictures. A few blocks are a screening device: this page says how far their orde
 far as the whole LLM, one run of each arm, had learned what it could: where arms of it were still
 improving, so may their order change. Made by `make docs` from results/.
 """
+SELECTED = (
+    "## Single layers and triples",
+    "",
+    "The same of the choice of layers.",
+    "",
+)
 MEANING = (
     "A score is the mean over families and seeds; in brackets the arm's rank, and ↑ where it was "
     "still improving when training stopped, × where it had learned nothing (blind, failed or "
@@ -62,6 +68,11 @@ STRATEGIES = (
     Column("2 blocks, whitened, 1,200 steps", RESULTS / "scenes-long"),
 )
 """The last one is what the others are compared with: best conditioned, longest trained."""
+SELECTIONS = (
+    Column("the whole LLM, standardised, 160 steps", RESULTS / "local-selection"),
+    Column("2 blocks, standardised, 400 steps", RESULTS / "scenes-selection-standardized"),
+    Column("2 blocks, whitened, 400 steps", RESULTS / "scenes-selection"),
+)
 DEPTHS = (
     Column("2 blocks", RESULTS / "scenes-blocks" / "2"),
     Column("4 blocks", RESULTS / "scenes-blocks" / "4"),
@@ -189,8 +200,9 @@ def costs(columns: Sequence[Column]) -> list[str]:
 
 def conditioning_page() -> str:
     """What whitening and longer training did to the ranking of strategies."""
-    columns = measured(STRATEGIES)
-    return "\n".join([CONDITIONING, *comparison(columns), ""])
+    strategies = comparison(measured(STRATEGIES))
+    selections = comparison(measured(SELECTIONS))
+    return "\n".join([CONDITIONING, *strategies, "", *SELECTED, *selections, ""])
 
 
 def blocks_page() -> str:
