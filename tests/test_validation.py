@@ -172,6 +172,16 @@ def test_of_arms_on_the_same_layers_the_first_stands_for_them(tmp_path: Path) ->
     assert rows == [(selection.layers, selection.trained) for selection in alone.selections]
 
 
+def test_layers_side_by_side_stand_for_a_selection_before_other_strategies(tmp_path: Path) -> None:
+    """What is recommended are arms that set layers side by side."""
+    study = trained_study(tmp_path, RISING, layers=[0, 1, 2, 3, 0])
+    records = read_records(study / "results.jsonl", RunRecord)
+    records[0] = replace(records[0], fusion={"name": "token_concat"})
+    write_records(study / "results.jsonl", records)
+
+    assert trained_scores(study)[0,] == {records[4].seed: records[4].scores.families}
+
+
 @pytest.mark.parametrize(
     ("fusion", "layers"),
     [

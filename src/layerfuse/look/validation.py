@@ -37,6 +37,8 @@ CRITERIA = (
 MINIMUM = 4
 """Selections that a correlation needs: its interval divides by their number less 3."""
 
+PLAIN = ("single", "concat")
+"""strategies that read layers as they are, side by side"""
 Trained = dict[tuple[int, ...], dict[int, dict[str, float]]]
 """Accuracy after training, 0..1, by selection of layers, by seed, and by family of questions."""
 
@@ -45,7 +47,8 @@ def trained_scores(study: Path) -> Trained:
     """Read the accuracy of every selection of layers that a study trained.
 
     Criteria know of layers alone: where several arms read the same ones by other strategies, the
-    first of them stands for the selection.
+    first that sets them side by side stands for the selection, as arms of `recommend` do; without
+    such an arm, the first of all.
 
     Args:
         study: the folder of a finished study.
@@ -56,24 +59,29 @@ def trained_scores(study: Path) -> Trained:
     Raises:
         LayerfuseError: results.jsonl cannot be read, or there are fewer than four selections.
     """
+    records = read_records(study / "results.jsonl", RunRecord)
     arm_of: dict[tuple[int, ...], str] = {}
+    # Arms are compared in the order of the study, plain ones before all others.
+    for record in sorted(records, key=lambda record: record.fusion["name"] not in PLAIN):
+        arm_of.setdefault(_layers_read(record), record.arm)
     scores: Trained = {}
-    for record in read_records(study / "results.jsonl", RunRecord):
-        # Some strategies read a deep layer (`base`) beside the selected ones
-        selection = select(record.layers, record.depth)
-        layers = strategy_of(record.fusion).options.taps(selection)
-
-        # An arm appears once per seed; another arm of the same layers is another strategy
-        first_arm = arm_of.setdefault(layers, record.arm)
-        if first_arm != record.arm:
-            continue
-        by_seed = scores.setdefault(layers, {})
-        by_seed[record.seed] = record.scores.families
+    for record in records:
+        layers = _layers_read(record)
+        if record.arm == arm_of[layers]:
+            by_seed = scores.setdefault(layers, {})
+            by_seed[record.seed] = record.scores.families
     if len(scores) < MINIMUM:
         raise LayerfuseError(
             f"{study} holds {len(scores)} selections; a correlation needs at least {MINIMUM}"
         )
     return scores
+
+
+def _layers_read(record: RunRecord) -> tuple[int, ...]:
+    """The layers that a run reads, ascending: some strategies read a deep one (`base`) beside those
+    that are selected."""
+    selection = select(record.layers, record.depth)
+    return strategy_of(record.fusion).options.taps(selection)
 
 
 def validate(
