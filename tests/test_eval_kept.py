@@ -420,6 +420,9 @@ def test_a_model_in_half_precision_answers_in_float32(model: Path, data: Path) -
     wide = load_answerer(model, "float32")
     assert narrow.model.dtype == torch.bfloat16
     assert wide.model.dtype == torch.float32
+    # Angles of positions are never rounded, as they are not where a checkpoint is loaded.
+    for name, buffer in narrow.model.language_model.named_buffers():
+        assert torch.equal(buffer, wide.model.language_model.get_buffer(name)), name
     asked = list(questions(load(data_of(str(data), "test"))))
 
     one_by_one = answer_likelihoods(wide, asked, batch_size=1)

@@ -271,3 +271,15 @@ def test_a_batch_of_text_alone_trains_the_fusion_with_zero_gradient() -> None:
     for parameter in model.fusion.parameters():
         assert parameter.grad is not None
         assert not parameter.grad.any()
+
+
+def test_the_next_stage_computes_no_activations_twice_unless_it_asks() -> None:
+    model = tiny.model("concat")
+    adapted = begin_stage(model, make_stage(), torch.float32)
+    compute_blocks_anew(model)
+
+    end_stage(model, adapted, torch.float32)
+
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            assert not module.gradient_checkpointing

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from layerfuse import FusionVLM
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.whitening import TokenMoments, Whiten
-from layerfuse.train.stages import cast
+from layerfuse.model.precision import cast
 from layerfuse.vision.features import Features
 from tests import naive, tiny
 from tests.fusion_cases import VISION_WIDTH, build, random_features, usual_layers

@@ -29,6 +29,7 @@ from layerfuse.fusion import Guidance
 from layerfuse.hardware import DTYPES, device
 from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of
 from layerfuse.model.config import FusionConfig
+from layerfuse.model.precision import cast
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
@@ -473,7 +474,7 @@ def load_answerer(folder: Path, dtype: str | None = None) -> Answerer:
     processor = _load_processor(folder)
     model = _load_model(folder)
     if dtype is not None:
-        model = model.to(DTYPES[dtype])
+        cast(model, DTYPES[dtype])
     return Answerer(model.to(device()).eval(), processor)
 
 

@@ -18,14 +18,12 @@ from layerfuse.evaluate.benchmarks.interface import (
 )
 from layerfuse.evaluate.redrawing import Vector, redraw
 from layerfuse.evaluate.run_answers import Run, judged_answers
-from layerfuse.evaluate.significance import holm
+from layerfuse.evaluate.significance import LEVEL, holm
 from layerfuse.evaluate.suite_scores import UnreadAnswers, column_of, unread_answers
 from layerfuse.evaluate.suites import Suite, SuiteColumn
 from layerfuse.progress import Progress, silent
 
 AVERAGE = "average"
-LEVEL = 0.95
-"""Of the intervals."""
 SIGNIFICANT = 0.05
 """Below this p a difference is marked."""
 

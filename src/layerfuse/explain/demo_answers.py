@@ -118,7 +118,7 @@ def _answer(
 ) -> Generator[AnswerColumn, None, None]:
     """The columns of one answer, the last of which is complete."""
     began = time.perf_counter()
-    reading = read(answerer, picture, question)
+    reading = read(answerer, picture, question, max_new_tokens)
     text = ""
     tokens: list[int] = []
     # Closed when the page reads no further: the model stops then.

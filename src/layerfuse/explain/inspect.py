@@ -57,7 +57,7 @@ def inspect_answer(
         raise LayerfuseError("the question is empty: ask something")
     refuse_unwritable(output)
     answerer = load_answerer(model)
-    reading = read(answerer, image, question)
+    reading = read(answerer, image, question, max_new_tokens)
     if data is None:
         means = stored_means(answerer, reading)
     else:

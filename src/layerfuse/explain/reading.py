@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from layerfuse.data.collate import image_tokens, visual_inputs
+from layerfuse.data.lengths import positions_of
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, AskedPicture, question_about
 from layerfuse.fusion import Fused
@@ -70,13 +71,16 @@ class EncodedPrompt:
 
 
 @torch.inference_mode()
-def read(answerer: Answerer, image: AskedPicture, question: str) -> EncodedPrompt:
+def read(
+    answerer: Answerer, image: AskedPicture, question: str, max_new_tokens: int = 64
+) -> EncodedPrompt:
     """Prepare one question about one picture.
 
     Args:
         answerer: the model.
         image: a file, an image or a picture.
         question: the question.
+        max_new_tokens: longest answer, for which the LLM must have room behind the prompt.
 
     Returns:
         The prompt, and what the encoder and the fusion make of the picture.
@@ -92,12 +96,11 @@ def read(answerer: Answerer, image: AskedPicture, question: str) -> EncodedPromp
         [asked.messages], image_tokens(answerer.processor, visual)
     )
     prompt = text["input_ids"].to(model.device)
-    # Any: not every LLM has a longest prompt
-    longest: Any = model.config.text_config.to_dict().get("max_position_embeddings")
-    if longest is not None and prompt.shape[1] > longest:
+    positions = positions_of(model.config.text_config)
+    if positions is not None and prompt.shape[1] + max_new_tokens > positions:
         raise LayerfuseError(
             f"the question makes a prompt of {prompt.shape[1]} tokens, and the LLM reads at most "
-            f"{longest}: ask a shorter one"
+            f"{positions}, of which an answer may take {max_new_tokens}: ask a shorter one"
         )
     pixels = visual["pixel_values"]
     features = model.encode_images(pixels.to(model.device))

@@ -70,7 +70,7 @@ def flat_projector(fusion: Fusion[Options]) -> FlatProjector:
     layers = tuple(sorted(columns))
     folded: list[Tensor] = []
     for layer in layers:
-        norm = as_affine(fusion.norms[str(layer)], width)
+        norm = as_affine(fusion.norms[str(layer)], width, first.device)
         # rows of A are channels before the norm: h A, read by M, is h (A Mᵀ)
         folded.append(columns[layer] @ norm.matrix.T)
         bias = bias + columns[layer] @ norm.offset
@@ -86,7 +86,7 @@ def flat_projector(fusion: Fusion[Options]) -> FlatProjector:
         weight_1 * scale,
         bias * scale,
         "linear",
-        weight_2=torch.eye(len(bias), dtype=torch.float64),
+        weight_2=torch.eye(len(bias), dtype=torch.float64, device=bias.device),
         bias_2=torch.zeros_like(bias),
     )
 
@@ -101,12 +101,13 @@ class Affine:
     """c, (Dv,)"""
 
 
-def as_affine(norm: nn.Module, width: int) -> Affine:
+def as_affine(norm: nn.Module, width: int, device: torch.device) -> Affine:
     """What a layer's norm does, as an affine map in float64.
 
     Args:
         norm: of one layer, as `normalization` makes it.
         width: channels of a patch token.
+        device: where the map is wanted.
 
     Raises:
         LayerfuseError: for a norm that depends on each token.
@@ -119,8 +120,8 @@ def as_affine(norm: nn.Module, width: int) -> Affine:
         return Affine(matrix, -norm.mean.double() @ matrix)
     if isinstance(norm, nn.Identity):
         return Affine(
-            torch.eye(width, dtype=torch.float64),
-            torch.zeros(width, dtype=torch.float64),
+            torch.eye(width, dtype=torch.float64, device=device),
+            torch.zeros(width, dtype=torch.float64, device=device),
         )
     raise LayerfuseError(
         "normalize: layernorm divides every token by its own spread, which no matrix does"

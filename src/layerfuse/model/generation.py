@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, StoppingCriteriaList
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.fusion import Fused, Layout, Placed
+from layerfuse.fusion import Fused, Guidance, Layout, Placed
 from layerfuse.model.instruction import InstructionSource
 from layerfuse.vision.features import Features
 
@@ -51,7 +51,12 @@ class VisualGenerationMixin(GenerationMixin):
         """(B, 3, height, width) -> features of the selected layers."""
         raise NotImplementedError
 
-    def fuse(self, features: Features, instruction: Tensor | None = None) -> Fused:
+    def fuse(
+        self,
+        features: Features,
+        instruction: Tensor | None = None,
+        guidance: Guidance = "instruction",
+    ) -> Fused:
         """features of B images, (B, E) -> what the strategy makes of them."""
         raise NotImplementedError
 
@@ -180,7 +185,10 @@ class VisualGenerationMixin(GenerationMixin):
                     "leave `past_key_values` out"
                 )
             instruction: Tensor | None = kwargs.pop("instruction", None)
-            fused = self.fuse(features, instruction)
+            if instruction is not None:
+                # Every image is guided by the instruction of its row: (rows, E) -> (images, E).
+                instruction = instruction[layout.row]
+            fused = self.fuse(features, instruction, kwargs.get("guidance", "instruction"))
             kwargs["visual"] = self.fusion.place(fused, layout).decoding()
             return
         if not new:

@@ -274,5 +274,6 @@ def add_layers(model: PreTrainedModel, layers: LayerSpec, fusion: dict[str, Any]
     config.answer_tokens = given.answer_tokens
     encoder = Encoder(given.tower, config.taps, given.token_grid)
     composed = FusionVLM(config, encoder, given.language_model)
+    composed.fusion.to(given.language_model.device)
     composed.fusion.begin_as(given.projector)
     return composed.eval()

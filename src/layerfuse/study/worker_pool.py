@@ -127,10 +127,13 @@ class Worker:
 
     def _listen(self, replies: IO[str], heard: SimpleQueue[Heard]) -> None:
         """Pass on what the process replies, in a thread of its own."""
-        with replies:
-            for line in replies:
-                heard.put(Heard(self, Reply.from_line(line)))
-        heard.put(Heard(self, None))
+        try:
+            with replies:
+                for line in replies:
+                    heard.put(Heard(self, Reply.from_line(line)))
+        finally:
+            # Whatever goes wrong here: the study waits for this.
+            heard.put(Heard(self, None))
 
 
 class WorkerPool:

@@ -19,6 +19,7 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import by_turn
 from layerfuse.data.subset import draw_subsets
 from layerfuse.data.text_files import read_text
+from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES, device
 from layerfuse.model.chat_template import question_of
@@ -139,8 +140,11 @@ def calibrate(
     Args:
         model: is changed, if its strategy has such constants.
         processor: of the model.
-        samples: of the first stage.
+        samples: of the first stage that shows pictures.
         store: cached features of their pictures, or None to encode them.
+
+    Raises:
+        LayerfuseError: the strategy has such constants, and there is no picture.
     """
     if not model.fusion.config.calibrated:
         return
@@ -154,8 +158,19 @@ def calibrate(
         if features is None:
             features = model.encode_images(batch["pixel_values"].to(model.device))
         measured.append(features.to(device=model.device, dtype=model.fusion_dtype))
-    if measured:
-        model.fusion.calibrate(concatenate(measured), model.embedding_std)
+    if not measured:
+        raise LayerfuseError(
+            "`normalize` and `token_scale` are measured on pictures, and no training sample has one"
+        )
+    model.fusion.calibrate(concatenate(measured), model.embedding_std)
+
+
+def _first_stage_with_pictures(recipe: Recipe, samples: Mapping[str, Samples]) -> str:
+    """The first stage that shows a picture; the first of all where none does."""
+    for name in recipe.stages:
+        if any(sample.pictures for sample in samples[name]):
+            return name
+    return next(iter(recipe.stages))
 
 
 def embed_questions(
@@ -224,10 +239,10 @@ def train_arm(
     # The store holds the layers of all arms; this arm reads its own.
     if store is not None:
         store = store.restrict(model.vision_tower.layers)
-    first_stage = next(iter(recipe.stages))
-    first_store = store if recipe.stage_reads_cache(first_stage) else None
+    shown = _first_stage_with_pictures(recipe, samples)
+    shown_store = store if recipe.stage_reads_cache(shown) else None
     # Before any step: the constants belong to the untrained encoder's features.
-    calibrate(model, processor, samples[first_stage], first_store)
+    calibrate(model, processor, samples[shown], shown_store)
     embed_questions(recipe, processor, samples, progress)
     remaining = remaining_stages(recipe, folder)
     losses = dict(remaining.losses)
@@ -333,6 +348,8 @@ def _train_stage(
     else:
         # No process holds the whole model: each reads what all have written.
         model = stages.load_trained(saved, stage, dtype)
+        # A saved model does not say by which kernels it was trained; it goes on with the same.
+        model.language_model.set_attn_implementation(recipe.attn_implementation)
     return model, parameters, losses
 
 

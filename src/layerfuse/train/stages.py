@@ -10,11 +10,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.blocks import Projector
-from layerfuse.fusion.whitening import Whiten
 from layerfuse.model.config import FusionConfig
+from layerfuse.model.precision import cast
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.stage import Lora, Part, RatedPart, Stage
 
@@ -80,6 +81,10 @@ def end_stage(model: FusionVLM, adapted: Any, dtype: torch.dtype) -> None:
     """
     if adapted is not None:
         adapted.merge_and_unload()
+    # The next stage says anew whether activations are computed twice.
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.gradient_checkpointing = False
     model.requires_grad_(False)
     model.eval()
     cast(model, dtype)
@@ -115,22 +120,6 @@ def load_trained(folder: Path, stage: Stage, dtype: torch.dtype) -> FusionVLM:
         raise ValueError(f"{folder} holds adapters that the stage lacks: {unexpected[:3]}")
     end_stage(model, adapted, dtype)
     return model
-
-
-def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what a checkpoint holds: parameters and persistent buffers, in place.
-
-    `Module.to` would also round the rotary frequencies, which loading a checkpoint never does.
-    Whitening keeps its float32 constants, as it does when it is loaded.
-    """
-    for part in module.modules():
-        if isinstance(part, Whiten):
-            continue
-        for parameter in part.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
-        for name, buffer in part.named_buffers(recurse=False):
-            if buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
-                part.register_buffer(name, buffer.to(dtype))
 
 
 def parameter_groups(model: FusionVLM, stage: Stage, decayed: set[str]) -> list[dict[str, Any]]:

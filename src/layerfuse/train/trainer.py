@@ -168,12 +168,14 @@ class FusionTrainer(Trainer):
         with_pictures = None
         if self.stage.group_by == "modality_length":
             with_pictures = torch.tensor(dataset.with_pictures())
-        return LengthGroups(
+        sampler = LengthGroups(
             lengths,
             self.stage.batch_size,
             self.args.seed,
             with_pictures=with_pictures,
         )
+        self.add_callback(_EpochOfSampler(sampler))
+        return sampler
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         epochs_trained, batches_trained = super()._init_training_state(max_steps, *args, **kwargs)
@@ -192,6 +194,17 @@ class FusionTrainer(Trainer):
             groups = parameter_groups(bare, self.stage, decayed)
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
+
+
+class _EpochOfSampler(TrainerCallback):
+    """Numbers the epochs of the sampler, which accelerate does not find in a run that is resumed on
+    several processes: it would repeat the order of the first epoch."""
+
+    def __init__(self, sampler: LengthGroups) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class _Report(TrainerCallback):
@@ -391,7 +404,8 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> Trainin
         report_to=list(recipe.report_to) or "none",
         run_name=f"{folder.parent.parent.name} {folder.name}",
         dataloader_num_workers=recipe.resources.loaders,
-        # Every part that trains gets a gradient from every batch, but the encoder none from text.
+        # Every part that trains gets a gradient from every batch, but for weights of the encoder
+        # that no picture uses, such as DINOv2's mask token.
         ddp_find_unused_parameters="vision" in stage.learning_rates,
     )
     # One process, one device: never DataParallel.
