@@ -17,6 +17,7 @@ from layerfuse import Answerer
 from layerfuse.errors import LayerfuseError
 from layerfuse.explain.answer_figures import drawable
 from layerfuse.explain.contributions import (
+    Contribution,
     LayerMeans,
     contributions,
     means_of_pictures,
@@ -27,7 +28,7 @@ from layerfuse.explain.inspection import Inspection, inspect_reading, load, save
 from layerfuse.explain.page import page_data
 from layerfuse.explain.reading import EncodedPrompt, read
 from layerfuse.explain.redraw import redraw
-from layerfuse.explain.trace import answer_pieces, trace_answer
+from layerfuse.explain.trace import AnswerTrace, answer_pieces, trace_answer
 from layerfuse.fusion import FUSIONS
 from layerfuse.vision.features import Features
 from layerfuse.vision.picture import Picture
@@ -186,19 +187,14 @@ def one_replaced(features: Features, layer: int, patch: Tensor, summary: Tensor)
     return Features(features.layers, tuple(patches), tuple(summaries), features.grid)
 
 
-@pytest.mark.parametrize(
-    "strategy", ["concat", "deformable", "inject_cross", "text_routed", "instruction_weighted"]
-)
-def test_contributions_are_those_of_one_layer_after_the_other(
-    strategy: str, sentences: dict[str, Any]
+def check_contributions(
+    answerer: Answerer,
+    reading: EncodedPrompt,
+    trace: AnswerTrace,
+    means: LayerMeans,
+    found: list[Contribution],
 ) -> None:
-    options = sentences if strategy == "instruction_weighted" else {}
-    answerer, reading = of_strategy(strategy, **options)
-    trace = trace_answer(answerer, reading, LONGEST)
-    pictures = [Picture("a", _encoded("red")), Picture("b", _encoded("navy"))]
-    means = means_of_pictures(answerer, pictures)
-    found = contributions(answerer, reading, trace, means, max_new_tokens=LONGEST)
-
+    """Ask the model once for each replaced layer, and compare."""
     for one in found:
         zero = torch.zeros(1)
         for replacement, patch, summary in (
@@ -216,6 +212,38 @@ def test_contributions_are_those_of_one_layer_after_the_other(
             assert replacement.tokens_changed == pytest.approx(share, abs=1e-5)
             generated = answerer.generate(other.inputs(), LONGEST)
             assert [replacement.answer] == answerer.processor.turn_ends.answer_texts(generated)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["concat", "deformable", "inject_cross", "text_routed", "instruction_weighted"]
+)
+def test_contributions_are_those_of_one_layer_after_the_other(
+    strategy: str, sentences: dict[str, Any]
+) -> None:
+    options = sentences if strategy == "instruction_weighted" else {}
+    answerer, reading = of_strategy(strategy, **options)
+    trace = trace_answer(answerer, reading, LONGEST)
+    pictures = [Picture("a", _encoded("red")), Picture("b", _encoded("navy"))]
+    means = means_of_pictures(answerer, pictures)
+    found = contributions(answerer, reading, trace, means, max_new_tokens=LONGEST)
+
+    check_contributions(answerer, reading, trace, means, found)
+
+
+@pytest.mark.parametrize("strategy", ["concat", "inject_cross"])
+def test_contributions_to_a_prompt_that_ends_in_its_picture(strategy: str) -> None:
+    model = tiny.model(strategy)
+    # Nothing stands between a question and its answer.
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    answerer = Answerer(model, tiny.processor(model, chat_template=template))
+    reading = read(answerer, picture(), f"{QUESTION} <image>")
+    assert reading.prompt[0, -1] == tiny.IMAGE_ID
+    trace = trace_answer(answerer, reading, LONGEST)
+    means = means_of_pictures(answerer, [Picture("a", _encoded("red"))])
+
+    found = contributions(answerer, reading, trace, means, max_new_tokens=LONGEST)
+
+    check_contributions(answerer, reading, trace, means, found)
 
 
 def test_closed_gates_give_nothing() -> None:

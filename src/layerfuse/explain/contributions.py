@@ -184,46 +184,27 @@ def _answers_without(
     max_new_tokens: int,
 ) -> list[Replacement]:
     """What becomes of the answer with each of some features in place of the picture's own."""
-    model = answerer.model
     # The picture's own features beside them: in bfloat16 another kernel, or a batch of another
     # size, rounds by as much as a layer may change.
-    prompts = reading.inputs(features=concatenate([reading.features, without]))
-    ids: Tensor = prompts["input_ids"]
-    # The prompts are read once: what they leave in the cache serves the answer that was given and
-    # the one that is generated. The last token of a prompt chooses the first of the answer.
-    read = model(
-        **{
-            **prompts,
-            "input_ids": ids[:, :-1],
-            "attention_mask": prompts["attention_mask"][:, :-1],
-        },
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    targets = trace.tokens.expand(len(ids), -1)
-    output = model(
-        input_ids=torch.cat([ids[:, -1:], targets[:, :-1]], dim=1),
-        past_key_values=copy.deepcopy(read.past_key_values),
-        visual=read.visual,
-    )
-    logits = output.logits.float()
+    forced = _force_answer(answerer, reading, trace, concatenate([reading.features, without]))
+    logits = forced.logits.float()
+    targets = trace.tokens.expand(len(logits), -1)
     # (rows, A, vocabulary) -> (rows, vocabulary, A)
     losses = F.cross_entropy(logits.mT, targets, reduction="none").sum(dim=1)
     changes = losses[0] - losses[1:]
 
     # Where the same tokens are the likeliest still, greedy decoding gives the same answer.
     same = (logits.argmax(dim=-1) == targets).all(dim=1) & trace.likeliest
-    answers = [trace.answer] * len(ids)
+    answers = [trace.answer] * len(logits)
     if not same[1:].all():
         # All rows go on: not every cache can be cut to some of them.
-        going_on = {**prompts, "past_key_values": read.past_key_values}
-        generated = answerer.generate(going_on, max_new_tokens)
+        generated = answerer.generate(forced.going_on, max_new_tokens)
         new_answers = answerer.processor.turn_ends.answer_texts(generated)
         for row in (~same).nonzero()[:, 0].tolist():
             answers[row] = new_answers[row]
 
     replacements: list[Replacement] = []
-    fused: Fused = read.visual.fused
+    fused = forced.fused
     for row, answer in enumerate(answers[1:], start=1):
         memory_changed: dict[int, float] = {}
         for block, memory in fused.memory.items():
@@ -237,6 +218,54 @@ def _answers_without(
             )
         )
     return replacements
+
+
+@dataclass(frozen=True)
+class _ForcedAnswer:
+    """An answer that was said whatever the model would have said, in several rows.
+
+    Attributes:
+        logits: (rows, A, vocabulary) that choose each token of the answer.
+        fused: what the strategy made of the features.
+        going_on: the model's keyword arguments from which it generates an answer of its own.
+    """
+
+    logits: Tensor
+    fused: Fused
+    # Any: keyword arguments of the model
+    going_on: dict[str, Any]
+
+
+def _force_answer(
+    answerer: Answerer, reading: EncodedPrompt, trace: AnswerTrace, features: Features
+) -> _ForcedAnswer:
+    """Let the model say an answer about other features, a row each."""
+    model = answerer.model
+    prompts = reading.inputs(features=features)
+    ids: Tensor = prompts["input_ids"]
+    if ids[0, -1] == model.config.image_token_id:
+        # A picture cannot be cut apart: prompts that end in one are read again to go on.
+        output = model(
+            **reading.inputs(trace.tokens, features),
+            use_cache=False,
+            logits_to_keep=len(trace.tokens) + 1,
+        )
+        return _ForcedAnswer(output.logits[:, :-1], output.visual.fused, prompts)
+
+    # The prompts are read once: what they leave in the cache serves this answer and the model's
+    # own. The last token of a prompt chooses the first of the answer.
+    beginnings = dict(prompts)
+    for name in ("input_ids", "attention_mask"):
+        beginnings[name] = prompts[name][:, :-1]
+    read = model(**beginnings, use_cache=True, logits_to_keep=1)
+    said = trace.tokens[:-1].expand(len(ids), -1)
+    output = model(
+        input_ids=torch.cat([ids[:, -1:], said], dim=1),
+        past_key_values=copy.deepcopy(read.past_key_values),
+        visual=read.visual,
+    )
+    going_on = {**prompts, "past_key_values": read.past_key_values}
+    return _ForcedAnswer(output.logits, read.visual.fused, going_on)
 
 
 def _check(means: LayerMeans, features: Features) -> None:
