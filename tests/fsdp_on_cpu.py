@@ -27,13 +27,17 @@ def init_as_on_gpus(self: PartialState, *args: Any, **kwargs: Any) -> None:
 
 
 def save_whole_and_note(self: FusionTrainer, folder: Path) -> Path | None:
-    """In the place of the trainer's: note the class of each part's parameters, a line a stage."""
+    """In the place of the trainer's: note the class of each part's parameters and the kernel of
+    attention, a line a stage."""
     model: Any = self.model
     kinds = set()
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
         # A sharded parameter is a DTensor.
         kinds.add(f"{part}:{type(parameter).__name__}")
+    # transformers has no public name for it
+    kernel = model.language_model.config._attn_implementation  # noqa: SLF001
+    kinds.add(f"attention:{kernel}")
     if self.is_world_process_zero():
         with open(sys.argv[3], "a") as file:
             file.write(" ".join(sorted(kinds)) + "\n")

@@ -122,6 +122,60 @@ def test_two_processes_are_one(mixed: dict[str, Any], tmp_path: Path) -> None:
         assert point_of_two["loss"] == pytest.approx(point_of_one["loss"], abs=TOLERANCE)
 
 
+# A module that workers import, as they do those of a user's own strategies: the first of them that
+# has done so many steps kills itself. The mark keeps all others, and its successor, alive.
+KILLER = """
+import os
+import signal
+from pathlib import Path
+
+from layerfuse.train.trainer import FusionTrainer
+
+training_step = FusionTrainer.training_step
+
+
+def step_or_die(self, *args, **kwargs):
+    mark = Path(os.environ["LAYERFUSE_HOME"]) / "died"
+    if self.state.global_step == STEPS and not mark.exists():
+        mark.write_text(str(self.args.output_dir))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return training_step(self, *args, **kwargs)
+
+
+FusionTrainer.training_step = step_or_die
+"""
+
+
+def let_one_process_die(after: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that import a module `killer` find it."""
+    (folder / "killer.py").write_text(KILLER.replace("STEPS", str(after)))
+    # They are no children of this one, and find modules by this variable alone.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_in_their_second_epoch_are_one(
+    mixed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every epoch has an order of its own, and the one that is continued has the order that it
+    had."""
+    # An epoch is four steps of two.
+    mixed["stages"]["align"]["checkpoint_steps"] = 1
+    path = write_recipe(tmp_path, mixed)
+    study(path, output=tmp_path / "one")
+    let_one_process_die(5, tmp_path, monkeypatch)
+    two = tmp_path / "two"
+    with pytest.raises(RuntimeError, match="the processes of .* failed"):
+        study(path, (TWO_PROCESSES,), output=two, modules=["killer"])
+    assert list(two.glob("arms/*/stages/align/checkpoint-5/complete"))
+
+    study(path, (TWO_PROCESSES,), output=two)
+
+    assert_same(tmp_path / "one", two)
+
+
 def prepare_only_run(prepared: Path, study_folder: Path) -> PlannedRun:
     """Make a second folder for a study of one run, as it is just before the run.
 
@@ -184,7 +238,9 @@ def test_two_processes_under_fsdp2_are_one(
     tmp_path: Path,
     vision: bool,
 ) -> None:
-    """A frozen encoder is not sharded: each process would wait for it at every batch."""
+    """A frozen encoder is not sharded: each process would wait for it at every batch. The second
+    stage reads what the first has written, and computes attention as it did."""
+    mixed["attn_implementation"] = "eager"
     if vision:
         align = mixed["stages"]["align"]
         align["learning_rates"] = {**align["learning_rates"], "vision": 1e-3}
@@ -195,8 +251,8 @@ def test_two_processes_under_fsdp2_are_one(
     if vision:
         encoder_in_align = "DTensor"
     assert sharding == [
-        f"fusion:DTensor language_model:DTensor vision_tower:{encoder_in_align}",
-        "fusion:DTensor language_model:DTensor vision_tower:Parameter",
+        f"attention:eager fusion:DTensor language_model:DTensor vision_tower:{encoder_in_align}",
+        "attention:eager fusion:DTensor language_model:DTensor vision_tower:Parameter",
     ]
     assert_same(tmp_path / "one", tmp_path / "two")
 
@@ -329,30 +385,6 @@ def test_a_study_refuses_to_be_one_process_of_many(
         study(write_recipe(tmp_path, recipe), output=tmp_path / "study")
 
 
-# A module that workers import, as they do those of a user's own strategies: the first of them that
-# comes to its fourth step kills itself. The mark keeps all others, and its successor, alive.
-KILLER = """
-import os
-import signal
-from pathlib import Path
-
-from layerfuse.train.trainer import FusionTrainer
-
-training_step = FusionTrainer.training_step
-
-
-def step_or_die(self, *args, **kwargs):
-    mark = Path(os.environ["LAYERFUSE_HOME"]) / "died"
-    if self.state.global_step == 3 and not mark.exists():
-        mark.write_text(str(self.args.output_dir))
-        os.kill(os.getpid(), signal.SIGKILL)
-    return training_step(self, *args, **kwargs)
-
-
-FusionTrainer.training_step = step_or_die
-"""
-
-
 @pytest.mark.slow
 def test_ray_gives_the_same_results_and_survives_a_dead_worker(
     recipe: dict[str, Any],
@@ -378,9 +410,7 @@ def test_ray_gives_the_same_results_and_survives_a_dead_worker(
 
     # Otherwise Ray looks for a token in the user's home.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    (tmp_path / "killer.py").write_text(KILLER)
-    # Workers are processes of Ray's own, which find modules by this variable alone.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    let_one_process_die(3, tmp_path, monkeypatch)
     study(path, output=ray, engine="ray", modules=["killer"])
 
     assert (tmp_path / "home" / "died").exists()

@@ -13,13 +13,15 @@ from layerfuse.data.collate import Collator
 from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sources import load
+from layerfuse.errors import LayerfuseError
+from layerfuse.recipe.data_source import Data
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.recipe.schema import Recipe
 from layerfuse.recipe.stage import Stage
 from layerfuse.train.arm import Trained, compose, encoder_for, train_arm
 from layerfuse.train.trainer import FusionTrainer
 from tests import tiny
-from tests.studies import write_recipe, write_samples
+from tests.studies import read_samples, write_recipe, write_samples
 
 
 def write_twelve_samples(folder: Path) -> None:
@@ -339,6 +341,38 @@ def test_a_loss_that_is_not_finite_stops_the_training(two_stages: Recipe, tmp_pa
 
     with pytest.raises(ValueError, match=r"the loss became .* at step \d+: lower the learning"):
         train(with_stages(two_stages, align=wild), tmp_path / "run")
+
+
+def write_texts(folder: Path, file: str) -> None:
+    """Write the samples without their pictures into another file."""
+    samples = read_samples(folder)
+    for sample in samples:
+        del sample["image"]
+        sample["conversations"][0]["value"] = "What is it?"
+    write_samples(folder, samples, file)
+
+
+def test_constants_are_measured_on_the_first_stage_that_shows_pictures(
+    two_stages: Recipe, tmp_path: Path
+) -> None:
+    write_texts(tmp_path, "text.json")
+    align = two_stages.stages["align"]
+    text = changed(align, data=Data(path=str(tmp_path / "text.json")))
+
+    trained = train(with_stages(two_stages, text=text, align=align), tmp_path / "text_first")
+
+    expected = train(with_stages(two_stages, align=align), tmp_path / "pictures_alone")
+    constants = dict(trained.model.fusion.norms.named_buffers())
+    for name, buffer in expected.model.fusion.norms.named_buffers():
+        assert torch.equal(constants[name], buffer), name
+        assert buffer.std() > 0, "as before any measurement"
+
+
+def test_constants_need_pictures(two_stages: Recipe, tmp_path: Path) -> None:
+    write_texts(tmp_path, "data.json")
+
+    with pytest.raises(LayerfuseError, match="measured on pictures, and no training sample has"):
+        train(two_stages, tmp_path / "run")
 
 
 def assert_valid_overrides(note: str, stage: Stage) -> None:

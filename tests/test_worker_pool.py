@@ -26,11 +26,13 @@ ROOT = Path(__file__).parent.parent
 TROUBLE = """
 import os
 import signal
+import sys
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.train.trainer import FusionTrainer
 
 training_step = FusionTrainer.training_step
+REPLIES = [int(word.split("=")[1]) for word in sys.argv if word.startswith("--replies=")]
 
 
 def step_or_end(self, *args, **kwargs):
@@ -42,6 +44,7 @@ def step_or_end(self, *args, **kwargs):
 FusionTrainer.training_step = step_or_end
 """
 DIE = "os.kill(os.getpid(), signal.SIGKILL)"
+WRITE_HALF_A_REPLY = 'os.write(REPLIES[0], b"{"); os.kill(os.getpid(), signal.SIGKILL)'
 ADVISE = 'raise LayerfuseError("lower the learning rates")'
 
 
@@ -119,6 +122,23 @@ def test_runs_side_by_side_are_those_of_one_after_another(
     for result in read_results(expected):
         answers = Path(result["folder"]) / "predictions.jsonl"
         assert (folder / answers).read_bytes() == (expected / answers).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_within_a_reply_costs_its_own_run(
+    four_runs: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half a reply is none: the study would end in it, or wait for it for ever."""
+    make_trouble(tmp_path, WRITE_HALF_A_REPLY, monkeypatch)
+    path = write_recipe(tmp_path, four_runs)
+    folder = tmp_path / "study"
+
+    with pytest.raises(RuntimeError, match="1 of 4 runs failed"):
+        study(path, (TWO_AT_ONCE,), output=folder, modules=["trouble"])
+
+    assert len(read_results(folder)) == 3
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from layerfuse.evaluate.answer import load_answerer
 from layerfuse.files import write_text
 from layerfuse.recipe.schema import Recipe
 from layerfuse.train.arm import Trained
-from layerfuse.train.stages import apply_liger
+from layerfuse.train.stages import use_kernels
 
 MODEL = "model"
 """The trained model's folder, in that of its run."""
@@ -59,10 +59,8 @@ def read_trained(recipe: Recipe, folder: Path) -> Trained:
     """
     measured = json.loads((folder / STAGES / TRAINED).read_text("utf-8"))
     answerer = load_answerer(folder / MODEL)
-    # A saved model does not say by which kernels it was trained; it is tested by the same.
-    answerer.model.language_model.set_attn_implementation(recipe.attn_implementation)
-    if recipe.liger:
-        apply_liger(answerer.model)
+    # It is tested by the kernels that trained it.
+    use_kernels(answerer.model, recipe)
     losses = {}
     for name, curve in measured["losses"].items():
         losses[name] = [(step, loss) for step, loss in curve]

@@ -127,13 +127,12 @@ class Worker:
 
     def _listen(self, replies: IO[str], heard: SimpleQueue[Heard]) -> None:
         """Pass on what the process replies, in a thread of its own."""
-        try:
-            with replies:
-                for line in replies:
+        with replies:
+            for line in replies:
+                # A process that was killed may have written a part of its last reply.
+                if line.endswith("\n"):
                     heard.put(Heard(self, Reply.from_line(line)))
-        finally:
-            # Whatever goes wrong here: the study waits for this.
-            heard.put(Heard(self, None))
+        heard.put(Heard(self, None))
 
 
 class WorkerPool:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from layerfuse.data.collate import Collator, SampleDataset, visual_inputs
+from layerfuse.data.collate import Collator, SampleDataset
 from layerfuse.data.feature_store import FeatureStore
 from layerfuse.data.lazy_records import Samples
 from layerfuse.data.sample import by_turn
 from layerfuse.data.subset import draw_subsets
 from layerfuse.data.text_files import read_text
-from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES, device
 from layerfuse.model.chat_template import question_of
@@ -34,14 +32,12 @@ from layerfuse.recipe.schema import Recipe
 from layerfuse.recipe.stage import Stage
 from layerfuse.train import stages
 from layerfuse.train.along import AlongTraining, MomentCallback
+from layerfuse.train.calibration import calibrate
 from layerfuse.train.closed_answers import trained_answer_tokens
 from layerfuse.train.trainer import LossCurve, MakeCollator, checkpoints, fit
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
-from layerfuse.vision.features import Features, concatenate
 from layerfuse.vision.selection import select
 
-CALIBRATION_SAMPLES = 256
-CALIBRATION_BATCH = 32
 FINISHED = "finished.json"
 """Curves and times of the stages that an interrupted run has finished."""
 
@@ -109,7 +105,9 @@ def compose(recipe: Recipe, arm: Arm, seed: int) -> tuple[FusionVLM, Processor]:
     # Saved with the model: only the processor knows the chat template.
     processor.turn_ends.set_stop_tokens(model.generation_config)
     # Constants are measured in this mode, as the features in the cache are.
-    return model.to(device()).eval(), processor
+    model.to(device()).eval()
+    stages.use_kernels(model, recipe)
+    return model, processor
 
 
 def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:
@@ -129,48 +127,6 @@ def processor_for(recipe: Recipe, config: FusionConfig) -> Processor:
         image_token=recipe.image_token,
         image_aspect_ratio=recipe.image_aspect_ratio,
     )
-
-
-@torch.no_grad()
-def calibrate(
-    model: FusionVLM, processor: Processor, samples: Samples, store: FeatureStore | None
-) -> None:
-    """Measure the fusion's stored constants on the first training pictures.
-
-    Args:
-        model: is changed, if its strategy has such constants.
-        processor: of the model.
-        samples: of the first stage that shows pictures.
-        store: cached features of their pictures, or None to encode them.
-
-    Raises:
-        LayerfuseError: the strategy has such constants, and there is no picture.
-    """
-    if not model.fusion.config.calibrated:
-        return
-    # A generator: large data sets are read no further than needed.
-    with_pictures = (sample for sample in samples if sample.pictures)
-    chosen = list(islice(with_pictures, CALIBRATION_SAMPLES))
-    measured: list[Features] = []
-    for start in range(0, len(chosen), CALIBRATION_BATCH):
-        batch = visual_inputs(processor, chosen[start : start + CALIBRATION_BATCH], store)
-        features = batch.get("features")
-        if features is None:
-            features = model.encode_images(batch["pixel_values"].to(model.device))
-        measured.append(features.to(device=model.device, dtype=model.fusion_dtype))
-    if not measured:
-        raise LayerfuseError(
-            "`normalize` and `token_scale` are measured on pictures, and no training sample has one"
-        )
-    model.fusion.calibrate(concatenate(measured), model.embedding_std)
-
-
-def _first_stage_with_pictures(recipe: Recipe, samples: Mapping[str, Samples]) -> str:
-    """The first stage that shows a picture; the first of all where none does."""
-    for name in recipe.stages:
-        if any(sample.pictures for sample in samples[name]):
-            return name
-    return next(iter(recipe.stages))
 
 
 def embed_questions(
@@ -239,10 +195,8 @@ def train_arm(
     # The store holds the layers of all arms; this arm reads its own.
     if store is not None:
         store = store.restrict(model.vision_tower.layers)
-    shown = _first_stage_with_pictures(recipe, samples)
-    shown_store = store if recipe.stage_reads_cache(shown) else None
     # Before any step: the constants belong to the untrained encoder's features.
-    calibrate(model, processor, samples[shown], shown_store)
+    calibrate(model, processor, recipe, samples, store)
     embed_questions(recipe, processor, samples, progress)
     remaining = remaining_stages(recipe, folder)
     losses = dict(remaining.losses)
@@ -330,8 +284,6 @@ def _train_stage(
     # Adapters begin alike, whether or not the stage before was continued.
     set_seed(dataset.seed)
     adapted = stages.begin_stage(model, stage, dtype)
-    if recipe.liger:
-        stages.apply_liger(model)
     parameters = stages.count_parameters(model)
     losses, saved = fit(
         model,
@@ -348,8 +300,7 @@ def _train_stage(
     else:
         # No process holds the whole model: each reads what all have written.
         model = stages.load_trained(saved, stage, dtype)
-        # A saved model does not say by which kernels it was trained; it goes on with the same.
-        model.language_model.set_attn_implementation(recipe.attn_implementation)
+        stages.use_kernels(model, recipe)
     return model, parameters, losses
 
 

@@ -17,6 +17,7 @@ from layerfuse.fusion.blocks import Projector
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.precision import cast
 from layerfuse.model.vlm import FusionVLM
+from layerfuse.recipe.schema import Recipe
 from layerfuse.recipe.stage import Lora, Part, RatedPart, Stage
 
 
@@ -218,14 +219,20 @@ def memory_advice(name: str, stage: Stage, processes: int) -> str:
     return f"The stage {name!r} ran out of memory. What helps: " + "; ".join(changes) + "."
 
 
-def apply_liger(model: FusionVLM) -> None:
-    """Replace norms, rotary embeddings and MLPs of the LLM by liger's kernels.
+def use_kernels(model: FusionVLM, recipe: Recipe) -> None:
+    """Let the LLM compute with the recipe's attention and kernels, which a saved model does not
+    know.
 
-    The loss stays ours, at labelled positions.
+    Args:
+        model: is changed in place, on its device.
+        recipe: of the study.
     """
-    liger = import_module("liger_kernel.transformers")
-    liger._apply_liger_kernel_to_instance(
-        model=model.language_model,
-        cross_entropy=False,
-        fused_linear_cross_entropy=False,
-    )
+    model.language_model.set_attn_implementation(recipe.attn_implementation)
+    if recipe.liger:
+        liger = import_module("liger_kernel.transformers")
+        # Norms, rotary embeddings and MLPs. The loss stays ours, at labelled positions.
+        liger._apply_liger_kernel_to_instance(
+            model=model.language_model,
+            cross_entropy=False,
+            fused_linear_cross_entropy=False,
+        )
