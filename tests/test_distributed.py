@@ -167,7 +167,7 @@ def test_two_processes_that_are_stopped_in_their_second_epoch_are_one(
     study(path, output=tmp_path / "one")
     let_one_process_die(5, tmp_path, monkeypatch)
     two = tmp_path / "two"
-    with pytest.raises(RuntimeError, match="the processes of .* failed"):
+    with pytest.raises(RuntimeError, match=r"the processes of .* failed"):
         study(path, (TWO_PROCESSES,), output=two, modules=["killer"])
     assert list(two.glob("arms/*/stages/align/checkpoint-5/complete"))
 
