@@ -296,3 +296,9 @@ def test_tokens_that_a_stock_model_suppresses_stay_suppressed() -> None:
     model = FusionVLM.from_vlm(llava, [3], {"name": "single"})
 
     assert model.generation_config.suppress_tokens == [tiny.IMAGE_ID, 40, 41]
+
+
+def test_all_of_it_is_on_the_device_of_the_given_model() -> None:
+    model = FusionVLM.from_vlm(tiny.model("concat").to("meta"), [1, 3, 4], {"name": "concat"})
+    on_devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    assert on_devices == {"meta"}

@@ -12,6 +12,8 @@ from transformers import DynamicCache, EvalPrediction, Trainer, TrainingArgument
 from layerfuse import FusionVLM
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
+from layerfuse.fusion.base import Fused
+from layerfuse.vision.features import Features
 from tests import tiny
 from tests.random_prompts import prompts, prompts_with_images_at
 
@@ -205,6 +207,37 @@ def test_a_chat_goes_on_with_another_picture(strategy: str) -> None:
             answers(model, **chat, past_key_values=cache)
         return
     assert answers(model, **chat, past_key_values=cache) == answers(model, **chat)
+
+
+@torch.no_grad()
+def test_a_chat_that_goes_on_keeps_what_guides_each_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For strategies whose blocks look at pictures that the cache holds: each is fused again, with
+    the instruction of its own row."""
+    model = tiny.model("inject_cross")
+    chat = prompts(model, [1, 2])
+    cache = DynamicCache(config=model.config.text_config)
+    model(
+        input_ids=chat["input_ids"][:, :-1],
+        pixel_values=chat["pixel_values"],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    instruction = torch.tensor([[1.0], [2.0]])
+    given: list[tuple[Any, Any]] = []
+    fuse = model.fuse
+
+    def note_and_fuse(features: Features, instruction: Any = None, guidance: Any = None) -> Fused:
+        given.append((instruction, guidance))
+        return fuse(features)
+
+    monkeypatch.setattr(model, "fuse", note_and_fuse)
+    answers(model, **chat, instruction=instruction, guidance="uniform", past_key_values=cache)
+
+    ((of_images, guidance),) = given
+    assert of_images.tolist() == [[1.0], [2.0], [2.0]]
+    assert guidance == "uniform"
 
 
 def test_prompts_cannot_be_cut_within_a_picture() -> None:
