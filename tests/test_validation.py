@@ -176,7 +176,9 @@ def test_layers_side_by_side_stand_for_a_selection_before_other_strategies(tmp_p
     """What is recommended are arms that set layers side by side."""
     study = trained_study(tmp_path, RISING, layers=[0, 1, 2, 3, 0])
     records = read_records(study / "results.jsonl", RunRecord)
-    records[0] = replace(records[0], fusion={"name": "token_concat"})
+    # Reads the same layer alone
+    other = {"name": "weighted_sum", "beside": "none"}
+    records[0] = replace(records[0], fusion=other)
     write_records(study / "results.jsonl", records)
 
     assert trained_scores(study)[0,] == {records[4].seed: records[4].scores.families}
