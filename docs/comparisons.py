@@ -18,8 +18,10 @@ The same ten strategies on the same pictures and models. *Standardised* layers h
 0 and variance 1; *whitened* ones have directions of nearly equal variance as well (`normalize` of
 the [recipe reference](recipe-reference.md)). A projector learns along the large directions first,
 so that after a short training a score says how well an arm's layers are conditioned, and not what
-they hold: [how far training went](training-length.md) is the question to ask of every column. Made
-by `make docs` from results/.
+they hold: [how far training went](training-length.md) is the question to ask of every column. The
+first columns are studies from before: besides the whole LLM they had 150 pictures, longer prompts,
+an align stage, other learning rates and adapters, and two seeds or three. Made by `make docs` from
+results/.
 """
 BLOCKS = """# Does an LLM of a few blocks rank arms as the whole one does?
 
@@ -61,7 +63,7 @@ class Column:
 
 
 STRATEGIES = (
-    Column("the whole LLM, standardised, 120 steps", RESULTS / "local-strategies"),
+    Column("the whole LLM, standardised, 100 steps", RESULTS / "local-strategies"),
     Column("2 blocks, standardised, 400 steps", RESULTS / "scenes-standardized"),
     Column("2 blocks, standardised, 1,200 steps", RESULTS / "scenes-standardized-long"),
     Column("2 blocks, whitened, 400 steps", RESULTS / "scenes-strategies"),

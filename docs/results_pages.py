@@ -20,7 +20,7 @@ SPEED_ONLY = (
     "many steps, not about what their layers hold."
 )
 # Studies whose answers were read in two ways where they were guided, and in one for the controls.
-TWO_TRIES = ("real", "scenes-strategies", "scenes-standardized")
+TWO_TRIES = ("scenes-strategies", "scenes-standardized")
 SECOND_TRY = [
     "In this study the guided answers had two tries (right if forced, else generated) and those of",
     "the controls one. In bfloat16 the second try was worth 0.9 points to a model that was trained",
@@ -205,7 +205,7 @@ def guidance_table(rows: list[dict[str, Any]], *, two_tries: bool = False) -> li
         cells = [row["arm"], row["control"], f"{row['guided']['score']:.3f}"]
         cells += [f"{row['controlled']['score']:.3f}"]
         cells += [f"{d['difference']:+.3f} ({low:+.3f} to {high:+.3f})", d["verdict"]]
-        lines.append("| " + " | ".join([*cells, f"{row['spread']:.4f}"]) + " |")
+        lines.append(table_row([*cells, f"{row['spread']:.4f}"]))
     return lines
 
 

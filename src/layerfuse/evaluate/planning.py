@@ -40,7 +40,7 @@ class ExpectedNoise:
 
 DEFAULT_NOISE = ExpectedNoise(run=0.03, shared=0.0, item=0.45)
 """Of a study about which nothing is known: runs of an arm differ by 3 points, which lies between
-well-conditioned small studies (1 to 2) and those that stop early (6 to 12)."""
+well-conditioned small studies (0.6 to 2) and those that stop early (6 to 12)."""
 
 
 DEFAULT_PICTURES = 200
