@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from docs.data_sizes_page import data_size_claims
+from docs.layer_sets import spread_table, stability_claims
 from docs.results_pages import TWO_TRIES, UNFINISHED, claim_difference, claims_of, table_row
 from layerfuse.evaluate.learning_status import ArmLearning
 from layerfuse.evaluate.significance import seed_noise
@@ -23,8 +25,8 @@ every study](statistics.md): intervals are of one difference by itself, verdicts
 all claims of a study, so that an interval may leave out 0 where nothing is resolved. Not all were
 written in ignorance: those of real-long, scenes-long and the standardised studies when shorter or
 whitened studies of the same pictures were known, and real was run a second time, after `group_mean`
-and guided training had been mended. Claims on guidance stand in no recipe. Made by `make docs` from
-results/.
+and guided training had been mended. Claims on guidance, on stability over sets of layers and on the
+amount of data stand in no recipe. Made by `make docs` from results/.
 
 The studies behind this page are small on purpose: the vision encoder is DINOv2-S (12 layers, 22
 million parameters, trained without text), the LLM is SmolLM2-135M, mostly cut to its first two
@@ -51,8 +53,11 @@ def claims_page(summaries: dict[str, dict[str, Any]]) -> str:
             cells = [claim.claim, claim.source, study, claim.in_words, claim_difference(claim)]
             rows.append(table_row([*cells, claim.limits]))
         rows += guidance_claims(summary, study, two_tries=name in TWO_TRIES)
+        rows += stability_claims(summary, study)
         if claims_of(summary):
             spreads += spread_rows(summary, study)
+    if summaries:
+        rows += data_size_claims()
     if rows:
         head = ["claim", "source", "study", "verdict", "difference (95 % interval)", "limits"]
         lines += ["| " + " | ".join(head) + " |", "|---" * 6 + "|", *rows, ""]
@@ -63,13 +68,15 @@ def claims_page(summaries: dict[str, dict[str, Any]]) -> str:
             "## Spread between seeds",
             "",
             "Standard deviation between the seeds of an arm, in points, pooled over the arms of a",
-            "kind. Which kind is the most stable is not tested.",
+            "kind.",
             "",
             "| study | kind | arms | standard deviation | degrees of freedom |",
             "|---" * 5 + "|",
             *spreads,
             "",
         ]
+    studies = {f"[{name}](results-{name}.md)": summary for name, summary in summaries.items()}
+    lines += spread_table(studies)
     return "\n".join(lines + unmeasured_claims(summaries))
 
 

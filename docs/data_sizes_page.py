@@ -1,9 +1,17 @@
 """The page of a study at several data sizes."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
+
 from docs.results_pages import RESULTS, table_row
+from layerfuse.evaluate.records import RunRecord, read_records
+
+# scipy brings no types
+stats: Any = scipy.stats
 
 FOLDER = RESULTS / "scenes-data-sizes"
 INTRO = """# Does the order of strategies depend on how much data there is?
@@ -15,6 +23,14 @@ results/.
 
 ![Accuracy of five arms against the number of training pictures](images/data-sizes.svg)
 """
+CLAIM = "With more data {arm} approaches concat."
+SOURCE = "2503.06063, figure 5, as notes on the paper report it"
+LIMITS = (
+    "From {first:,} to {last:,} pictures for as many steps, two blocks of the LLM; the interval is "
+    "over seeds alone."
+)
+EXTERNAL = "concat"
+INTERNAL = ("inject_add", "inject_cross")
 MARKS = {None: "", "better": " ▲", "worse": " ▼", "tie": ""}
 
 
@@ -40,6 +56,46 @@ def data_sizes_page() -> str:
     for size in sizes:
         lines.append(f"* {size['samples']:,} pictures: {size['headline']}")
     return "\n".join([*lines, ""])
+
+
+def data_size_claims() -> list[str]:
+    """A row for each internal strategy: whether its distance to external direct fusion shrinks as
+    data grow, by what it does from the smallest to the largest size, seed by seed."""
+    study: dict[str, Any] = json.loads((FOLDER / "data_sizes.json").read_text("utf-8"))
+    sizes = (study["sizes"][0], study["sizes"][-1])
+    scores = [_scores_by_arm(FOLDER / size["folder"]) for size in sizes]
+    limits = LIMITS.format(first=sizes[0]["samples"], last=sizes[1]["samples"])
+    rows = []
+    for arm in INTERNAL:
+        changes = []
+        for seed in scores[0][arm]:
+            before, after = (of_size[arm][seed] - of_size[EXTERNAL][seed] for of_size in scores)
+            changes.append(after - before)
+        mean = float(np.mean(changes))
+        low, high = stats.t.interval(0.95, len(changes) - 1, mean, stats.sem(changes))
+        unsettled = 0
+        for size in sizes:
+            for row in size["arms"]:
+                unsettled += row["arm"] in (arm, EXTERNAL) and not row["settled"]
+        verdict = "not resolved"
+        if low > 0:
+            verdict = "holds"
+        elif high < 0:
+            verdict = "the opposite"
+        if unsettled:
+            verdict = f"not trained long enough: {unsettled} of its 4 arms"
+        change = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+        link = f"[{study['name']}](results-{study['name']}.md)"
+        rows.append(table_row([CLAIM.format(arm=arm), SOURCE, link, verdict, change, limits]))
+    return rows
+
+
+def _scores_by_arm(folder: Path) -> dict[str, dict[int, float]]:
+    """Mean scores of the runs of one size, by arm and seed."""
+    scores: dict[str, dict[int, float]] = {}
+    for record in read_records(folder / "results.jsonl", RunRecord):
+        scores.setdefault(record.arm, {})[record.seed] = record.scores.mean
+    return scores
 
 
 def _cell(arm: dict[str, Any]) -> str:
