@@ -33,6 +33,19 @@ TWO_PROCESSES = "resources.processes=2"
 TOLERANCE = 1e-4
 
 
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
+)
+ZERO_STAGES = [pytest.param(stage, marks=NEEDS_DEEPSPEED) for stage in ("zero2", "zero3")]
+
+
+def share_by_deepspeed(zero_stage: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The setting that lets processes share a model by DeepSpeed, on what this machine has."""
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    return [f"resources.accelerate={zero_stage}"]
+
+
 def make_half_text(folder: Path) -> None:
     """Take the picture out of every second sample; lengths differ, so that batches are padded."""
     samples = read_samples(folder)
@@ -154,10 +167,12 @@ def let_one_process_die(after: int, folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["none", *ZERO_STAGES])
 def test_two_processes_that_are_stopped_in_their_second_epoch_are_one(
     mixed: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    sharing: str,
 ) -> None:
     """Every epoch has an order of its own, and the one that is continued has the order that it
     had."""
@@ -165,13 +180,16 @@ def test_two_processes_that_are_stopped_in_their_second_epoch_are_one(
     mixed["stages"]["align"]["checkpoint_steps"] = 1
     path = write_recipe(tmp_path, mixed)
     study(path, output=tmp_path / "one")
+    settings = [TWO_PROCESSES]
+    if sharing != "none":
+        settings += share_by_deepspeed(sharing, monkeypatch)
     let_one_process_die(5, tmp_path, monkeypatch)
     two = tmp_path / "two"
     with pytest.raises(RuntimeError, match=r"the processes of .* failed"):
-        study(path, (TWO_PROCESSES,), output=two, modules=["killer"])
+        study(path, settings, output=two, modules=["killer"])
     assert list(two.glob("arms/*/stages/align/checkpoint-5/complete"))
 
-    study(path, (TWO_PROCESSES,), output=two)
+    study(path, settings, output=two)
 
     assert_same(tmp_path / "one", two)
 
@@ -257,12 +275,10 @@ def test_two_processes_under_fsdp2_are_one(
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.slow
-def test_guided_rows_under_fsdp2_are_those_of_one_process(
-    mixed: dict[str, Any], tmp_path: Path
-) -> None:
-    """A pass computes one row, and a sample has one to three: each process waits for the other one
-    in every pass, with a picture for the encoder that trains."""
+@pytest.fixture
+def guided(mixed: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A study of a guided arm whose samples have one to three questions, a row each: a pass
+    computes one row, and each process waits for the other one in every pass."""
     samples = read_samples(tmp_path)
     for number, sample in enumerate(samples):
         first = sample["conversations"]
@@ -274,29 +290,51 @@ def test_guided_rows_under_fsdp2_are_those_of_one_process(
     align["batch_size"] = 4
     align["device_batch_size"] = 1
     align["learning_rates"] = {**align["learning_rates"], "vision": 1e-3}
-    mixed["stages"] = {"align": align}
+    return {**mixed, "stages": {"align": align}}
 
-    one_process_and_fsdp2(mixed, tmp_path)
+
+@pytest.mark.slow
+def test_guided_rows_under_fsdp2_are_those_of_one_process(
+    guided: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every pass needs a picture for the encoder that trains."""
+    one_process_and_fsdp2(guided, tmp_path)
 
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
+def one_process_and_deepspeed(
+    recipe: dict[str, Any], zero_stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Make a study in one process, `one`, and in two under DeepSpeed, `two`."""
+    path = write_recipe(tmp_path, recipe)
+    study(path, output=tmp_path / "one")
+    settings = [TWO_PROCESSES, *share_by_deepspeed(zero_stage, monkeypatch)]
+    study(path, settings, output=tmp_path / "two")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-@pytest.mark.parametrize("zero_stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
 def test_two_processes_under_deepspeed_are_one(
     mixed: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     zero_stage: str,
 ) -> None:
-    path = write_recipe(tmp_path, mixed)
-    study(path, output=tmp_path / "one")
-    if not torch.cuda.is_available():
-        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    one_process_and_deepspeed(mixed, zero_stage, tmp_path, monkeypatch)
 
-    settings = (TWO_PROCESSES, f"resources.accelerate={zero_stage}")
-    study(path, settings, output=tmp_path / "two")
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_guided_rows_under_deepspeed_are_those_of_one_process(
+    guided: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    zero_stage: str,
+) -> None:
+    one_process_and_deepspeed(guided, zero_stage, tmp_path, monkeypatch)
 
     assert_same(tmp_path / "one", tmp_path / "two")
 

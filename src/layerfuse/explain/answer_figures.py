@@ -278,7 +278,7 @@ def _draw_panels(groups: Sequence[Sequence[Panel]], stem: Path) -> None:
     rows = sum(-(-len(group) // columns) for group in groups)
     with plots.figure(stem, columns * SIDE, rows * (SIDE + TITLE)) as figure:
         # The panels fill the figure: there is nothing to lay out.
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
         plot_panels(groups, figure.add_axes((0, 0, 1, 1)))
 
 

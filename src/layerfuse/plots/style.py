@@ -86,6 +86,8 @@ def figure(stem: Path, width: float, height: float) -> Iterator[Figure]:
             stem.parent.mkdir(parents=True, exist_ok=True)
             # Versions and dates in the files would make equal figures differ
             drawing.savefig(png, dpi=160, metadata={"Software": None})
+            # Laid out now: both files alike, and not computed twice.
+            drawing.set_layout_engine(None)
             drawing.savefig(svg, metadata={"Date": None, "Creator": None})
         except OSError as error:
             raise LayerfuseError(f"the figure {stem} cannot be written: {error}") from error
