@@ -219,3 +219,16 @@ def test_every_module_has_a_name_of_its_own() -> None:
 
     assert sorted(names) == sorted(set(names))
     assert "run" not in names
+
+
+def test_functions_fit_on_a_screen() -> None:
+    """80 lines, without the signature: a verb declares and documents its options there."""
+    long = []
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.body[0].lineno >= 80:
+                    long.append(f"{file.stem}.{node.name}")
+
+    assert long == []

@@ -66,12 +66,7 @@ def predict(
     """
     asked = list(questions(samples))
     instruction = answerer.instructions(asked)
-    controls: list[str] = []
-    if instruction is not None:
-        controls = list(evaluation.controls)
-        # One question for all pictures: there is no other instruction to take.
-        if (instruction == instruction[:1]).all():
-            controls = [control for control in controls if control == "mean"]
+    controls = _controls(evaluation, instruction)
     measures_likelihood = evaluation.log_likelihood and likelihoods is None
     # Each is read twice: how likely its right answers are, and what it answers.
     passes_of_control = 2 if measures_likelihood or likelihoods is not None else 1
@@ -113,6 +108,16 @@ def predict(
             )
         )
     return records
+
+
+def _controls(evaluation: Evaluation, instruction: Tensor | None) -> list[str]:
+    """The controls that can be asked about these instructions (questions, E)."""
+    if instruction is None:
+        return []
+    # One question for all pictures: there is no other instruction to take.
+    if (instruction == instruction[:1]).all():
+        return [control for control in evaluation.controls if control == "mean"]
+    return list(evaluation.controls)
 
 
 @dataclass(frozen=True)

@@ -112,12 +112,7 @@ def evaluate_suite(
     if partial_average and suite.average is None:
         raise LayerfuseError(f"suite {suite.name!r} has no average: leave --partial-average out")
     found = look_for(suite, benchmarks, limit)
-    for name, reason in found.missing.items():
-        console.print(f"not available: {name}: {reason}", markup=False, highlight=False)
-    if not found.available:
-        raise LayerfuseError(
-            f"no benchmark of suite {suite.name!r} is at hand: give their folder by --benchmarks"
-        )
+    _print_missing(found, suite, console)
     name = suite.name if limit is None else f"{suite.name}-first-{limit}"
     folder = output or model / "suites" / name
     # One bar is enough: that of the questions.
@@ -150,6 +145,16 @@ def evaluate_suite(
         print_columns(BENCHMARKS[name], judged, console)
     console.print(f"answers and scores: {folder}", markup=False, highlight=False, soft_wrap=True)
     return folder
+
+
+def _print_missing(found: Availability, suite: Suite, console: Console) -> None:
+    """Say which benchmarks are not at hand; raise LayerfuseError if none is."""
+    for name, reason in found.missing.items():
+        console.print(f"not available: {name}: {reason}", markup=False, highlight=False)
+    if not found.available:
+        raise LayerfuseError(
+            f"no benchmark of suite {suite.name!r} is at hand: give their folder by --benchmarks"
+        )
 
 
 @dataclass

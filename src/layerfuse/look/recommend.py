@@ -134,13 +134,9 @@ def recommend(
     ranking_words(ranking[:SHOWN], console)
     validation = None
     if against is not None:
+        # Saved probes may hold more tasks than are asked for now
         validation = validate(
-            against,
-            measured.scores,
-            mean=probes.mean,
-            grid=probes.grid,
-            # Saved probes may hold more tasks than are asked for now
-            tasks=names,
+            against, measured.scores, mean=probes.mean, grid=probes.grid, tasks=names
         )
         validation_words(validation, console)
     recommendation = Recommendation(encoder, names, ranking, validation)

@@ -221,9 +221,7 @@ def similarity(
     transformers_logging.disable_progress_bar()
     encoders = [load_encoder(name, DTYPES[dtype]) for name in names]
     layers = list(encoders[0].layers)
-    depth = layers[-1]
-    if not 0 <= groups <= depth:
-        raise LayerfuseError(f"{groups} groups cannot be made; valid: 0..{depth}")
+    _require_groups(groups, layers[-1])
     processors = [load_image_processor(name, image_aspect_ratio) for name in names]
 
     make_folder(folder)
@@ -241,7 +239,7 @@ def similarity(
     settings = SimilaritySettings(
         encoder=encoder,
         other=other,
-        depth=depth,
+        depth=layers[-1],
         layers=layers,
         left_out=f"{encoders[0].prefix} prefix tokens (CLS, registers) of every picture",
         source=images,
@@ -292,6 +290,12 @@ def _require_options(by: str, batch_size: int, limit: int | None) -> None:
         raise LayerfuseError(f"no similarity {by!r}; valid: {', '.join(MEASURES)}")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise LayerfuseError("the batch size and the limit must be at least 1")
+
+
+def _require_groups(groups: int, depth: int) -> None:
+    """Raise LayerfuseError for more groups than layers."""
+    if not 0 <= groups <= depth:
+        raise LayerfuseError(f"{groups} groups cannot be made; valid: 0..{depth}")
 
 
 def look_folder(encoder: str) -> Path:

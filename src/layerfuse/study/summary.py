@@ -529,11 +529,7 @@ def summarize(
     if table.images < 2:
         raise LayerfuseError("the test set has one picture: intervals need at least two")
 
-    # An arm whose first run says so uses one layer alone.
-    single = []
-    for arm, columns in enumerate(table.columns):
-        if runs[columns[0]].record.fusion["name"] == "single":
-            single.append(arm)
+    single = _single_layer_arms(runs, table)
     shown_by: Literal["families", "categories"] = "families"
     if tables.has_many_families:
         shown_by = "categories"
@@ -572,6 +568,15 @@ def summarize(
         budgets=budgets,
         shown_by=shown_by,
     )
+
+
+def _single_layer_arms(runs: list[FinishedRun], table: ScoreTable) -> list[int]:
+    """The positions of the arms that use one layer alone, as their first run says."""
+    single: list[int] = []
+    for arm, columns in enumerate(table.columns):
+        if runs[columns[0]].record.fusion["name"] == "single":
+            single.append(arm)
+    return single
 
 
 def _chance_by_group(table: ScoreTable) -> dict[str, float]:
