@@ -1,5 +1,6 @@
 """Training an arm: stopping and continuing changes nothing, nor does how a batch is split."""
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,24 @@ def test_stopped_and_continued_is_bit_equal(
 
     assert continued.losses == expected.losses
     assert_same_weights(continued, expected)
+
+
+def test_a_continued_stage_took_the_time_of_all_its_steps(
+    two_stages: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a report would say that runs that were killed are cheap."""
+    run = tmp_path / "run"
+    train_until(two_stages, run, stopped_in="finetune", at=3, monkeypatch=monkeypatch)
+    (state_file,) = run.glob("stages/finetune/checkpoint-2/trainer_state.json")
+    state = json.loads(state_file.read_text())
+    assert 0 < state["log_history"][0]["seconds"] < state["log_history"][1]["seconds"] < 60
+    # As if its two steps had taken an hour.
+    state["log_history"][1]["seconds"] = 3600.0
+    state_file.write_text(json.dumps(state))
+
+    continued = train(two_stages, run)
+
+    assert 3600 < continued.seconds["finetune"] < 3660
 
 
 def without_checkpoint_steps(recipe: Recipe) -> Recipe:

@@ -34,7 +34,7 @@ from layerfuse.train import stages
 from layerfuse.train.along import AlongTraining, MomentCallback
 from layerfuse.train.calibration import calibrate
 from layerfuse.train.closed_answers import trained_answer_tokens
-from layerfuse.train.trainer import LossCurve, MakeCollator, checkpoints, fit
+from layerfuse.train.trainer import Fitted, LossCurve, MakeCollator, checkpoints, fit
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.selection import select
 
@@ -214,7 +214,7 @@ def train_arm(
         if along is not None:
             callback = along.of_stage(name, processor)
         try:
-            model, parameters, losses[name] = _train_stage(
+            model, parameters, fitted = _train_stage(
                 model,
                 recipe,
                 name,
@@ -227,7 +227,8 @@ def train_arm(
         except torch.OutOfMemoryError as error:
             error.add_note(stages.memory_advice(name, stage, PartialState().num_processes))
             raise
-        seconds[name] = round(time.perf_counter() - started, 2)
+        losses[name] = fitted.losses
+        seconds[name] = round(fitted.earlier_seconds + time.perf_counter() - started, 2)
         if PartialState().is_main_process:
             # Checkpoints of later stages hold the weights, but not these.
             curves = {"losses": losses, "seconds": seconds}
@@ -272,12 +273,12 @@ def _train_stage(
     folder: Path,
     progress: Progress,
     along: MomentCallback | None,
-) -> tuple[FusionVLM, dict[str, int], LossCurve]:
+) -> tuple[FusionVLM, dict[str, int], Fitted]:
     """Run one stage.
 
     Returns:
-        The model as the stage leaves it, the numbers of parameters while it trained, and the
-        losses.
+        The model as the stage leaves it, the numbers of parameters while it trained, and what
+        there is to know of its steps.
     """
     stage = recipe.stages[name]
     dtype = DTYPES[recipe.dtype]
@@ -285,7 +286,7 @@ def _train_stage(
     set_seed(dataset.seed)
     adapted = stages.begin_stage(model, stage, dtype)
     parameters = stages.count_parameters(model)
-    losses, saved = fit(
+    fitted = fit(
         model,
         recipe,
         name,
@@ -295,13 +296,13 @@ def _train_stage(
         progress=progress,
         along=along,
     )
-    if saved is None:
+    if fitted.saved is None:
         stages.end_stage(model, adapted, dtype)
     else:
         # No process holds the whole model: each reads what all have written.
-        model = stages.load_trained(saved, stage, dtype)
+        model = stages.load_trained(fitted.saved, stage, dtype)
         stages.use_kernels(model, recipe)
-    return model, parameters, losses
+    return model, parameters, fitted
 
 
 def remaining_stages(recipe: Recipe, folder: Path) -> Remaining:

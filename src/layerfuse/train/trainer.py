@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ LossCurve = list[tuple[int, float]]
 MakeCollator = Callable[[bool], Collator]
 """from whether a batch of text alone gets a blank picture to what makes the batches"""
 
+SECONDS = "seconds"
+"""What the log of a stage calls the time that its steps so far have taken."""
 COMPLETE = "complete"
 """The last file of a checkpoint."""
 LARGEST_SHARE = 0.02
@@ -42,6 +44,21 @@ BYTES_PER_SECOND = 500e6
 """What a disk is taken to write until a checkpoint has shown it."""
 ADAM_BYTES = 8
 """AdamW's two moments of a weight that trains, in float32."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished stage.
+
+    Attributes:
+        losses: its curve.
+        saved: where the model is, if no process holds it whole.
+        earlier_seconds: that steps took before an interruption.
+    """
+
+    losses: LossCurve
+    saved: Path | None
+    earlier_seconds: float
 
 
 class FusionTrainer(Trainer):
@@ -212,7 +229,7 @@ class _EpochOfSampler(TrainerCallback):
 
 
 class _Report(TrainerCallback):
-    """Tells of every step, numbers the epochs, and marks complete checkpoints."""
+    """Tells of every step, numbers the epochs, keeps the time, and marks complete checkpoints."""
 
     # transformers calls with its own types of arguments, state and control
 
@@ -220,6 +237,14 @@ class _Report(TrainerCallback):
         self.name = name
         self.dataset = dataset
         self.progress = progress
+        self.began = 0.0
+        self.earlier_seconds = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.perf_counter()
+        for entry in state.log_history:
+            # Of the newest checkpoint, where there is one.
+            self.earlier_seconds = entry.get(SECONDS, 0.0)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # accelerate tells the epoch to some samplers only
@@ -239,6 +264,9 @@ class _Report(TrainerCallback):
                 shutil.rmtree(older, ignore_errors=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        # It is saved with each checkpoint.
+        seconds = self.earlier_seconds + time.perf_counter() - self.began
+        state.log_history[-1][SECONDS] = seconds
         if not logs or "loss" not in logs:
             return
         values = {"loss": logs["loss"], "gradient": logs.get("grad_norm", 0.0)}
@@ -310,7 +338,7 @@ def fit(
     folder: Path,
     progress: Progress = silent,
     along: MomentCallback | None = None,
-) -> tuple[LossCurve, Path | None]:
+) -> Fitted:
     """Run a stage, from its newest checkpoint on.
 
     Args:
@@ -324,14 +352,15 @@ def fit(
         along: measures the model at some steps; None measures nothing.
 
     Returns:
-        The loss curve, and where the model was saved if no process holds it whole.
+        What the stage was, with what an interrupted run had done of it.
 
     Raises:
         LayerfuseError: the batch does not suit the number of processes, the loss is not finite, or
             a model is to be measured that no process holds whole.
     """
     stage = recipe.stages[name]
-    callbacks: list[TrainerCallback] = [_Report(name, dataset, progress)]
+    report = _Report(name, dataset, progress)
+    callbacks: list[TrainerCallback] = [report]
     if stage.checkpoint_steps is None:
         is_last = name == list(recipe.stages)[-1]
         callbacks.append(_TimedCheckpoints(is_last))
@@ -361,7 +390,7 @@ def fit(
     for entry in trainer.state.log_history:
         if "loss" in entry:
             curve.append((int(entry["step"]), entry["loss"]))
-    return curve, trainer.save_whole(folder / "whole")
+    return Fitted(curve, trainer.save_whole(folder / "whole"), report.earlier_seconds)
 
 
 def checkpoints(folder: Path) -> list[Path]:
