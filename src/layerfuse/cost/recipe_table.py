@@ -1,7 +1,7 @@
 """What a recipe amounts to, computed on the meta device: no weights, no network."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -77,13 +77,7 @@ def show(
         console = Console()
     if recipe.start_from is not None:
         parts = given_parts(recipe.start_from, console.print)
-        recipe = recipe.starting_from(
-            encoder=parts.encoder,
-            llm=parts.llm,
-            image_token=parts.image_token,
-            token_grid=parts.token_grid,
-            closed_answers=parts.closed_answers,
-        )
+        recipe = recipe.starting_from(**asdict(parts))
     _check_sources(recipe)
     vision = vision_config(recipe.encoder)
     text = text_config(recipe.llm, recipe.llm.blocks)

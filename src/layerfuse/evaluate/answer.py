@@ -39,6 +39,8 @@ from layerfuse.vision.picture import Picture, as_read
 
 NEEDED_SETTINGS = ("vision_config", "text_config", "vision_groups", "fusion")
 """What the config.json of every saved model holds."""
+LONGEST_ANSWER = 64
+"""Tokens of an answer at most, where one question is asked and nothing else is said."""
 AskedPicture = Path | str | Image.Image | Picture
 """A picture to ask about: a file, an image, or what is read as those of samples are."""
 DAMAGE = (
@@ -103,7 +105,9 @@ class Answerer:
             raise LayerfuseError(f"cannot decode {name}: {reason}")
         return Answerer(self.model, self.processor, store)
 
-    def ask(self, images: Sequence[AskedPicture], question: str, max_new_tokens: int = 64) -> str:
+    def ask(
+        self, images: Sequence[AskedPicture], question: str, max_new_tokens: int = LONGEST_ANSWER
+    ) -> str:
         """Ask one question about pictures, which are read as training reads them.
 
         Args:
@@ -124,7 +128,7 @@ class Answerer:
         return self._answer_batch([asked], max_new_tokens, None, "instruction")[0]
 
     def stream(
-        self, images: Sequence[AskedPicture], question: str, max_new_tokens: int = 64
+        self, images: Sequence[AskedPicture], question: str, max_new_tokens: int = LONGEST_ANSWER
     ) -> Generator[str, None, None]:
         """Ask one question as `ask` does, and read the answer while it is written.
 

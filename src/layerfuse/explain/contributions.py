@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.answer import LONGEST_ANSWER, Answerer
 from layerfuse.explain.reading import EncodedPrompt
 from layerfuse.explain.trace import AnswerTrace
 from layerfuse.fusion import Fused
@@ -143,7 +143,7 @@ def contributions(
     trace: AnswerTrace,
     means: LayerMeans,
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = LONGEST_ANSWER,
 ) -> list[Contribution]:
     """Replace each layer in turn, and see what becomes of the answer.
 

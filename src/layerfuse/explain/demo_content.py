@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from layerfuse.evaluate.answer import LONGEST_ANSWER
 from layerfuse.explain.demo_models import ShownModel, load_models, study_of, trained_questions
 from layerfuse.explain.demo_pictures import PictureShelf, sample_pictures
 from layerfuse.explain.demo_study import REPORT, read_similarity, study_frame
@@ -27,7 +28,7 @@ class DemoContent:
     shelf: PictureShelf
     study: Path | None = None
     similarity: SimilarityReport | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int = LONGEST_ANSWER
 
 
 def load_content(
@@ -35,7 +36,7 @@ def load_content(
     *,
     study: Path | None = None,
     similarity: Path | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = LONGEST_ANSWER,
     progress: Progress = silent,
 ) -> DemoContent:
     """Load all that a page shows.

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import load_answerer
+from layerfuse.evaluate.answer import LONGEST_ANSWER, load_answerer
 from layerfuse.explain.answer_figures import draw
 from layerfuse.explain.contributions import means_of_pictures, stored_means
 from layerfuse.explain.inspection import Inspection, inspect_reading, save
@@ -28,7 +28,7 @@ def inspect_answer(
     data: str | None = None,
     split: str = "train",
     limit: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = LONGEST_ANSWER,
     progress: Progress = silent,
 ) -> Inspection:
     """Ask a model one question about one picture, and write what can be seen of the answer.

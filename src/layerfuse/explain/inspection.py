@@ -15,7 +15,7 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.answer import LONGEST_ANSWER, Answerer
 from layerfuse.explain.contributions import Contribution, LayerMeans, contributions
 from layerfuse.explain.feature_maps import FeatureMap, feature_maps
 from layerfuse.explain.reading import EncodedPrompt
@@ -141,7 +141,7 @@ def inspect_reading(
     means: LayerMeans,
     *,
     name: str,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = LONGEST_ANSWER,
 ) -> Inspection:
     """Answer a question, and gather what can be seen of the answer.
 

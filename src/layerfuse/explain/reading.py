@@ -10,7 +10,7 @@ from torch import Tensor
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.lengths import positions_of
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, AskedPicture, question_about
+from layerfuse.evaluate.answer import LONGEST_ANSWER, Answerer, AskedPicture, question_about
 from layerfuse.fusion import Fused
 from layerfuse.vision.features import Features
 
@@ -72,7 +72,7 @@ class EncodedPrompt:
 
 @torch.inference_mode()
 def read(
-    answerer: Answerer, image: AskedPicture, question: str, max_new_tokens: int = 64
+    answerer: Answerer, image: AskedPicture, question: str, max_new_tokens: int = LONGEST_ANSWER
 ) -> EncodedPrompt:
     """Prepare one question about one picture.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.answer import LONGEST_ANSWER, Answerer
 from layerfuse.explain.reading import EncodedPrompt
 
 SINK = 5.0
@@ -72,7 +72,7 @@ class AnswerTrace:
 def trace_answer(
     answerer: Answerer,
     reading: EncodedPrompt,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = LONGEST_ANSWER,
     generated: Tensor | None = None,
 ) -> AnswerTrace:
     """Answer a question, and look at what each token of the answer attended to.

@@ -262,14 +262,6 @@ class LayerStatistics:
             cosine_centred_error=error,
         )
 
-    def mean_tokens(self) -> np.ndarray:
-        """Compute the mean token of each layer of the first encoder.
-
-        Returns:
-            (L, D).
-        """
-        return (self.sums["mean"] / self.done).numpy()
-
     def scores(self) -> LayerScores:
         """Compute the training-free scores of the first encoder's layers from the kept tokens.
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -206,13 +206,7 @@ def _load(recipe_path: str | Path, overrides: Sequence[str], console: Console | 
     if recipe.start_from is None:
         return recipe
     parts = given_parts(recipe.start_from, (console or Console()).print)
-    return recipe.starting_from(
-        encoder=parts.encoder,
-        llm=parts.llm,
-        image_token=parts.image_token,
-        token_grid=parts.token_grid,
-        closed_answers=parts.closed_answers,
-    )
+    return recipe.starting_from(**asdict(parts))
 
 
 def _with_whole_llm_named(recipe: Recipe) -> Recipe:

@@ -12,18 +12,14 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from layerfuse.cost.flops import parts_of
 from layerfuse.errors import LayerfuseError
 from layerfuse.fusion.blocks import Projector
 from layerfuse.model.config import FusionConfig
 from layerfuse.model.precision import cast
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.recipe.schema import Recipe
-from layerfuse.recipe.stage import Lora, Part, RatedPart, Stage
-
-
-def parts(model: FusionVLM) -> dict[Part, nn.Module]:
-    """The three parts of a model, by their names in a recipe."""
-    return {"vision": model.vision_tower, "fusion": model.fusion, "llm": model.language_model}
+from layerfuse.recipe.stage import Lora, RatedPart, Stage
 
 
 def begin_stage(model: FusionVLM, stage: Stage, dtype: torch.dtype) -> Any:
@@ -41,7 +37,7 @@ def begin_stage(model: FusionVLM, stage: Stage, dtype: torch.dtype) -> Any:
     """
     model.requires_grad_(False)
     adapted = None
-    for name, part in parts(model).items():
+    for name, part in parts_of(model).items():
         trains = name in stage.trained_parts
         if trains and name == "llm" and stage.lora is not None:
             # The adapters train in place of the weights, which stay as they are.
@@ -168,7 +164,7 @@ def _rated_weights(model: FusionVLM, stage: Stage, name: RatedPart) -> list[nn.P
                 "learning_rates names projector, but the fusion has no Projector; name fusion alone"
             )
         return in_projectors
-    weights = list(parts(model)[name].parameters())
+    weights = list(parts_of(model)[name].parameters())
     if name != "fusion" or "projector" not in stage.learning_rates:
         return weights
     # By identity: comparing tensors compares what they hold.
@@ -179,7 +175,7 @@ def _rated_weights(model: FusionVLM, stage: Stage, name: RatedPart) -> list[nn.P
 def count_parameters(model: FusionVLM) -> dict[str, int]:
     """Numbers of parameters per part, and of those that train now."""
     counts: dict[str, int] = {}
-    for name, part in parts(model).items():
+    for name, part in parts_of(model).items():
         counts[name] = sum(parameter.numel() for parameter in part.parameters())
     training = [parameter for parameter in model.parameters() if parameter.requires_grad]
     counts["trained"] = sum(parameter.numel() for parameter in training)
