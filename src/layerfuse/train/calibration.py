@@ -58,5 +58,7 @@ def calibrate(
         features = batch.get("features")
         if features is None:
             features = model.encode_images(batch["pixel_values"].to(model.device))
-        measured.append(features.to(device=model.device, dtype=model.fusion_dtype))
-    model.fusion.calibrate(concatenate(measured), model.embedding_std)
+        # Off the device until all are one: there they would lie twice for a moment.
+        measured.append(features.to(device=torch.device("cpu"), dtype=model.fusion_dtype))
+    pictures = concatenate(measured).to(device=model.device)
+    model.fusion.calibrate(pictures, model.embedding_std)
