@@ -13,12 +13,14 @@ CLOSED = (
     "cvbench",
     "hallusionbench",
     "mmbench",
+    "mmbench-cn",
     "mme",
     "mmstar",
     "mmvp",
     "pope",
     "realworldqa",
     "scienceqa",
+    "seedbench",
     "seedbench_image",
 )
 
@@ -44,6 +46,7 @@ def test_an_empty_folder_is_refused(name: str, tmp_path: Path):
     [
         ("ai2d", "AI2D_TEST.tsv"),
         ("mmbench", "MMBench_DEV_EN.tsv"),
+        ("mmbench-cn", "MMBench_DEV_CN.tsv"),
         ("mmstar", "MMStar.tsv"),
         ("realworldqa", "RealWorldQA.tsv"),
     ],
@@ -60,6 +63,7 @@ def test_the_table_of_another_benchmark_is_refused(name: str, file: str, tmp_pat
     [
         ("pope", "coco_pope_random.json"),
         ("scienceqa", "problems.json"),
+        ("seedbench", "SEED-Bench.json"),
         ("seedbench_image", "SEED-Bench.json"),
         ("hallusionbench", "HallusionBench.json"),
     ],

@@ -119,6 +119,27 @@ def test_answers_to_all_of_seed_bench_are_scored_without_those_about_videos(tmp_
         judged_answers(file, benchmark, items)
 
 
+def test_all_of_seed_bench_has_questions_about_videos(tmp_path: Path):
+    types = {"Scene Understanding": 1, "Instances Counting": 5, "Action Recognition": 10}
+    content = {"questions": write_seed(tmp_path), "question_type": types}
+    (tmp_path / "SEED-Bench.json").write_text(json.dumps(content))
+    benchmark = BENCHMARKS["seedbench"]
+    items = benchmark.load(tmp_path)
+    file = tmp_path / "answers.jsonl"
+    lines = [{"question_id": id, "text": "C"} for id in (101, 102, 103)]
+    # A file of answers needs no pictures, of videos neither.
+    write_lines(file, [*lines, {"question_id": "104", "text": "D"}])
+
+    values = values_of(benchmark, judged_answers(file, benchmark, items))
+
+    assert values["accuracy"] == 75
+    assert values["image"] == 100
+    assert values["video"] == 0
+    assert values["Action Recognition"] == 0
+    # LLaVA's script names the frame in the middle by the type and the id of the question.
+    assert items[3].pictures[0].name.endswith("SEED-Bench-video-image/10_104.png")
+
+
 def test_seed_bench_refuses_what_does_not_fit(tmp_path: Path):
     file = tmp_path / "SEED-Bench.json"
     questions = write_seed(tmp_path)

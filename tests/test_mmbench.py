@@ -55,17 +55,23 @@ def test_mmbench_is_right_only_where_every_rotation_is(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("benchmark", "name"),
     [
-        "MMBench_DEV_EN.tsv",
-        "MMBench_DEV_EN_V11.tsv",
-        "mmbench_dev_20230712.tsv",
-        "mmbench_dev_en_20231003.tsv",
+        ("mmbench", "MMBench_DEV_EN.tsv"),
+        ("mmbench", "MMBench_DEV_EN_V11.tsv"),
+        ("mmbench", "mmbench_dev_20230712.tsv"),
+        ("mmbench", "mmbench_dev_en_20231003.tsv"),
+        ("mmbench-cn", "MMBench_DEV_CN.tsv"),
+        ("mmbench-cn", "mmbench_dev_cn_20231003.tsv"),
     ],
 )
-def test_mmbench_is_read_under_each_name_of_its_file(name: str, tmp_path: Path):
+def test_mmbench_is_read_under_each_name_of_its_file(benchmark: str, name: str, tmp_path: Path):
     write_tsv(tmp_path / name, mmbench_rows())
-    assert len(BENCHMARKS["mmbench"].load(tmp_path)) == 5
+    assert len(BENCHMARKS[benchmark].load(tmp_path)) == 5
+    # The other language's file is none of it.
+    other = {"mmbench": "mmbench-cn", "mmbench-cn": "mmbench"}[benchmark]
+    with pytest.raises(LayerfuseError, match="expected"):
+        BENCHMARKS[other].load(tmp_path)
 
 
 def test_mmbench_refuses_a_question_without_a_rotation(tmp_path: Path):

@@ -577,6 +577,20 @@ def test_captions_are_asked_by_box_with_all_sentences(tmp_path: Path) -> None:
     assert (told.question, told.id) == ("[10, 5, 30, 25]", items[0].id)
 
 
+@pytest.mark.parametrize("name", ["refcoco", "refcoco+"])
+def test_captions_of_every_split_are_scored(name: str, tmp_path: Path) -> None:
+    splits = ("val", "testA", "testB")
+    rows = [referring(split=split, sentence=f"the {split} cup") for split in splits]
+    write_refcoco(tmp_path, *rows, name=name)
+
+    items = BENCHMARKS[f"{name}-captions"].load(tmp_path)
+
+    assert [item.group for item in items] == list(splits)
+    pytest.importorskip("pycocoevalcap.cider.cider")
+    reported = columns(f"{name}-captions", items, ["a cup"] * 3)
+    assert {column.name for column in reported} == {"average", *splits}
+
+
 def test_boxes_in_another_scale_are_counted_and_noted(tmp_path: Path) -> None:
     write_refcoco(tmp_path, referring(), referring(), referring(), referring())
     benchmark = BENCHMARKS["refcoco"]

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +23,7 @@ from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluate.nan_logits import NanRefused
 from layerfuse.evaluate.questions import Question, with_all_pictures
 from layerfuse.evaluate.streaming import SaidSoFar, stream_tokens
 from layerfuse.fusion import Guidance
@@ -276,6 +277,9 @@ class Answerer:
 
         Returns:
             (rows, T) the tokens behind the prompts, with those that end the turn.
+
+        Raises:
+            LayerfuseError: the model's logits are not numbers.
         """
         ends: dict[str, Any] = {}
         if stop:
@@ -287,6 +291,7 @@ class Answerer:
             guidance=guidance,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            logits_processor=LogitsProcessorList([NanRefused()]),
             # finds ends of answers that are several tokens
             tokenizer=self.processor.tokenizer,
         )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from layerfuse.data.collate import Collator, image_tokens
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.nan_logits import refuse_nan
 from layerfuse.evaluate.questions import Question
 from layerfuse.fusion import Guidance
 from layerfuse.model.loss import next_tokens
@@ -150,6 +151,7 @@ def _batch_likelihoods(
     # (compared tokens, vocabulary) -> (compared tokens,); bfloat16 is too coarse for a logarithm
     logits = output.logits.float()
     log_probabilities = -F.cross_entropy(logits, targets[compared], reduction="none")
+    refuse_nan(log_probabilities)
     rows, _ = compared.nonzero(as_tuple=True)
     totals = log_probabilities.new_zeros(len(targets))
     totals.index_add_(0, rows, log_probabilities)

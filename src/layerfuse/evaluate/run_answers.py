@@ -141,9 +141,7 @@ def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> l
             item_id = benchmark.id_in(line, items)
         except LayerfuseError as error:
             raise LayerfuseError(f"{place}: {error}") from error
-        if item_id in left_out:
-            continue
-        if item_id not in known:
+        if item_id not in known and item_id not in left_out:
             raise LayerfuseError(
                 f"{place} answers {short(item_id)}, no question of {benchmark.title}, whose ids "
                 f"are such as {items[0].id!r}"
@@ -155,7 +153,7 @@ def judged_answers(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> l
     # A score over fewer questions would be that of another benchmark.
     if missing:
         raise LayerfuseError(
-            f"{file} answers {len(outputs):,} of the {len(items):,} questions of "
+            f"{file} answers {len(items) - len(missing):,} of the {len(items):,} questions of "
             f"{benchmark.title}; the first without an answer is {missing[0]!r}"
         )
     return [judged_item(benchmark, item, outputs[item.id]) for item in items]

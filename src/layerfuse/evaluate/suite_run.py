@@ -318,10 +318,11 @@ def look_for(suite: Suite, benchmarks: Path, limit: int | None = None) -> Availa
         notes += notes_on_questions(known, items)
         if limit is not None:
             asked = some_of_each_group(known, items, limit)
-            notes.append(
-                f"{known.title}: {len(asked):,} of {len(items):,} questions were asked (--limit "
-                f"{limit}), so that no score is the benchmark's"
-            )
+            if len(asked) < len(items):
+                notes.append(
+                    f"{known.title}: {len(asked):,} of {len(items):,} questions were asked (--limit "
+                    f"{limit}), so that no score is the benchmark's"
+                )
             items = asked
         _check_columns(known, suite, items)
         form = prompts[name].boxes

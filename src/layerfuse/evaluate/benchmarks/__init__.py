@@ -8,13 +8,15 @@ from layerfuse.evaluate.benchmarks.cv_bench import CvBench
 from layerfuse.evaluate.benchmarks.documents import ChartQa, DocVqa, InfoVqa
 from layerfuse.evaluate.benchmarks.grounding import (
     RefCoco,
+    RefCocoCaptions,
     RefCocoG,
     RefCocoGCaptions,
     RefCocoPlus,
+    RefCocoPlusCaptions,
 )
 from layerfuse.evaluate.benchmarks.hallusion_bench import HallusionBench
 from layerfuse.evaluate.benchmarks.interface import BENCHMARKS, Benchmark, Column, Item, Judged
-from layerfuse.evaluate.benchmarks.mmbench import MmBench
+from layerfuse.evaluate.benchmarks.mmbench import MmBench, MmBenchCn
 from layerfuse.evaluate.benchmarks.mme import Mme
 from layerfuse.evaluate.benchmarks.mmstar import MmStar
 from layerfuse.evaluate.benchmarks.mmvp import Mmvp
@@ -23,7 +25,7 @@ from layerfuse.evaluate.benchmarks.pope import Pope
 from layerfuse.evaluate.benchmarks.realworldqa import RealWorldQa
 from layerfuse.evaluate.benchmarks.samples import GeneratedScenes, RealPictures
 from layerfuse.evaluate.benchmarks.scienceqa import ScienceQa
-from layerfuse.evaluate.benchmarks.seed_bench import SeedBenchImage
+from layerfuse.evaluate.benchmarks.seed_bench import SeedBench, SeedBenchImage
 from layerfuse.evaluate.benchmarks.vqa import Gqa, OkVqa, TextVqa, VizWiz, VqaV2
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Item",
     "Judged",
     "MmBench",
+    "MmBenchCn",
     "MmStar",
     "Mme",
     "Mmvp",
@@ -50,10 +53,13 @@ __all__ = [
     "RealPictures",
     "RealWorldQa",
     "RefCoco",
+    "RefCocoCaptions",
     "RefCocoG",
     "RefCocoGCaptions",
     "RefCocoPlus",
+    "RefCocoPlusCaptions",
     "ScienceQa",
+    "SeedBench",
     "SeedBenchImage",
     "TextVqa",
     "VizWiz",

@@ -209,12 +209,13 @@ class RefCocoGCaptions(Benchmark):
     licence = "not stated; pictures of COCO under the terms of Flickr"
     expected = ("refcocog.jsonl", "train2014/COCO_train2014_*.jpg")
     headline = "average"
+    splits: ClassVar[tuple[str, ...]] = ("val", "test")
 
     def load(self, folder: Path) -> list[Item]:
         """Read the parts of pictures, each with all its sentences; see `Benchmark.load`."""
         file = folder / self.expected[0]
         references: dict[tuple[str, str, Box], list[Reference]] = {}
-        for reference in read_references(file, ("val", "test")):
+        for reference in read_references(file, self.splits):
             # All sentences about a part of a picture have its box to the last digit.
             key = (reference.split, reference.image, reference.box)
             references.setdefault(key, []).append(reference)
@@ -276,6 +277,25 @@ class RefCocoGCaptions(Benchmark):
             value = HIGHEST_CIDER * total / len(of_split)
             of_splits.append(Column(name, value, HIGHEST_CIDER, len(of_split)))
         return [mean_of_columns("average", of_splits), *of_splits]
+
+
+@benchmark
+class RefCocoCaptions(RefCocoGCaptions):
+    """The same of the parts of pictures in RefCOCO."""
+
+    name = "refcoco-captions"
+    title = "RefCOCO region captioning"
+    expected = ("refcoco.jsonl", "train2014/COCO_train2014_*.jpg")
+    splits: ClassVar[tuple[str, ...]] = ("val", "testA", "testB")
+
+
+@benchmark
+class RefCocoPlusCaptions(RefCocoCaptions):
+    """The same of the parts of pictures in RefCOCO+."""
+
+    name = "refcoco+-captions"
+    title = "RefCOCO+ region captioning"
+    expected = ("refcoco+.jsonl", "train2014/COCO_train2014_*.jpg")
 
 
 def read_references(file: Path, splits: Sequence[str]) -> list[Reference]:

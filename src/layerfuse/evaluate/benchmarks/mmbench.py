@@ -30,6 +30,8 @@ _FILES = (
     "mmbench_dev_en_20231003.tsv",
 )
 """VLMEvalKit's files, LLaVA's (docs/Evaluation.md) and that of open-compass/MMBench (README.md)"""
+_FILES_CN = ("MMBench_DEV_CN.tsv", "mmbench_dev_cn_20231003.tsv")
+"""VLMEvalKit's and LLaVA's, of the same questions in Chinese"""
 _SPLIT = "dev"
 _ROTATION = 10**6
 """what each further rotation of a question adds to its index"""
@@ -42,6 +44,7 @@ class MmBench(OptionsBenchmark):
     name: ClassVar[str] = "mmbench"
     title: ClassVar[str] = "MMBench"
     licence: ClassVar[str] = "Apache 2.0"
+    files: ClassVar[tuple[str, ...]] = _FILES
     expected: ClassVar[tuple[str, ...]] = (" or ".join(_FILES),)
     headline: ClassVar[str] = "circular"
     published_questions: ClassVar[tuple[int, ...]] = (4329, 4377)
@@ -60,7 +63,7 @@ class MmBench(OptionsBenchmark):
             LayerfuseError: the file is missing, cut off, without answers or of another benchmark,
                 or a question lacks a rotation.
         """
-        file = first_file(folder, _FILES)
+        file = first_file(folder, self.files)
         needed = ["index", "question", "A", "B", "answer", "category", "image"]
         rows = read_tsv(file, needed)
         # A file may hold the test split as well, which has no answers.
@@ -105,6 +108,17 @@ class MmBench(OptionsBenchmark):
         for name in sorted(categories):
             columns.append(groups_right(name, categories[name]))
         return columns
+
+
+@benchmark
+class MmBenchCn(MmBench):
+    """MMBench's development split in Chinese."""
+
+    name: ClassVar[str] = "mmbench-cn"
+    title: ClassVar[str] = "MMBench-CN"
+    files: ClassVar[tuple[str, ...]] = _FILES_CN
+    expected: ClassVar[tuple[str, ...]] = (" or ".join(_FILES_CN),)
+    published_questions: ClassVar[tuple[int, ...]] = (4329,)
 
 
 def _category(row: Row) -> str:
