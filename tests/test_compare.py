@@ -26,6 +26,7 @@ from layerfuse.evaluate.compare_table import (
 from layerfuse.evaluate.redrawing import clusters_of_items, redraw
 from layerfuse.evaluate.run_answers import Run
 from layerfuse.evaluate.suite_scores import UnreadAnswers
+from layerfuse.evaluate.suites import load_suite
 from layerfuse.vision.picture import Picture
 from tests.compared import REAL, mme_answers, right_answers, run_of
 from tests.made_up_benchmarks import (
@@ -417,7 +418,7 @@ def test_redrawn_captions_lie_around_their_score() -> None:
     drawn = redraw([suite_column], captions, {"a": judged}, resamples=100, seed=0)
 
     observed = columns_of(captions, judged)["val"].value
-    low, middle, high = np.quantile(drawn["a"]["CIDEr"], [0, 0.5, 1])
+    low, middle, high = np.quantile(drawn.values["a"]["CIDEr"], [0, 0.5, 1])
     assert low < observed < high
     assert middle == pytest.approx(observed, rel=0.01)
 
@@ -456,15 +457,59 @@ def test_figures_of_a_set_are_redrawn_together() -> None:
     assert clusters_of_items(BENCHMARKS["hallusionbench"], items) == [0, 0, 1, 2]
 
 
-def test_too_few_pictures_are_one_clear_error(tmp_path: Path) -> None:
+def test_too_few_pictures_leave_out_the_differences_of_their_benchmark(tmp_path: Path) -> None:
     """A draw of fourteen pictures has all fourteen tasks once in a hundred thousand times."""
     write_mme(tmp_path / "mme", 1)
+    write_realmix(tmp_path / "realmix", 6, pictures=False)
     runs = [run_of(tmp_path, name, "mme", mme_answers(0, 0.5, 1)) for name in "ab"]
-    suite = suite_of(column("MME", "mme"))
-    with pytest.raises(LayerfuseError, match="MME has too few pictures, 14: redrawn"):
-        compare_quickly(runs, suite, tmp_path)
+    for run in runs:
+        run_of(tmp_path, run.name, "realmix", right_answers(6, lambda number: True))
+    suite = suite_of(column("MME", "mme"), column("counting", "realmix", column="counting"))
+
+    compared = compare_quickly(runs, suite, tmp_path)
+
+    other = compared.runs[1].cells
+    assert other["MME"].questions == 20
+    assert other["MME"].difference is None
+    assert other["counting"].difference is not None
+    (note,) = [note for note in compared.notes if "too few" in note]
+    assert note.startswith("MME has too few pictures, 14: redrawn")
     # A table of one run needs no resamples.
     assert compare_quickly(runs[:1], suite, tmp_path).runs[0].cells["MME"].questions == 20
+
+
+def test_a_few_pictures_are_no_evidence(tmp_path: Path) -> None:
+    """Redrawn, the two pictures that one model alone answers are always a difference."""
+    write_realmix(tmp_path / "realmix", 2, pictures=False)
+    right = run_of(tmp_path, "right", "realmix", right_answers(2, lambda number: True))
+    wrong = run_of(tmp_path, "wrong", "realmix", right_answers(2, lambda number: False))
+
+    compared = compare_quickly([right, wrong], REAL, tmp_path)
+
+    difference = compared.runs[1].cells["counting"].difference
+    assert difference is not None
+    # Either falls to one model by chance: one in four, for either model.
+    assert difference.p == 0.5
+    assert difference.mark == ""
+    assert any("over 2 pictures alone" in note for note in compared.notes)
+
+
+def test_one_benchmark_has_all_its_numbers(tmp_path: Path) -> None:
+    """As `eval` prints them: a file of answers needs no suite of one's own."""
+    write_mme(tmp_path / "mme", 3)
+    runs = [run_of(tmp_path, name, "mme", mme_answers(0, 0.6, 3)) for name in "ab"]
+    suite = load_suite("mme")
+
+    compared = compare_quickly(runs, suite, tmp_path)
+
+    table = comparison_table(compared, suite)
+    assert table.head[:2] == ["model", "perception"]
+    cognition = table.head.index("cognition")
+    for run, cells in zip(compared.runs, table.rows, strict=True):
+        values = {column.name: column.value for column in compared.reported[run.name]}
+        assert cells[cognition] == f"{values['cognition']:.1f}"
+    # It alone is compared.
+    assert list(compared.runs[1].cells) == ["perception"]
 
 
 # What does not matter, and what is said
@@ -561,11 +606,13 @@ def test_different_prompts_are_said(tmp_path: Path) -> None:
     # Of another tool nothing is known.
     runs.append(run_of(tmp_path, "d", "realmix", answers))
 
-    (note,) = compare_quickly(runs, REAL, tmp_path).notes
+    notes = compare_quickly(runs, REAL, tmp_path).notes
 
+    (note,) = [note for note in notes if "not all runs" in note]
     assert note.startswith("real pictures: not all runs were asked in the same way")
     assert note.endswith("Asked alike: a, c; b")
-    assert compare_quickly([runs[0], *runs[2:]], REAL, tmp_path).notes == []
+    for note in compare_quickly([runs[0], *runs[2:]], REAL, tmp_path).notes:
+        assert "not all runs" not in note
 
 
 def test_boxes_in_another_scale_are_said(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from layerfuse.data.sample import Sample
+from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.likelihood import answer_likelihoods
 from layerfuse.evaluate.predict import predict
@@ -225,3 +226,17 @@ def test_the_progress_counts_it_as_one_more_pass(samples: list[Sample]) -> None:
     assert counts == sorted(counts)
     # four questions: answered and measured, as they are and under two controls
     assert seen[-1] == (24, 24)
+
+
+@pytest.mark.parametrize("log_likelihood", [True, False])
+def test_a_model_that_computes_no_numbers_is_refused(
+    samples: list[Sample], log_likelihood: bool
+) -> None:
+    """Its answers would be empty, and be scored: POPE gives such a model 67 points."""
+    answerer = asked("concat")
+    with torch.no_grad():
+        answerer.model.fusion.get_parameter("projector.layers.0.weight")[0, 0] = torch.nan
+    evaluation = TEST.model_copy(update={"log_likelihood": log_likelihood})
+
+    with pytest.raises(LayerfuseError, match="logits are not numbers"):
+        predict(answerer, samples, evaluation)

@@ -16,14 +16,16 @@ from layerfuse.evaluate.benchmarks.interface import (
     notes_on_answers,
     notes_on_questions,
 )
-from layerfuse.evaluate.redrawing import Vector, redraw
+from layerfuse.evaluate.redrawing import Redrawn, TooFewPicturesError, Vector, redraw
 from layerfuse.evaluate.run_answers import Run, judged_answers
 from layerfuse.evaluate.significance import LEVEL, holm
 from layerfuse.evaluate.suite_scores import UnreadAnswers, column_of, unread_answers
-from layerfuse.evaluate.suites import Suite, SuiteColumn
+from layerfuse.evaluate.suites import Suite, SuiteColumn, suite_of
 from layerfuse.progress import Progress, silent
 
 AVERAGE = "average"
+FEW_PICTURES = 20
+"""Below this number an interval by redrawing is said to be too narrow."""
 SIGNIFICANT = 0.05
 """Below this p a difference is marked."""
 
@@ -127,6 +129,8 @@ class Comparison:
     resamples: int
     seed: int
     notes: list[str]
+    reported: dict[str, list[Column]] = field(default_factory=dict[str, list[Column]])
+    """by run, all that the benchmark reports, where the suite is its headline alone"""
 
 
 @dataclass(frozen=True)
@@ -176,34 +180,38 @@ def compare(
     # All files of answers are read before anything is redrawn, which may take minutes.
     values = {name: _columns_of_run(suite, name, answered) for name in names}
     redrawn: dict[str, dict[str, Vector]] = {name: {} for name in names}
+    pictures: dict[str, int] = {}
     notes = _notes(runs, answered)
     for benchmark, answers in answered.items():
         # Without the baseline, or with it alone, there is no difference.
         if chosen not in answers.judged or len(answers.judged) == 1:
             continue
         columns = [column for column in suite.columns if column.benchmark == benchmark]
-        of_runs = redraw(
-            columns,
-            answers.benchmark,
-            answers.judged,
-            resamples=resamples,
-            seed=seed,
-            progress=progress,
-        )
-        if not of_runs:
-            notes.append(
-                f"{answers.benchmark.title}: all questions hang together by their pictures, so "
-                "that no difference can be told from chance"
+        try:
+            of_runs = redraw(
+                columns,
+                answers.benchmark,
+                answers.judged,
+                resamples=resamples,
+                seed=seed,
+                progress=progress,
             )
-        for name, drawn in of_runs.items():
+        except TooFewPicturesError as error:
+            # The other benchmarks are compared.
+            notes.append(str(error))
+            continue
+        notes += _notes_on_pictures(answers.benchmark, of_runs)
+        for column in columns:
+            pictures[column.name] = of_runs.pictures
+        for name, drawn in of_runs.values.items():
             redrawn[name].update(drawn)
     compared: list[ComparedRun] = []
     for name in names:
         cells = values[name]
         if name != chosen:
-            cells = _with_differences(suite, cells, values[chosen], redrawn, name, chosen)
+            cells = _with_differences(suite, cells, values[chosen], redrawn, pictures, name, chosen)
             cells = _with_mcnemar(suite, cells, answered, name, chosen)
-        run = _compared_run(suite, name, cells, values[chosen], redrawn, chosen)
+        run = _compared_run(suite, name, cells, values[chosen], redrawn, pictures, chosen)
         compared.append(replace(run, unread=_unread(name, answered)))
     return Comparison(
         suite=suite.name,
@@ -215,7 +223,31 @@ def compare(
         resamples=resamples,
         seed=seed,
         notes=notes,
+        reported=_reported(suite, answered),
     )
+
+
+def _reported(suite: Suite, answered: dict[str, _ReadAnswers]) -> dict[str, list[Column]]:
+    """By run, all that a benchmark reports, if the suite is its headline alone."""
+    alone = BENCHMARKS.get(suite.name)
+    if alone is None or suite != suite_of(alone):
+        return {}
+    return answered[alone.name].columns
+
+
+def _notes_on_pictures(benchmark: Benchmark, redrawn: Redrawn) -> list[str]:
+    """What to know of differences over few pictures."""
+    if redrawn.pictures == 1:
+        return [
+            f"{benchmark.title}: all questions hang together by their pictures, so that no "
+            "difference can be told from chance"
+        ]
+    if redrawn.pictures < FEW_PICTURES:
+        return [
+            f"{benchmark.title}: over {redrawn.pictures} pictures alone; intervals of so few are "
+            "too narrow"
+        ]
+    return []
 
 
 def _baseline(names: Sequence[str], chosen: str | None) -> str:
@@ -333,13 +365,16 @@ def _columns_of_run(suite: Suite, run: str, answered: dict[str, _ReadAnswers]) -
     return cells
 
 
-def _difference(observed: float, drawn: Vector) -> Difference:
+def _difference(observed: float, drawn: Vector, pictures: int) -> Difference:
     """A difference with its interval and p by redrawn differences; not corrected yet."""
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     # One is added: with so many resamples nothing less likely can be told.
     below = (1 + np.sum(drawn <= 0)) / (1 + len(drawn))
     above = (1 + np.sum(drawn >= 0)) / (1 + len(drawn))
     p = min(1.0, 2 * float(min(below, above)))
+    # Were the models alike, each picture could as well have fallen the other way: of n pictures
+    # all fall one way by chance with this p. Redrawing few cannot see that.
+    p = max(p, 2.0 ** (1 - pictures))
     return Difference(observed, (float(low), float(high)), p, p)
 
 
@@ -348,6 +383,7 @@ def _with_differences(
     cells: dict[str, Cell],
     of_baseline: dict[str, Cell],
     redrawn: dict[str, dict[str, Vector]],
+    pictures: dict[str, int],
     run: str,
     baseline: str,
 ) -> dict[str, Cell]:
@@ -358,7 +394,8 @@ def _with_differences(
     differences: list[Difference] = []
     for name in shared:
         drawn = (redrawn[run][name] - redrawn[baseline][name]) * divided[name]
-        differences.append(_difference(cells[name].value - of_baseline[name].value, drawn))
+        observed = cells[name].value - of_baseline[name].value
+        differences.append(_difference(observed, drawn, pictures[name]))
     completed = dict(cells)
     corrected = holm([difference.p for difference in differences])
     for name, difference, p_holm in zip(shared, differences, corrected, strict=True):
@@ -426,6 +463,7 @@ def _compared_run(
     cells: dict[str, Cell],
     of_baseline: dict[str, Cell],
     redrawn: dict[str, dict[str, Vector]],
+    pictures: dict[str, int],
     baseline: str,
 ) -> ComparedRun:
     """A run with its average, where it has all columns."""
@@ -440,4 +478,6 @@ def _compared_run(
     drawn = np.mean(
         [redrawn[name][column] - redrawn[baseline][column] for column in columns], axis=0
     )
-    return ComparedRun(name, cells, average, _difference(average - other, drawn))
+    # Of the benchmark with the fewest: it alone may decide.
+    fewest = min(pictures[column] for column in columns)
+    return ComparedRun(name, cells, average, _difference(average - other, drawn, fewest))

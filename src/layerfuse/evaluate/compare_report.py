@@ -88,11 +88,29 @@ def report_comparison(
         tables["differences"] = difference_table(comparison)
         if len(set(comparison.categories.values())) > 1:
             tables["categories"] = category_table(comparison)
-    for name, table in tables.items():
-        _print(name, table, form, console)
+    if form == "csv":
+        _print_csv(tables, console)
+    else:
+        for name, table in tables.items():
+            _print(name, table, form, console)
     if output is not None:
         _write(comparison, tables, output)
     return comparison
+
+
+def _print_csv(tables: dict[str, Table], console: Console) -> None:
+    """Print the scores, which a program reads, and beside them what has no place in CSV."""
+    console.file.write(written(tables["scores"], "csv"))
+    beside = Console(stderr=True)
+    for note in tables["scores"].notes:
+        beside.print(note, markup=False, highlight=False, soft_wrap=True)
+    others = [name for name in tables if name != "scores"]
+    if others:
+        beside.print(
+            f"tables of their own: {', '.join(others)}; --output FOLDER writes them too",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _print(name: str, table: Table, form: Format, console: Console) -> None:
@@ -103,7 +121,7 @@ def _print(name: str, table: Table, form: Format, console: Console) -> None:
         return
     headings = [Heading(table.head[0])]
     headings += [Heading(text, is_number=True) for text in table.head[1:]]
-    print_fitted(console, headings, table.rows, title=name)
+    print_fitted(console, headings, table.marked_rows(), title=name)
     for note in table.notes:
         console.print(note, markup=False, highlight=False)
     console.print()

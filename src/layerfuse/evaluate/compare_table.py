@@ -3,18 +3,18 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from layerfuse.evaluate.benchmarks import BENCHMARKS
+from layerfuse.evaluate.benchmarks import BENCHMARKS, Column
 from layerfuse.evaluate.category_scores import (
     CategoryColumns,
     category_columns,
     category_scores,
 )
-from layerfuse.evaluate.compare import AVERAGE, SIGNIFICANT, Cell, ComparedRun, Comparison
+from layerfuse.evaluate.compare import AVERAGE, SIGNIFICANT, ComparedRun, Comparison
 from layerfuse.evaluate.published import PublishedRow, PublishedTable
-from layerfuse.evaluate.suite_scores import unread_lines
+from layerfuse.evaluate.suite_scores import column_of, unread_lines
 from layerfuse.evaluate.suites import Suite, SuiteColumn
 
 Format = Literal["terminal", "markdown", "latex", "csv"]
@@ -28,11 +28,23 @@ class Table:
         head: of each column; the first names the row.
         rows: the cells, one for each head.
         notes: sentences below.
+        marks: of the cells, behind which they stand, or in columns of their own where numbers are
+            read by programs; empty where there are none.
     """
 
     head: list[str]
     rows: list[list[str]]
     notes: list[str]
+    marks: list[list[str]] = field(default_factory=list[list[str]])
+
+    def marked_rows(self) -> list[list[str]]:
+        """The cells with their marks behind them."""
+        if not self.marks:
+            return self.rows
+        marked: list[list[str]] = []
+        for cells, marks in zip(self.rows, self.marks, strict=True):
+            marked.append([cell + mark for cell, mark in zip(cells, marks, strict=True)])
+        return marked
 
 
 def comparison_table(
@@ -48,58 +60,95 @@ def comparison_table(
     Returns:
         One row a model.
     """
-    head = ["model", *comparison.columns]
+    # All that one benchmark reports beside its headline, which alone is tested.
+    further = _further_columns(comparison, suite)
+    head = ["model", *comparison.columns, *(column.name for column in further)]
     if suite.average is not None:
         head.append(AVERAGE)
-    rows = [_row(run, suite) for run in comparison.runs]
+    rows: list[list[str]] = []
+    marks: list[list[str]] = []
+    for run in comparison.runs:
+        cells = _row(run, suite)
+        for column in further:
+            cells.append(_plain_number(column_of(column, comparison.reported[run.name]), column))
+        rows.append(cells)
+        marks.append([*_marks(run, suite), *([""] * len(further))])
     notes = _notes(comparison)
     if suite.note:
         notes.append(f"suite {suite.name}: {suite.note}")
     for table in published:
         shown = 0
         for row in table.rows:
-            cells = _published_cells(row, suite)
+            cells = _published_cells(row, suite, further)
             if not any(cells):
                 continue
             shown += 1
             evidence = row.evidence or table.evidence
             rows.append([f"{row.model} [{table.paper}, {evidence}]", *cells])
+            marks.append([""] * len(head))
             if row.note:
                 notes.append(f"{row.model} [{table.paper}]: {row.note}")
         # A note on numbers that do not stand here would be one on others.
         if table.note and shown:
             notes.append(f"{table.paper}, {table.table}: {table.note}")
-    return Table(head, rows, notes)
+    return Table(head, rows, notes, marks)
+
+
+def _further_columns(comparison: Comparison, suite: Suite) -> list[SuiteColumn]:
+    """What a benchmark reports beside its headline, where the suite is that alone."""
+    further: list[SuiteColumn] = []
+    if comparison.reported:
+        (headline,) = suite.columns
+        # All runs answer the same questions.
+        for found in next(iter(comparison.reported.values())):
+            if found.name != headline.name:
+                further.append(
+                    SuiteColumn(name=found.name, benchmark=headline.benchmark, column=found.name)
+                )
+    return further
+
+
+def _marks(run: ComparedRun, suite: Suite) -> list[str]:
+    """The marks of a run's cells."""
+    marks = [""]
+    for column in suite.columns:
+        cell = run.cells.get(column.name)
+        difference = None if cell is None else cell.difference
+        marks.append("" if difference is None else difference.mark)
+    if suite.average is not None:
+        difference = run.average_difference
+        marks.append("" if difference is None else difference.mark)
+    return marks
 
 
 def _row(run: ComparedRun, suite: Suite) -> list[str]:
-    """The cells of a run: numbers with the mark of their difference to the baseline."""
+    """The cells of a run."""
     cells = [run.name]
     for column in suite.columns:
         cell = run.cells.get(column.name)
-        cells.append("" if cell is None else _number(cell, column))
+        cells.append("" if cell is None else _number(cell.value, cell.best, column))
     if suite.average is not None:
-        average = ""
-        if run.average is not None:
-            average = f"{run.average:.2f}"
-            if run.average_difference is not None:
-                average += run.average_difference.mark
-        cells.append(average)
+        cells.append("" if run.average is None else f"{run.average:.2f}")
     return cells
 
 
-def _number(cell: Cell, column: SuiteColumn) -> str:
+def _plain_number(found: Column, column: SuiteColumn) -> str:
+    """A number that is not compared."""
+    return _number(found.value, found.best, column)
+
+
+def _number(value: float, best: float, column: SuiteColumn) -> str:
     """A number with the digits that papers print: counts of right answers whole, sums of hundreds
     of points and CIDEr with one decimal, percentages with two, as the most precise papers."""
-    mark = cell.difference.mark if cell.difference is not None else ""
-    decimals = 2 if cell.best <= 100 else 1
+    decimals = 2 if best <= 100 else 1
     if column.benchmark in BENCHMARKS and BENCHMARKS[column.benchmark].counts_answers:
         decimals = 0
-    return f"{cell.value:.{decimals}f}{mark}"
+    return f"{value:.{decimals}f}"
 
 
-def _published_cells(row: PublishedRow, suite: Suite) -> list[str]:
-    """The numbers of a published model in the columns of a suite; empty where it has none."""
+def _published_cells(row: PublishedRow, suite: Suite, further: Sequence[SuiteColumn]) -> list[str]:
+    """The numbers of a published model in the columns of a suite and in further ones of its
+    benchmark; empty where it has none."""
     cells: list[str] = []
     values: list[float] = []
     for column in suite.columns:
@@ -107,6 +156,9 @@ def _published_cells(row: PublishedRow, suite: Suite) -> list[str]:
         cells.append("" if value is None else f"{value:g}")
         if value is not None:
             values.append(value / column.divide)
+    for column in further:
+        value = _published_score(row, column)
+        cells.append("" if value is None else f"{value:g}")
     if suite.average is not None:
         # Over fewer columns it would be another number.
         is_whole = len(values) == len(suite.columns)
@@ -249,7 +301,8 @@ def written(table: Table, form: Format) -> str:
         form: `markdown`, `latex` or `csv`.
 
     Returns:
-        The text, with the notes but in CSV, which has no place for them.
+        The text, with the notes but in CSV, which has no place for them, and marks in columns of
+        their own.
 
     Raises:
         ValueError: the form is `terminal`, which has a width that only a console knows.
@@ -261,14 +314,28 @@ def written(table: Table, form: Format) -> str:
     if form == "csv":
         # The module quotes what holds commas and line ends.
         stream = io.StringIO()
-        csv.writer(stream, lineterminator="\n").writerows([table.head, *table.rows])
+        csv.writer(stream, lineterminator="\n").writerows(_csv_rows(table))
         return stream.getvalue()
     raise ValueError(f"no text form {form!r}")
 
 
+def _csv_rows(table: Table) -> list[list[str]]:
+    """The head and the rows; behind each column with marks, a column of these."""
+    marks = table.marks or [[""] * len(table.head) for _ in table.rows]
+    is_marked = [any(of_column) for of_column in zip(*marks, strict=True)]
+    heads_of_marks = [f"{name} differs" for name in table.head]
+    rows: list[list[str]] = []
+    for cells, of_row in zip([table.head, *table.rows], [heads_of_marks, *marks], strict=True):
+        row: list[str] = []
+        for cell, mark, marked in zip(cells, of_row, is_marked, strict=True):
+            row += [cell, mark] if marked else [cell]
+        rows.append(row)
+    return rows
+
+
 def _markdown(table: Table) -> str:
     lines: list[str] = []
-    for cells in [table.head, ["---"] * len(table.head), *table.rows]:
+    for cells in [table.head, ["---"] * len(table.head), *table.marked_rows()]:
         escaped = [cell.replace("|", "\\|") for cell in cells]
         lines.append("| " + " | ".join(escaped) + " |")
     for note in table.notes:
@@ -298,7 +365,7 @@ def _latex(table: Table) -> str:
     """With booktabs, as papers have it."""
     lines = [r"\begin{tabular}{l" + "r" * (len(table.head) - 1) + "}", r"\toprule"]
     lines += [_latex_row(table.head), r"\midrule"]
-    lines += [_latex_row(row) for row in table.rows]
+    lines += [_latex_row(row) for row in table.marked_rows()]
     lines += [r"\bottomrule", r"\end{tabular}"]
     for note in table.notes:
         # A second line would be no comment.

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,23 @@ TRIES = 1000
 Vector = NDArray[np.float64]
 
 
+class TooFewPicturesError(LayerfuseError):
+    """Redrawn pictures of a benchmark do not give its numbers."""
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """The numbers of several runs on redrawn pictures.
+
+    Attributes:
+        values: by run and column, (resamples,).
+        pictures: that were redrawn; those that share a question are one.
+    """
+
+    values: dict[str, dict[str, Vector]]
+    pictures: int
+
+
 def redraw(
     columns: Sequence[SuiteColumn],
     benchmark: Benchmark,
@@ -28,7 +45,7 @@ def redraw(
     resamples: int,
     seed: int,
     progress: Progress = silent,
-) -> dict[str, dict[str, Vector]]:
+) -> Redrawn:
     """Compute the numbers of several runs on redrawn pictures, the same draws for all.
 
     Args:
@@ -40,18 +57,18 @@ def redraw(
         progress: is told of the resamples.
 
     Returns:
-        By run and column (resamples,), each divided as the suite says; empty where all questions
-        hang together by their pictures, so that there is nothing to redraw.
+        The numbers, each divided as the suite says; none where all questions hang together by
+        their pictures, so that there is nothing to redraw.
 
     Raises:
-        LayerfuseError: there are so few pictures that hardly any draw has all columns.
+        TooFewPicturesError: hardly any draw has all columns.
     """
     scored = {name: benchmark.scored_together(of_run) for name, of_run in judged.items()}
     of_first = next(iter(scored.values()))
     clusters = clusters_of_items(benchmark, [each.item for each in of_first])
     # Every draw would be the one cluster again, and every difference certain.
     if max(clusters) == 0:
-        return {}
+        return Redrawn({}, 1)
     copies = {name: _Copies(of_run, clusters) for name, of_run in scored.items()}
     # By the benchmark's name, in whatever order they are compared.
     rng = np.random.default_rng([seed, zlib.crc32(benchmark.name.encode())])
@@ -70,7 +87,7 @@ def redraw(
     arrays: dict[str, dict[str, Vector]] = {}
     for name, by_column in redrawn.items():
         arrays[name] = {column: np.array(values) for column, values in by_column.items()}
-    return arrays
+    return Redrawn(arrays, max(clusters) + 1)
 
 
 def clusters_of_items(benchmark: Benchmark, items: Sequence[Item]) -> list[int]:
@@ -117,7 +134,7 @@ def _draw(
         names: of the columns that are reported on all pictures.
 
     Raises:
-        LayerfuseError: hardly any draw has a question of every column.
+        TooFewPicturesError: hardly any draw has a question of every column.
     """
     refused: LayerfuseError | None = None
     for _ in range(TRIES):
@@ -133,9 +150,9 @@ def _draw(
         # Others leave a column out, and mean over fewer of them: such a draw is drawn again.
         if all(_names(reported) == names for reported in redrawn.values()):
             return redrawn
-    raise LayerfuseError(
+    raise TooFewPicturesError(
         f"{benchmark.title} has too few pictures, {count}: redrawn sets of them have no question "
-        "of some of its columns, so that runs cannot be compared"
+        "of some of its columns, so that no difference can be told from chance"
     ) from refused
 
 

@@ -320,8 +320,8 @@ def look_for(suite: Suite, benchmarks: Path, limit: int | None = None) -> Availa
             asked = some_of_each_group(known, items, limit)
             if len(asked) < len(items):
                 notes.append(
-                    f"{known.title}: {len(asked):,} of {len(items):,} questions were asked (--limit "
-                    f"{limit}), so that no score is the benchmark's"
+                    f"{known.title}: {len(asked):,} of {len(items):,} questions were asked "
+                    f"(--limit {limit}), so that no score is the benchmark's"
                 )
             items = asked
         _check_columns(known, suite, items)
