@@ -39,11 +39,11 @@ NEEDS_DEEPSPEED = pytest.mark.skipif(
 ZERO_STAGES = [pytest.param(stage, marks=NEEDS_DEEPSPEED) for stage in ("zero2", "zero3")]
 
 
-def share_by_deepspeed(zero_stage: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def share_by_deepspeed(zero_stage: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The setting that lets processes share a model by DeepSpeed, on what this machine has."""
     if not torch.cuda.is_available():
         monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    return [f"resources.accelerate={zero_stage}"]
+    return f"resources.accelerate={zero_stage}"
 
 
 def make_half_text(folder: Path) -> None:
@@ -180,9 +180,9 @@ def test_two_processes_that_are_stopped_in_their_second_epoch_are_one(
     mixed["stages"]["align"]["checkpoint_steps"] = 1
     path = write_recipe(tmp_path, mixed)
     study(path, output=tmp_path / "one")
-    settings = [TWO_PROCESSES]
+    settings = (TWO_PROCESSES,)
     if sharing != "none":
-        settings += share_by_deepspeed(sharing, monkeypatch)
+        settings = (TWO_PROCESSES, share_by_deepspeed(sharing, monkeypatch))
     let_one_process_die(5, tmp_path, monkeypatch)
     two = tmp_path / "two"
     with pytest.raises(RuntimeError, match=r"the processes of .* failed"):
@@ -309,7 +309,7 @@ def one_process_and_deepspeed(
     """Make a study in one process, `one`, and in two under DeepSpeed, `two`."""
     path = write_recipe(tmp_path, recipe)
     study(path, output=tmp_path / "one")
-    settings = [TWO_PROCESSES, *share_by_deepspeed(zero_stage, monkeypatch)]
+    settings = (TWO_PROCESSES, share_by_deepspeed(zero_stage, monkeypatch))
     study(path, settings, output=tmp_path / "two")
 
 

@@ -233,9 +233,9 @@ def test_a_model_that_computes_no_numbers_is_refused(
     samples: list[Sample], log_likelihood: bool
 ) -> None:
     """Its answers would be empty, and be scored: POPE gives such a model 67 points."""
-    answerer = asked("concat")
+    answerer = answerer_of("concat")
     with torch.no_grad():
-        answerer.model.fusion.get_parameter("projector.layers.0.weight")[0, 0] = torch.nan
+        answerer.model.fusion.get_parameter("projector.linear_2.weight")[0, 0] = torch.nan
     evaluation = TEST.model_copy(update={"log_likelihood": log_likelihood})
 
     with pytest.raises(LayerfuseError, match="logits are not numbers"):
