@@ -191,6 +191,7 @@ def test_csv_exactly() -> None:
         '"LLaVA [2410.1, figure]",62,,66.8,1510.7,,68.11\n'
         '"Other [2410.1, code]",,,,1480,,\n'
     )
+    assert written(Table(["model", "column"], [], []), "csv") == "model,column\n"
     with pytest.raises(ValueError, match="no text form 'terminal'"):
         written(table, "terminal")
 

@@ -62,7 +62,7 @@ def comparison_table(
     """
     # All that one benchmark reports beside its headline, which alone is tested.
     further = _further_columns(comparison, suite)
-    head = ["model", *comparison.columns, *(column.name for column in further)]
+    head = ["model", *(column.name for column in [*suite.columns, *further])]
     if suite.average is not None:
         head.append(AVERAGE)
     rows: list[list[str]] = []
@@ -322,7 +322,7 @@ def written(table: Table, form: Format) -> str:
 def _csv_rows(table: Table) -> list[list[str]]:
     """The head and the rows; behind each column with marks, a column of these."""
     marks = table.marks or [[""] * len(table.head) for _ in table.rows]
-    is_marked = [any(of_column) for of_column in zip(*marks, strict=True)]
+    is_marked = [any(of_row[place] for of_row in marks) for place in range(len(table.head))]
     heads_of_marks = [f"{name} differs" for name in table.head]
     rows: list[list[str]] = []
     for cells, of_row in zip([table.head, *table.rows], [heads_of_marks, *marks], strict=True):
