@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
 
-from docs.results_pages import RESULTS, table_row
+from docs.results_pages import RESULTS, table_row, verdict_in_words
 from layerfuse.evaluate.records import RunRecord, read_records
 
 # scipy brings no types
@@ -77,13 +77,8 @@ def data_size_claims() -> list[str]:
         for size in sizes:
             for row in size["arms"]:
                 unsettled += row["arm"] in (arm, EXTERNAL) and not row["settled"]
-        verdict = "not resolved"
-        if low > 0:
-            verdict = "holds"
-        elif high < 0:
-            verdict = "the opposite"
-        if unsettled:
-            verdict = f"not trained long enough: {unsettled} of its 4 arms"
+        # Both arms at both sizes
+        verdict = verdict_in_words(holds=low > 0, opposite=high < 0, unsettled=unsettled, arms=4)
         change = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
         link = f"[{study['name']}](results-{study['name']}.md)"
         rows.append(table_row([CLAIM.format(arm=arm), SOURCE, link, verdict, change, limits]))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
 
-from docs.results_pages import table_row
+from docs.results_pages import table_row, verdict_in_words
 from layerfuse.evaluate.learning_status import ArmLearning
 
 # scipy brings no types
@@ -75,7 +75,8 @@ def set_spreads(summary: dict[str, Any]) -> list[SetSpread]:
         if len(arm["layers"]) > 1 and len(arm["seeds"]) > 1:
             by_options.setdefault(json.dumps(arm["fusion"]), []).append(arm)
     spreads = []
-    for _, arms in sorted(by_options.items()):
+    for options in sorted(by_options):
+        arms = by_options[options]
         if len(arms) < FEWEST_SETS:
             continue
         means = [np.mean(arm["seed_means"]) for arm in arms]
@@ -129,11 +130,6 @@ def stability_claims(summary: dict[str, Any], study: str) -> list[str]:
         return []
     ratios = {kind: deviation_ratio(claimed, others) for kind, others in by_kind.items()}
     kind, ratio = max(ratios.items(), key=lambda item: item[1].value)
-    verdict = "not resolved"
-    if all(other.high < 1 for other in ratios.values()):
-        verdict = "holds"
-    elif any(other.low > 1 for other in ratios.values()):
-        verdict = "the opposite"
     compared = list(claimed)
     for others in by_kind.values():
         compared += others
@@ -141,8 +137,12 @@ def stability_claims(summary: dict[str, Any], study: str) -> list[str]:
     unsettled = 0
     for arm in arms:
         unsettled += not ArmLearning.from_json(summary["learning"][arm]).settled
-    if unsettled:
-        verdict = f"not trained long enough: {unsettled} of its {len(arms)} arms"
+    verdict = verdict_in_words(
+        holds=all(other.high < 1 for other in ratios.values()),
+        opposite=any(other.low > 1 for other in ratios.values()),
+        unsettled=unsettled,
+        arms=len(arms),
+    )
     in_words = f"ratio {ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f}) to {kind}"
     return [table_row([CLAIM, SOURCE, study, verdict, in_words, LIMITS])]
 

@@ -162,6 +162,22 @@ def claims_of(summary: dict[str, Any]) -> list[JudgedClaim]:
     return [with_unsettled(row, unsettled) for row in rows]
 
 
+def verdict_in_words(*, holds: bool, opposite: bool, unsettled: int, arms: int) -> str:
+    """The verdict on a claim that stands in no recipe.
+
+    Args:
+        holds: whether its interval says so.
+        opposite: whether it says the opposite.
+        unsettled: how many of its arms had not learned what they could.
+        arms: their number.
+    """
+    if unsettled:
+        return f"not trained long enough: {unsettled} of its {arms} arms"
+    if holds:
+        return "holds"
+    return "the opposite" if opposite else "not resolved"
+
+
 def claim_difference(claim: JudgedClaim) -> str:
     """The difference of a claim with its interval, and to which arm it is; empty without one."""
     if claim.difference is None or claim.interval is None:

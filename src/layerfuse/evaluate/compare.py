@@ -145,6 +145,16 @@ class _ReadAnswers:
     """what the benchmark reports of them, by the name of the run"""
 
 
+@dataclass(frozen=True)
+class _RedrawnColumns:
+    """The numbers of all runs on redrawn pictures, as far as they are compared."""
+
+    values: dict[str, dict[str, Vector]]
+    """by run and column, (resamples,)"""
+    pictures: dict[str, int]
+    """that were redrawn, by column"""
+
+
 def compare(
     runs: Sequence[Run],
     suite: Suite,
@@ -179,8 +189,7 @@ def compare(
 
     # All files of answers are read before anything is redrawn, which may take minutes.
     values = {name: _columns_of_run(suite, name, answered) for name in names}
-    redrawn: dict[str, dict[str, Vector]] = {name: {} for name in names}
-    pictures: dict[str, int] = {}
+    redrawn = _RedrawnColumns({name: {} for name in names}, {})
     notes = _notes(runs, answered)
     for benchmark, answers in answered.items():
         # Without the baseline, or with it alone, there is no difference.
@@ -202,16 +211,16 @@ def compare(
             continue
         notes += _notes_on_pictures(answers.benchmark, of_runs)
         for column in columns:
-            pictures[column.name] = of_runs.pictures
+            redrawn.pictures[column.name] = of_runs.pictures
         for name, drawn in of_runs.values.items():
-            redrawn[name].update(drawn)
+            redrawn.values[name].update(drawn)
     compared: list[ComparedRun] = []
     for name in names:
         cells = values[name]
         if name != chosen:
-            cells = _with_differences(suite, cells, values[chosen], redrawn, pictures, name, chosen)
+            cells = _with_differences(suite, cells, values[chosen], redrawn, name, chosen)
             cells = _with_mcnemar(suite, cells, answered, name, chosen)
-        run = _compared_run(suite, name, cells, values[chosen], redrawn, pictures, chosen)
+        run = _compared_run(suite, name, cells, values[chosen], redrawn, chosen)
         compared.append(replace(run, unread=_unread(name, answered)))
     return Comparison(
         suite=suite.name,
@@ -382,20 +391,21 @@ def _with_differences(
     suite: Suite,
     cells: dict[str, Cell],
     of_baseline: dict[str, Cell],
-    redrawn: dict[str, dict[str, Vector]],
-    pictures: dict[str, int],
+    redrawn: _RedrawnColumns,
     run: str,
     baseline: str,
 ) -> dict[str, Cell]:
     """The cells of a run with their differences to the baseline, corrected for their number."""
     # What one of them was not asked is no comparison that the others are corrected for.
-    shared = [name for name in cells if name in of_baseline and name in redrawn[run]]
+    drawn_of_run = redrawn.values[run]
+    drawn_of_baseline = redrawn.values[baseline]
+    shared = [name for name in cells if name in of_baseline and name in drawn_of_run]
     divided = {column.name: column.divide for column in suite.columns}
     differences: list[Difference] = []
     for name in shared:
-        drawn = (redrawn[run][name] - redrawn[baseline][name]) * divided[name]
+        drawn = (drawn_of_run[name] - drawn_of_baseline[name]) * divided[name]
         observed = cells[name].value - of_baseline[name].value
-        differences.append(_difference(observed, drawn, pictures[name]))
+        differences.append(_difference(observed, drawn, redrawn.pictures[name]))
     completed = dict(cells)
     corrected = holm([difference.p for difference in differences])
     for name, difference, p_holm in zip(shared, differences, corrected, strict=True):
@@ -462,8 +472,7 @@ def _compared_run(
     name: str,
     cells: dict[str, Cell],
     of_baseline: dict[str, Cell],
-    redrawn: dict[str, dict[str, Vector]],
-    pictures: dict[str, int],
+    redrawn: _RedrawnColumns,
     baseline: str,
 ) -> ComparedRun:
     """A run with its average, where it has all columns."""
@@ -472,12 +481,14 @@ def _compared_run(
     if suite.average is None or not all(column in cells for column in columns):
         return ComparedRun(name, cells, None)
     average = sum(cells[column].averaged for column in columns) / len(columns)
-    if name == baseline or not all(column in redrawn[name] for column in columns):
+    if name == baseline or not all(column in redrawn.values[name] for column in columns):
         return ComparedRun(name, cells, average)
     other = sum(of_baseline[column].averaged for column in columns) / len(columns)
+    drawn_of_run = redrawn.values[name]
+    drawn_of_baseline = redrawn.values[baseline]
     drawn = np.mean(
-        [redrawn[name][column] - redrawn[baseline][column] for column in columns], axis=0
+        [drawn_of_run[column] - drawn_of_baseline[column] for column in columns], axis=0
     )
     # Of the benchmark with the fewest: it alone may decide.
-    fewest = min(pictures[column] for column in columns)
+    fewest = min(redrawn.pictures[column] for column in columns)
     return ComparedRun(name, cells, average, _difference(average - other, drawn, fewest))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from layerfuse.evaluate.benchmarks import BENCHMARKS, Column
+from layerfuse.evaluate.benchmarks import BENCHMARKS
 from layerfuse.evaluate.category_scores import (
     CategoryColumns,
     category_columns,
@@ -70,7 +70,8 @@ def comparison_table(
     for run in comparison.runs:
         cells = _row(run, suite)
         for column in further:
-            cells.append(_plain_number(column_of(column, comparison.reported[run.name]), column))
+            found = column_of(column, comparison.reported[run.name])
+            cells.append(_number(found.value, found.best, column))
         rows.append(cells)
         marks.append([*_marks(run, suite), *([""] * len(further))])
     notes = _notes(comparison)
@@ -130,11 +131,6 @@ def _row(run: ComparedRun, suite: Suite) -> list[str]:
     if suite.average is not None:
         cells.append("" if run.average is None else f"{run.average:.2f}")
     return cells
-
-
-def _plain_number(found: Column, column: SuiteColumn) -> str:
-    """A number that is not compared."""
-    return _number(found.value, found.best, column)
 
 
 def _number(value: float, best: float, column: SuiteColumn) -> str:
