@@ -113,6 +113,9 @@ def test_answers_to_all_of_seed_bench_are_scored_without_those_about_videos(tmp_
     assert [each.item.id for each in judged] == ["101", "102", "103"]
     (note,) = benchmark.notes(items)
     assert note.startswith("1 questions about videos are left out, and so are")
+    write_lines(file, [*lines, lines[3]])
+    with pytest.raises(LayerfuseError, match="answers '104' a second time"):
+        judged_answers(file, benchmark, items)
     # What is in neither part is still refused.
     write_lines(file, [*lines, {"question_id": 105, "text": "C"}])
     with pytest.raises(LayerfuseError, match="line 5 answers '105', no question of SEED-Bench"):

@@ -170,7 +170,10 @@ def test_a_limit_asks_some_questions_of_each_group(tmp_path: Path) -> None:
     # A whole pair more than the first of each task.
     assert len(more.available[0].items) == 30
     assert "MME: 28 of 84 questions were asked (--limit 1)" in few.notes[-1]
-    assert len(look_for(suite, tmp_path, limit=500).available[0].items) == 84
+    all_of_them = look_for(suite, tmp_path, limit=500)
+    assert len(all_of_them.available[0].items) == 84
+    # Nothing was left out of the score.
+    assert not any("--limit" in note for note in all_of_them.notes)
 
 
 def test_notes_of_benchmarks_stand_below_the_scores(tmp_path: Path) -> None:
