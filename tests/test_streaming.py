@@ -1,5 +1,7 @@
 """Answers that are read while they are written."""
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -16,6 +18,26 @@ from tests.test_end_of_answers import ENDS, End
 PICTURE = Image.new("RGB", (32, 32), (200, 40, 90))
 NAME = "layerfuse-answer"
 """of the thread in which a model answers"""
+LEFT_OPEN = """
+import atexit, threading, time, torch
+from layerfuse.evaluate.streaming import stream_tokens
+
+def count_threads():
+    print(threading.active_count(), "thread")
+
+def generate(streamer, stopping):
+    streamer.put(torch.tensor([[1]]))
+    while not stopping(torch.tensor([[1]]), None).all():
+        streamer.put(torch.tensor([2]))
+        time.sleep(0.01)
+    print("stopped")
+
+# What is registered first is called last.
+atexit.register(count_threads)
+steps = stream_tokens(generate)
+print(next(steps))
+"""
+"""A program that ends while an answer is half read."""
 
 
 def threads() -> list[threading.Thread]:
@@ -135,6 +157,16 @@ def test_a_reader_who_leaves_stops_the_model(monkeypatch: pytest.MonkeyPatch) ->
 
     assert threads() == []
     assert steps < 400
+
+
+def test_a_process_that_ends_stops_the_model_first() -> None:
+    command = [sys.executable, "-c", LEFT_OPEN]
+
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == ["[2]", "stopped", "1 thread"]
 
 
 def test_pictures_are_asked_about_as_files_are(tmp_path: Any) -> None:

@@ -1,5 +1,6 @@
 """Tokens as a model generates them: it works in a thread of its own, which is always joined."""
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable, Generator
@@ -97,7 +98,16 @@ def stream_tokens(
 
     # A daemon: a process that is told to end does not wait for the rest of an answer.
     thread = threading.Thread(target=work, name="layerfuse-answer", daemon=True)
+
+    def leave() -> None:
+        """Stop the model at its next token, and wait for that."""
+        left.set()
+        thread.join()
+
     thread.start()
+    # An answer that is read no further may be open when the process ends. Left to work on in torch
+    # while Python goes, its thread would abort the process.
+    atexit.register(leave)
     tokens: list[int] = []
     try:
         while True:
@@ -107,8 +117,7 @@ def stream_tokens(
             tokens.extend(step)
             yield list(tokens)
     finally:
-        # A reader who leaves early stops the model at its next token.
-        left.set()
-        thread.join()
+        leave()
+        atexit.unregister(leave)
     if errors:
         raise errors[0]
