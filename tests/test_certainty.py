@@ -59,6 +59,29 @@ def test_resolved_differences_are_those_with_a_verdict(judged: Summary) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        # What an arm has won it keeps; a tie it may still win.
+        (
+            {"base": "flat", "high": "still improving", "same": "still improving"},
+            " better. More training might change what was measured of same.",
+        ),
+        # Beside a baseline that may rise, no lead is safe.
+        (
+            {"base": "still improving", "high": "flat", "same": "flat"},
+            "0 of 2 to the baseline base. More training might change what was measured of high and "
+            "same.",
+        ),
+    ],
+)
+def test_what_more_training_might_change_is_not_called_resolved(
+    states: dict[str, RunState], said: str, judged: Summary
+) -> None:
+    resolved, *_ = answers_of(with_states(judged, states))
+    assert resolved.endswith(said)
+
+
 def test_one_seed_resolves_nothing() -> None:
     resolved, smallest, evidence, _ = answers_of(
         summarize(runs_of({"base": 0.5, "high": 0.95}, seeds=1), "base")

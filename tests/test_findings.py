@@ -334,16 +334,49 @@ def test_an_unsettled_baseline_gives_no_ranking():
     )
 
 
-def test_arms_that_might_score_otherwise_are_named_beside_the_ranking():
-    learning = {"a": FLAT, "b": FLAT, "base": FLAT, "c": IMPROVING}
-    summary = summary_of(
-        {"a": BETTER, "b": TIE, "base": BASELINE, "c": WORSE},
-        learning=learning,
-    )
+@pytest.mark.parametrize(
+    ("outcomes", "sentence"),
+    [
+        # An arm that is still improving is not called worse; one that flattened is.
+        (
+            {"a": BETTER, "b": TIE, "base": BASELINE, "c": WORSE, "d": WORSE},
+            "a beats the baseline base by 5.0 points (95 % interval 3.0 to 7.0); d is worse",
+        ),
+        # It is if it already beats the baseline.
+        (
+            {"c": BETTER, "base": BASELINE, "a": WORSE},
+            "c beats the baseline base by 5.0 points (95 % interval 3.0 to 7.0); a is worse",
+        ),
+        # Beside it, the baseline is not called best, nor do all arms tie.
+        (
+            {"base": BASELINE, "a": WORSE, "c": WORSE},
+            "No arm beats the baseline base: a is worse",
+        ),
+        (
+            {"a": TIE, "b": TIE, "c": TIE, "base": BASELINE},
+            "3 arms tie: no difference to the baseline base is beyond noise, not even the largest, "
+            "a with +1.0 points (95 % interval −1.0 to +3.0)",
+        ),
+        (
+            {"a": TIE, "c": UNRESOLVED, "base": BASELINE},
+            "a and the baseline base tie: +1.0 points (95 % interval −1.0 to +3.0)",
+        ),
+        (
+            {"a": UNJUDGED, "c": TIE, "base": BASELINE},
+            "No verdict on a and base: where an arm has one seed, the noise between seeds is not "
+            "known and may be larger than every difference",
+        ),
+    ],
+)
+def test_arms_that_might_score_otherwise_are_named_beside_the_ranking(
+    outcomes: Outcomes, sentence: str
+):
+    """The arm `c` was still improving."""
+    learning = dict.fromkeys(outcomes, FLAT) | {"c": IMPROVING}
+    summary = summary_of(outcomes, learning=learning)
 
     assert state_findings(summary).headline == (
-        "a beats the baseline base by 5.0 points (95 % interval 3.0 to 7.0); c is worse; not "
-        "trained long enough: c (still improving)."
+        f"{sentence}; not trained long enough: c (still improving)."
     )
 
 

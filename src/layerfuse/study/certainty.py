@@ -84,6 +84,9 @@ def resolved_differences(summary: Summary) -> str:
             f" {len(arms.tie)} {verb} with it, so that which is better stays open: "
             f"{listed(_names(arms.tie))}."
         )
+    if arms.too_early:
+        open_arms = listed(_names(arms.too_early))
+        text += f" More training might change what was measured of {open_arms}."
     if arms.unjudged:
         verb = "has" if len(arms.unjudged) == 1 else "have"
         text += f" {listed(_names(arms.unjudged))} {verb} one seed and no verdict."

@@ -65,6 +65,8 @@ class ArmsByVerdict:
         worse: those that it beats.
         tie: those that tie with it.
         unjudged: those that get no verdict, since they or the baseline have one seed.
+        too_early: those that more training might put elsewhere: which do not beat the baseline and
+            had not learned what they could, or are not worse than a baseline that had not.
         unresolved: the ties that come from the noise between seeds alone.
         first: names of the arms that are not separable from the first, in order of score.
     """
@@ -75,6 +77,7 @@ class ArmsByVerdict:
     worse: list[ComparedArm]
     tie: list[ComparedArm]
     unjudged: list[ComparedArm]
+    too_early: list[ComparedArm]
     unresolved: list[ComparedArm]
     first: list[str]
 
@@ -123,23 +126,31 @@ def sort_by_verdict(summary: Summary) -> ArmsByVerdict:
     worse = []
     tie = []
     unjudged = []
+    too_early = []
     unresolved = []
+    baseline_may_rise = may_rise(summary, summary.baseline)
     for summarized in summary.arms:
         # The baseline is not compared with itself.
         if summarized.versus_baseline is None:
             continue
         arm = ComparedArm(summarized.arm, summarized.versus_baseline)
         compared.append(arm)
-        if arm.versus.verdict == "better":
-            better.append(arm)
-        elif arm.versus.verdict == "worse":
-            worse.append(arm)
-        elif arm.versus.verdict == "unjudged":
+        # What an arm that may still rise has won, it keeps; where it loses or ties, it may win yet.
+        verdict = arm.versus.verdict
+        if verdict == "unjudged":
             unjudged.append(arm)
+        elif (verdict != "better" and may_rise(summary, arm.arm)) or (
+            verdict != "worse" and baseline_may_rise
+        ):
+            too_early.append(arm)
+        elif verdict == "better":
+            better.append(arm)
+        elif verdict == "worse":
+            worse.append(arm)
         else:
             tie.append(arm)
-        if arm.versus.unresolved:
-            unresolved.append(arm)
+            if arm.versus.unresolved:
+                unresolved.append(arm)
     return ArmsByVerdict(
         baseline=summary.baseline,
         compared=compared,
@@ -147,9 +158,15 @@ def sort_by_verdict(summary: Summary) -> ArmsByVerdict:
         worse=worse,
         tie=tie,
         unjudged=unjudged,
+        too_early=too_early,
         unresolved=unresolved,
         first=[arm.arm for arm in summary.arms if arm.first],
     )
+
+
+def may_rise(summary: Summary, arm: str) -> bool:
+    """Whether an arm had not learned what it could when its training stopped, as far as known."""
+    return arm in summary.learning and not summary.learning[arm].settled
 
 
 def headline(summary: Summary) -> str:
@@ -172,11 +189,8 @@ def headline(summary: Summary) -> str:
     elif not arms.compared:
         baseline = arms.baseline
         text = f"Only the baseline {baseline} has finished: there is nothing to compare yet"
-    elif len(arms.unjudged) == len(arms.compared):
-        text = headline_unjudged(arms)
     else:
         text = headline_judged(arms)
-        # Arms that are named, but might score otherwise after more training.
         unsettled = unsettled_arms(summary.learning)
         if unsettled:
             text += f"; not trained long enough: {listed(unsettled)}"
@@ -184,15 +198,17 @@ def headline(summary: Summary) -> str:
 
 
 def headline_judged(arms: ArmsByVerdict) -> str:
-    """State the finding where at least one arm has a verdict."""
+    """State the finding where at least one arm has run beside the baseline."""
     if arms.better:
         text = headline_beaten(arms)
     elif arms.worse:
         text = headline_unbeaten(arms)
     elif arms.unresolved:
         text = headline_unresolved(arms)
-    else:
+    elif arms.tie:
         text = headline_tied(arms)
+    else:
+        return headline_unjudged(arms)
     if arms.unjudged:
         text += f"; {clause(arms.unjudged, 'has', 'have')} one seed and no verdict"
     return text
@@ -200,8 +216,8 @@ def headline_judged(arms: ArmsByVerdict) -> str:
 
 def headline_unjudged(arms: ArmsByVerdict) -> str:
     """Say that no arm gets a verdict, and which scores highest."""
-    if len(arms.unjudged) == 1:
-        names = f"{arms.unjudged[0].arm} and {arms.baseline}"
+    if len(arms.unjudged) < len(arms.compared) or len(arms.unjudged) == 1:
+        names = listed([*arm_names(arms.unjudged), arms.baseline])
     else:
         names = f"the {len(arms.unjudged) + 1} arms"
     return (
@@ -247,10 +263,12 @@ def inseparable(first: list[str]) -> str:
 
 def headline_unbeaten(arms: ArmsByVerdict) -> str:
     """Say that the baseline beats some or all arms and none beats it."""
-    if arms.tie:
+    if arms.tie or arms.too_early:
         worse = clause(arms.worse, "is", "are")
-        tie = clause(arms.tie, "ties", "tie")
-        return f"No arm beats the baseline {arms.baseline}: {worse} worse, {tie} with it"
+        text = f"No arm beats the baseline {arms.baseline}: {worse} worse"
+        if arms.tie:
+            text += f", {clause(arms.tie, 'ties', 'tie')} with it"
+        return text
     worse = clause(arms.worse, "is", "are all")
     text = f"The baseline {arms.baseline} is best: {worse} worse"
     if len(arms.worse) == 1:
@@ -279,9 +297,12 @@ def headline_tied(arms: ArmsByVerdict) -> str:
         if abs(arm.versus.difference) > abs(largest.versus.difference):
             largest = arm
     if len(arms.tie) > 1:
+        tied = f"{len(arms.tie) + 1} arms tie"
+        if not arms.too_early:
+            tied = f"All {tied}"
         text = (
-            f"All {len(arms.tie) + 1} arms tie: no difference to the baseline "
-            f"{arms.baseline} is beyond noise, not even the largest, {largest.arm} with "
+            f"{tied}: no difference to the baseline {arms.baseline} is beyond noise, not even the "
+            f"largest, {largest.arm} with "
         )
     else:
         text = f"{largest.arm} and the baseline {arms.baseline} tie: "
