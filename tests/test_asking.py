@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
-from layerfuse.evaluate.answer_folder import AskedModel
+from layerfuse.evaluate.answer_folder import AskedModel, digest_of_pictures
 from layerfuse.evaluate.asking import ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
+from layerfuse.evaluate.benchmarks.official_pictures import picture_from_bytes
 from layerfuse.evaluate.boxes import BoxForm
 from layerfuse.evaluate.suites import Prompt
+from layerfuse.vision.picture import Picture
 from tests import tiny
 from tests.made_up_benchmarks import (
     write_lines,
@@ -237,6 +240,12 @@ def fewer_questions(items: list[Item], folder: Path) -> dict[str, Any]:
     return {}
 
 
+def other_picture(items: list[Item], folder: Path) -> dict[str, Any]:
+    """Another picture under the name of the third."""
+    Image.new("RGB", (64, 48), "orange").save(items[2].pictures[0].name)
+    return {}
+
+
 def no_note(items: list[Item], folder: Path) -> dict[str, Any]:
     (folder / "asked.json").unlink()
     return {}
@@ -284,6 +293,7 @@ def broken_bytes(items: list[Item], folder: Path) -> dict[str, Any]:
         (other_model, "of another model, of this one before it was trained again"),
         (other_question, "to other questions"),
         (fewer_questions, "to other questions"),
+        (other_picture, "to the same questions about other pictures"),
         (no_note, r"answers\.jsonl lies beside no asked\.json"),
         (damaged_note, r"cannot read .*asked\.json"),
         (list_for_note, r"asked\.json holds \[\]; a mapping is expected"),
@@ -313,6 +323,30 @@ def test_answers_of_another_run_are_not_continued(
     options = spoil(items, tmp_path / "a")
     with pytest.raises(LayerfuseError, match=message):
         ask(answerer, items, tmp_path / "a", **options)
+
+
+def test_pictures_are_known_by_their_bytes_and_files_by_how_many(tmp_path: Path) -> None:
+    names = ("a/1.png", "b/2.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    files = [Picture(str(tmp_path / name)) for name in names]
+    digest = digest_of_pictures(files)
+
+    # In whatever order and folder, however often they are asked about.
+    (tmp_path / "a").rename(tmp_path / "c")
+    moved = Picture(str(tmp_path / "c" / "1.png"))
+    assert digest_of_pictures([files[1], moved, files[1]]) == digest
+    (tmp_path / "c" / "1.png").write_bytes(b"longer than before")
+    assert digest_of_pictures([files[1], moved]) != digest
+
+    def cells(first: bytes, second: bytes) -> list[Picture]:
+        return [picture_from_bytes("row 1", first), picture_from_bytes("row 2", second)]
+
+    assert digest_of_pictures(cells(b"red", b"tan")) == digest_of_pictures(cells(b"red", b"tan"))
+    assert digest_of_pictures(cells(b"red", b"tan")) != digest_of_pictures(cells(b"tan", b"red"))
+    with pytest.raises(LayerfuseError, match=r"cannot read the image .*gone\.png"):
+        digest_of_pictures([Picture(str(tmp_path / "gone.png"))])
 
 
 def test_a_moved_model_and_moved_benchmarks_are_the_same(

@@ -94,6 +94,15 @@ def test_else_the_answers_of_the_group_are_possible() -> None:
     assert possible["y"] == ("2",)
 
 
+def test_a_letter_is_no_answer_to_an_open_question() -> None:
+    """RealWorldQA asks both kinds."""
+    items = [item("x", "B", "all", "red", "blue"), item("y", "3", "all"), item("z", "no", "all")]
+
+    possible = possible_answers(items)
+
+    assert possible == {"x": ("A", "B"), "y": ("3", "no"), "z": ("3", "no")}
+
+
 def test_a_group_of_too_many_answers_is_open() -> None:
     closed = [item(f"c{number}", f"word {number}", "few") for number in range(MOST_CANDIDATES)]
     open_items = [item(f"o{number}", f"name {number}", "many") for number in range(65)]

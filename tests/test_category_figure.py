@@ -214,8 +214,20 @@ def test_the_figure_grows_with_the_lines_of_names(tmp_path: Path) -> None:
         assert picture.height > height
 
 
-def test_the_figure_is_written_where_there_is_something_to_compare(tmp_path: Path) -> None:
-    assert draw_categories(comparison_of(SCORES), tmp_path) == ["categories"]
+@pytest.mark.parametrize(
+    ("scores", "categories"),
+    [
+        (SCORES, CATEGORIES),
+        # Columns that no paper groups are one category.
+        (SCORES, {"GQA": "all", "MME": "all"}),
+        # Not every run has answers to OCR.
+        ({**SCORES, "other": {"GQA": 1.0, "MME": 1.0}}, CATEGORIES),
+    ],
+)
+def test_the_figure_is_written_where_there_is_something_to_compare(
+    scores: dict[str, dict[str, float]], categories: dict[str, str], tmp_path: Path
+) -> None:
+    assert draw_categories(comparison_of(scores, categories), tmp_path) == ["categories"]
 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["categories.png", "categories.svg"]
 
@@ -224,12 +236,12 @@ def test_the_figure_is_written_where_there_is_something_to_compare(tmp_path: Pat
     ("scores", "categories"),
     [
         ({"alone": SCORES["concat"]}, CATEGORIES),
-        (SCORES, {"GQA": "General", "MME": "General"}),
-        # No run has answers to all columns of OCR.
-        ({**SCORES, "other": {"GQA": 1.0, "MME": 1.0}}, CATEGORIES),
+        (SCORES, {"GQA": "all"}),
+        # No column has answers of both runs.
+        ({"first": {"GQA": 1.0}, "second": {"MME": 1.0}}, CATEGORIES),
     ],
 )
-def test_one_run_or_one_category_has_no_figure(
+def test_one_run_or_one_column_has_no_figure(
     scores: dict[str, dict[str, float]], categories: dict[str, str], tmp_path: Path
 ) -> None:
     assert draw_categories(comparison_of(scores, categories), tmp_path) == []

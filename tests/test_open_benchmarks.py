@@ -116,6 +116,28 @@ def test_vqav2_scores_by_the_people_who_agree(tmp_path: Path) -> None:
     ]
 
 
+def test_answers_are_written_as_for_the_test_servers(tmp_path: Path) -> None:
+    """LLaVA writes a capital small before the server sees it, which compares what ten people agree
+    on as it is; lmms-eval does so with the answers to OK-VQA as well."""
+    write_vqav2(tmp_path)
+    (asked, _) = BENCHMARKS["vqav2"].load(tmp_path)
+
+    def scored(name: str, said: str, agreed: str) -> float:
+        item = replace(asked, answers=(agreed,) * 10)
+        return BENCHMARKS[name].judge(item, said).score
+
+    for name in ("vqav2", "okvqa", "vizwiz"):
+        assert scored(name, "Yes.", "yes") == 1.0
+        assert scored(name, "The dog", "dog") == 1.0
+        assert scored(name, "", "yes") == 0.0
+    # What people agree on stays as it is, and no answer is written so.
+    assert scored("vqav2", "a dog", "a dog") == 0.0
+    assert scored("okvqa", "a dog", "a dog") == 1.0
+    assert scored("vizwiz", "a dog", "a dog") == 0.0
+    # The contractions of the first rules are straight, those of VizWiz's own curly.
+    assert scored("vizwiz", "dont know", "don't know") == 1.0
+
+
 def test_okvqa_is_grouped_by_knowledge(tmp_path: Path) -> None:
     write_vqa(
         tmp_path,
@@ -352,6 +374,8 @@ def test_docvqa_is_read_from_either_download(tmp_path: Path) -> None:
     assert same.pictures[0].name.endswith("spdocvqa_images/xnbl0037_1.png")
     # One of nine characters is wrong, and four of six.
     assert score("docvqa", [item, item], ["January 9", "7.9.93"]) == pytest.approx([8 / 9, 0.0])
+    # The competition's script divides by the length of what was sent, with its spaces.
+    assert score("docvqa", [item], [" January 9 "]) == pytest.approx([10 / 11])
     assert columns("docvqa", [item], ["January 9"]) == [
         Column("anls", about(100 * 8 / 9), 100.0, 1)
     ]

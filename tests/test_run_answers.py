@@ -2,7 +2,6 @@
 
 import datetime
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import openpyxl
 import pytest
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer_folder import AskedModel
-from layerfuse.evaluate.asking import asked_of
+from layerfuse.evaluate.asking import digest_of_questions
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.run_answers import Run, judged_answers
 from layerfuse.evaluate.suites import Prompt
@@ -175,8 +173,12 @@ def test_cells_of_excel_that_are_no_answers_are_refused(
 
 def write_asked(folder: Path, name: str, items: list[Item], prompt: Prompt) -> None:
     """Write down how the questions of a benchmark were asked, as `eval` does."""
-    asked = asked_of(BENCHMARKS[name], items, prompt, AskedModel("runs/model", "abc"))
-    (folder / "asked.json").write_text(json.dumps(asdict(asked)))
+    asked = {
+        "benchmark": name,
+        "prompt": prompt.model_dump(mode="json", exclude_none=True),
+        "questions": digest_of_questions(items, prompt),
+    }
+    (folder / "asked.json").write_text(json.dumps(asked))
 
 
 def test_answers_to_what_was_asked_otherwise_are_refused(tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_answers_to_what_was_asked_otherwise_are_refused(tmp_path: Path) -> None
         judged_answers(file, benchmark, benchmark.load(moved))
     test_file.write_text(test_file.read_text().replace("which", "which one"))
     test_file.write_text(test_file.read_text().replace("images/0.png", "images/7.png"))
-    with pytest.raises(LayerfuseError, match="or to the same about other pictures"):
+    with pytest.raises(LayerfuseError, match="or to the same about pictures of other names"):
         judged_answers(file, benchmark, benchmark.load(moved))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def test_a_suite_asks_what_there_is_and_says_what_is_missing(
     assert "Not comparable with the paper's." in one_line(again)
 
 
+def test_a_folder_for_scoring_alone_stops_no_other_benchmark(
+    model: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(benchmarks / "realmix" / "images")
+
+    ended = run_eval(model, "--suite", str(write_suite(tmp_path)), "--benchmarks", str(benchmarks))
+
+    assert ended.exit_code == 0, ended.output
+    said = one_line(ended)
+    assert f"not available: realmix: {benchmarks / 'realmix'} has none of its pictures" in said
+    assert "No average: counting, MM-Vet, OCRBench missing." in said
+
+
 def test_answers_lie_in_the_models_folder_by_default(benchmarks: Path, tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     suite = suite_of(column("SQA", "scienceqa"))
@@ -148,7 +162,7 @@ def test_a_benchmark_without_a_prompt_is_refused(benchmarks: Path, tmp_path: Pat
 
 def test_a_suite_of_which_nothing_is_there_is_refused(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
-    with pytest.raises(LayerfuseError, match=r"no benchmark of suite .* is at hand: .*--bench"):
+    with pytest.raises(LayerfuseError, match=r"no benchmark of suite .* can be asked: .*--bench"):
         evaluate_suite(tmp_path, SUITE, benchmarks=tmp_path / "none", console=console)
 
 

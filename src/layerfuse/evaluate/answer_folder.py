@@ -7,7 +7,7 @@ alone reads and writes the folder.
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from layerfuse.errors import LayerfuseError, short
 from layerfuse.files import locked, write_text
 from layerfuse.hardware import joined_process
+from layerfuse.vision.picture import Picture
 
 ANSWERS = "answers.jsonl"
 """The answers, one line as soon as each is given."""
@@ -115,6 +116,7 @@ class Asked:
         model: the digest of its files.
         prompt: how the questions are put, and how long answers may be.
         questions: digest of all questions as they are put, with their ids and pictures' names.
+        pictures: digest of those, by `digest_of_pictures`.
         folder: of the model; it alone may differ.
     """
 
@@ -122,6 +124,7 @@ class Asked:
     model: str
     prompt: dict[str, Any]
     questions: str
+    pictures: str
     folder: str
 
 
@@ -129,7 +132,8 @@ _DIFFERENCES = {
     "benchmark": "to another benchmark",
     "model": "of another model, of this one before it was trained again, or in another --dtype",
     "prompt": "to another prompt",
-    "questions": "to other questions, or to the same about other pictures",
+    "questions": "to other questions, or to the same about pictures of other names",
+    "pictures": "to the same questions about other pictures",
 }
 """What is said where a part of `Asked` differs."""
 
@@ -283,6 +287,27 @@ def digest_of(questions: Sequence[Any]) -> str:
     """
     lines = sorted(json.dumps(question) for question in questions)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def digest_of_pictures(pictures: Iterable[Picture]) -> str:
+    """The digest of what pictures are known by without reading all of their files.
+
+    Args:
+        pictures: in whatever order, each as often as it is asked about.
+
+    Returns:
+        The SHA-256 of the pictures' names without folders, which may be moved, each with how many
+        bytes its file has, or with the bytes of a picture that is no file. A file in the place of
+        another is told from it unless both are of the same length.
+
+    Raises:
+        LayerfuseError: a picture cannot be read.
+    """
+    lines: list[str] = []
+    for name, picture in {picture.name: picture for picture in pictures}.items():
+        content = picture.digest() if picture.reader is not None else str(picture.num_bytes())
+        lines.append(f"{Path(name).name} {content}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _begin(folder: Path, asked: Asked) -> None:

@@ -13,6 +13,7 @@ from layerfuse.evaluate.answer_folder import (
     AskedModel,
     GivenAnswer,
     digest_of,
+    digest_of_pictures,
 )
 from layerfuse.evaluate.benchmarks import Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem, judged_item
@@ -89,38 +90,38 @@ def answer_folder(
 
     Returns:
         The folder, not opened yet.
+
+    Raises:
+        LayerfuseError: a picture is missing.
     """
-    asked = asked_of(benchmark, items, prompt, model)
+    asked = Asked(
+        benchmark=benchmark.name,
+        model=model.digest,
+        # Without what it does not say: answers to a prompt without a form of boxes are continued.
+        prompt=prompt.model_dump(mode="json", exclude_none=True),
+        questions=digest_of_questions(items, prompt),
+        pictures=digest_of_pictures(picture for item in items for picture in item.pictures),
+        folder=model.folder,
+    )
     return AnswerFolder(folder, asked, [item.id for item in items])
 
 
-def asked_of(
-    benchmark: Benchmark, items: Sequence[Item], prompt: Prompt, model: AskedModel
-) -> Asked:
-    """Say what the answers of a model to a benchmark are to.
+def digest_of_questions(items: Sequence[Item], prompt: Prompt) -> str:
+    """The digest of questions as they are put.
 
     Args:
-        benchmark: whose questions they are.
-        items: all its questions.
+        items: all questions of a benchmark.
         prompt: how they are put.
-        model: that answers.
 
     Returns:
-        What is written down beside the answers.
+        The SHA-256 of them, their ids and the names of their pictures, which need not be there.
     """
     questions: list[list[object]] = []
     for item in items:
         # Without the folder, which may be moved.
         pictures = [Path(picture.name).name for picture in item.pictures]
         questions.append([item.id, prompt.ask(item), pictures])
-    return Asked(
-        benchmark=benchmark.name,
-        model=model.digest,
-        # Without what it does not say: answers to a prompt without a form of boxes are continued.
-        prompt=prompt.model_dump(mode="json", exclude_none=True),
-        questions=digest_of(questions),
-        folder=model.folder,
-    )
+    return digest_of(questions)
 
 
 def _ask_batch(

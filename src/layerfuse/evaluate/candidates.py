@@ -55,20 +55,22 @@ def possible_answers(items: Sequence[Item]) -> dict[str, tuple[str, ...]]:
     Returns:
         By the question's id: the letters of its options; yes and no where its family, or else its
         group, has no other answers, as the benchmark spells them; else all answers of its family
-        or group. Open questions are left out: those with more than 64 possible answers, and those
-        whose right answer is no text.
+        or group to questions without options. Open questions are left out: those with more than 64
+        possible answers, and those whose right answer is no text.
     """
-    in_words = [item for item in items if item.answers]
-    of_kind: dict[str, dict[str, None]] = {}
-    for item in in_words:
-        # A dict, unlike a set, keeps the order.
-        of_kind.setdefault(item.family or item.group, {})[item.answers[0]] = None
     possible: dict[str, tuple[str, ...]] = {}
-    for item in in_words:
-        answers = tuple(of_kind[item.family or item.group])
-        if item.options:
+    without_options: list[Item] = []
+    of_kind: dict[str, dict[str, None]] = {}
+    for item in items:
+        if item.answers and item.options:
             possible[item.id] = tuple(LETTERS[: len(item.options)])
-        elif {*answers} <= {"yes", "no"}:
+        elif item.answers:
+            without_options.append(item)
+            # A dict, unlike a set, keeps the order.
+            of_kind.setdefault(item.family or item.group, {})[item.answers[0]] = None
+    for item in without_options:
+        answers = tuple(of_kind[item.family or item.group])
+        if {*answers} <= {"yes", "no"}:
             possible[item.id] = LOWER_YES_NO
         elif {answer.lower() for answer in answers} <= {"yes", "no"}:
             possible[item.id] = YES_NO

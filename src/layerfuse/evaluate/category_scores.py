@@ -76,6 +76,21 @@ def category_columns(comparison: Comparison) -> dict[str, CategoryColumns]:
     return categories
 
 
+def has_category_scores(comparison: Comparison) -> bool:
+    """Whether normalised scores say more than the columns do.
+
+    Args:
+        comparison: of runs.
+
+    Returns:
+        True for several runs on several columns, at least one of which can be normalised.
+    """
+    is_of_several = len(comparison.runs) > 1 and len(comparison.categories) > 1
+    return is_of_several and any(
+        columns.relative for columns in category_columns(comparison).values()
+    )
+
+
 def category_scores(comparison: Comparison) -> dict[str, dict[str, CategoryScore]]:
     """Normalise the scores within each category, as figure 3 of IGVA (2501.08443) does.
 

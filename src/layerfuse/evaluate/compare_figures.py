@@ -9,6 +9,7 @@ from layerfuse.evaluate.category_scores import (
     CategoryScore,
     category_columns,
     category_scores,
+    has_category_scores,
 )
 from layerfuse.evaluate.compare import Comparison
 
@@ -38,15 +39,15 @@ def draw_categories(comparison: Comparison, folder: Path) -> list[str]:
         folder: where the figure goes.
 
     Returns:
-        The name of the figure; none with one run or one category, which leave nothing to compare.
+        The name of the figure; none of what `has_category_scores` says has none.
 
     Raises:
         LayerfuseError: a file cannot be written.
     """
+    if not has_category_scores(comparison):
+        return []
     scores = category_scores(comparison)
     columns = category_columns(comparison)
-    if len(comparison.runs) < 2 or len(scores) < 2:
-        return []
     from layerfuse import plots
 
     legend = LEGEND_ROW * math.ceil(len(comparison.runs) / LEGEND_COLUMNS)

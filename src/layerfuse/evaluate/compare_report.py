@@ -8,7 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.category_scores import category_columns, category_scores
+from layerfuse.evaluate.category_scores import (
+    category_columns,
+    category_scores,
+    has_category_scores,
+)
 from layerfuse.evaluate.compare import Comparison, compare
 from layerfuse.evaluate.compare_figures import draw_categories
 from layerfuse.evaluate.compare_table import (
@@ -86,7 +90,7 @@ def report_comparison(
     tables = {"scores": comparison_table(comparison, chosen, rows_of_papers)}
     if len(comparison.runs) > 1:
         tables["differences"] = difference_table(comparison)
-        if len(set(comparison.categories.values())) > 1:
+        if has_category_scores(comparison):
             tables["categories"] = category_table(comparison)
     if form == "csv":
         _print_csv(tables, console)

@@ -15,7 +15,13 @@ from layerfuse.data.lengths import Lengths, Limits, positions_of
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer, load_answerer
-from layerfuse.evaluate.answer_folder import AnswerFolder, Asked, AskedModel, digest_of
+from layerfuse.evaluate.answer_folder import (
+    AnswerFolder,
+    Asked,
+    AskedModel,
+    digest_of,
+    digest_of_pictures,
+)
 from layerfuse.evaluate.averages import scored_by_likelihood, scores
 from layerfuse.evaluate.control_scores import answers_under
 from layerfuse.evaluate.predict import predict
@@ -309,7 +315,16 @@ def _answer_folder(
         words = [message["content"] for message in question.messages]
         described.append([question.id, words, question.answer, pictures])
     prompt = evaluation.model_dump(mode="json", include={"max_new_tokens", "log_likelihood"})
-    asked_for = Asked("data", model.digest, prompt, digest_of(described), model.folder)
+    asked_for = Asked(
+        benchmark="data",
+        model=model.digest,
+        prompt=prompt,
+        questions=digest_of(described),
+        pictures=digest_of_pictures(
+            picture for question in asked for picture in question.sample.pictures
+        ),
+        folder=model.folder,
+    )
     return AnswerFolder(folder, asked_for, [question.id for question in asked])
 
 

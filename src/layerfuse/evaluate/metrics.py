@@ -99,7 +99,7 @@ def vqa_normalize(text: str) -> str:
 
 
 def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Score an answer by those of annotators, as VQA v2 and OK-VQA do.
+    """Score an answer by those of annotators, as the test server of VQA v2 does.
 
     Source: `evaluate` of the VQA API's `vqaEval.py` as it is now. Prediction and answers are
     normalized only if the annotators disagree: where all wrote `a dog`, `dog` scores 0. The first
@@ -146,8 +146,9 @@ def vizwiz_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return _leave_one_out(said, answers)
 
 
-def textvqa_normalize(text: str) -> str:
-    """Write an answer as M4C and LLaVA do for TextVQA, and for what they send to test servers.
+def evalai_normalize(text: str) -> str:
+    """Write an answer as M4C and LLaVA do for TextVQA, and LLaVA for what it sends to the test
+    servers of VQA v2 and VizWiz.
 
     Source: `EvalAIAnswerProcessor` of LLaVA's `m4c_evaluator.py`.
 
@@ -163,29 +164,26 @@ def textvqa_normalize(text: str) -> str:
     return vqa_normalize(without_marks.replace("'s", " 's"))
 
 
-def textvqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Score an answer by those of ten annotators, as M4C and LLaVA do for TextVQA.
+def evalai_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Score an answer by those of annotators, as M4C and LLaVA do for TextVQA and lmms-eval for
+    OK-VQA.
 
     Source: `TextVQAAccuracyEvaluator` of LLaVA's `m4c_evaluator.py`. It tabulates a score for each
     different answer, which is the score that leaving one annotator out gives.
 
     Args:
         prediction: what the model said.
-        answers: those of ten annotators.
+        answers: those of all annotators.
 
     Returns:
         As `vqa_soft_accuracy`, but prediction and answers are always normalized, by
-        `textvqa_normalize`.
+        `evalai_normalize`.
 
     Raises:
-        LayerfuseError: there are not ten answers.
+        LayerfuseError: there are no answers.
     """
-    if len(answers) != ANNOTATORS:
-        raise LayerfuseError(
-            f"TextVQA wants the answers of {ANNOTATORS} annotators, not {len(answers)}"
-        )
-    given = [textvqa_normalize(answer) for answer in answers]
-    return _leave_one_out(textvqa_normalize(prediction), given)
+    given = [evalai_normalize(answer) for answer in answers]
+    return _leave_one_out(evalai_normalize(prediction), given)
 
 
 def _one_line(text: str) -> str:

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from layerfuse.data import text_files
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.answer_folder import ANSWERS, ASKED, AskedModel, read_asked
-from layerfuse.evaluate.asking import asked_of
+from layerfuse.evaluate.answer_folder import ANSWERS, ASKED, read_asked
+from layerfuse.evaluate.asking import digest_of_questions
 from layerfuse.evaluate.benchmarks import Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem, judged_item
 from layerfuse.evaluate.benchmarks.official_files import cell_text, read_xlsx
@@ -186,13 +186,13 @@ def _as_asked(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> Sequen
     if prompt.boxes is not None:
         form = prompt.boxes
         items = [benchmark.with_box_form(item, form) for item in items]
-    # Which model answered changes nothing about the questions.
-    at_hand = asked_of(benchmark, items, prompt, AskedModel("", ""))
-    if asked.get("questions", at_hand.questions) != at_hand.questions:
+    # Not their pictures, which scoring does without.
+    at_hand = digest_of_questions(items, prompt)
+    if asked.get("questions", at_hand) != at_hand:
         raise LayerfuseError(
             f"{file} says that the answers beside it are to other questions than those of "
-            f"{benchmark.title} at hand, or to the same about other pictures: score them with the "
-            "files that they were asked with"
+            f"{benchmark.title} at hand, or to the same about pictures of other names: score them "
+            "with the files that they were asked with"
         )
     return items
 

@@ -15,7 +15,7 @@ from layerfuse.evaluate.answer_folder import AskedModel
 from layerfuse.evaluate.asking import answer_folder, ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem, notes_on_questions
-from layerfuse.evaluate.benchmarks.official_pictures import check_pictures
+from layerfuse.evaluate.benchmarks.official_pictures import are_without_pictures, check_pictures
 from layerfuse.evaluate.candidates import (
     MOST_CANDIDATES,
     choose,
@@ -153,7 +153,8 @@ def _print_missing(found: Availability, suite: Suite, console: Console) -> None:
         console.print(f"not available: {name}: {reason}", markup=False, highlight=False)
     if not found.available:
         raise LayerfuseError(
-            f"no benchmark of suite {suite.name!r} is at hand: give their folder by --benchmarks"
+            f"no benchmark of suite {suite.name!r} can be asked: give the folder of their files by "
+            "--benchmarks"
         )
 
 
@@ -290,8 +291,8 @@ def look_for(suite: Suite, benchmarks: Path, limit: int | None = None) -> Availa
         What can be asked, and why the rest cannot.
 
     Raises:
-        LayerfuseError: the files of a benchmark are there and damaged, pictures are missing, it
-            has no prompt, or reports no such column.
+        LayerfuseError: the files of a benchmark are there and damaged, some of its pictures are
+            missing, it has no prompt, or reports no such column.
     """
     prompts = load_prompts(suite.prompts)
     available: list[AvailableBenchmark] = []
@@ -311,6 +312,12 @@ def look_for(suite: Suite, benchmarks: Path, limit: int | None = None) -> Availa
         if name not in prompts:
             raise LayerfuseError(f"prompts {suite.prompts!r} have none for benchmark {name!r}")
         items = known.load(folder)
+        if are_without_pictures(items):
+            missing[name] = (
+                f"{folder} has none of its pictures, which asking needs; expected: "
+                f"{', '.join(known.expected)}"
+            )
+            continue
         try:
             check_pictures(items)
         except LayerfuseError as error:

@@ -119,6 +119,19 @@ class Picture:
             raise LayerfuseError(f"cannot read the image {self.name}: it is no ordinary file")
         return path
 
+    def num_bytes(self) -> int:
+        """How long the encoded bytes are; of a file without reading it.
+
+        Raises:
+            LayerfuseError: naming the file that is missing or cannot be read.
+        """
+        if self.reader is not None:
+            return len(self.read())
+        try:
+            return self._file().stat().st_size
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+
     def digest(self) -> str:
         """The SHA-256 of the encoded bytes, in hexadecimal."""
         return hashlib.sha256(self.read()).hexdigest()

@@ -31,8 +31,7 @@ class Anls(Benchmark):
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
-        said = answer.strip()
-        return Judged(said or None, metrics.anls(said, item.answers))
+        return Judged(answer.strip() or None, metrics.anls(answer, item.answers))
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the number that the benchmark reports; see `Benchmark.columns`."""
@@ -129,8 +128,7 @@ class ChartQa(Benchmark):
 
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
-        said = answer.strip()
-        return Judged(said or None, metrics.relaxed_match(said, item.answers[0]))
+        return Judged(answer.strip() or None, metrics.relaxed_match(answer, item.answers[0]))
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the numbers that the benchmark reports; see `Benchmark.columns`."""

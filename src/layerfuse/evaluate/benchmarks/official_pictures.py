@@ -96,6 +96,16 @@ def picture_file(folder: Path, name: str) -> Picture:
     return Picture(str(folder / name))
 
 
+def are_without_pictures(items: Iterable[Item]) -> bool:
+    """Whether questions have files of pictures, and none of them is there: enough for scoring.
+
+    Args:
+        items: the questions.
+    """
+    names = _picture_files(items)
+    return bool(names) and not any(Path(name).is_file() for name in names)
+
+
 def check_pictures(items: Iterable[Item]) -> None:
     """Refuse questions whose pictures' files are missing; asking needs them, scoring does not.
 
@@ -105,6 +115,17 @@ def check_pictures(items: Iterable[Item]) -> None:
     Raises:
         LayerfuseError: counts the missing files and names the first.
     """
+    names = _picture_files(items)
+    missing = [name for name in names if not Path(name).is_file()]
+    if missing:
+        raise LayerfuseError(
+            f"{len(missing)} of {len(names)} pictures are missing, the first is {missing[0]}. "
+            "Unpack the benchmark's pictures there"
+        )
+
+
+def _picture_files(items: Iterable[Item]) -> list[str]:
+    """The names of the files of pictures, each once."""
     # Many questions are about the same picture; a dict, unlike a set, keeps the order.
     names: dict[str, None] = {}
     for item in items:
@@ -112,9 +133,4 @@ def check_pictures(items: Iterable[Item]) -> None:
             # What has a reader is in memory.
             if picture.reader is None:
                 names[picture.name] = None
-    missing = [name for name in names if not Path(name).is_file()]
-    if missing:
-        raise LayerfuseError(
-            f"{len(missing)} of {len(names)} pictures are missing, the first is {missing[0]}. "
-            "Unpack the benchmark's pictures there"
-        )
+    return list(names)

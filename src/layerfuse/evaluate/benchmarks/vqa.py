@@ -66,7 +66,7 @@ class SoftAccuracy(Benchmark):
     def judge(self, item: Item, answer: str) -> Judged:
         """Score one answer; see `Benchmark.judge`."""
         said = answer.strip()
-        return Judged(said or None, metrics.vqa_soft_accuracy(said, item.answers))
+        return Judged(said or None, metrics.evalai_soft_accuracy(said, item.answers))
 
     def columns(self, answered: Sequence[JudgedItem]) -> list[Column]:
         """Give the numbers that the benchmark reports; see `Benchmark.columns`."""
@@ -99,6 +99,13 @@ class VqaV2(SoftAccuracy):
         names = {name: name for name in ("yes/no", "number", "other")}
         files = _AnnotatedFiles(folder / self.expected[0], folder / self.expected[1])
         return files.items(folder, "answer_type", names)
+
+    def judge(self, item: Item, answer: str) -> Judged:
+        """Score one answer, written as LLaVA's `convert_vqav2_for_submission.py` writes it for the
+        test server; see `Benchmark.judge`."""
+        said = answer.strip()
+        sent = metrics.evalai_normalize(said)
+        return Judged(said or None, metrics.vqa_soft_accuracy(sent, item.answers))
 
 
 @benchmark
@@ -153,9 +160,11 @@ class VizWiz(SoftAccuracy):
         return official_files.checked_items(file, items)
 
     def judge(self, item: Item, answer: str) -> Judged:
-        """Score one answer; see `Benchmark.judge`."""
+        """Score one answer, written as LLaVA's `convert_vizwiz_for_submission.py` writes it for the
+        test server; see `Benchmark.judge`."""
         said = answer.strip()
-        return Judged(said or None, metrics.vizwiz_soft_accuracy(said, item.answers))
+        sent = metrics.evalai_normalize(said)
+        return Judged(said or None, metrics.vizwiz_soft_accuracy(sent, item.answers))
 
 
 @benchmark
@@ -236,11 +245,6 @@ class TextVqa(SoftAccuracy):
         raise LayerfuseError(
             f"TextVQA does not ask {short(question)} about a picture {short(named)}"
         )
-
-    def judge(self, item: Item, answer: str) -> Judged:
-        """Score one answer; see `Benchmark.judge`."""
-        said = answer.strip()
-        return Judged(said or None, metrics.textvqa_soft_accuracy(said, item.answers))
 
 
 @benchmark
