@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from layerfuse.data.collate import Collator
@@ -191,6 +192,50 @@ def test_stopped_and_continued_is_bit_equal(
 
     assert continued.losses == expected.losses
     assert_same_weights(continued, expected)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2", "dinov3", "vit"])
+@pytest.mark.parametrize("stopped_in", ["align", "finetune"])
+def test_an_encoder_that_trains_is_continued_as_it_was(
+    two_stages: Recipe,
+    tmp_path: Path,
+    family: str,
+    stopped_in: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some families are released with other names of weights than transformers' models have."""
+    torch.manual_seed(1)
+    AutoModel.from_config(tiny.vision_config(family)).save_pretrained(tmp_path / "encoder")
+    tiny.image_processor().save_pretrained(tmp_path / "encoder")
+    (arm,) = two_stages.all_arms()
+    arm = arm.model_copy(update={"fusion": {"name": "concat"}})
+    recipe = with_stages(
+        two_stages.model_copy(update={"arms": [arm]}),
+        align=changed(two_stages.stages["align"], learning_rates={"fusion": 1e-2, "vision": 1e-2}),
+        finetune=two_stages.stages["finetune"],
+    )
+    expected = train(recipe, tmp_path / "whole")
+    train_until(recipe, tmp_path / "run", stopped_in=stopped_in, at=3, monkeypatch=monkeypatch)
+
+    continued = train(recipe, tmp_path / "run")
+
+    assert continued.losses == expected.losses
+    assert_same_weights(continued, expected)
+
+
+def test_a_checkpoint_with_other_names_is_refused(
+    two_stages: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not found in it would go on untrained."""
+    run = tmp_path / "run"
+    train_until(two_stages, run, stopped_in="align", at=3, monkeypatch=monkeypatch)
+    (file,) = run.glob("stages/align/checkpoint-2/model.safetensors")
+    weights = load_file(file)
+    weights["renamed.weight"] = weights.pop(next(name for name in weights if "fusion" in name))
+    save_file(weights, file, metadata={"format": "pt"})
+
+    with pytest.raises(LayerfuseError, match="2 weights have other names, such as fusion"):
+        train(two_stages, run)
 
 
 def test_a_continued_stage_took_the_time_of_all_its_steps(

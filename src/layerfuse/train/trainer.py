@@ -123,6 +123,29 @@ class FusionTrainer(Trainer):
         unset_hf_deepspeed_config()
         return folder
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.fsdp is not None or self.zero3:
+            super()._save(output_dir, state_dict)
+            return
+        if self.args.should_save:
+            # In the model's own names. transformers loads a checkpoint without the conversion by
+            # which `from_pretrained` reads the names of an encoder's release, and what it does not
+            # find there would stay as it was before training.
+            model: Any = self.model
+            model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        model: Any = self.model
+        # Tied weights are saved once, under another name.
+        missing = set(load_result.missing_keys) - set(model.all_tied_weights_keys)
+        different = sorted(missing | set(load_result.unexpected_keys))
+        if different:
+            raise LayerfuseError(
+                f"the checkpoints in {self.args.output_dir} are of another model or version: "
+                f"{len(different)} weights have other names, such as {different[0]}. Remove them, "
+                "and the run starts again"
+            )
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """As transformers', in as many passes as keep to `device_batch_size`.
 
