@@ -121,6 +121,16 @@ def test_validation_decides_where_it_was_measured(
     assert judge_run(run_with(0.5, 0.4, accuracies), H0).state == state
 
 
+def test_accuracy_is_compared_within_a_stage() -> None:
+    """Before the last stage was its task, nobody had learned it."""
+    run = run_with(0.5, 0.5, {0.75: 0.0, 1.0: 0.8})
+    earlier, last = run.along
+
+    assert judge_run(run, H0).state == "still improving"
+    in_two_stages = replace(run, along=[replace(earlier, stage="align"), last])
+    assert judge_run(in_two_stages, H0).state == "flat"
+
+
 def test_validation_takes_no_blind_run_for_a_flat_one() -> None:
     run = run_with(1.0, 0.99, {0.75: 0.2, 1.0: 0.2})
 

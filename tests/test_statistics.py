@@ -117,6 +117,18 @@ def test_chance_is_the_share_of_the_commonest_answer():
     assert [scores.chance.score for scores in table.each] == [0.5, 0.5]
 
 
+def test_one_who_does_not_look_is_scored_as_models_are() -> None:
+    """Spellings that are one answer to a model's score are one answer to guess."""
+    answers = []
+    for picture, said in enumerate(["yes", "Yes", "yes.", "YES", "no", "no"]):
+        answers.append(answer_to(picture, 0, family="closed", answer=said, right=False))
+
+    table = table_of(answers, resamples=10)
+
+    assert tables.commonest_answers(answers) == {"closed": "yes"}
+    assert table.each[0].chance.score == pytest.approx(4 / 6)
+
+
 def test_interval_at_the_edge_is_exact():
     """All right, all wrong, and in between the percentiles. 0.884297 = 0.025^(1/30)."""
     ones = np.ones(100)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 # `one` with seed 0 ends in its first step.
 TROUBLE = """
 import os
+import shutil
 import signal
 import sys
 
@@ -60,6 +62,15 @@ def one_thread() -> Iterator[None]:
     """What is done in this process is done as in a worker."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """As on a machine of two cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
 
@@ -122,6 +133,25 @@ def test_runs_side_by_side_are_those_of_one_after_another(
     for result in read_results(expected):
         answers = Path(result["folder"]) / "predictions.jsonl"
         assert (folder / answers).read_bytes() == (expected / answers).read_bytes()
+
+
+def test_the_last_run_of_several_has_the_threads_of_the_others(
+    four_runs: dict[str, Any], tmp_path: Path, two_threads: None
+) -> None:
+    """Other numbers of threads add up in another order."""
+    path = write_recipe(tmp_path, four_runs)
+    folder = tmp_path / "study"
+    study(path, (TWO_AT_ONCE,), output=folder)
+    expected = comparable_results(folder)
+    last = folder / read_results(folder)[-1]["folder"]
+    shutil.rmtree(last)
+
+    study(path, (TWO_AT_ONCE,), output=folder)
+
+    # Done by a worker, not by this process.
+    assert (last / "log.txt").exists()
+    assert json.loads((folder / "environment.json").read_text())["cpu threads"] == "1"
+    assert comparable_results(folder) == expected
 
 
 @pytest.mark.slow

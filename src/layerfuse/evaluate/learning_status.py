@@ -251,11 +251,13 @@ def gain_of_last_quarter(along: Sequence[CurvePoint]) -> float | None:
 
     Returns:
         The gain as a share of 1; None unless there is a point at the end and one between half and
-        nine tenths. A longer or shorter piece counts as a quarter would if it rose evenly.
+        nine tenths in the same stage, before which no such question may have been taught. A longer
+        or shorter piece counts as a quarter would if it rose evenly.
     """
-    if not can_judge_gain([point.share for point in along]):
+    of_last_stage = [point for point in along if point.stage == along[-1].stage]
+    if not can_judge_gain([point.share for point in of_last_stage]):
         return None
-    earlier = [point for point in along if is_before_the_end(point.share)]
+    earlier = [point for point in of_last_stage if is_before_the_end(point.share)]
     nearest = min(earlier, key=lambda point: abs(point.share - (1 - QUARTER)))
     gain = along[-1].accuracy - nearest.accuracy
     return gain * QUARTER / (1 - nearest.share)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from layerfuse.evaluate.clusters import clusters_of
+from layerfuse.evaluate.metrics import exact_match, normalize
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
 from layerfuse.evaluate.significance import LEVEL, Competitor, Numbers, Scores, seed_noise
 
@@ -202,7 +203,8 @@ def answer_scores(answers: list[list[AnswerRecord]], positions: list[int]) -> Nu
 
 
 def chance_scores(answers: list[AnswerRecord], positions: list[int]) -> Numbers:
-    """Give the score of guessing without a look: the best constant answer to each family.
+    """Give the score of guessing without a look: the commonest answer to each family, scored as
+    answers of models are.
 
     Args:
         answers: of any model, for what was asked and expected.
@@ -213,7 +215,7 @@ def chance_scores(answers: list[AnswerRecord], positions: list[int]) -> Numbers:
     """
     questions = [answers[position] for position in positions]
     blind = commonest_answers(questions)
-    return np.array([float(asked.answer == blind[asked.family]) for asked in questions])
+    return np.array([exact_match(blind[asked.family], asked.answer) for asked in questions])
 
 
 def arm_scores(shares: Numbers, chance: Numbers, layout: RunLayout, images: int) -> Scores:
@@ -251,12 +253,13 @@ def commonest_answers(questions: list[AnswerRecord]) -> dict[str, str]:
         questions: answers of any model, for what was asked and expected.
 
     Returns:
-        The most frequent answer of each family, the first in sorted order among equals.
+        The most frequent answer of each family as `normalize` writes it, the first in sorted order
+        among equals.
     """
     counts: dict[str, Counter[str]] = {}
     for question in questions:
         family_counts = counts.setdefault(question.family, Counter())
-        family_counts[question.answer] += 1
+        family_counts[normalize(question.answer)] += 1
     commonest: dict[str, str] = {}
     for family in sorted(counts):
         # Stable sorting keeps the alphabetical order among equally frequent answers.

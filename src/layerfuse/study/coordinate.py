@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
@@ -363,14 +364,16 @@ def _do_locked(
         todo = _unfinished(folder, wanted, shown, table)
         shown.update(run.name for run in wanted)
 
-        # With one run to do it is done in this process, by all its cores.
+        # By all runs, and not by those that are left: other numbers of threads round otherwise, and
+        # a study that goes on would differ from one that was never stopped.
         divided = shares(
             recipe,
             checked.configs,
             checked.tokens,
-            num_runs=len(todo),
+            num_runs=len(wanted),
             modules=modules,
         )
+        divided = divided[: max(1, len(todo))]
         surroundings = environment(recipe, samples_digest)
         if engine == "local":
             surroundings["arms at once"] = str(len(divided))
@@ -462,6 +465,8 @@ def _finished_runs(
         return run_ray(job, todo, table)
     if len(divided) > 1:
         say_at_once(divided, table.console)
+    # The last run of several has one of their shares of the cores, which this process has all of.
+    if len(divided) > 1 or divided[0].threads < torch.get_num_threads():
         return run_side_by_side(job, todo, table, divided)
     return run_local(job, todo, table)
 
