@@ -136,9 +136,13 @@ def test_pictures_that_are_not_new_are_named(watched: dict[str, Any], tmp_path: 
     )
 
     said = screen.getvalue()
-    assert "evaluate.validation: 3 of its pictures are in align too" in said
-    assert "evaluate.validation: 3 of its pictures are in evaluate too" in said
-    assert "are in finetune too" not in said
+    assert "validation: 3 of its 3 pictures are in align too; what is chosen by them" in said
+    assert "validation: 3 of its 3 pictures are in evaluate too" in said
+    assert "validation: 3 of its 3 pictures are in finetune too" not in said
+    # The test is asked what was taught, which the report says as well.
+    warning = "evaluate: 8 of its 8 pictures are in align too"
+    assert f"{warning}; scores on pictures that a run trained on say little of new ones" in said
+    assert warning in (tmp_path / "study" / "report.html").read_text()
 
 
 def train(recipe: Recipe, folder: Path, along: AlongTraining | None = None) -> Trained:

@@ -63,26 +63,28 @@ class SampleSets:
         sources[self.test_label] = self.test
         return sources
 
-    def shared_with_validation(self, pictures: Mapping[str, str]) -> dict[str, int]:
-        """Count the validation pictures that training or the test show too.
+    def shared_pictures(self, pictures: Mapping[str, str]) -> dict[str, dict[str, int]]:
+        """Count the pictures of the test that training shows too, and those of the validation that
+        training or the test do.
 
         Args:
             pictures: the digests of the pictures' bytes by their names.
 
         Returns:
-            The number of different pictures by the label of the other source; only of those that
-            share some.
+            By the label of validation or test, the number of different pictures by the label of the
+            other source; only of sources that share some.
         """
-        if self.validation is None:
-            return {}
-        shown = _shown_in(self.validation, pictures)
-        shared = {}
-        for label, samples in self.by_label().items():
-            if samples is self.validation:
-                continue
-            common = shown & _shown_in(samples, pictures)
-            if common:
-                shared[label] = len(common)
+        shown = {label: _shown_in(samples, pictures) for label, samples in self.by_label().items()}
+        held_out = {self.test_label: list(self.train)}
+        if self.validation is not None:
+            label = label_of_validation(self.train)
+            held_out[label] = [*self.train, self.test_label]
+        shared: dict[str, dict[str, int]] = {}
+        for label, others in held_out.items():
+            for other in others:
+                common = shown[label] & shown[other]
+                if common:
+                    shared.setdefault(label, {})[other] = len(common)
         return shared
 
     def digest(self, pictures: Mapping[str, str]) -> str:

@@ -278,7 +278,7 @@ def _do(
             _refuse_one_picture(checked, picture_digests)
         summaries = summarize_data(checked.usable, picture_digests, checked.tokens, recipe.subsets)
         print_data_summary(summaries, table.console)
-        say_shared(checked.usable.shared_with_validation(picture_digests), table.console)
+        say_shared(summaries, table.console)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

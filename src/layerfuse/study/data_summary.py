@@ -4,7 +4,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class SourceSummary:
     the most image tokens that an arm makes"""
     drawn: int | None = None
     """samples on which each run trains, drawn by its seed; None where it trains on all"""
+    shared: dict[str, int] = field(default_factory=dict[str, int])
+    """of the test and the validation, how many pictures another source shows too, by its name"""
 
     @property
     def commonest_share(self) -> float:
@@ -80,8 +82,10 @@ def summarize_data(
         One summary for each source, the test last.
     """
     summaries = []
+    shared = samples.shared_pictures(digests)
     for label, source in samples.by_label().items():
         summary = _summarize(label, source, digests, tokens[label])
+        summary = replace(summary, shared=shared.get(label, {}))
         if subsets is not None and label in subsets:
             summary = replace(summary, drawn=subsets[label])
         summaries.append(summary)

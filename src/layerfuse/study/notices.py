@@ -1,6 +1,6 @@
 """What a study says of its data, and of how its runs are done, before it does them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -8,6 +8,7 @@ from rich.console import Console
 from layerfuse.data.sample_sets import BadSets
 from layerfuse.recipe.schema import Recipe
 from layerfuse.study.check import LEFT_OUT
+from layerfuse.study.data_summary import SourceSummary
 from layerfuse.study.execute import LOG
 from layerfuse.study.side_by_side import MachineShare
 
@@ -15,19 +16,25 @@ NAMED_SAMPLES = 5
 """Left out samples that are named on the console; a file names all."""
 
 
-def say_shared(shared: Mapping[str, int], console: Console) -> None:
-    """Warn of validation pictures that are no new ones.
+def say_shared(summaries: Sequence[SourceSummary], console: Console) -> None:
+    """Warn of pictures of the test and of the validation that are no new ones.
 
     Args:
-        shared: number of these by the label of the other samples.
+        summaries: of all sources, the test last.
         console: where to say it.
     """
-    for label, count in shared.items():
-        console.print(
-            f"evaluate.validation: {count} of its pictures are in {label} too; what is chosen by "
-            "them is not chosen by new pictures, or knows the test",
-            soft_wrap=True,
-        )
+    for summary in summaries:
+        warning = "what is chosen by them is not chosen by new pictures, or knows the test"
+        if summary is summaries[-1]:
+            warning = "scores on pictures that a run trained on say little of new ones"
+        for other, count in summary.shared.items():
+            console.print(
+                f"{summary.source}: {count:,} of its {summary.pictures:,} pictures are in {other} "
+                f"too; {warning}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def say_left_out(folder: Path, left_out: BadSets, console: Console) -> None:
