@@ -156,6 +156,21 @@ def test_ask_and_the_test_and_training_give_the_same_prompt(
     assert torch.equal(batch["input_ids"][:, :prompt_length], asked)
 
 
+def test_answers_are_greedy_whatever_the_llm_was_released_with() -> None:
+    """Qwen2.5's instruct models, for one, are released with a penalty of repeated words."""
+    picture = Image.new("RGB", (40, 30), "teal")
+    model = tiny.model("concat", seed=1)
+    answerer = Answerer(model, tiny.processor(model))
+    greedy = answerer.ask([picture], "Is it A or B?", 12)
+
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.no_repeat_ngram_size = 1
+    model.generation_config.num_beams = 3
+
+    assert answerer.ask([picture], "Is it A or B?", 12) == greedy
+    assert [*answerer.stream([picture], "Is it A or B?", 12)][-1] == greedy
+
+
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_an_image_that_cannot_be_read_is_named(answerer: Answerer, mode: str) -> None:
     """Neither says which of its samples is white."""

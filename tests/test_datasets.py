@@ -1,5 +1,6 @@
 """Samples from Hugging Face datasets, whose rows hold their pictures."""
 
+import io
 import pickle
 from functools import partial
 from pathlib import Path
@@ -172,6 +173,38 @@ def test_rows_of_datasets_hold_their_own_pictures(tmp_path: Path) -> None:
     # One name for two pictures would give both the same features.
     assert len(names) == 4
     assert samples[2].messages[0]["content"] == "c?"
+
+
+def test_pictures_in_parts_of_messages_stay_in_the_datasets_file(tmp_path: Path) -> None:
+    """Those of a whole study are known at once, and would not fit into memory."""
+    rows: list[dict[str, Any]] = []
+    for colour in ("red", "blue"):
+        file = io.BytesIO()
+        Image.new("RGB", (40, 30), colour).save(file, "PNG")
+        cell = {"bytes": file.getvalue(), "path": None}
+        asked = [
+            {"type": "image", "image": cell, "text": None},
+            {"type": "text", "image": None, "text": "what?"},
+        ]
+        said = [{"type": "text", "image": None, "text": colour}]
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        rows.append({"messages": messages})
+    part = {
+        "type": datasets.Value("string"),
+        "image": datasets.Image(),
+        "text": datasets.Value("string"),
+    }
+    message = {"role": datasets.Value("string"), "content": datasets.List(part)}
+    features = datasets.Features({"messages": datasets.List(message)})
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "set")
+
+    red, blue = pictures_of(tmp_path / "set")
+
+    assert red.name != blue.name
+    assert red.open().getpixel((0, 0)) == RED
+    assert blue.open().getpixel((0, 0)) == BLUE
+    # A copy for another process says where the bytes are, and does not hold them.
+    assert red.read() not in pickle.dumps(red)
 
 
 def test_a_cell_with_a_path_alone_is_a_file(tmp_path: Path) -> None:

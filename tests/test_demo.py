@@ -49,6 +49,12 @@ def png(width: int = 40, height: int = 30) -> bytes:
     return file.getvalue()
 
 
+def icon() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGBA", (64, 64), (200, 90, 40, 255)).save(file, "ICO")
+    return file.getvalue()
+
+
 def png_header(width: int, height: int) -> bytes:
     """The beginning of a PNG, which says how large it is; a few bytes can say anything."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -157,6 +163,8 @@ def test_an_upload_is_shown_and_forgotten_after_others(client: TestClient) -> No
         # Pillow refuses what is twice as large as it warns of
         (png_header(60_000, 50_000), "cannot read the image dog.png"),
         (png(3000, 5), "at most 200 times"),
+        # Pillow decodes an icon as soon as it is opened.
+        (icon(), "none of the formats"),
     ],
 )
 def test_what_is_no_picture_or_too_large_is_refused(

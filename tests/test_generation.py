@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -121,3 +122,26 @@ def test_beams_keep_each_rows_images(strategy: str) -> None:
     features = model.encode_images(pixels)
     from_features = model.generate(**batch, features=features, **options)
     assert torch.equal(from_features, together)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True, "top_k": 1}]
+)
+def test_a_picture_that_is_given_once_follows_all_rows_that_show_it(
+    options: dict[str, Any],
+) -> None:
+    model = tiny.model("concat")
+    batch = prompts(model, [2, 1])
+    first, second, _ = batch.pop("pixel_values")
+    options = {"do_sample": False, "max_new_tokens": 5, **options}
+    each = torch.stack([first, second, first])
+
+    once = model.generate(
+        **batch,
+        pixel_values=torch.stack([first, second]),
+        image_index=torch.tensor([0, 1, 0]),
+        **options,
+    )
+
+    assert torch.equal(once, model.generate(**batch, pixel_values=each, **options))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -90,6 +91,24 @@ def test_every_strategy_is_seen_from_all_sides(
     assert bool(facts.levels) == (strategy == "deformable")
     torch.testing.assert_close(reading.cover.sum(dim=1), torch.ones(facts.visual_tokens))
     page_data(seen)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "layers", "weighted"),
+    [
+        # The router weighs layer by layer, in whatever groups they were selected.
+        ("text_routed", "all", ["layer 1", "layer 2", "layer 3", "layer 4"]),
+        ("text_routed", "1-2|4", ["layer 1", "layer 2", "layer 4"]),
+        ("instruction_weighted", "1-3|4", ["layers 1–3", "layer 4"]),
+        ("concat", "all", []),
+    ],
+)
+def test_weights_are_named_by_what_they_are_of(
+    strategy: str, layers: str, weighted: list[str], sentences: dict[str, Any]
+) -> None:
+    options = sentences if strategy == "instruction_weighted" else {}
+
+    assert inspected(strategy, layers=layers, **options).facts.weighted == weighted
 
 
 def test_attention_is_that_of_the_model(tmp_path: Path) -> None:
@@ -465,6 +484,19 @@ def test_figures_of_an_earlier_answer_go(tmp_path: Path) -> None:
     save(replace(seen, facts=nothing, attention=empty, attention_without_sinks=empty), tmp_path)
     redraw(tmp_path)
     assert not (tmp_path / "figures" / "attention.svg").exists()
+
+
+def test_the_number_beside_a_word_counts_its_sinks_too(tmp_path: Path) -> None:
+    """It is the share that went to the picture, whatever of it is drawn."""
+    seen = inspected("concat")
+    share = seen.attention[0].mean(axis=0).sum()
+    drawn = np.zeros_like(seen.attention)
+
+    save(replace(seen, attention_without_sinks=drawn), tmp_path)
+    redraw(tmp_path)
+
+    figure = (tmp_path / "figures" / "attention.svg").read_text()
+    assert f"{100 * share:.1f} %" in figure
 
 
 def test_figures_show_tokens_that_their_font_lacks() -> None:

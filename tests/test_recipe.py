@@ -399,6 +399,7 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: st
     [
         ("name", "an override is key.sub=value"),
         ("name=[", r"override 'name=\[' is not valid YAML"),
+        ("llm={blocks: 1, blocks: 2}", "is not valid YAML: the key 'blocks' stands twice"),
         ("arms.5.layers=1", "'5' is no index of 2 items"),
         ("name.x=1", "'name' holds no keys"),
         ("stages.align.stepz=1", "stepz: unknown key"),
@@ -422,6 +423,8 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("a: [", "is not valid YAML"),
+        ("a: {b: 1}\nb: 2\na: 3", r"not valid YAML: the key 'a' stands twice .*\n.*line 3"),
+        ("a: [{b: 1, c: 2, b: 3}]", "the key 'b' stands twice"),
         ("[]", r"bad\.yaml must be a mapping"),
     ],
 )

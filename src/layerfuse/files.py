@@ -5,6 +5,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from layerfuse.errors import LayerfuseError
 
@@ -109,3 +112,42 @@ def locked(file: Path, before_waiting: Callable[[], None]) -> Iterator[None]:
         raise LayerfuseError(f"cannot lock {file}: {error}") from error
     with held:
         yield
+
+
+# Any: YAML holds anything
+def read_yaml(text: str) -> Any:
+    """Read YAML, in which a key stands once in a mapping: of two, the first would be lost.
+
+    Args:
+        text: a document.
+
+    Returns:
+        Its content.
+
+    Raises:
+        YAMLError: it is not valid, or a key stands twice.
+    """
+    waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    looked_at: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        # What aliases repeat is one node at several places.
+        if id(node) in looked_at or not isinstance(node, yaml.CollectionNode):
+            continue
+        looked_at.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        keys: set[str] = set()
+        for key, value in node.value:
+            waiting.append(value)
+            # Merges (`<<`) are mappings that give what is not said beside them.
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            if key.value in keys:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} stands twice in one mapping",
+                    problem_mark=key.start_mark,
+                )
+            keys.add(key.value)
+    return yaml.safe_load(text)

@@ -189,7 +189,37 @@ class DatasetRows:
             for place, cell in enumerate(cells(row[column])):
                 pictures.append(self._picture(cell, index, column, place))
             row[column] = pictures
+        for column in row.keys() - set(IMAGE_COLUMNS):
+            row[column] = self._with_pictures(row[column], index, (column,))
         return row
+
+    # Any: what a cell of a dataset holds
+    def _with_pictures(self, value: Any, index: int, path: tuple[str | int, ...]) -> Any:
+        """A part of a cell, such as a message, in which images are pictures that read their bytes.
+
+        Args:
+            value: the part.
+            index: of the row.
+            path: the column, then the keys and places on the way to the part.
+        """
+        if isinstance(value, list):
+            parts: list[Any] = []
+            for place, part in enumerate(value):
+                parts.append(self._with_pictures(part, index, (*path, place)))
+            return parts
+        if not isinstance(value, dict):
+            return value
+        if value.keys() == {"bytes", "path"} and isinstance(value["bytes"], bytes):
+            name = ".".join(str(part) for part in path)
+            return Picture(f"{self.name}#{index}.{name}", partial(self._bytes_in, index, path))
+        return {key: self._with_pictures(part, index, (*path, key)) for key, part in value.items()}
+
+    def _bytes_in(self, index: int, path: tuple[str | int, ...]) -> bytes:
+        column, *rest = path
+        part: Any = self.dataset[column][index]
+        for key in rest:
+            part = part[key]
+        return part["bytes"]
 
     def _picture(self, cell: Any, index: int, column: str, place: int) -> Any:
         """The picture of an image cell; what is none is returned as it is, to be named later.

@@ -290,7 +290,12 @@ class Answerer:
             **ends,
             guidance=guidance,
             max_new_tokens=max_new_tokens,
+            # Greedily, whatever the LLM was released with: a penalty of words that the question has
+            # would be one of its options too.
             do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             logits_processor=LogitsProcessorList([NanRefused()]),
             # finds ends of answers that are several tokens
             tokenizer=self.processor.tokenizer,

@@ -256,8 +256,8 @@ def _run_noise_in(summary: Path) -> float | None:
         noise = json.loads(summary.read_text(encoding="utf-8"))["noise"]
     except (ValueError, KeyError) as error:
         raise LayerfuseError(
-            f"{summary} is not what a report writes ({error!r}); make it again with "
-            f"`layerfuse report {summary.parent}`"
+            f"{summary} is not what a report writes ({error!r}); `layerfuse study` of the recipe "
+            f"in {summary.parent} writes it anew"
         ) from error
     if noise is None:
         return None

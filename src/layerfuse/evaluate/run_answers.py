@@ -25,6 +25,7 @@ from layerfuse.evaluate.benchmarks.interface import JudgedItem, judged_item
 from layerfuse.evaluate.benchmarks.official_files import cell_text, read_xlsx
 from layerfuse.evaluate.boxes import BoxForm
 from layerfuse.evaluate.suites import Prompt
+from layerfuse.files import read_yaml
 from layerfuse.recipe.reader import problems_of
 
 BOXES = "boxes.yaml"
@@ -214,7 +215,7 @@ def _with_said_boxes(file: Path, benchmark: Benchmark, items: Sequence[Item]) ->
     if not items[0].boxes or not said.is_file():
         return items
     try:
-        form = BoxForm.model_validate(yaml.safe_load(text_files.read_text(said)))
+        form = BoxForm.model_validate(read_yaml(text_files.read_text(said)))
     except yaml.YAMLError as error:
         raise LayerfuseError(f"cannot read {said}: {error}") from error
     except ValidationError as error:

@@ -12,6 +12,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer_parsing import LETTERS
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
 from layerfuse.evaluate.boxes import BoxForm
+from layerfuse.files import read_yaml
 from layerfuse.recipe.reader import problems_of
 from layerfuse.recipe.strict import Strict
 
@@ -221,7 +222,7 @@ def load_prompts(name: str) -> dict[str, Prompt]:
 def _mapping(file: Path) -> dict[str, Any]:
     """The content of a YAML file that must be a mapping."""
     try:
-        content: Any = yaml.safe_load(file.read_text("utf-8"))
+        content: Any = read_yaml(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LayerfuseError(f"cannot read {file}: {error}") from error
     if not isinstance(content, dict):

@@ -57,18 +57,19 @@ def grid_panel(title: str, cells: np.ndarray) -> Panel:
     return Panel(title, (255 * cells).round().astype(np.uint8))
 
 
-def attention_panel(word: str, picture: Image.Image, attention: np.ndarray) -> Panel:
+def attention_panel(word: str, picture: Image.Image, attention: np.ndarray, share: float) -> Panel:
     """Attention over the picture, bright where most of it went; the title says how much did.
 
     Args:
         word: the token, or what else attended.
         picture: that the encoder saw.
-        attention: (rows, columns) shares of all attention.
+        attention: (rows, columns) shares of all attention, without what is not to be seen.
+        share: of all attention that went to the picture, 0..1.
     """
     heat = Image.fromarray((255 * _shades(attention)).round().astype(np.uint8))
     heat = heat.resize(picture.size, Image.Resampling.BICUBIC)
     mixed = Image.blend(picture.convert("L").convert("RGB"), heat, HEAT)
-    title = f"{drawable(word)}  {100 * attention.sum():.1f} %"
+    title = f"{drawable(word)}  {100 * share:.1f} %"
     return Panel(title, np.asarray(mixed))
 
 
@@ -298,15 +299,24 @@ def _map_panels(inspection: Inspection) -> list[list[Panel]]:
 
 def _attention_panels(inspection: Inspection) -> list[list[Panel]]:
     """The first words, each the mean over LLM blocks, then the blocks, each the mean over words;
-    without sinks where there are any."""
+    drawn without sinks where there are any, whose attention is still a part of the numbers."""
     attention = inspection.attention_without_sinks
+    # (pieces, blocks)
+    shares = inspection.attention.sum(axis=(2, 3))
     words: list[Panel] = []
     # (pieces, blocks, rows, columns) -> (pieces, rows, columns)
-    for word, cells in zip(inspection.facts.pieces[:WORDS], attention.mean(axis=1), strict=False):
-        words.append(attention_panel(word, inspection.picture, cells))
+    for word, cells, share in zip(
+        inspection.facts.pieces[:WORDS],
+        attention.mean(axis=1),
+        shares.mean(axis=1),
+        strict=False,
+    ):
+        words.append(attention_panel(word, inspection.picture, cells, share))
     blocks: list[Panel] = []
-    for block, cells in enumerate(attention.mean(axis=0)):
-        blocks.append(attention_panel(f"block {block}", inspection.picture, cells))
+    for block, (cells, share) in enumerate(
+        zip(attention.mean(axis=0), shares.mean(axis=0), strict=True)
+    ):
+        blocks.append(attention_panel(f"block {block}", inspection.picture, cells, share))
     return [words, blocks]
 
 

@@ -22,7 +22,7 @@ from layerfuse.explain.demo_explanation import (
 from layerfuse.explain.demo_models import BrokenModel, ShownModel
 from layerfuse.explain.demo_paths import without_paths
 from layerfuse.explain.feature_maps import feature_maps
-from layerfuse.explain.reading import EncodedPrompt, read
+from layerfuse.explain.reading import EncodedPrompt, layer_weights, read
 from layerfuse.explain.trace import trace_answer
 from layerfuse.vision.picture import Picture
 
@@ -153,10 +153,10 @@ def explain(
     generated = torch.tensor(tokens, dtype=torch.long, device=reading.prompt.device)
     trace = trace_answer(answerer, reading, generated=generated)
     yield {"picture": image_address(reading.picture, "JPEG"), **words_for_page(trace)}
-    groups = answerer.model.config.selection.groups
+    weights = layer_weights(reading, answerer.model.config.selection)
     yield {
         "maps": maps_for_page(feature_maps(answerer, reading)),
-        "weights": weights_for_page(reading, groups),
+        "weights": weights_for_page(weights),
     }
     means = stored_means(answerer, reading)
     # The answers without each layer are not shown: one token of each is all that is generated.

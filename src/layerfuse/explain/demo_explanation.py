@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from layerfuse.explain.contributions import Contribution
 from layerfuse.explain.feature_maps import FeatureMap
-from layerfuse.explain.inspection import group_name
-from layerfuse.explain.reading import EncodedPrompt
 from layerfuse.explain.trace import AnswerTrace
 
 
@@ -120,25 +118,17 @@ def image_address(image: Image.Image, form: str) -> str:
     return f"data:image/{form.lower()};base64,{encoded}"
 
 
-def weights_for_page(
-    reading: EncodedPrompt, groups: Sequence[Sequence[int]]
-) -> list[dict[str, Any]]:
+def weights_for_page(weights: Mapping[str, float]) -> list[dict[str, Any]]:
     """The weights that the strategy gives to layers for this picture and question, as bars.
 
     Args:
-        reading: of both.
-        groups: of layers, as the strategy weighs them.
+        weights: by what they are of.
 
     Returns:
-        Name, value and written value of each bar; none where the strategy weighs nothing.
+        Name, value and written value of each bar.
     """
-    weights = reading.fused.notes.get("weights")
-    if weights is None:
-        return []
-    bars = []
-    # (n,) where all pictures share them, (1, n) where an instruction decides
-    for layers, weight in zip(groups, weights.float().flatten().tolist(), strict=True):
-        name = group_name(layers)
+    bars: list[dict[str, Any]] = []
+    for name, weight in weights.items():
         bars.append({"name": name, "value": weight, "written": f"{100 * weight:.0f} %"})
     return bars
 

@@ -134,7 +134,7 @@ def checked_picture(content: bytes, name: str) -> Picture:
         )
     try:
         # The header alone: a few kilobytes can hold gigabytes of pixels.
-        with open_image(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content), header_alone=True) as image:
             width, height = image.size
     # Pillow has no error of its own: it warns or raises of pixels that are far too many, and
     # its readers of headers raise what comes.

@@ -1,7 +1,6 @@
 """All that is seen of one answer: gathered from a model, kept in a folder, read again from it."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,11 +17,10 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import LONGEST_ANSWER, Answerer
 from layerfuse.explain.contributions import Contribution, LayerMeans, contributions
 from layerfuse.explain.feature_maps import FeatureMap, feature_maps
-from layerfuse.explain.reading import EncodedPrompt
+from layerfuse.explain.reading import EncodedPrompt, layer_weights
 from layerfuse.explain.trace import SINK, AnswerTrace, trace_answer
 from layerfuse.files import write_text
 from layerfuse.fusion import Deformable
-from layerfuse.pages.written_numbers import joined
 
 FACTS = "inspect.json"
 ARRAYS = "inspect.safetensors"
@@ -197,11 +195,7 @@ def _facts(
     config = answerer.model.config
     fusion = answerer.model.fusion
     highest = trace.norm_ratios.amax(dim=0)
-    weights = _weights(reading)
-    weighted: list[str] = []
-    if weights:
-        # Strategies that weigh layers one by one select them as groups of one.
-        weighted = [group_name(group) for group in config.selection.groups]
+    weights = layer_weights(reading, config.selection)
     levels: list[str] = []
     if isinstance(fusion, Deformable):
         levels = [f"layer {layer}" for layer in config.selection.layers]
@@ -221,29 +215,13 @@ def _facts(
         sinks=[Sink(token, float(highest[token])) for token in trace.sinks],
         map_names=[one.name for one in maps],
         layers=list(reading.features.layers),
-        weighted=weighted,
-        weights=weights,
+        weighted=list(weights),
+        weights=list(weights.values()),
         openings=fusion.openings(),
         levels=levels,
         means=means.source,
         contributions=of_layers,
     )
-
-
-def group_name(layers: Sequence[int]) -> str:
-    """What a layer or a group of layers is called: `layer 4`, `layers 1–3`."""
-    if len(layers) == 1:
-        return f"layer {layers[0]}"
-    return f"layers {joined(list(layers))}"
-
-
-def _weights(reading: EncodedPrompt) -> list[float]:
-    """What the strategy weighs layers or groups by for this picture; empty if it does not."""
-    weights = reading.fused.notes.get("weights")
-    if weights is None:
-        return []
-    # (n,) where all pictures share them, (1, n) where an instruction decides
-    return weights.float().flatten().tolist()
 
 
 @torch.inference_mode()

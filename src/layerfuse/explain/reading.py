@@ -12,7 +12,9 @@ from layerfuse.data.lengths import positions_of
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import LONGEST_ANSWER, Answerer, AskedPicture, question_about
 from layerfuse.fusion import Fused
+from layerfuse.pages.written_numbers import joined
 from layerfuse.vision.features import Features
+from layerfuse.vision.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,36 @@ class EncodedPrompt:
         if self.instruction is not None:
             arguments["instruction"] = self.instruction.expand(rows, -1)
         return arguments
+
+
+def layer_weights(reading: EncodedPrompt, selection: Selection) -> dict[str, float]:
+    """What a strategy weighs its layers, or groups of them, by for one picture and question.
+
+    Args:
+        reading: of both.
+        selection: of the model.
+
+    Returns:
+        The weights by what they are of, such as `layer 4` or `layers 1–3`; empty where the strategy
+        weighs nothing.
+    """
+    weights = reading.fused.notes.get("weights")
+    if weights is None:
+        return {}
+    # (n,) where all pictures share them, (1, n) where an instruction decides
+    values = weights.float().flatten().tolist()
+    groups = selection.groups
+    if len(values) == len(selection.layers):
+        # However they were selected, some strategies weigh one by one.
+        groups = tuple((layer,) for layer in selection.layers)
+    if len(values) != len(groups):
+        # A user's own strategy may weigh anything.
+        return {f"weight {place}": value for place, value in enumerate(values, start=1)}
+    named: dict[str, float] = {}
+    for group, value in zip(groups, values, strict=True):
+        plural = "" if len(group) == 1 else "s"
+        named[f"layer{plural} {joined(list(group))}"] = value
+    return named
 
 
 @torch.inference_mode()

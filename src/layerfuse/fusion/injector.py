@@ -104,13 +104,19 @@ class Injector:
             return None
         return visual
 
+    def _addition(self, hidden: Tensor, visual: Placed) -> Tensor:
+        """What the strategy adds to a hidden state, which may be on another device than the fusion:
+        a `device_map` moves what a block takes, and not what reaches it by a keyword of ours."""
+        there = hidden.to(visual.seen.device)
+        return visual.adds(self.block, there, visual).to(hidden.device)
+
     def before_block(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`pre`: change the block's input."""
         visual = self._take(kwargs)
         if visual is None:
             return args, kwargs
         hidden = args[0]
-        added = visual.adds(self.block, hidden, visual)
+        added = self._addition(hidden, visual)
         return (hidden + added, *args[1:]), kwargs
 
     def before_attention(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -131,7 +137,7 @@ class Injector:
         # `post` makes its addition from the output of the attention, in `before_middle`.
         if self.position == "post":
             return args, kwargs
-        added = visual.adds(self.block, hidden, visual)
+        added = self._addition(hidden, visual)
         if self.position == "parallel":
             self.pending[_thread()] = added
         else:
@@ -144,7 +150,7 @@ class Injector:
         if visual is None:
             return args
         hidden = args[0]
-        added = visual.adds(self.block, hidden, visual)
+        added = self._addition(hidden, visual)
         # The block has kept y as its residual: the same is added to the MLP's output once more.
         self.pending[_thread()] = added
         return (hidden + added, *args[1:])
@@ -157,7 +163,7 @@ class Injector:
         # N2 y − y is added later, as the block itself adds y; (rows,) -> (rows, 1, 1)
         has_images = visual.seen.any(dim=2).any(dim=1)[:, None, None]
         change = output - args[0]
-        self.pending[_thread()] = change.masked_fill(~has_images, 0)
+        self.pending[_thread()] = change.masked_fill(~has_images.to(change.device), 0)
 
     def after_branch(self, module: Any, args: Any, output: Any) -> Any:
         """Add what is pending to what the branch adds to the residual stream."""

@@ -223,6 +223,10 @@ class VisualGenerationMixin(GenerationMixin):
         pixel_values: Tensor | None = kwargs.pop("pixel_values", None)
         if features is None and pixel_values is not None:
             features = self.encode_images(pixel_values)
+        # One for each place from now on: places of a beam are places of their own.
+        image_index: Tensor | None = kwargs.pop("image_index", None)
+        if features is not None and image_index is not None:
+            features = features.take(image_index)
         if features is not None and input_ids is not None:
             if kwargs.get("instruction") is None and self.instruction.made_by_model:
                 attention_mask = kwargs.get("attention_mask")

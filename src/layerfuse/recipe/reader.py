@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from layerfuse.errors import LayerfuseError
+from layerfuse.files import read_yaml
 from layerfuse.hardware import native_dtype
 from layerfuse.recipe.packaged import find_recipe
 from layerfuse.recipe.schema import Recipe
@@ -88,7 +89,7 @@ def _read(path: Path, extending: list[Path]) -> dict[str, Any]:
     if file in extending:
         raise LayerfuseError(f"recipe {path} extends itself")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise LayerfuseError(f"cannot read the recipe {path}: {error}") from error
     except yaml.YAMLError as error:
@@ -179,7 +180,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals:
         raise LayerfuseError(f"an override is key.sub=value, not {override!r}")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         raise LayerfuseError(f"override {override!r} is not valid YAML: {error}") from error
     *parents, last = dotted_key.split(".")

@@ -237,11 +237,13 @@ def as_read(image: Image.Image) -> Image.Image:
     return decoded
 
 
-def open_image(file: BinaryIO) -> Image.Image:
+def open_image(file: BinaryIO, *, header_alone: bool = False) -> Image.Image:
     """A picture whose header is read, and nothing else, as long as no pixels are asked for.
 
     Args:
         file: encoded, of one of `FORMATS`.
+        header_alone: whether to refuse the one format of which Pillow decodes pixels at once, since
+            what it says of their number is not to be believed.
 
     Raises:
         UnidentifiedImageError: if it is of none of them.
@@ -249,6 +251,8 @@ def open_image(file: BinaryIO) -> Image.Image:
     # Pillow else knows its commonest formats alone.
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
+    if header_alone:
+        formats.remove("ICO")
     try:
         return Image.open(file, formats=formats)
     except UnidentifiedImageError:
