@@ -27,9 +27,10 @@ BLOCKS = """# Does an LLM of a few blocks rank arms as the whole one does?
 
 The same arms on the same pictures with the first blocks of SmolLM2-135M and with all thirty
 (`llm.blocks` of the [recipe reference](recipe-reference.md)), each trained for 800 steps of four
-pictures. A few blocks are a screening device: this page says how far their order can be trusted, as
-far as the whole LLM, one run of each arm, had learned what it could: where arms of it were still
-improving, so may their order change. Made by `make docs` from results/.
+pictures, and the whole LLM, which begins to learn later, once more for 1,600. A few blocks are a
+screening device: this page says how far their order can be trusted, measured by the whole LLM where
+its arms, one run of each, had learned what they could. Where arms were still improving, as after 800
+steps, so may their order change. Made by `make docs` from results/.
 """
 SELECTED = (
     "## Single layers and triples",
@@ -79,9 +80,10 @@ DEPTHS = (
     Column("2 blocks", RESULTS / "scenes-blocks" / "2"),
     Column("4 blocks", RESULTS / "scenes-blocks" / "4"),
     Column("8 blocks", RESULTS / "scenes-blocks" / "8"),
-    Column("all 30 blocks", RESULTS / "scenes-blocks" / "30"),
+    Column("all 30 blocks, 800 steps", RESULTS / "scenes-blocks" / "30"),
+    Column("all 30 blocks, 1,600 steps", RESULTS / "scenes-blocks" / "30-long"),
 )
-"""The last one is what the others are compared with: the whole LLM."""
+"""The last one is what the others are compared with: the whole LLM at its plateau."""
 
 
 def measured(columns: Sequence[Column]) -> list[Column]:
