@@ -28,9 +28,9 @@ BLOCKS = """# Does an LLM of a few blocks rank arms as the whole one does?
 The same arms on the same pictures with the first blocks of SmolLM2-135M and with all thirty
 (`llm.blocks` of the [recipe reference](recipe-reference.md)), each trained for 800 steps of four
 pictures, and the whole LLM, which begins to learn later, once more for 1,600. A few blocks are a
-screening device: this page says how far their order can be trusted, measured by the whole LLM where
-its arms, one run of each, had learned what they could. Where arms were still improving, as after 800
-steps, so may their order change. Made by `make docs` from results/.
+screening device: this page says how far their order can be trusted, measured by the whole LLM
+where its arms, one run of each, had learned what they could. Where arms were still improving, as
+after 800 steps, so may their order change. Made by `make docs` from results/.
 """
 SELECTED = (
     "## Single layers and triples",

@@ -123,6 +123,28 @@ def test_option_letter_reads_one_option_or_none(answer: str, letter: str | None)
 
 
 @pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("答案是B", "B"),
+        ("正确答案：B", "B"),
+        ("答案为 B。", "B"),
+        ("答案应该是选项B", "B"),
+        ("选项B", "B"),
+        ("我选择B。", "B"),
+        ("选 B", "B"),
+        ("（B）", "B"),
+        ("答案是狗", "B"),
+        # Two options, or none.
+        ("选择A和B", None),
+        ("答案是A，也可能是选项B", None),
+        ("答案不知道", None),
+    ],
+)
+def test_option_letter_reads_chinese(answer: str, letter: str | None) -> None:
+    assert option_letter(answer, ["猫", "狗", "鸟"]) == letter
+
+
+@pytest.mark.parametrize(
     ("answer", "options", "letter"),
     [
         # A letter is a letter, even where it is another option's text

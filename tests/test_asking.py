@@ -261,6 +261,22 @@ def list_for_note(items: list[Item], folder: Path) -> dict[str, Any]:
     return {}
 
 
+def test_answers_of_before_pictures_were_written_down_are_continued(
+    answerer: Answerer, benchmarks: Path, tmp_path: Path
+) -> None:
+    items = items_of(benchmarks, "realmix")
+    ask(answerer, items, tmp_path / "a")
+    before = (tmp_path / "a" / "answers.jsonl").read_bytes()
+    note = tmp_path / "a" / "asked.json"
+    asked = json.loads(note.read_text())
+    del asked["pictures"]
+    note.write_text(json.dumps(asked))
+
+    ask(answerer, items, tmp_path / "a")
+
+    assert (tmp_path / "a" / "answers.jsonl").read_bytes() == before
+
+
 def line_twice(items: list[Item], folder: Path) -> dict[str, Any]:
     lines = read_lines(folder / "answers.jsonl")
     write_lines(folder / "answers.jsonl", [*lines, lines[0]])
@@ -331,22 +347,39 @@ def test_pictures_are_known_by_their_bytes_and_files_by_how_many(tmp_path: Path)
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     files = [Picture(str(tmp_path / name)) for name in names]
-    digest = digest_of_pictures(files)
+    digest = digest_of_pictures([("x", files), ("y", files[:1])])
 
-    # In whatever order and folder, however often they are asked about.
+    # In whatever order and folder.
     (tmp_path / "a").rename(tmp_path / "c")
     moved = Picture(str(tmp_path / "c" / "1.png"))
-    assert digest_of_pictures([files[1], moved, files[1]]) == digest
+    assert digest_of_pictures([("y", [moved]), ("x", [moved, files[1]])]) == digest
     (tmp_path / "c" / "1.png").write_bytes(b"longer than before")
-    assert digest_of_pictures([files[1], moved]) != digest
+    assert digest_of_pictures([("x", [moved, files[1]]), ("y", [moved])]) != digest
 
-    def cells(first: bytes, second: bytes) -> list[Picture]:
-        return [picture_from_bytes("row 1", first), picture_from_bytes("row 2", second)]
+    def of_cells(first: bytes, second: bytes) -> str:
+        cells = [picture_from_bytes("row 1", first), picture_from_bytes("row 2", second)]
+        return digest_of_pictures([("x", cells[:1]), ("y", cells[1:])])
 
-    assert digest_of_pictures(cells(b"red", b"tan")) == digest_of_pictures(cells(b"red", b"tan"))
-    assert digest_of_pictures(cells(b"red", b"tan")) != digest_of_pictures(cells(b"tan", b"red"))
+    assert of_cells(b"red", b"tan") == of_cells(b"red", b"tan")
+    assert of_cells(b"red", b"tan") != of_cells(b"tan", b"red")
     with pytest.raises(LayerfuseError, match=r"cannot read the image .*gone\.png"):
-        digest_of_pictures([Picture(str(tmp_path / "gone.png"))])
+        digest_of_pictures([("x", [Picture(str(tmp_path / "gone.png"))])])
+
+
+def test_pictures_that_change_places_are_others(tmp_path: Path) -> None:
+    """ScienceQA's are all called `image.png`."""
+    names = ("1/image.png", "2/image.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"longer" if name == names[0] else b"short")
+    asked = [(name, [Picture(str(tmp_path / name))]) for name in names]
+    digest = digest_of_pictures(asked)
+
+    (tmp_path / names[0]).rename(tmp_path / "0.png")
+    (tmp_path / names[1]).rename(tmp_path / names[0])
+    (tmp_path / "0.png").rename(tmp_path / names[1])
+
+    assert digest_of_pictures(asked) != digest
 
 
 def test_a_moved_model_and_moved_benchmarks_are_the_same(

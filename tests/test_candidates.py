@@ -142,7 +142,15 @@ def choices_of(
     """What the model chooses, kept in a folder."""
     benchmark = BENCHMARKS["mmstar"]
     kept = answer_folder(folder, benchmark, items, PROMPT, AskedModel("runs/model", "abc"))
-    return choose(answerer, benchmark, items, PROMPT, kept, batch_size=batch_size)
+    return choose(
+        answerer,
+        benchmark,
+        items,
+        PROMPT,
+        possible_answers(items),
+        kept,
+        batch_size=batch_size,
+    )
 
 
 def test_the_likeliest_answer_is_chosen(

@@ -156,6 +156,14 @@ def test_markdown_exactly() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["[ours] A", "*B"])
+def test_latex_reads_no_name_as_a_part_of_a_command(name: str) -> None:
+    """`\\\\*` and `\\\\[` are other commands than the end of a row."""
+    table = Table(["model", "GQA"], [[name, "1.00"]], [])
+
+    assert f"\n{{}}{name} & 1.00" in written(table, "latex")
+
+
 def test_latex_exactly() -> None:
     comparison = replace(COMPARISON, notes=["two\nlines"])
     table = comparison_table(comparison, SUITE)

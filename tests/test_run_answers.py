@@ -301,6 +301,8 @@ def test_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert Run.parse("b/../b/").name == "b"
     with pytest.raises(LayerfuseError, match="no folder c: give one that `layerfuse eval --suite`"):
         Run.parse("a=c")
+    with pytest.raises(LayerfuseError, match="names no run: write NAME=FOLDER, with a name of one"):
+        Run.parse("two\nlines=b")
     with pytest.raises(LayerfuseError, match="'=b' names no run"):
         Run.parse("=b")
 

@@ -190,6 +190,19 @@ def test_a_limit_asks_some_questions_of_each_group(tmp_path: Path) -> None:
     assert not any("--limit" in note for note in all_of_them.notes)
 
 
+def test_a_limit_makes_no_question_closed(tmp_path: Path) -> None:
+    """Of few questions the right answers are few; the benchmark has more than can be compared."""
+    write_realmix(tmp_path / "realmix", 70, pictures=False, categories=["counting"])
+    (tmp_path / "realmix" / "images").mkdir()
+    for number in range(70):
+        (tmp_path / "realmix" / "images" / f"{number}.png").touch()
+
+    few = look_for(suite_of(column("all", "realmix")), tmp_path, limit=3)
+
+    assert len(few.available[0].items) < 70
+    assert few.available[0].possible == {}
+
+
 def test_notes_of_benchmarks_stand_below_the_scores(tmp_path: Path) -> None:
     write_mme(tmp_path / "mme", 1)
     for task in (tmp_path / "mme").iterdir():

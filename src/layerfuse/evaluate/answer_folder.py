@@ -289,24 +289,29 @@ def digest_of(questions: Sequence[Any]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def digest_of_pictures(pictures: Iterable[Picture]) -> str:
+def digest_of_pictures(asked: Iterable[tuple[str, Sequence[Picture]]]) -> str:
     """The digest of what pictures are known by without reading all of their files.
 
     Args:
-        pictures: in whatever order, each as often as it is asked about.
+        asked: the ids of questions, in whatever order, with the pictures of each.
 
     Returns:
-        The SHA-256 of the pictures' names without folders, which may be moved, each with how many
-        bytes its file has, or with the bytes of a picture that is no file. A file in the place of
-        another is told from it unless both are of the same length.
+        The SHA-256 of how many bytes the file of each picture of each question has, or of the bytes
+        of a picture that is no file. A file in the place of another is told from it unless both are
+        of the same length; folders may be moved.
 
     Raises:
         LayerfuseError: a picture cannot be read.
     """
+    # Many questions are about the same picture.
+    known: dict[str, str] = {}
     lines: list[str] = []
-    for name, picture in {picture.name: picture for picture in pictures}.items():
-        content = picture.digest() if picture.reader is not None else str(picture.num_bytes())
-        lines.append(f"{Path(name).name} {content}")
+    for question, pictures in asked:
+        for picture in pictures:
+            if picture.name not in known:
+                is_file = picture.reader is None
+                known[picture.name] = str(picture.num_bytes()) if is_file else picture.digest()
+        lines.append(json.dumps([question, *(known[picture.name] for picture in pictures)]))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -326,8 +331,12 @@ def _begin(folder: Path, asked: Asked) -> None:
         write_text(note, json.dumps(asdict(asked), indent=1) + "\n")
         return
     before = read_asked(note)
+    wanted = asdict(asked)
     for key, difference in _DIFFERENCES.items():
-        if before.get(key) != asdict(asked)[key]:
+        # Earlier versions did not write down which pictures were asked about.
+        if key == "pictures" and key not in before:
+            continue
+        if before.get(key) != wanted[key]:
             raise LayerfuseError(
                 f"{folder} holds answers {difference}. Remove the folder, or give another one by "
                 "--output"

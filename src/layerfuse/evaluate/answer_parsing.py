@@ -22,11 +22,12 @@ STATEMENT = re.compile(
     r"(?:(?:option|choice)\b\s*)?"
     r"|(?:choose|pick|select|it\s+is|it['’]s|boxed)\b"
     r"|(?:think|believe|guess|so|thus|hence|therefore)\b,?"
-    r")",
+    r")"
+    r"|(?:答案(?:应该|应)?(?:是|为)?|选择?(?!项)|选项)\s*:?\s*(?:选项)?\s*",
     re.IGNORECASE,
 )
 """Words after which an option is named: `the answer is`, `Answer:`, `option`, `it's`, `I think`,
-`so`."""
+`so`, and the first three in Chinese."""
 EXPLANATION = re.compile(
     r"\n\s*[*_#]*\s*(?:explanations?|reason(?:s|ing)?|rationale)\b", re.IGNORECASE
 )

@@ -100,7 +100,7 @@ def answer_folder(
         # Without what it does not say: answers to a prompt without a form of boxes are continued.
         prompt=prompt.model_dump(mode="json", exclude_none=True),
         questions=digest_of_questions(items, prompt),
-        pictures=digest_of_pictures(picture for item in items for picture in item.pictures),
+        pictures=digest_of_pictures((item.id, item.pictures) for item in items),
         folder=model.folder,
     )
     return AnswerFolder(folder, asked, [item.id for item in items])

@@ -4,7 +4,7 @@ A model that says a right thing in a form that a benchmark does not read is wron
 right by this; one that was trained on short answers is hardly changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -84,6 +84,7 @@ def choose(
     benchmark: Benchmark,
     items: Sequence[Item],
     prompt: Prompt,
+    possible: Mapping[str, tuple[str, ...]],
     kept: AnswerFolder,
     *,
     batch_size: int = 32,
@@ -94,8 +95,9 @@ def choose(
     Args:
         answerer: the model.
         benchmark: whose questions they are.
-        items: all its questions.
+        items: its questions.
         prompt: how they are put.
+        possible: the answers of the closed ones, by `possible_answers`.
         kept: the folder of its answers; choices that lie there already are kept.
         batch_size: answers that a process compares at once.
         progress: is told of the questions that are answered.
@@ -106,7 +108,6 @@ def choose(
     Raises:
         LayerfuseError: the likelihood of an answer is no number, or the folder cannot be used.
     """
-    possible = possible_answers(items)
     closed = [item for item in items if item.id in possible]
 
     def compare(batch: Sequence[Item]) -> list[Choice]:
@@ -125,7 +126,7 @@ def choose(
 
 
 def _batches(
-    items: Sequence[Item], possible: dict[str, tuple[str, ...]], batch_size: int
+    items: Sequence[Item], possible: Mapping[str, tuple[str, ...]], batch_size: int
 ) -> list[list[Item]]:
     """Questions whose possible answers fill a batch, or one question with more of them."""
     batches: list[list[Item]] = []
@@ -145,7 +146,7 @@ def _compare(
     benchmark: Benchmark,
     batch: Sequence[Item],
     prompt: Prompt,
-    possible: dict[str, tuple[str, ...]],
+    possible: Mapping[str, tuple[str, ...]],
     batch_size: int,
 ) -> list[Choice]:
     """The choices of the questions of one batch."""

@@ -374,4 +374,7 @@ def _latex_row(cells: Sequence[str]) -> str:
     for cell in cells:
         # Character by character: what stands for one must not be escaped again.
         escaped.append("".join(LATEX.get(character, character) for character in cell))
+    # Behind the end of a row a bracket would be an option of it, and a star another end.
+    if escaped[0].startswith(("[", "*")):
+        escaped[0] = "{}" + escaped[0]
     return " & ".join(escaped) + r" \\"

@@ -320,9 +320,7 @@ def _answer_folder(
         model=model.digest,
         prompt=prompt,
         questions=digest_of(described),
-        pictures=digest_of_pictures(
-            picture for question in asked for picture in question.sample.pictures
-        ),
+        pictures=digest_of_pictures((question.id, question.sample.pictures) for question in asked),
         folder=model.folder,
     )
     return AnswerFolder(folder, asked_for, [question.id for question in asked])

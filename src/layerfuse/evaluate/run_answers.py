@@ -66,8 +66,11 @@ class Run:
             folder = text
             name = Path(text).resolve().name
         path = Path(folder)
-        if not name:
-            raise LayerfuseError(f"{text!r} names no run: write NAME=FOLDER, or a folder alone")
+        if not name or not name.isprintable():
+            raise LayerfuseError(
+                f"{text!r} names no run: write NAME=FOLDER, with a name of one line, or a folder "
+                "alone"
+            )
         if not path.is_dir():
             raise LayerfuseError(
                 f"no folder {folder}: give one that `layerfuse eval --suite` wrote, or one of your "

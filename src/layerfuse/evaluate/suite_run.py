@@ -37,11 +37,20 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class AvailableBenchmark:
-    """A benchmark of a suite whose questions are at hand."""
+    """A benchmark of a suite whose questions are at hand.
+
+    Attributes:
+        name: of the benchmark.
+        items: the questions that are asked.
+        prompt: how they are put.
+        possible: the answers of those that are closed, by `possible_answers` of all questions, also
+            of those that a limit leaves out.
+    """
 
     name: str
     items: list[Item]
     prompt: Prompt
+    possible: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,9 @@ def evaluate_suite(
 def _print_missing(found: Availability, suite: Suite, console: Console) -> None:
     """Say which benchmarks are not at hand; raise LayerfuseError if none is."""
     for name, reason in found.missing.items():
-        console.print(f"not available: {name}: {reason}", markup=False, highlight=False)
+        console.print(
+            f"not available: {name}: {reason}", markup=False, highlight=False, soft_wrap=True
+        )
     if not found.available:
         raise LayerfuseError(
             f"no benchmark of suite {suite.name!r} can be asked: give the folder of their files by "
@@ -195,7 +206,7 @@ class _SuiteRun:
         out: a score over their closed ones alone would be that of another benchmark."""
         closed: list[AvailableBenchmark] = []
         for available in self.found.available:
-            if len(possible_answers(available.items)) == len(available.items):
+            if len(available.possible) == len(available.items):
                 closed.append(available)
         chosen: dict[str, list[JudgedItem]] = {}
         total = sum(len(available.items) for available in closed)
@@ -207,6 +218,7 @@ class _SuiteRun:
                 benchmark,
                 available.items,
                 available.prompt,
+                available.possible,
                 answer_folder(
                     self.folder / available.name,
                     benchmark,
@@ -233,7 +245,7 @@ def open_questions(available: Sequence[AvailableBenchmark]) -> list[str]:
     """
     lines: list[str] = []
     for one in available:
-        num_open = len(one.items) - len(possible_answers(one.items))
+        num_open = len(one.items) - len(one.possible)
         if num_open:
             lines.append(
                 f"{BENCHMARKS[one.name].title}: not by likelihood, as {num_open:,} of "
@@ -323,6 +335,8 @@ def look_for(suite: Suite, benchmarks: Path, limit: int | None = None) -> Availa
         except LayerfuseError as error:
             raise LayerfuseError(f"{known.title}: {error}") from error
         notes += notes_on_questions(known, items)
+        # Of all questions: the answers of a few would be a choice that the benchmark does not give.
+        possible = possible_answers(items)
         if limit is not None:
             asked = some_of_each_group(known, items, limit)
             if len(asked) < len(items):
@@ -335,7 +349,8 @@ def look_for(suite: Suite, benchmarks: Path, limit: int | None = None) -> Availa
         form = prompts[name].boxes
         if form is not None:
             items = [known.with_box_form(item, form) for item in items]
-        available.append(AvailableBenchmark(name, items, prompts[name]))
+        possible = {item.id: possible[item.id] for item in items if item.id in possible}
+        available.append(AvailableBenchmark(name, items, prompts[name], possible))
     return Availability(available, missing, notes)
 
 
