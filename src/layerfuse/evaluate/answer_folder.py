@@ -310,7 +310,7 @@ def digest_of_pictures(asked: Iterable[tuple[str, Sequence[Picture]]]) -> str:
         for picture in pictures:
             if picture.name not in known:
                 is_file = picture.reader is None
-                known[picture.name] = str(picture.num_bytes()) if is_file else picture.digest()
+                known[picture.name] = str(picture.file_bytes()) if is_file else picture.digest()
         lines.append(json.dumps([question, *(known[picture.name] for picture in pictures)]))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 

@@ -37,6 +37,7 @@ from layerfuse.explain.guidance_measures import (
 )
 from layerfuse.explain.guidance_report import CrossedSpread, GuidanceReport
 from layerfuse.explain.guidance_words import print_guidance
+from layerfuse.explain.reading import weighed_layers
 from layerfuse.files import write_text
 from layerfuse.fusion import FUSIONS, GuidedFusion
 from layerfuse.hardware import joined_process
@@ -168,14 +169,10 @@ def _report(
 def _choices(answerer: Answerer) -> list[str]:
     """The names of the layers or groups that the model weighs."""
     fusion = answerer.model.fusion
-    groups = fusion.shapes.selection.groups
-    layers = fusion.shapes.selection.layers
-    if fusion.choices == len(layers):
-        return [str(layer) for layer in layers]
-    if fusion.choices == len(groups):
-        return [_group_name(group) for group in groups]
-    # A user's own strategy may weigh anything
-    return [str(place) for place in range(1, fusion.choices + 1)]
+    groups = weighed_layers(fusion.shapes.selection, fusion.choices)
+    if not groups:
+        return [str(place) for place in range(1, fusion.choices + 1)]
+    return [_group_name(group) for group in groups]
 
 
 def _group_name(group: Sequence[int]) -> str:

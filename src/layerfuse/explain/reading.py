@@ -72,6 +72,23 @@ class EncodedPrompt:
         return arguments
 
 
+def weighed_layers(selection: Selection, choices: int) -> list[tuple[int, ...]]:
+    """What a strategy weighs: single layers, in whatever groups they were selected, or the groups.
+
+    Args:
+        selection: of the model.
+        choices: how many weights there are.
+
+    Returns:
+        The layers of each weight; none for a strategy of a user's that weighs anything else.
+    """
+    if choices == len(selection.layers):
+        return [(layer,) for layer in selection.layers]
+    if choices == len(selection.groups):
+        return list(selection.groups)
+    return []
+
+
 def layer_weights(reading: EncodedPrompt, selection: Selection) -> dict[str, float]:
     """What a strategy weighs its layers, or groups of them, by for one picture and question.
 
@@ -88,12 +105,8 @@ def layer_weights(reading: EncodedPrompt, selection: Selection) -> dict[str, flo
         return {}
     # (n,) where all pictures share them, (1, n) where an instruction decides
     values = weights.float().flatten().tolist()
-    groups = selection.groups
-    if len(values) == len(selection.layers):
-        # However they were selected, some strategies weigh one by one.
-        groups = tuple((layer,) for layer in selection.layers)
-    if len(values) != len(groups):
-        # A user's own strategy may weigh anything.
+    groups = weighed_layers(selection, len(values))
+    if not groups:
         return {f"weight {place}": value for place, value in enumerate(values, start=1)}
     named: dict[str, float] = {}
     for group, value in zip(groups, values, strict=True):

@@ -119,14 +119,12 @@ class Picture:
             raise LayerfuseError(f"cannot read the image {self.name}: it is no ordinary file")
         return path
 
-    def num_bytes(self) -> int:
-        """How long the encoded bytes are; of a file without reading it.
+    def file_bytes(self) -> int:
+        """How long the file of a picture without a reader is; it is not read.
 
         Raises:
             LayerfuseError: naming the file that is missing or cannot be read.
         """
-        if self.reader is not None:
-            return len(self.read())
         try:
             return self._file().stat().st_size
         except (OSError, ValueError) as error:
