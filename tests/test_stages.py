@@ -1,12 +1,14 @@
 """A stage trains the parts that it names, in the right precision and mode, and nothing else."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from layerfuse.errors import LayerfuseError
@@ -17,6 +19,7 @@ from layerfuse.recipe.stage import Stage
 from layerfuse.train.stages import begin_stage, count_parameters, end_stage, parameter_groups
 from tests import tiny
 from tests.checkpointing import compute_blocks_anew
+from tests.random_prompts import prompts
 
 
 def make_stage(**settings: Any) -> Stage:
@@ -72,6 +75,41 @@ ADAPTERS_WITH_DROPOUT = Training(
     },
     {"language_model"},
 )
+
+
+def _note_dtype(read: list[torch.dtype], module: nn.Module, args: tuple[Tensor]) -> None:
+    read.append(args[0].dtype)
+
+
+def test_adapters_read_no_copy_in_float32_and_learn_the_same() -> None:
+    """PEFT makes one of everything that they read, which autocast brings back to bfloat16."""
+    gradients = []
+    for makes_copies in (False, True):
+        model = tiny.model("concat")
+        lora = {"target_modules": "all-linear"}
+        stage = make_stage(learning_rates={"fusion": 1, "llm": 1}, lora=lora)
+        adapted = begin_stage(model, stage, torch.bfloat16)
+        read: list[torch.dtype] = []
+        for name, module in adapted.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                if makes_copies:
+                    module.cast_input_dtype_enabled = True
+            elif name.endswith("lora_A.default"):
+                module.register_forward_pre_hook(partial(_note_dtype, read))
+        torch.manual_seed(0)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                nn.init.normal_(parameter)
+        batch = prompts(model, [1, 1])
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch, labels=batch["input_ids"]).loss
+        loss.backward()
+        assert (torch.bfloat16 in read) is not makes_copies
+        gradients.append([each.grad for each in model.parameters() if each.grad is not None])
+
+    assert len(gradients[0]) > 10
+    for without, with_copies in zip(*gradients, strict=True):
+        assert torch.equal(without, with_copies)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 from transformers import GenerationConfig
@@ -65,7 +66,13 @@ def _add_adapters(model: FusionVLM, lora: Lora) -> Any:
     # peft asks for a property by a name that transformers deprecates.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", category=FutureWarning)
-        return get_peft_model(model.language_model, settings)
+        adapted = get_peft_model(model.language_model, settings)
+    # Autocast brings what adapters read to the precision of their product. A copy in float32 before
+    # that takes a tenth of a step of a few blocks on a CPU, and changes no product.
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
+    return adapted
 
 
 def end_stage(model: FusionVLM, adapted: Any, dtype: torch.dtype) -> None:
