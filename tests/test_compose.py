@@ -14,6 +14,7 @@ from transformers import (
     AutoProcessor,
     Gemma3Config,
     GPT2Config,
+    GPTNeoXJapaneseConfig,
 )
 
 from layerfuse import Answerer, FusionVLM, Processor
@@ -21,6 +22,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.model.config import configure
 from layerfuse.model.pretrained import compose_processor
 from tests import tiny
+from tests.random_prompts import prompts
 
 
 @dataclass(frozen=True)
@@ -212,3 +214,28 @@ def test_an_llm_that_keeps_its_blocks_elsewhere_is_refused() -> None:
             fusion={"name": "single"},
             image_token_id=tiny.IMAGE_ID,
         )
+
+
+@pytest.mark.parametrize("strategy", ["inject_add", "single"])
+def test_blocks_that_an_internal_strategy_cannot_reach_are_told(strategy: str) -> None:
+    """This family drops the keywords of its model before the blocks: nothing would be injected."""
+    llm = GPTNeoXJapaneseConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=300,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = FusionVLM.compose(
+        encoder=tiny.vision_config(),
+        llm=llm,
+        layers=[2],
+        fusion={"name": strategy},
+        image_token_id=tiny.IMAGE_ID,
+    )
+    if strategy == "single":
+        assert model(**prompts(model, [1])).logits.isfinite().all()
+        return
+    with pytest.raises(LayerfuseError, match=r"gpt_neox_japanese does not pass on.*inject_add"):
+        model(**prompts(model, [1]))

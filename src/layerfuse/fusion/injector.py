@@ -100,7 +100,10 @@ class Injector:
     def _take(self, kwargs: dict[str, Any]) -> Placed | None:
         """Remove the keyword, which the block itself does not know."""
         visual: Placed | None = kwargs.pop("visual", None)
-        if visual is None or self.block not in visual.memory:
+        if visual is None:
+            return None
+        visual.reached.add(self.block)
+        if self.block not in visual.memory:
             return None
         return visual
 

@@ -33,6 +33,10 @@ def _no_notes() -> dict[str, Tensor]:
     return {}
 
 
+def _no_blocks() -> set[int]:
+    return set()
+
+
 @dataclass(frozen=True)
 class Fused:
     """What a fusion strategy makes of B images, before it is known where they stand in text.
@@ -130,6 +134,7 @@ class Placed:
             that follow the prompt (rows, 1, images), all images of the row
     adds    the `addition` of the strategy that made it: the LLM's blocks reach the strategy through
             what they are given, since a copied or wrapped model has another one than its LLM knew
+    reached the LLM's blocks that were given it so far
     """
 
     fused: Fused
@@ -137,6 +142,7 @@ class Placed:
     mask: Tensor | None
     seen: Tensor
     adds: Callable[[int, Tensor, "Placed"], Tensor]
+    reached: set[int] = field(default_factory=_no_blocks, compare=False)
 
     @property
     def tokens(self) -> Tensor:

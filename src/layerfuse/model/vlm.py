@@ -533,6 +533,12 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             visual=visual,
             **kwargs,
         )
+        if visual is not None and visual.memory and not visual.reached:
+            raise LayerfuseError(
+                f"the model of {self.config.text_config.model_type} does not pass on to its blocks "
+                f"what it is called with, so that {self.config.fusion['name']} cannot reach them: "
+                "take an external strategy; `layerfuse list fusions` says which are"
+            )
 
         closed = self.answer_head
         logits = outputs.logits

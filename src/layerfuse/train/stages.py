@@ -71,7 +71,9 @@ def _add_adapters(model: FusionVLM, lora: Lora) -> Any:
     # that takes a tenth of a step of a few blocks on a CPU, and changes no product.
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
+            # Any: PEFT does not declare its own switch
+            adapter: Any = module
+            adapter.cast_input_dtype_enabled = False
     return adapted
 
 
