@@ -348,9 +348,9 @@ def unsettled_arms(arms: Mapping[str, ArmLearning]) -> list[str]:
         arms: by name.
 
     Returns:
-        Their names with their states.
+        Their names, in the same order.
     """
-    return [f"{name} ({arm.text})" for name, arm in arms.items() if not arm.settled]
+    return [name for name, arm in arms.items() if not arm.settled]
 
 
 def not_trained_long_enough(arms: Mapping[str, ArmLearning], baseline: str) -> bool:
@@ -364,5 +364,5 @@ def not_trained_long_enough(arms: Mapping[str, ArmLearning], baseline: str) -> b
         True where the baseline is not settled, or no more than half of the arms are: what is left
         could not be called a ranking.
     """
-    unsettled = [name for name, arm in arms.items() if not arm.settled]
+    unsettled = unsettled_arms(arms)
     return baseline in unsettled or 2 * len(unsettled) >= len(arms) > 0

@@ -5,7 +5,7 @@ Every number is one of the summary; no sentence claims more than the verdicts do
 
 from dataclasses import dataclass
 
-from layerfuse.evaluate.learning_status import not_trained_long_enough
+from layerfuse.evaluate.learning_status import not_trained_long_enough, unsettled_arms
 from layerfuse.evaluate.significance import PICTURES
 from layerfuse.pages.written_numbers import signed
 from layerfuse.study.findings import ArmsByVerdict, ComparedArm, listed, sort_by_verdict
@@ -153,7 +153,7 @@ def training_reached(summary: Summary) -> str:
     text = f"{len(flat)} of {len(judged)} arms had learned what they could."
     if len(judged) < len(arms):
         text += f" Of {len(arms) - len(judged)} more it is not known."
-    unsettled = [name for name, arm in arms.items() if not arm.settled]
+    unsettled = unsettled_arms(arms)
     if unsettled:
         text += f" Not yet: {listed(unsettled)}."
     if not_trained_long_enough(arms, summary.baseline):

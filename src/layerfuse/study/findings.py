@@ -191,7 +191,9 @@ def headline(summary: Summary) -> str:
         text = f"Only the baseline {baseline} has finished: there is nothing to compare yet"
     else:
         text = headline_judged(arms)
-        unsettled = unsettled_arms(summary.learning)
+        unsettled = [
+            f"{name} ({summary.learning[name].text})" for name in unsettled_arms(summary.learning)
+        ]
         if unsettled:
             text += f"; not trained long enough: {listed(unsettled)}"
     return text + "."
@@ -228,7 +230,7 @@ def headline_unjudged(arms: ArmsByVerdict) -> str:
 
 def headline_unsettled(summary: Summary) -> str:
     """Say that the order of the arms is that of who learned faster."""
-    unsettled = [arm for arm in summary.learning.values() if not arm.settled]
+    unsettled = unsettled_arms(summary.learning)
     baseline = summary.learning[summary.baseline]
     text = f"Not trained long enough to say: {len(unsettled)} of {len(summary.learning)} arms"
     if not baseline.settled:

@@ -12,6 +12,7 @@ from layerfuse.evaluate.learning_status import (
     ArmLearning,
     judge_learning,
     not_trained_long_enough,
+    unsettled_arms,
 )
 from layerfuse.evaluate.planning import resolved_by
 from layerfuse.evaluate.records import AnswerRecord, FinishedRun
@@ -541,7 +542,7 @@ def summarize(
     # Where most arms have learned what they could, the verdicts on the others stand too.
     unsettled = []
     if not_trained_long_enough(learning, baseline):
-        unsettled = [name for name, arm in learning.items() if not arm.settled]
+        unsettled = unsettled_arms(learning)
     return Summary(
         baseline=baseline,
         resamples=bootstrap.resamples,
