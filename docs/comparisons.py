@@ -74,11 +74,8 @@ STRATEGIES = (
 SELECTIONS = (
     Column("the whole LLM, standardised, 160 steps", RESULTS / "local-selection"),
     Column("2 blocks, standardised, 400 steps", RESULTS / "scenes-selection-standardized"),
-    Column(
-        "2 blocks, standardised, 1,200 steps", RESULTS / "scenes-selection-standardized-long"
-    ),
+    Column("2 blocks, standardised, 1,200 steps", RESULTS / "scenes-selection-standardized-long"),
     Column("2 blocks, whitened, 400 steps", RESULTS / "scenes-selection"),
-    Column("2 blocks, whitened, 1,200 steps", RESULTS / "scenes-selection-long"),
 )
 DEPTHS = (
     Column("2 blocks", RESULTS / "scenes-blocks" / "2"),
