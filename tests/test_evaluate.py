@@ -60,6 +60,12 @@ C = Picture("c")
         # Composed and decomposed accents look the same
         ("cafe\u0301", "caf\u00e9", True),
         ("red\u3002", "red", True),
+        # Full stops of half width, Burmese, Khmer, Armenian and Mongolian
+        ("red\uff61", "red", True),
+        ("red\u104b", "red", True),
+        ("red\u17d4", "red", True),
+        ("red\u0589", "red", True),
+        ("red\u1803", "red", True),
         ("\u201cred\u201d", "red", True),
         # Marks that mean something
         ("5", "5%", False),

@@ -251,6 +251,10 @@ def test_textvqa_has_the_words_in_the_picture_beside_the_question(tmp_path: Path
 
     assert (bare.id, bare.question, bare.context) == ("34602", "What is the brand?", "")
     assert (item.question, item.context) == ("What is the brand?", "DAKOTA, DIGITAL")
+    # Without that file a prompt with the words asks without them, which the table says.
+    without = "no question has words that were read in its picture"
+    assert any(without in note for note in BENCHMARKS["textvqa"].notes([bare]))
+    assert not any(without in note for note in BENCHMARKS["textvqa"].notes([item]))
     # Leaving out one of the four who say dakota leaves three, which is enough.
     assert columns("textvqa", [item], ["dakota"]) == [Column("accuracy", 100.0, 100.0, 1)]
 

@@ -204,6 +204,11 @@ def test_answers_to_what_was_asked_otherwise_are_refused(tmp_path: Path) -> None
     test_file.write_text(test_file.read_text().replace("images/0.png", "images/7.png"))
     with pytest.raises(LayerfuseError, match="or to the same about pictures of other names"):
         judged_answers(file, benchmark, benchmark.load(moved))
+    test_file.write_text(test_file.read_text().replace("images/7.png", "images/0.png"))
+    write_answers(file, {"q0/0": "0"})
+    write_asked(file.parent, "realmix", items[:1], Prompt(text="Say: {question}"))
+    with pytest.raises(LayerfuseError, match=r"or to a part of them \(`layerfuse eval --limit`\)"):
+        judged_answers(file, benchmark, benchmark.load(moved))
 
 
 def test_answers_to_another_benchmark_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import string
 from collections.abc import Sequence
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.metrics import normalize
+from layerfuse.evaluate.metrics import UNSEEN, normalize
 
 LETTERS = string.ascii_uppercase
 SCIENCEQA_LETTERS = "ABCDE"
@@ -18,43 +18,47 @@ forms stay, because a small two in an option's text is not a two."""
 
 STATEMENT = re.compile(
     r"\b(?:"
-    r"(?:answer|option|choice|letter)\b(?:\s+(?:is|would\s+be)\b)?\s*:?\s*"
-    r"(?:(?:option|choice)\b\s*)?"
-    r"|(?:choose|pick|select|it\s+is|it['’]s|boxed)\b"
+    r"(?:answer|option|choice|letter)\b(?:\s+to\s+(?:the|this|your)\s+question\b)?"
+    r"(?:\s+(?:is|(?:would|should|must|will|can|could|may|might)\s+be)\b)?"
+    r"(?:\s+(?:probably|likely|most\s+likely|clearly|definitely)\b)?"
+    r"\s*[:\-–—]?\s*(?:(?:option|choice)\b\s*)?"
+    r"|(?:choose|pick|select|go\s+with|it\s+is|it['’]s|boxed)\b"
+    r"|assistant\s*:"
     r"|(?:think|believe|guess|so|thus|hence|therefore)\b,?"
     r")"
     r"|(?:答案(?:应该|应)?(?:是|为)?|选择?(?!项)|选项)\s*:?\s*(?:选项)?\s*",
     re.IGNORECASE,
 )
-"""Words after which an option is named: `the answer is`, `Answer:`, `option`, `it's`, `I think`,
-`so`, and the first three in Chinese."""
+"""Words after which an option is named: `the answer is` or `should be`, `Answer:`, `option`, `I'd go
+with`, `it's`, `I think`, `so`, and the first ones in Chinese."""
 EXPLANATION = re.compile(
     r"\n\s*[*_#]*\s*(?:explanations?|reason(?:s|ing)?|rationale)\b", re.IGNORECASE
 )
 """The beginning of a line below the answer that says why it is right."""
 FIRST_LETTER = re.compile(
-    r"[\s(\[{<>*\"'“‘]*"  # opening brackets and quotes
+    r"[\s(\[{<>*`$\"'“‘]*"  # opening brackets and quotes
     r"([A-Za-z])(?![^\W_]|['’][^\W_]|\.[A-Za-z](?![A-Za-z]))"  # no word, no `I'm`, no `a.m.`
     r"(.*)",
     re.DOTALL,
 )
 """A letter with which a claim begins, and what follows it."""
-NOTHING_BEHIND = re.compile(r"[\s)\]}>.,:;!?。*\"'”’]*")
+NOTHING_BEHIND = re.compile(r"[\s)\]}>.,:;!?。…*`$\"'”’]*")
 """What a letter alone may have behind it: not the signs of `C++` and `A-`."""
-MARK_BEHIND = re.compile(r"[)\]}<>.:。*\"'”’]|\s*$|\s*\n|\s+[-–—]\s")
+MARK_BEHIND = re.compile(r"[)\]}<>.:。…*`\"'”’]|\s*$|\s*\n|\s+[-–—]\s")
 """What makes a letter before it an option's, be it a capital or not."""
 MARK_BEHIND_CAPITAL = re.compile(
-    r"[,;!?]|\s+(?:because|since|as|which)\b|\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+    r"[,;!?]|\s+(?:because|since|as|which)\b"
+    r"|\s+is\s+(?:(?:the|my)\s+)?(?:correct|right|best|answer)\b"
 )
 """What makes a capital before it an option's. Other words do not: `A dog` has an article."""
-DRESS = re.compile(r"[)\]}>.,:;*\"'”’]*\s*(?:[-–—]\s+)?")
+DRESS = re.compile(r"\s*[)\]}>.,:;*`$\"'”’]*\s*(?:[-–—]\s+|=\s*)?")
 """What stands between an option's letter and its text."""
 BRACKETED = re.compile(r"(?<![^\W_])(?<!\bnot )[(\[{]([A-Za-z])[)\]}]")
 """A letter alone in brackets, anywhere."""
 MENTIONED = (
-    re.compile(r"(?<![^\W_])(?<![.'’])([A-Za-z])(?=[)\]}.:])(?!\.[A-Za-z](?![A-Za-z]))"),
+    re.compile(r"(?<![^\W_])(?<![.'’])([A-Za-z])(?=[)\]}.:`])(?!\.[A-Za-z](?![A-Za-z]))"),
     re.compile(r"(?<![^\W_])(?<![.'’])([A-Z])(?=\s*$|[,;/!?&]|\s+(?:or|and|nor)\b)"),
-    re.compile(r"\b(?:or|and|nor|not)\s+([A-Z])(?![^\W_])"),
+    re.compile(r"\b(?:or|and|nor|not)\s+[*_`$\"'“‘]*([A-Z])(?![^\W_])"),
 )
 """Letters that may be other options', wherever they stand: `B)`, `B,`, `or B`; not `e.g.`."""
 
@@ -176,7 +180,7 @@ def option_letter(answer: str, options: Sequence[str]) -> str | None:
         LayerfuseError: there are no options, or more than letters.
     """
     letters = _letters(len(options))
-    text = _without_explanation(answer.translate(PLAIN))
+    text = _without_explanation(answer.translate(UNSEEN).translate(PLAIN))
     named: set[str] = set()
     unexplained = text
     for start in [0, *(statement.end() for statement in STATEMENT.finditer(text))]:

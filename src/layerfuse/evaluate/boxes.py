@@ -15,8 +15,12 @@ WHOLE_SIDE = {"unit": 1.0, "thousand": 1000.0}
 FAR_BEYOND = 2.0
 """A box a little beyond its picture has numbers a little above 1; above this the scale is another
 one."""
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
-"""A number that is not the end of a word: the 2 of `bbox_2d` and the 1 of `x1` are none."""
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?:nan|inf(?:inity)?)\b)",
+    re.ASCII | re.IGNORECASE,
+)
+"""A number that is not the end of a word: the 2 of `bbox_2d` and the 1 of `x1` are none. `nan` and
+`inf` count too, so that four others beside them are no box."""
 
 
 class BoxForm(Strict):
@@ -45,7 +49,7 @@ def read_box(text: str, form: BoxForm, size: tuple[int, int]) -> Box | None:
     Returns:
         The box in pixels of the picture without padding, as it was written: it may go beyond the
         picture or have its corners in the wrong order. None where the text has any other count
-        than four numbers, or one that is infinite.
+        than four numbers, or one that is not finite.
 
     Raises:
         LayerfuseError: the picture is without pixels.
@@ -80,7 +84,9 @@ def is_off_scale(text: str, form: BoxForm) -> bool:
         far above 1. Of the other scales nothing can be said: small numbers are small boxes.
     """
     numbers = _numbers_in(text)
-    return form.scale == "unit" and len(numbers) == 4 and max(numbers) > FAR_BEYOND
+    if form.scale != "unit" or len(numbers) != 4:
+        return False
+    return all(math.isfinite(number) for number in numbers) and max(numbers) > FAR_BEYOND
 
 
 def _numbers_in(text: str) -> list[float]:

@@ -20,9 +20,9 @@ from layerfuse.evaluate.vqa_words import (
 )
 
 QUOTES = "'\"“”„‘’‚«»‹›「」『』"
-STOPS = ".,!…。．、，！।॥۔،።፣"
-"""Full stops, commas and exclamation marks of Latin, Chinese, Japanese, Indian, Arabic and
-Ethiopian writing."""
+STOPS = ".,!…。．｡、､，！।॥။၊។։۔،።፣᠃᠂"
+"""Full stops, commas and exclamation marks of Latin, Chinese, Japanese, Indian, Burmese, Khmer,
+Armenian, Arabic, Ethiopian and Mongolian writing."""
 DECIMAL_POINTS = ".,．，。、،።۔।"
 """Full stops and commas, which before a digit make a number smaller: `.5` and `,5` are not `5`."""
 UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))

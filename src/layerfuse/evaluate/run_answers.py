@@ -195,8 +195,9 @@ def _as_asked(file: Path, benchmark: Benchmark, items: Sequence[Item]) -> Sequen
     if asked.get("questions", at_hand) != at_hand:
         raise LayerfuseError(
             f"{file} says that the answers beside it are to other questions than those of "
-            f"{benchmark.title} at hand, or to the same about pictures of other names: score them "
-            "with the files that they were asked with"
+            f"{benchmark.title} at hand, or to the same about pictures of other names, or to a "
+            "part of them (`layerfuse eval --limit`): score them with the files that they were "
+            "asked with, and ask all questions"
         )
     return items
 

@@ -26,6 +26,8 @@ from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 from layerfuse.vision.picture import Picture
 
 _OCR_LINE = "Reference OCR token:"
+_OCR_FILE = "llava_textvqa_val_v051_ocr.jsonl"
+"""LLaVA's, of the words that were read in TextVQA's pictures."""
 """how the line begins with which LLaVA tells a model the words that a reader of text found"""
 
 _OKVQA_TYPES = {
@@ -183,15 +185,26 @@ class TextVqa(SoftAccuracy):
     expected = (
         "TextVQA_0.5.1_val.json",
         "train_images/*.jpg",
-        "llava_textvqa_val_v051_ocr.jsonl (optional)",
+        f"{_OCR_FILE} (optional)",
     )
+
+    def notes(self, items: Sequence[Item]) -> list[str]:
+        """Say that the words read in the pictures are missing; see `Benchmark.notes`."""
+        notes = super().notes(items)
+        if not any(item.context for item in items):
+            notes.append(
+                f"no question has words that were read in its picture, as there is no {_OCR_FILE}: "
+                "layerfuse asks without them, whatever the prompt says, and LLaVA's published "
+                "scores are with them"
+            )
+        return notes
 
     def load(self, folder: Path) -> list[Item]:
         """Read the questions; see `Benchmark.load`."""
         file = folder / self.expected[0]
         needed = ("question_id", "image_id", "question", "answers")
         rows = official_files.read_json(file, needed, key="data")
-        ocr_file = folder / "llava_textvqa_val_v051_ocr.jsonl"
+        ocr_file = folder / _OCR_FILE
         words = _words_in_pictures(ocr_file) if ocr_file.is_file() else None
         items: list[Item] = []
         for number, row in enumerate(rows, start=1):
