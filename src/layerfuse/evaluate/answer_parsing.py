@@ -29,8 +29,8 @@ STATEMENT = re.compile(
     r"|(?:答案(?:应该|应)?(?:是|为)?|选择?(?!项)|选项)\s*:?\s*(?:选项)?\s*",
     re.IGNORECASE,
 )
-"""Words after which an option is named: `the answer is` or `should be`, `Answer:`, `option`, `it's`,
-`I'd go with`, `I think`, `so`, and the first ones in Chinese."""
+"""Words after which an option is named: `the answer is` or `should be`, `Answer:`, `option`,
+`it's`, `I'd go with`, `I think`, `so`, and the first ones in Chinese."""
 EXPLANATION = re.compile(
     r"\n\s*[*_#]*\s*(?:explanations?|reason(?:s|ing)?|rationale)\b", re.IGNORECASE
 )
