@@ -216,9 +216,8 @@ def test_an_llm_that_keeps_its_blocks_elsewhere_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("strategy", ["inject_add", "single"])
-def test_blocks_that_an_internal_strategy_cannot_reach_are_told(strategy: str) -> None:
-    """This family drops the keywords of its model before the blocks: nothing would be injected."""
+def model_with_deaf_blocks(strategy: str) -> FusionVLM:
+    """A model whose LLM drops what it is called with before its blocks."""
     llm = GPTNeoXJapaneseConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -227,15 +226,24 @@ def test_blocks_that_an_internal_strategy_cannot_reach_are_told(strategy: str) -
         bos_token_id=1,
         eos_token_id=2,
     )
-    model = FusionVLM.compose(
+    return FusionVLM.compose(
         encoder=tiny.vision_config(),
         llm=llm,
         layers=[2],
         fusion={"name": strategy},
         image_token_id=tiny.IMAGE_ID,
     )
-    if strategy == "single":
-        assert model(**prompts(model, [1])).logits.isfinite().all()
-        return
+
+
+def test_blocks_that_an_internal_strategy_cannot_reach_are_told() -> None:
+    """Nothing would be injected."""
+    model = model_with_deaf_blocks("inject_add")
+
     with pytest.raises(LayerfuseError, match=r"gpt_neox_japanese does not pass on.*inject_add"):
         model(**prompts(model, [1]))
+
+
+def test_an_external_strategy_needs_to_reach_no_blocks() -> None:
+    model = model_with_deaf_blocks("single")
+
+    assert model(**prompts(model, [1])).logits.isfinite().all()

@@ -26,9 +26,9 @@ from layerfuse.evaluate.benchmarks.official_pictures import picture_file
 from layerfuse.vision.picture import Picture
 
 _OCR_LINE = "Reference OCR token:"
-_OCR_FILE = "llava_textvqa_val_v051_ocr.jsonl"
-"""LLaVA's, of the words that were read in TextVQA's pictures."""
 """how the line begins with which LLaVA tells a model the words that a reader of text found"""
+_OCR_FILE = "llava_textvqa_val_v051_ocr.jsonl"
+"""LLaVA's, of the words that were read in TextVQA's pictures"""
 
 _OKVQA_TYPES = {
     "one": "Vehicles and Transportation",
