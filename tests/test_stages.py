@@ -91,11 +91,11 @@ def test_adapters_read_no_copy_in_float32_and_learn_the_same() -> None:
         adapted = begin_stage(model, stage, torch.bfloat16)
         read: list[torch.dtype] = []
         for name, module in adapted.named_modules():
-            if isinstance(module, BaseTunerLayer) and makes_copies:
+            if name.endswith("lora_A.default"):
+                module.register_forward_pre_hook(partial(_note_dtype, read))
+            elif isinstance(module, BaseTunerLayer) and makes_copies:
                 adapter: Any = module
                 adapter.cast_input_dtype_enabled = True
-            elif name.endswith("lora_A.default"):
-                module.register_forward_pre_hook(partial(_note_dtype, read))
         torch.manual_seed(0)
         for parameter in adapted.parameters():
             if parameter.requires_grad:
