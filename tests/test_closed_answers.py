@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from layerfuse import FusionVLM
 from layerfuse.data.sources import load
 from layerfuse.recipe.reader import load_recipe
-from layerfuse.train.arm import train_arm
+from layerfuse.train.arm import compose, train_arm
+from layerfuse.train.closed_answers import ClosedAnswers
 from layerfuse_cli.app import app
 from tests import tiny
 from tests.studies import (
@@ -144,6 +145,22 @@ def test_an_arm_learns_the_tokens_that_its_training_labels(
             encoded = trained.processor.encode(list(sample.messages), [4], prompt=stage.prompt)
             expected.update(encoded["labels"].tolist())
     assert trained.model.config.answer_tokens == sorted(expected - {-100})
+
+
+def test_the_answers_of_a_study_are_found_once_for_all_its_runs(
+    closed: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, closed))
+    samples = {name: load(stage.data) for name, stage in recipe.stages.items()}
+    (arm,) = recipe.all_arms()
+    _, processor = compose(recipe, arm, 0)
+    answers = ClosedAnswers(recipe, samples)
+    found = answers.tokens(processor)
+    # Nothing is left to read: who looks again finds nothing.
+    for name in samples:
+        samples[name] = samples[name].without(range(len(samples[name])))
+    assert found and answers.tokens(processor) == found
+    assert not ClosedAnswers(recipe, samples).tokens(processor)
 
 
 def test_a_study_with_closed_answers_runs_and_says_so_in_its_runs_names(

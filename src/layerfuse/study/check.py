@@ -34,7 +34,7 @@ from layerfuse.recipe.schema import Recipe
 from layerfuse.recipe.stage import Stage
 from layerfuse.study.prompt_words import check_prompts
 from layerfuse.train.arm import processor_for
-from layerfuse.train.closed_answers import labelled_tokens, trained_answer_tokens
+from layerfuse.train.closed_answers import ClosedAnswers, labelled_tokens
 from layerfuse.vision.encoder import load_vision_config
 
 LEFT_OUT = "left_out.json"
@@ -112,7 +112,7 @@ def load_checked(recipe: Recipe, progress: Progress = silent) -> CheckedSamples:
     answer_tokens = None
     if recipe.closed_answers:
         usable_train = {name: train[name].without(bad_train[name]) for name in train}
-        answer_tokens = trained_answer_tokens(recipe, usable_train, processor)
+        answer_tokens = ClosedAnswers(recipe, usable_train).tokens(processor)
     everything = SampleSets(train, load(recipe.evaluate.data), _load_validation(recipe))
     bad_answered = {}
     for label, samples in everything.by_label().items():
@@ -165,7 +165,7 @@ def _check_claims(recipe: Recipe, test: Samples) -> None:
 
 
 def _bad_questions(
-    samples: Samples, lengths: Lengths, *, room: int, answer_tokens: set[int] | None
+    samples: Samples, lengths: Lengths, *, room: int, answer_tokens: frozenset[int] | None
 ) -> BadSamples:
     """The samples of a test that cannot be asked, or not be answered.
 
@@ -194,7 +194,7 @@ def _bad_questions(
     return {**bad, **_unanswerable(samples.without(bad), answer_tokens, processor)}
 
 
-def _unanswerable(samples: Samples, tokens: set[int], processor: Processor) -> BadSamples:
+def _unanswerable(samples: Samples, tokens: frozenset[int], processor: Processor) -> BadSamples:
     """The samples of a test with an answer that no arm with closed answers could give.
 
     Args:

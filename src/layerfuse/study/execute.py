@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ from layerfuse.study.progress_table import LiveTable
 from layerfuse.study.trained_files import MODEL, STAGES, is_trained, read_trained, save_trained
 from layerfuse.train.along import AlongTraining, moments_of
 from layerfuse.train.arm import Trained, train_arm
+from layerfuse.train.closed_answers import ClosedAnswers
 
 ENVIRONMENT = "environment.json"
 PROGRESS = "progress"
@@ -129,6 +130,11 @@ class Job:
     store: FeatureStore | None
     """None if no stage and not the test reads the cache"""
 
+    @cached_property
+    def closed_answers(self) -> ClosedAnswers:
+        """The answers of all training, which a process finds once for its runs."""
+        return ClosedAnswers(self.recipe, self.samples.train)
+
 
 @dataclass(frozen=True)
 class ProcessArguments:
@@ -190,6 +196,7 @@ def run_arm(job: Job, run: PlannedRun, progress: Progress = silent) -> None:
             folder=folder,
             progress=progress,
             along=_along_training(job, run, curve_file, progress),
+            closed_answers=job.closed_answers,
         )
         if PartialState().is_main_process:
             save_trained(trained, folder)

@@ -33,7 +33,7 @@ from layerfuse.recipe.stage import Stage
 from layerfuse.train import stages
 from layerfuse.train.along import AlongTraining, MomentCallback
 from layerfuse.train.calibration import calibrate
-from layerfuse.train.closed_answers import trained_answer_tokens
+from layerfuse.train.closed_answers import ClosedAnswers
 from layerfuse.train.trainer import Fitted, LossCurve, MakeCollator, checkpoints, fit
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.selection import select
@@ -169,6 +169,7 @@ def train_arm(
     folder: Path,
     progress: Progress = silent,
     along: AlongTraining | None = None,
+    closed_answers: ClosedAnswers | None = None,
 ) -> Trained:
     """Run every stage of an arm, from its newest checkpoint on.
 
@@ -182,6 +183,8 @@ def train_arm(
         folder: of the run; checkpoints go to its `stages`.
         progress: is told of every step, under the stage's name.
         along: what is measured meanwhile, without a trace in what is trained; None for nothing.
+        closed_answers: those of these samples, which the arms of a study share; None finds them
+            where the recipe closes its answers.
 
     Raises:
         LayerfuseError: the loss is not finite, or processes cannot share a batch.
@@ -189,8 +192,9 @@ def train_arm(
     """
     model, processor = compose(recipe, arm, seed)
     if recipe.closed_answers:
-        # Of all samples, not of the subsets: arms of every size choose among the same answers.
-        model.close_answers(trained_answer_tokens(recipe, samples, processor))
+        if closed_answers is None:
+            closed_answers = ClosedAnswers(recipe, samples)
+        model.close_answers(closed_answers.tokens(processor))
     samples = draw_subsets(samples, recipe.subsets, seed)
     # The store holds the layers of all arms; this arm reads its own.
     if store is not None:

@@ -9,24 +9,34 @@ from layerfuse.model.processor import IGNORED, Processor
 from layerfuse.recipe.schema import Recipe
 
 
-def trained_answer_tokens(
-    recipe: Recipe, samples: Mapping[str, Samples], processor: Processor
-) -> set[int]:
-    """The tokens that all stages of a recipe label: of answers, and their ends.
+class ClosedAnswers:
+    """The tokens that all stages of a recipe label: of answers, and their ends. They are the same
+    in every run of a study, and are found once.
 
     Args:
         recipe: says how the stages write conversations.
-        samples: of each stage, all usable.
-        processor: of any arm: all label the same tokens.
-
-    Returns:
-        Token ids.
+        samples: of each stage, all usable. Not of a subset: arms of every size choose among the
+            same answers.
     """
-    tokens: set[int] = set()
-    for name, stage in recipe.stages.items():
-        for sample in samples[name]:
-            tokens |= labelled_tokens(sample, processor, stage.prompt)
-    return tokens
+
+    def __init__(self, recipe: Recipe, samples: Mapping[str, Samples]) -> None:
+        self.recipe = recipe
+        self.samples = samples
+        self._tokens: frozenset[int] | None = None
+
+    def tokens(self, processor: Processor) -> frozenset[int]:
+        """Their ids.
+
+        Args:
+            processor: of any arm: all label the same tokens.
+        """
+        if self._tokens is None:
+            tokens: set[int] = set()
+            for name, stage in self.recipe.stages.items():
+                for sample in self.samples[name]:
+                    tokens |= labelled_tokens(sample, processor, stage.prompt)
+            self._tokens = frozenset(tokens)
+        return self._tokens
 
 
 def labelled_tokens(
