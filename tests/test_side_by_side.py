@@ -127,6 +127,16 @@ def test_each_gpu_that_is_visible_gets_a_run(
     assert variables["OMP_NUM_THREADS"] == "4"
 
 
+def test_small_steps_are_made_faster_unless_the_user_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    capacity = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(capacity, raising=False)
+    assert int(MachineShare(1).environment()[capacity]) > 2000
+    monkeypatch.setenv(capacity, "64")
+    assert MachineShare(1).environment()[capacity] == "64"
+
+
 @pytest.mark.usefixtures("eight_cores")
 def test_strategies_that_only_this_process_knows_are_not_sent_to_others(
     recipe: dict[str, Any],

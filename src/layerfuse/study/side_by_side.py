@@ -15,6 +15,16 @@ from layerfuse.recipe.schema import Recipe
 from layerfuse.recipe.stage import Stage
 
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+FOR_SMALL_STEPS = {
+    # glibc returns the memory of every step to the system, and asks for it again.
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    # oneDNN makes code for every shape of a product. A run with texts of many lengths needs some
+    # 1,700 of them, and would make them twice with room for the 1,024 that it keeps by itself.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
+}
+"""Environment variables that make short training steps on a CPU faster, where the user has set none:
+the first two by a tenth of a step, the last by a twentieth of all runs but the first."""
 INTERPRETER_BYTES = 700_000_000
 """Python with torch, transformers and peft, measured."""
 TRAINING_BYTES = 12
@@ -34,7 +44,8 @@ class MachineShare:
     def environment(self) -> dict[str, str]:
         """The environment variables of a process with this share."""
         # Read by every library that computes when it is imported; torch alone could be told later.
-        variables = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        threads = {"OMP_NUM_THREADS": str(self.threads)}
+        variables = {**FOR_SMALL_STEPS, **os.environ, **threads}
         if self.gpu is not None:
             variables[VISIBLE_GPUS] = self.gpu
         return variables
