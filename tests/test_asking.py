@@ -11,13 +11,14 @@ from filelock import FileLock
 from PIL import Image
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.answer_folder import AskedModel, digest_of_pictures
 from layerfuse.evaluate.asking import ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
 from layerfuse.evaluate.benchmarks.official_pictures import picture_from_bytes
 from layerfuse.evaluate.boxes import BoxForm
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.evaluate.suites import Prompt
 from layerfuse.vision.picture import Picture
 from tests import tiny

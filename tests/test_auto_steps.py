@@ -16,7 +16,14 @@ from layerfuse.evaluate.learning_status import can_judge_gain
 from layerfuse.recipe.growing import AutoSteps
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study import execute
-from layerfuse.study.budgets import ArmAtBudget, StepBudget, StepBudgets, order_sentence
+from layerfuse.study.budgets import (
+    ArmAtBudget,
+    StepBudget,
+    StepBudgets,
+    order_sentence,
+    refuse_undecidable,
+)
+from layerfuse.study.check import load_checked
 from layerfuse.study.coordinate import study, train
 from layerfuse.study.plan import runs
 from layerfuse.study.report import write_report
@@ -487,6 +494,31 @@ def test_what_could_not_be_decided_is_refused_before_training(
     assert not (tmp_path / "study").exists()
     # With as many samples that losses can be judged, the times do not matter.
     assert can_judge_gain([0.5, 1.0])
+
+
+@pytest.mark.parametrize(("shares", "fits"), [([0.5, 1.0], False), ([0.5, 0.9, 1.0], True)])
+def test_a_last_stage_without_a_moment_of_its_own_is_refused(
+    recipe: dict[str, Any], tmp_path: Path, shares: list[float], fits: bool
+) -> None:
+    """Five steps before, and four at first: what accuracy gained since the middle of all training,
+    it may have gained in the stage before."""
+    auto(recipe, tmp_path)
+    earlier = {**recipe["stages"]["align"], "steps": 5}
+    # a name that comes first in the file
+    recipe["stages"] = {"adapt": earlier, **recipe["stages"]}
+    recipe["evaluate"]["at"] = shares
+    path = write_recipe(tmp_path, recipe)
+    checked = load_checked(load_recipe(path))
+    free_text = {"adapt": 1.0, "align": None}
+
+    def refuse() -> None:
+        refuse_undecidable(load_recipe(path), free_text, checked.usable.train)
+
+    if fits:
+        refuse()
+        return
+    with pytest.raises(LayerfuseError, match=r"no share from 0\.5 to 0\.9 lies within it"):
+        refuse()
 
 
 def test_verbs_of_one_arm_ask_for_a_number(recipe: dict[str, Any], tmp_path: Path) -> None:

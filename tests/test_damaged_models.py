@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import load_answerer
+from layerfuse.evaluate.load_answerer import load_answerer
 from tests import tiny
 from tests.studies import cut_in_half
 

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate import predict as predict_module
-from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.evaluation import data_of, evaluate
 from layerfuse.evaluate.likelihood import AnswerLikelihood, answer_likelihoods
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.evaluate.questions import Question, questions
 from layerfuse.evaluate.suite_run import evaluate_suite
 from layerfuse.recipe.evaluate_settings import Evaluation
@@ -218,6 +219,26 @@ def test_answers_that_are_known_are_lines_too(
     assert all(line["seconds"] > 0 for line in lines[NUM_QUESTIONS // 2 :])
 
 
+def test_an_answer_that_another_batch_might_change_is_not_known(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is generated, as one that is wrong is."""
+
+    def all_unsure(_: Answerer, asked: list[Question], **__: Any) -> list[AnswerLikelihood]:
+        return [AnswerLikelihood(-3.0, 2, greedy=True, too_close=True) for _ in asked]
+
+    monkeypatch.setattr(predict_module, "answer_likelihoods", all_unsure)
+    evaluation = evaluation_of(data, controls=())
+
+    evaluate(model, evaluation, output=tmp_path / "settled", console=QUIET)
+    evaluate(model, evaluation, output=tmp_path / "batched", batch_invariant=False, console=QUIET)
+
+    settled = read_lines(tmp_path / "settled" / "answers.jsonl")
+    batched = read_lines(tmp_path / "batched" / "answers.jsonl")
+    assert all(line["seconds"] > 0 for line in settled)
+    assert all(line["seconds"] == 0 for line in batched)
+
+
 def test_a_finished_run_asks_nothing(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +433,16 @@ def test_answers_in_another_dtype_are_other_answers(
     assert other.exit_code == 2
     assert "in another --dtype" in " ".join(other.output.split())
     assert again.exit_code == 0, again.output
+
+
+def test_answers_as_batched_are_other_answers(model: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ["eval", str(model), "--data", str(data), "--output", str(tmp_path / "answers")]
+    settled = CliRunner().invoke(app, arguments)
+    other = CliRunner().invoke(app, [*arguments, "--no-batch-invariant"])
+
+    assert settled.exit_code == 0, settled.output
+    assert other.exit_code == 2
+    assert "with another --batch-invariant" in " ".join(other.output.split())
 
 
 def test_a_model_in_half_precision_answers_in_float32(model: Path, data: Path) -> None:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from layerfuse import Processor
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import load_answerer
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.export.equality import sample_picture
 from layerfuse.export.flat_modules import Definition, flat_modules
 from layerfuse.export.formats import export

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from layerfuse import FusionVLM
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import load_answerer
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.export.equality import check_equal, sample_picture
 from layerfuse.export.formats import export
 from layerfuse.export.stock_llava import to_stock_llava, to_stock_processor

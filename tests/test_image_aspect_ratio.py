@@ -26,7 +26,7 @@ from layerfuse.data.feature_store import digests_of
 from layerfuse.data.sample_sets import SampleSets
 from layerfuse.data.sources import load
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import load_answerer
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.model.pretrained import load_image_processor
 from layerfuse.recipe.reader import load_recipe
 from layerfuse.study.check import check_arms

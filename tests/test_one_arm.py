@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsPr
 from typer.testing import CliRunner
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import load_answerer
 from layerfuse.evaluate.evaluation import data_of, evaluate
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, read_records
 from layerfuse.recipe.evaluate_settings import Evaluation
 from layerfuse.study.coordinate import study, train

@@ -208,6 +208,10 @@ def similarity(
     dtype: Number = "float32",
     image_aspect_ratio: AspectRatio = None,
     seed: Annotated[int, Option(help="Seed of the sample of tokens.", min=0)] = 0,
+    cached: Annotated[
+        bool,
+        Option("--cached", help="Keep features of all layers in the cache, and read them there."),
+    ] = False,
     output: Output = None,
 ) -> None:
     """How alike the layers of an encoder are: cosine, CKA, groups, scores. Continues if killed."""
@@ -225,6 +229,7 @@ def similarity(
         dtype=dtype,
         image_aspect_ratio=image_aspect_ratio,
         seed=seed,
+        cached=cached,
         output=output,
     )
 
@@ -327,7 +332,7 @@ def ask(
     imports: Imports = None,
 ) -> None:
     """Ask a trained model one question about one picture."""
-    from layerfuse.evaluate.answer import ask_model
+    from layerfuse.evaluate.load_answerer import ask_model
 
     import_strategies(imports)
     typer.echo(ask_model(model, image, question, max_new_tokens))

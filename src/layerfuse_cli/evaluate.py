@@ -71,10 +71,17 @@ def evaluate(
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
         Option(
-            help="With --suite and --data: arithmetic. In float32 no answer depends on the batch.",
+            help="With --suite and --data: arithmetic.",
             show_default="as it was saved",
         ),
     ] = None,
+    batch_invariant: Annotated[
+        bool,
+        Option(
+            help="Ask again alone what is too close to call, so that no answer depends on the "
+            "batch: hardly ever in float32, often of a weak model in bfloat16.",
+        ),
+    ] = True,
     split: Annotated[str, Option(help="With --data: split of a dataset.")] = "test",
     limit: Annotated[
         int | None,
@@ -134,6 +141,7 @@ def evaluate(
             output=output,
             batch_size=batch_size,
             limit=limit,
+            batch_invariant=batch_invariant,
         )
     elif suite is not None:
         from layerfuse.evaluate.suite_run import evaluate_suite
@@ -151,6 +159,7 @@ def evaluate(
             likelihood=likelihood,
             cached=cached,
             dtype=dtype,
+            batch_invariant=batch_invariant,
             limit=limit,
         )
     else:
@@ -174,7 +183,15 @@ def evaluate(
             max_new_tokens=max_new_tokens or 16,
             controls=("shuffled", "mean") if controls else (),
         )
-        evaluate_data(model, evaluation, output=output, cached=cached, dtype=dtype, seed=seed)
+        evaluate_data(
+            model,
+            evaluation,
+            output=output,
+            cached=cached,
+            dtype=dtype,
+            batch_invariant=batch_invariant,
+            seed=seed,
+        )
 
 
 def _refuse_benchmarks(context: typer.Context, suite: "Suite") -> None:

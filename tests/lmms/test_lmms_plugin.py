@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.likelihood import answer_likelihoods
 from layerfuse.evaluate.lmms_run import OWN_TASKS, evaluate_lmms
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.evaluate.questions import Question, with_all_pictures
 from layerfuse.model.chat_template import literal
 from layerfuse.vision.picture import Picture

@@ -2,60 +2,37 @@
 
 import copy
 import io
-import json
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import SafetensorError
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import logging as transformers_logging
 
 from layerfuse.data.collate import image_tokens, visual_inputs
 from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.data.sample import Sample
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.nan_logits import NanRefused
+from layerfuse.evaluate.near_ties import NearTies, by_itself
 from layerfuse.evaluate.questions import Question, with_all_pictures
 from layerfuse.evaluate.streaming import SaidSoFar, stream_tokens
 from layerfuse.fusion import Guidance
-from layerfuse.hardware import DTYPES, device
 from layerfuse.model.chat_template import IMAGE_TOKEN, Message, question_of
-from layerfuse.model.config import FusionConfig
-from layerfuse.model.precision import cast
-from layerfuse.model.pretrained import load_image_processor
 from layerfuse.model.processor import Processor
 from layerfuse.model.vlm import FusionVLM
 from layerfuse.progress import Progress, silent
 from layerfuse.vision.encoder import Encoder
 from layerfuse.vision.picture import Picture, as_read
 
-NEEDED_SETTINGS = ("vision_config", "text_config", "vision_groups", "fusion")
-"""What the config.json of every saved model holds."""
 LONGEST_ANSWER = 64
 """Tokens of an answer at most, where one question is asked and nothing else is said."""
 AskedPicture = Path | str | Image.Image | Picture
 """A picture to ask about: a file, an image, or what is read as those of samples are."""
-DAMAGE = (
-    OSError,
-    SafetensorError,
-    UnpicklingError,
-    StrictDataclassError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-"""What transformers raises for files that are cut off, empty or of another shape."""
 
 
 class Answerer:
@@ -65,10 +42,17 @@ class Answerer:
         model: a trained model, in evaluation mode.
         processor: its processor.
         store: cached features of the pictures, or None to encode them as they come.
+        batch_invariant: `answer` asks again alone what is too close to call (`near_ties`), so that
+            nothing depends on the batch or the cache. `ask` and `stream` have one question.
     """
 
     def __init__(
-        self, model: FusionVLM, processor: Processor, store: FeatureStore | None = None
+        self,
+        model: FusionVLM,
+        processor: Processor,
+        store: FeatureStore | None = None,
+        *,
+        batch_invariant: bool = False,
     ) -> None:
         self.model: Any = model  # transformers types `generate` for its own classes only
         self.processor = processor
@@ -78,6 +62,17 @@ class Answerer:
         if store is not None:
             # The store holds the layers of all arms; this model reads its own.
             self.store = store.restrict(model.vision_tower.layers)
+        self.batch_invariant = batch_invariant
+
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        """In which the LLM computes logits."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return embeddings.weight.dtype
+
+    def alone(self) -> "Answerer":
+        """The same model for one question at a time, which nothing else shapes."""
+        return Answerer(self.model, self.processor)
 
     def with_cached_features(
         self, pictures: Iterable[Picture], progress: Progress = silent
@@ -104,7 +99,7 @@ class Answerer:
         if store.bad:
             name, reason = next(iter(store.bad.items()))
             raise LayerfuseError(f"cannot decode {name}: {reason}")
-        return Answerer(self.model, self.processor, store)
+        return Answerer(self.model, self.processor, store, batch_invariant=self.batch_invariant)
 
     def ask(
         self, images: Sequence[AskedPicture], question: str, max_new_tokens: int = LONGEST_ANSWER
@@ -126,7 +121,7 @@ class Answerer:
                 there are pictures.
         """
         asked = question_about(images, question)
-        return self._answer_batch([asked], max_new_tokens, None, "instruction")[0]
+        return self._as_batched([asked], max_new_tokens, None, "instruction", ())[0]
 
     def stream(
         self, images: Sequence[AskedPicture], question: str, max_new_tokens: int = LONGEST_ANSWER
@@ -236,9 +231,47 @@ class Answerer:
         stop: Sequence[str] = (),
     ) -> list[str]:
         """The answers to the questions of one batch."""
+        if not self.batch_invariant:
+            return self._as_batched(questions, max_new_tokens, instruction, guidance, stop)
+        near_ties = NearTies(self.logits_dtype, self._end_tokens())
+        answers = self._as_batched(
+            questions, max_new_tokens, instruction, guidance, stop, near_ties
+        )
+        with by_itself():
+            alone = self.alone()
+            for row in near_ties.rows():
+                guide = None
+                if instruction is not None:
+                    guide = instruction[row : row + 1]
+                asked = [questions[row]]
+                [answers[row]] = alone._as_batched(asked, max_new_tokens, guide, guidance, stop)
+        return answers
+
+    def _as_batched(
+        self,
+        questions: Sequence[Question],
+        max_new_tokens: int,
+        instruction: Tensor | None,
+        guidance: Guidance,
+        stop: Sequence[str],
+        near_ties: NearTies | None = None,
+    ) -> list[str]:
+        """The answers of one batch, as its arithmetic rounds them."""
         inputs = self._inputs(questions, instruction)
-        generated = self.generate(inputs, max_new_tokens, guidance, stop)
+        generated = self.generate(inputs, max_new_tokens, guidance, stop, near_ties)
         return self.processor.turn_ends.answer_texts(generated, stop)
+
+    def _end_tokens(self) -> set[int]:
+        """The tokens that end an answer, or pad a row behind it."""
+        settings = self.model.generation_config
+        tokens: set[int] = set()
+        # transformers has a number for one token and a list for several
+        for given in (settings.eos_token_id, settings.pad_token_id):
+            if isinstance(given, int):
+                tokens.add(given)
+            elif given is not None:
+                tokens.update(given)
+        return tokens
 
     # Any: keyword arguments of the model
     @torch.inference_mode()
@@ -266,6 +299,7 @@ class Answerer:
         max_new_tokens: int,
         guidance: Guidance = "instruction",
         stop: Sequence[str] = (),
+        near_ties: NearTies | None = None,
     ) -> Tensor:
         """Generate greedily behind prompts that are prepared already.
 
@@ -274,6 +308,7 @@ class Answerer:
             max_new_tokens: longest answer, in tokens.
             guidance: what weighs the layers of guided strategies.
             stop: texts that end an answer, beside the end of the model's turn.
+            near_ties: notes the choices that were too close to call; None notes nothing.
 
         Returns:
             (rows, T) the tokens behind the prompts, with those that end the turn.
@@ -285,6 +320,9 @@ class Answerer:
         if stop:
             # The model's own ends stay: what is given takes the place of those it has saved.
             ends["stop_strings"] = [*(self.model.generation_config.stop_strings or []), *stop]
+        watching: list[LogitsProcessor] = [NanRefused()]
+        if near_ties is not None:
+            watching.append(near_ties)
         output = self.model.generate(
             **inputs,
             **ends,
@@ -296,7 +334,7 @@ class Answerer:
             num_beams=1,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
-            logits_processor=LogitsProcessorList([NanRefused()]),
+            logits_processor=LogitsProcessorList(watching),
             # finds ends of answers that are several tokens
             tokenizer=self.processor.tokenizer,
         )
@@ -433,147 +471,3 @@ def _picture_of(image: AskedPicture) -> Picture:
     file = io.BytesIO()
     as_read(image).save(file, "PNG")
     return Picture("the given image", file.getvalue)
-
-
-def model_settings(folder: Path) -> dict[str, Any]:
-    """Read the settings of the model in a folder, and nothing of its weights.
-
-    Args:
-        folder: that of a trained model.
-
-    Returns:
-        The content of its config.json.
-
-    Raises:
-        LayerfuseError: if the folder holds no model, or one of another type.
-    """
-    file = folder / "config.json"
-    valid = "give a folder such as runs/<study>/arms/<arm>/model"
-    if not file.is_file():
-        raise LayerfuseError(f"no model in {folder}: {valid}")
-    try:
-        settings = json.loads(file.read_text("utf-8"))
-        model_type = settings.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise LayerfuseError(f"cannot read {file}: {error}") from error
-    # transformers would make a model of another type's settings and random weights.
-    if model_type != FusionConfig.model_type:
-        raise LayerfuseError(
-            f"{folder} holds a model of type {model_type!r}, none of layerfuse's: {valid}"
-        )
-    # transformers would fill in what is missing, and make a model of some other encoder and LLM.
-    missing = [key for key in NEEDED_SETTINGS if not settings.get(key)]
-    if missing:
-        raise LayerfuseError(
-            f"{file} is damaged: it lacks {', '.join(missing)}. Copy the model's folder again"
-        )
-    return settings
-
-
-def load_answerer(folder: Path, dtype: str | None = None) -> Answerer:
-    """Load the model in a folder, on this process's device.
-
-    Args:
-        folder: that of a trained model.
-        dtype: of its arithmetic, `float32` or `bfloat16`; None is that in which it was saved.
-
-    Returns:
-        The model, ready to be asked.
-
-    Raises:
-        LayerfuseError: if the folder holds no model, one of another type, or damaged files.
-    """
-    model_settings(folder)
-    # The processor first: it is read in a moment, while a large model loads for minutes.
-    processor = _load_processor(folder)
-    model = _load_model(folder)
-    if dtype is not None:
-        cast(model, DTYPES[dtype])
-    return Answerer(model.to(device()).eval(), processor)
-
-
-# Any: transformers types what it loads for its own classes only
-def _load_model(folder: Path) -> Any:
-    """The model in a folder.
-
-    Raises:
-        LayerfuseError: its files are damaged.
-    """
-    model_class: Any = FusionVLM
-    try:
-        model, report = model_class.from_pretrained(folder, output_loading_info=True)
-    except LayerfuseError:
-        raise
-    except (*DAMAGE, RuntimeError) as error:
-        raise _damaged("model", folder, error) from error
-    # transformers draws weights that a file lacks at random, and only says so.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise LayerfuseError(
-            f"cannot read the model in {folder}: {len(missing)} weights are missing, such as "
-            f"{missing[0]}. Copy the folder again, or train the arm again"
-        )
-    return model
-
-
-# Any: transformers types what it loads for its own classes only
-def _load_processor(folder: Path) -> Any:
-    """The processor of the model in a folder.
-
-    Raises:
-        LayerfuseError: its files are damaged.
-    """
-    tokenizer_file = folder / "tokenizer.json"
-    # transformers would try to convert tokenizers of other libraries, and ask for their packages.
-    if not tokenizer_file.is_file():
-        raise LayerfuseError(
-            f"cannot read the model in {folder}: it lacks tokenizer.json. Copy the folder again"
-        )
-    try:
-        Tokenizer.from_file(str(tokenizer_file))
-    # The library is written in Rust and raises Exception itself, no class of its own.
-    except Exception as error:
-        raise _damaged("tokenizer.json", folder, error) from error
-    processor_class: Any = Processor
-    try:
-        processor = processor_class.from_pretrained(folder)
-        # In its version for PIL images, as in training: by itself, transformers takes torchvision's
-        # where that is installed, which resizes otherwise.
-        processor.image_processor = load_image_processor(str(folder.absolute()))
-    except LayerfuseError:
-        raise
-    except DAMAGE as error:
-        raise _damaged("processor", folder, error) from error
-    return processor
-
-
-def _damaged(part: str, folder: Path, error: Exception) -> LayerfuseError:
-    """The message for a part of a saved model that cannot be read."""
-    return LayerfuseError(
-        f"cannot read the model in {folder}: its {part} is damaged or missing "
-        f"({type(error).__name__}: {error}). Copy the folder again, or train the arm again"
-    )
-
-
-def ask_model(folder: Path, image: Path, question: str, max_new_tokens: int) -> str:
-    """Ask the model in a folder one question about one picture.
-
-    Args:
-        folder: that of a trained model.
-        image: a picture's file.
-        question: what to ask.
-        max_new_tokens: longest answer, in tokens.
-
-    Returns:
-        The answer.
-
-    Raises:
-        LayerfuseError: the picture cannot be read, or the folder holds no model.
-    """
-    # The picture first: it is looked at in a moment, while a large model loads for minutes.
-    fault = Picture(str(image)).fault(whole=True)
-    if fault is not None:
-        raise LayerfuseError(fault)
-    # The answer is all that is asked for.
-    transformers_logging.disable_progress_bar()
-    return load_answerer(folder).ask([image], question, max_new_tokens)

@@ -78,15 +78,18 @@ class AskedModel:
     digest: str
 
     @classmethod
-    def of(cls, folder: Path, dtype: str | None = None) -> "AskedModel":
+    def of(
+        cls, folder: Path, dtype: str | None = None, *, batch_invariant: bool = True
+    ) -> "AskedModel":
         """Name the model in a folder.
 
         Args:
             folder: of a trained model.
             dtype: of its arithmetic; None is that in which it was saved.
+            batch_invariant: whether its answers do not depend on the batch.
 
         Returns:
-            Its folder, and the SHA-256 of the files that it is loaded from and of the dtype.
+            Its folder, and the SHA-256 of the files that it is loaded from and of how it answers.
 
         Raises:
             LayerfuseError: a file cannot be read.
@@ -95,6 +98,8 @@ class AskedModel:
         if dtype is not None:
             # answers in other numbers are other answers
             digest.update(f"{dtype}\n".encode())
+        if not batch_invariant:
+            digest.update(b"as batched\n")
         try:
             for file in sorted(folder.iterdir()):
                 if file.suffix not in MODEL_FILES or not file.is_file():
@@ -130,7 +135,8 @@ class Asked:
 
 _DIFFERENCES = {
     "benchmark": "to another benchmark",
-    "model": "of another model, of this one before it was trained again, or in another --dtype",
+    "model": "of another model, of this one before it was trained again, in another --dtype, or "
+    "with another --batch-invariant",
     "prompt": "to another prompt",
     "questions": "to other questions, or to the same about pictures of other names",
     "pictures": "to the same questions about other pictures",

@@ -14,8 +14,9 @@ from layerfuse.evaluate.answer_parsing import LETTERS
 from layerfuse.evaluate.asking import asked_question
 from layerfuse.evaluate.benchmarks import Benchmark, Item
 from layerfuse.evaluate.benchmarks.interface import JudgedItem
-from layerfuse.evaluate.likelihood import answer_likelihoods
+from layerfuse.evaluate.likelihood import AnswerLikelihood, answer_likelihoods
 from layerfuse.evaluate.metrics import closed_answer
+from layerfuse.evaluate.near_ties import by_itself
 from layerfuse.evaluate.questions import Question
 from layerfuse.evaluate.suites import Prompt
 from layerfuse.progress import Progress, silent
@@ -154,11 +155,19 @@ def _compare(
     for item in batch:
         asked += [asked_question(item, prompt, answer) for answer in possible[item.id]]
     measured = answer_likelihoods(answerer, asked, batch_size=batch_size, keep_impossible=True)
-    likelihoods = iter(measured)
     choices: list[Choice] = []
+    first = 0
     for item in batch:
         answers = possible[item.id]
-        totals = [next(likelihoods).total for _ in answers]
+        of_item = slice(first, first + len(answers))
+        first += len(answers)
+        likelihoods = measured[of_item]
+        if answerer.batch_invariant and _too_close(likelihoods):
+            with by_itself():
+                likelihoods = answer_likelihoods(
+                    answerer.alone(), asked[of_item], batch_size=1, keep_impossible=True
+                )
+        totals = [likelihood.total for likelihood in likelihoods]
         best = closed_answer(totals)
         chosen = ""
         if isfinite(totals[best]):
@@ -175,6 +184,18 @@ def _compare(
             )
         )
     return choices
+
+
+def _too_close(likelihoods: Sequence[AnswerLikelihood]) -> bool:
+    """Whether another batch might find another answer the likeliest."""
+    place = closed_answer([likelihood.total for likelihood in likelihoods])
+    best = likelihoods[place]
+    if not isfinite(best.total):
+        # None can be given, in any batch.
+        return False
+    lowest = best.total - best.reach
+    others = [*likelihoods[:place], *likelihoods[place + 1 :]]
+    return any(other.total + other.reach >= lowest for other in others)
 
 
 def judged_choices(

@@ -14,7 +14,7 @@ from layerfuse.data.lazy_records import Samples
 from layerfuse.data.lengths import Lengths, Limits, positions_of
 from layerfuse.data.sources import faults, load
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.answer_folder import (
     AnswerFolder,
     Asked,
@@ -24,6 +24,7 @@ from layerfuse.evaluate.answer_folder import (
 )
 from layerfuse.evaluate.averages import scored_by_likelihood, scores
 from layerfuse.evaluate.control_scores import answers_under
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.evaluate.predict import predict
 from layerfuse.evaluate.questions import Question, asked_alone, questions
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, write_records
@@ -188,6 +189,7 @@ def examine(
     *,
     cached: bool,
     dtype: Literal["float32", "bfloat16"] | None,
+    batch_invariant: bool = True,
     console: Console,
 ) -> Examination:
     """Ask a trained model every question of some data, and keep every answer as it comes.
@@ -198,6 +200,7 @@ def examine(
         folder: where the answers go; a run that was stopped goes on from them.
         cached: read the pictures' features from the cache, and keep there what it lacks.
         dtype: of the model's arithmetic; None is that in which it was saved.
+        batch_invariant: ask again alone what is too close to call.
         console: where progress is shown.
 
     Returns:
@@ -218,9 +221,10 @@ def examine(
         raise LayerfuseError("the data holds no question with an answer")
     # One bar is enough: that of the questions.
     transformers_logging.disable_progress_bar()
-    answerer = load_answerer(model, dtype)
+    answerer = load_answerer(model, dtype, batch_invariant=batch_invariant)
     _check_lengths(model, answerer, samples, evaluation)
-    kept = _answer_folder(folder, asked, evaluation, AskedModel.of(model, dtype))
+    asked_model = AskedModel.of(model, dtype, batch_invariant=batch_invariant)
+    kept = _answer_folder(folder, asked, evaluation, asked_model)
     with shown_progress(console) as progress:
         if cached:
             pictures = [picture for question in asked for picture in question.sample.pictures]
@@ -237,6 +241,7 @@ def evaluate(
     output: Path | None = None,
     cached: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    batch_invariant: bool = True,
     resamples: int = 2000,
     seed: int = 0,
     console: Console | None = None,
@@ -250,6 +255,7 @@ def evaluate(
             `evaluation/NAME` in the model's folder, where NAME is that of the data.
         cached: read the pictures' features from the cache, and keep there what it lacks.
         dtype: of the model's arithmetic; None is that in which it was saved.
+        batch_invariant: ask again alone what is too close to call.
         resamples: number of bootstrap resamples over pictures.
         seed: of the resampling.
         console: where to print; the terminal by default.
@@ -267,7 +273,13 @@ def evaluate(
         console = Console(quiet=not process.is_first)
     folder = output or model / "evaluation" / name_of(evaluation.data)
     answers = examine(
-        model, evaluation, folder, cached=cached, dtype=dtype, console=console
+        model,
+        evaluation,
+        folder,
+        cached=cached,
+        dtype=dtype,
+        batch_invariant=batch_invariant,
+        console=console,
     ).answers
     result = _model_scores(str(model), evaluation.data, answers, Bootstrap(resamples, seed))
     if process.is_first:

@@ -14,6 +14,7 @@ from layerfuse.data.collate import Collator, image_tokens
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.nan_logits import refuse_nan
+from layerfuse.evaluate.near_ties import reach
 from layerfuse.evaluate.questions import Question
 from layerfuse.fusion import Guidance
 from layerfuse.model.loss import next_tokens
@@ -30,11 +31,15 @@ class AnswerLikelihood:
         tokens: of the answer, its end among them.
         greedy: whether each of them is the likeliest where it stands, behind the prompt that
             generation starts from: greedy decoding then gives this answer and ends.
+        too_close: whether one of them might be the likeliest, or not, in another batch.
+        reach: how far another batch may move the total, in nats.
     """
 
     total: float
     tokens: int
     greedy: bool
+    too_close: bool = False
+    reach: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -155,12 +160,21 @@ def _batch_likelihoods(
     rows, _ = compared.nonzero(as_tuple=True)
     totals = log_probabilities.new_zeros(len(targets))
     totals.index_add_(0, rows, log_probabilities)
+    of_tokens = reach(logits, answerer.logits_dtype)
+    best, second = logits.topk(2).values.unbind(dim=1)
+    reaches = torch.zeros_like(totals).index_add_(0, rows, of_tokens)
     tokens = compared.sum(dim=1)
     likeliest = torch.zeros_like(tokens)
     likeliest.index_add_(0, rows, (logits.argmax(dim=1) == targets[compared]).to(tokens.dtype))
+    too_close = torch.zeros_like(tokens)
+    too_close.index_add_(0, rows, (best - second <= of_tokens).to(tokens.dtype))
     likelihoods: list[AnswerLikelihood] = []
     # Any: torch does not type lists of a tensor's values
-    of_rows: Any = torch.stack([tokens, likeliest], dim=1)
-    for total, (count, hits), same in zip(totals.cpu(), of_rows.tolist(), same_prompt, strict=True):
-        likelihoods.append(AnswerLikelihood(float(total), count, same and hits == count))
+    of_rows: Any = torch.stack([tokens, likeliest, too_close], dim=1)
+    of_totals: Any = torch.stack([totals, reaches], dim=1)
+    for (total, moved), (count, hits, close), same in zip(
+        of_totals.tolist(), of_rows.tolist(), same_prompt, strict=True
+    ):
+        is_greedy = same and hits == count
+        likelihoods.append(AnswerLikelihood(total, count, is_greedy, close > 0, moved))
     return likelihoods

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType  # pyright: ignore[reportMissingTyp
 from rich.console import Console
 
 from layerfuse.errors import LayerfuseError, short
-from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.likelihood import answer_likelihoods
 from layerfuse.evaluate.lmms_requests import (
     MODEL,
@@ -27,6 +27,7 @@ from layerfuse.evaluate.lmms_requests import (
     asked_in_messages,
     asked_of_text,
 )
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.evaluate.questions import Question
 from layerfuse.progress import Progress, shown_progress, silent
 
@@ -90,6 +91,8 @@ class LayerfuseModel(_LmmsEvalModel):
         pretrained: the folder of a trained model.
         batch_size: requests answered at once.
         device: where the model runs; the accelerator of this process by default.
+        batch_invariant: ask again alone what is too close to call; likelihoods that tasks compare
+            are those of the batch all the same.
         answerer: the model of the folder where it is loaded already.
 
     Raises:
@@ -101,6 +104,7 @@ class LayerfuseModel(_LmmsEvalModel):
         pretrained: str | Path,
         batch_size: int | str = 1,
         device: str | None = None,
+        batch_invariant: bool = True,
         answerer: Answerer | None = None,
     ) -> None:
         super().__init__()  # pyright: ignore[reportUnknownMemberType]
@@ -119,7 +123,9 @@ class LayerfuseModel(_LmmsEvalModel):
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
         # lmms-eval reads `pretrained=7` as a number.
-        self.answerer = answerer or load_answerer(Path(str(pretrained)))
+        self.answerer = answerer or load_answerer(
+            Path(str(pretrained)), batch_invariant=batch_invariant
+        )
         if device is not None:
             self.answerer.model.to(device)
 

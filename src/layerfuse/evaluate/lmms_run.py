@@ -68,6 +68,7 @@ def evaluate_lmms(
     output: Path | None = None,
     batch_size: int = 32,
     limit: int | None = None,
+    batch_invariant: bool = True,
     console: Console | None = None,
 ) -> Path:
     """Ask a trained model tasks of lmms-eval, and write what it scores.
@@ -84,6 +85,7 @@ def evaluate_lmms(
         output: where results and answers go. Default: `lmms` in the model's folder.
         batch_size: requests answered at once.
         limit: use only the first questions of each task.
+        batch_invariant: ask again alone what is too close to call.
         console: where to print; the terminal by default.
 
     Returns:
@@ -110,7 +112,12 @@ def evaluate_lmms(
             model_class = library.models.get_model(MODEL, selection.is_simple)
             # The weights are loaded once.
             answerer = None if loaded is None else loaded.answerer
-            loaded = model_class(pretrained=model, batch_size=batch_size, answerer=answerer)
+            loaded = model_class(
+                pretrained=model,
+                batch_size=batch_size,
+                batch_invariant=batch_invariant,
+                answerer=answerer,
+            )
             result = _simple_evaluate(
                 library, loaded, selection, name=str(model), folder=folder, limit=limit
             )

@@ -213,7 +213,9 @@ class _Passes:
         known: dict[str, GivenAnswer] = {}
         if likelihoods is not None:
             for question, likelihood in zip(self.asked, likelihoods, strict=True):
-                if likelihood.greedy and likelihood.tokens <= max_new_tokens:
+                # Another batch might say otherwise: generation asks such a question alone.
+                unsure = self.answerer.batch_invariant and likelihood.too_close
+                if likelihood.greedy and not unsure and likelihood.tokens <= max_new_tokens:
                     known[question.id] = _given(question, question.answer.strip(), 0.0)
         rows = self._pass(name, GivenAnswer, known, generate)
         return [rows[question.id].output for question in self.asked]

@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.answer_folder import AskedModel
 from layerfuse.evaluate.asking import answer_folder, ask_benchmark
 from layerfuse.evaluate.benchmarks import BENCHMARKS, Benchmark, Item
@@ -22,6 +22,7 @@ from layerfuse.evaluate.candidates import (
     judged_choices,
     possible_answers,
 )
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.evaluate.redrawing import clusters_of_items
 from layerfuse.evaluate.suite_scores import column_of, fill, print_columns, print_scores
 from layerfuse.evaluate.suites import Prompt, Suite, load_prompts
@@ -85,6 +86,7 @@ def evaluate_suite(
     likelihood: bool = False,
     cached: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    batch_invariant: bool = True,
     limit: int | None = None,
     console: Console | None = None,
 ) -> Path:
@@ -101,6 +103,7 @@ def evaluate_suite(
         likelihood: also let the model choose among the possible answers of closed questions.
         cached: read the pictures' features from the cache, and keep there what it lacks.
         dtype: of the model's arithmetic; None is that in which it was saved.
+        batch_invariant: ask again alone what is too close to call.
         limit: ask about so many questions of each benchmark, some of each of its groups; None asks
             all.
         console: where to print; the terminal by default.
@@ -127,7 +130,12 @@ def evaluate_suite(
     # One bar is enough: that of the questions.
     transformers_logging.disable_progress_bar()
     run = _SuiteRun(
-        suite, found, folder, AskedModel.of(model, dtype), batch_size, load_answerer(model, dtype)
+        suite,
+        found,
+        folder,
+        AskedModel.of(model, dtype, batch_invariant=batch_invariant),
+        batch_size,
+        load_answerer(model, dtype, batch_invariant=batch_invariant),
     )
     with shown_progress(console) as progress:
         if cached:

@@ -10,7 +10,8 @@ from transformers.utils import logging as transformers_logging
 
 from layerfuse.data.scenes import FAMILIES
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, load_answerer, model_settings
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.load_answerer import load_answerer, model_settings
 from layerfuse.evaluate.records import PREDICTIONS, AnswerRecord, read_records
 from layerfuse.explain.demo_paths import without_paths
 from layerfuse.progress import Progress, silent

@@ -15,8 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, model_settings
+from layerfuse.evaluate.answer import Answerer
 from layerfuse.evaluate.evaluation import Examination, examine
+from layerfuse.evaluate.load_answerer import model_settings
 from layerfuse.evaluate.predict import kinds_of
 from layerfuse.evaluate.questions import Question
 from layerfuse.evaluate.records import PREDICTIONS, write_records

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import LONGEST_ANSWER, load_answerer
+from layerfuse.evaluate.answer import LONGEST_ANSWER
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.explain.answer_figures import draw
 from layerfuse.explain.contributions import means_of_pictures, stored_means
 from layerfuse.explain.inspection import Inspection, inspect_reading, save

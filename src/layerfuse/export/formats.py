@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluate.answer import Answerer, load_answerer
+from layerfuse.evaluate.answer import Answerer
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.export.equality import check_equal
 from layerfuse.export.gguf_llava import FILE, LLM, write_gguf
 from layerfuse.export.hub import export_hub

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from layerfuse.data.feature_store import FeatureStore, cached_features
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import write_text
 from layerfuse.hardware import DTYPES
@@ -38,6 +40,7 @@ from layerfuse.model.pretrained import load_image_processor
 from layerfuse.progress import Progress, shown_progress, silent
 from layerfuse.vision.aspect_ratio import ImageAspectRatio
 from layerfuse.vision.encoder import Encoder, load_encoder
+from layerfuse.vision.features import Features
 from layerfuse.vision.picture import Picture
 
 MEASURES = tuple(TITLES)
@@ -98,6 +101,7 @@ def measure(
     batch_size: int = 16,
     seed: int = 0,
     unfinished: Path | None = None,
+    stores: Sequence[FeatureStore] | None = None,
     progress: Progress = silent,
 ) -> LayerStatistics:
     """Make one pass over the pictures through every encoder.
@@ -110,6 +114,7 @@ def measure(
         seed: draws the tokens.
         unfinished: file where sums are saved each minute; a killed pass continues from it if
             encoders, pictures and seed are the same.
+        stores: the cached features of all pictures, of each encoder; None encodes them.
         progress: told of every batch, in pictures.
 
     Returns:
@@ -133,16 +138,42 @@ def measure(
     # A resumed pass starts where it was saved
     progress(phase, statistics.done, len(pictures))
     saved = time.monotonic()
-    for names, pixels in batches(pictures, processors, batch_size, statistics.done):
-        features = []
-        for encoder, pixels_of_encoder in zip(encoders, pixels, strict=True):
-            features.append(encoder(pixels_of_encoder.to(device)))
-        statistics.add(features, names)
+    if stores is None:
+        all_features = _encoded(encoders, processors, pictures, batch_size, statistics.done)
+    else:
+        all_features = _read(stores, pictures, batch_size, statistics.done)
+    for names, features in all_features:
+        statistics.add([of_encoder.to(device) for of_encoder in features], names)
         progress(phase, statistics.done, len(pictures))
         if checkpoint is not None and time.monotonic() - saved > SAVE_SECONDS:
             checkpoint.save(statistics.state())
             saved = time.monotonic()
     return statistics
+
+
+def _encoded(
+    encoders: Sequence[Encoder],
+    processors: Sequence[Any],
+    pictures: Sequence[Picture],
+    batch_size: int,
+    start: int,
+) -> Iterator[tuple[list[str], list[Features]]]:
+    """Names of pictures, and their features by each encoder, batch by batch."""
+    device = next(encoders[0].parameters()).device
+    for names, pixels in batches(pictures, processors, batch_size, start):
+        features: list[Features] = []
+        for encoder, pixels_of_encoder in zip(encoders, pixels, strict=True):
+            features.append(encoder(pixels_of_encoder.to(device)))
+        yield names, features
+
+
+def _read(
+    stores: Sequence[FeatureStore], pictures: Sequence[Picture], batch_size: int, start: int
+) -> Iterator[tuple[list[str], list[Features]]]:
+    """The same from the cache."""
+    for begin in range(start, len(pictures), batch_size):
+        batch = pictures[begin : begin + batch_size]
+        yield [picture.name for picture in batch], [store.features(batch) for store in stores]
 
 
 def _key(
@@ -183,6 +214,7 @@ def similarity(
     dtype: str = "float32",
     image_aspect_ratio: ImageAspectRatio | None = None,
     seed: int = 0,
+    cached: bool = False,
     output: Path | None = None,
     console: Console | None = None,
 ) -> Path:
@@ -201,6 +233,8 @@ def similarity(
         image_aspect_ratio: what becomes of pictures that are no squares, as in a recipe; None: what
             the encoder's own files say.
         seed: draws the tokens.
+        cached: read the features of all layers from the cache of the studies, and keep there what
+            it lacks.
         output: folder of everything written; `look_folder(encoder)` by default.
         console: where tables are printed.
 
@@ -227,6 +261,11 @@ def similarity(
     make_folder(folder)
     unfinished = folder / "similarity.unfinished"
     with shown_progress(console) as progress:
+        stores = None
+        if cached:
+            stores = []
+            for one, processor in zip(encoders, processors, strict=True):
+                stores.append(_store_of(one, processor, pictures, batch_size, progress))
         statistics = measure(
             encoders,
             processors,
@@ -234,6 +273,7 @@ def similarity(
             batch_size=batch_size,
             seed=seed,
             unfinished=unfinished,
+            stores=stores,
             progress=progress,
         )
     settings = SimilaritySettings(
@@ -252,6 +292,25 @@ def similarity(
     )
     report = SimilarityReport(settings, describe(statistics, by, groups))
     return _publish(report, folder, unfinished, console)
+
+
+def _store_of(
+    encoder: Encoder,
+    processor: Any,
+    pictures: Sequence[Picture],
+    batch_size: int,
+    progress: Progress,
+) -> FeatureStore:
+    """The features of all pictures in the cache; raise LayerfuseError if one cannot be decoded."""
+
+    def load() -> Encoder:
+        # A copy: the store wants one on the CPU, and the encoder itself stays where it is.
+        return deepcopy(encoder).cpu()
+
+    store = cached_features(load, processor, pictures, batch_size=batch_size, progress=progress)
+    for reason in store.bad.values():
+        raise LayerfuseError(reason)
+    return store
 
 
 def _publish(report: SimilarityReport, folder: Path, unfinished: Path, console: Console) -> Path:

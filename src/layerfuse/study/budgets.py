@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
+from layerfuse.data.lazy_records import Samples
+from layerfuse.data.subset import draw_subsets
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluate.learning_status import ArmLearning, can_judge_gain, judge_learning
 from layerfuse.evaluate.records import RunRecord, read_runs
@@ -21,6 +23,7 @@ from layerfuse.recipe.schema import Recipe
 from layerfuse.study.looks import runs_by_look
 from layerfuse.study.plan import PlannedRun
 from layerfuse.study.training_status import BlindLosses, read_blind_losses
+from layerfuse.train.along import moments_of
 
 BUDGETS = "budgets.json"
 """What each budget gave, in the study's folder."""
@@ -168,21 +171,26 @@ def refuse_auto_steps(recipe: Recipe) -> None:
     )
 
 
-def refuse_undecidable(recipe: Recipe, blind_losses: BlindLosses) -> None:
+def refuse_undecidable(
+    recipe: Recipe, blind_losses: BlindLosses, samples: Mapping[str, Samples]
+) -> None:
     """Refuse a study with `steps: auto` that could not tell when its arms are settled.
 
     Args:
         recipe: of the study.
         blind_losses: of each stage the loss of one who does not look; None for free text.
+        samples: of each stage.
 
     Raises:
         LayerfuseError: the last stage teaches free text, and validation data are missing or are
             answered at the wrong times.
     """
     stage = recipe.last_stage
-    if recipe.step_rule is None or blind_losses.get(stage):
+    rule = recipe.step_rule
+    if rule is None or blind_losses.get(stage):
         return
     if can_judge_gain(recipe.evaluate.shares):
+        _refuse_short_stage(recipe, rule.first, samples)
         return
     advice = "give validation data (evaluate.validation)"
     if recipe.evaluate.validation is not None:
@@ -195,6 +203,23 @@ def refuse_undecidable(recipe: Recipe, blind_losses: BlindLosses) -> None:
         f"answers of {stage} are free text, of which too few come often enough to judge training "
         f"losses by, and there is no accuracy along training in their place; {advice}, or give "
         "steps as a number"
+    )
+
+
+def _refuse_short_stage(recipe: Recipe, steps: int, samples: Mapping[str, Samples]) -> None:
+    """Raise LayerfuseError if the last stage is so short, with these steps, that no share of
+    training from which its gain could be told lies within it."""
+    stage = recipe.last_stage
+    trained = draw_subsets(samples, recipe.subsets, seed=0)
+    moments = moments_of(recipe.of_steps(steps), trained, recipe.evaluate.shares)
+    within = [moment.share for moment in moments if moment.stage == stage]
+    if can_judge_gain(within):
+        return
+    raise LayerfuseError(
+        f"stages.{stage}.steps: auto cannot tell when the arms have learned what they can: with "
+        f"the first {steps} steps {stage} is so small a part of all training that of "
+        f"evaluate.at {recipe.evaluate.shares} no share from 0.5 to 0.9 lies within it; add a "
+        "later share, such as 0.9, raise auto_steps.first, or give steps as a number"
     )
 
 

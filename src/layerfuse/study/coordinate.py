@@ -271,7 +271,7 @@ def _do(
     with LiveTable(first_run_names(recipe), console or Console()) as table:
         # Before the folder is made: a recipe that is refused leaves nothing behind.
         checked = load_checked(recipe, table.step)
-        refuse_undecidable(recipe, checked.blind_losses)
+        refuse_undecidable(recipe, checked.blind_losses, checked.usable.train)
         pictures = pictures_of(checked.usable.by_label().values())
         picture_digests = digests_of(pictures, table.step)
         if needs_intervals:

@@ -23,8 +23,8 @@ FOR_SMALL_STEPS = {
     # 1,700 of them, and would make them twice with room for the 1,024 that it keeps by itself.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
 }
-"""Environment variables that make short training steps on a CPU faster, where the user has set none:
-the first two by a tenth of a step, the last by a twentieth of all runs but the first."""
+"""Environment variables that make short training steps on a CPU faster, where the user has set
+none: the first two by a tenth of a step, the last by a twentieth of all runs but the first."""
 INTERPRETER_BYTES = 700_000_000
 """Python with torch, transformers and peft, measured."""
 TRAINING_BYTES = 12

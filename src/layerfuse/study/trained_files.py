@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from layerfuse.evaluate.answer import load_answerer
+from layerfuse.evaluate.load_answerer import load_answerer
 from layerfuse.files import write_text
 from layerfuse.recipe.schema import Recipe
 from layerfuse.train.arm import Trained
