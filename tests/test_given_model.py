@@ -13,7 +13,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.fusion import FUSIONS
 from tests import tiny
 from tests.random_prompts import prompts
-from tests.stock_folders import stock
+from tests.stock_folders import save_stock, stock
 
 EXACT: dict[str, tuple[Any, dict[str, Any]]] = {
     "single": ([3], {}),
@@ -304,3 +304,21 @@ def test_all_of_it_is_on_the_device_of_the_given_model() -> None:
     model = FusionVLM.from_vlm(given.to("meta"), [1, 3, 4], {"name": "concat"})
     on_devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     assert on_devices == {"meta"}
+
+
+@pytest.mark.parametrize("token", [-1, 5000])
+def test_an_image_token_outside_the_vocabulary_is_refused(token: int) -> None:
+    with pytest.raises(
+        LayerfuseError, match=rf"\(image_token_index\) is {token}, .* valid are 0 to"
+    ):
+        FusionVLM.from_vlm(stock(image_token_index=token), [1, 3], {"name": "concat"})
+
+
+def test_a_folder_with_another_file_of_the_same_weights_is_refused(tmp_path: Path) -> None:
+    save_stock(tmp_path)
+    (tmp_path / "model-extra.safetensors").write_bytes(
+        (tmp_path / "model.safetensors").read_bytes()
+    )
+
+    with pytest.raises(LayerfuseError, match=r"model-extra.safetensors and model.safetensors both"):
+        FusionVLM.from_vlm(tmp_path, [1, 3], {"name": "concat"})

@@ -247,3 +247,33 @@ def test_a_damaged_report_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(LayerfuseError, match=r"similarity\.json is damaged .*: delete it"):
         read_report(file, SimilarityReport.from_json)
+
+
+def test_features_of_the_cache_give_the_same_numbers(
+    folder: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are encoded once: a second pass opens no picture."""
+    monkeypatch.setenv("LAYERFUSE_HOME", str(folder / "home"))
+    settings: dict[str, Any] = {
+        "images": str(folder / "in"),
+        "batch_size": 2,
+        "console": Console(quiet=True),
+    }
+
+    def found(name: str, cached: bool) -> dict[str, Any]:
+        file = verb.similarity(
+            str(folder / "clip"), output=folder / name, cached=cached, **settings
+        )
+        return json.loads(file.read_text())
+
+    plain = found("plain", cached=False)
+    opened.clear()
+    first = found("first", cached=True)
+    assert len(opened) == 7
+    opened.clear()
+    second = found("second", cached=True)
+
+    assert opened == []
+    assert second == first
+    for numbers in ("cosine", "cka_tokens", "cka_images", "entropy", "dimension"):
+        np.testing.assert_allclose(first[numbers], plain[numbers], rtol=1e-3)

@@ -1,5 +1,6 @@
 """`start_from` of a recipe: every arm begins as a model that somebody trained."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,24 @@ def test_the_first_token_that_a_stock_tokenizer_adds_is_written_by_the_template(
     inputs = own.inputs([[{"role": "user", "content": "a"}]])
 
     assert inputs["input_ids"][0, :2].tolist() == [1, *own.tokenizer("U").input_ids]
+
+
+def test_another_image_token_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
+    """Its pictures would stand at other places than the model reads them at."""
+    folder = tmp_path / "given"
+    save_stock(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["image_token_index"] = 9
+    (folder / "config.json").write_text(json.dumps(settings))
+
+    with pytest.raises(LayerfuseError, match=r"image_token_index of .* is 9, .* set both to"):
+        given_parts(str(folder), lambda text: None)
+
+
+def test_overlapping_files_of_a_given_model_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    save_stock(folder)
+    (folder / "model-extra.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+
+    with pytest.raises(LayerfuseError, match="the shards overlap"):
+        given_parts(str(folder), lambda text: None)

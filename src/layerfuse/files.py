@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
+from safetensors import SafetensorError
 
 from layerfuse.errors import LayerfuseError
 
@@ -52,8 +54,14 @@ def refuse_filled(folder: Path) -> None:
     """Raise LayerfuseError for a folder to be written that holds something already.
 
     Args:
-        folder: may exist if it is empty.
+        folder: may exist if it is empty. The current one is refused: a new folder takes its place,
+            and whoever stands in the old one would see nothing.
     """
+    if folder.resolve() == Path.cwd():
+        raise LayerfuseError(
+            f"{folder} is the current folder, which cannot be replaced: give another --output, "
+            "such as a new folder in it"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LayerfuseError(f"{folder} is there already: remove it, or give another --output")
 
@@ -73,14 +81,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         LayerfuseError: the folder holds something, the disk is full, or it may not be written.
     """
     refuse_filled(folder)
-    unfinished = folder.with_name(folder.name + ".tmp")
+    # a link to a folder is kept, and a name such as `a/..` has a last part
+    folder = folder.resolve()
+    # a name that nothing else has; what stands beside the folder is not ours
+    unfinished = folder.with_name(f"{folder.name}.{uuid4().hex}.tmp")
     try:
-        # left by a process that was killed
-        shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
         unfinished.replace(folder)
-    except OSError as error:
+    # SafetensorError: weights that could not be written
+    except (OSError, SafetensorError) as error:
         raise LayerfuseError(f"cannot write {folder}: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -178,7 +178,8 @@ function render() {
   if (state.textContent !== told) state.textContent = told;
 
   // Words are made once for an answer, or a pointer on one would lose it.
-  const key = seen.words ? `${column.question}\n${seen.seconds}\n${column.text}` : null;
+  // By all that they show: another picture may get the same answer in the same time.
+  const key = seen.words ? JSON.stringify([column.question, column.text, seen.words]) : null;
   if (key === null) {
     text.textContent = column.text;
     written = null;
@@ -188,8 +189,9 @@ function render() {
   }
   seenBox.hidden = !seen.words;
   part("mapped").hidden = !seen.maps;
-  if (seen.maps && mapped !== key) {
-    mapped = key;
+  const maps = seen.maps ? JSON.stringify(seen.maps) : null;
+  if (seen.maps && mapped !== maps) {
+    mapped = maps;
     slider.max = String(seen.maps.length - 1);
     slider.value = "0";
     part("map").style.setProperty("--shape", `${seen.grid[1]} / ${seen.grid[0]}`);

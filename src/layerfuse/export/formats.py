@@ -54,7 +54,9 @@ def export(
             nothing is written then.
     """
     if output is None:
-        output = model.with_name(f"{model.name}-{to}")
+        # the last part of `.` is no name
+        whole = model.resolve()
+        output = whole.with_name(f"{whole.name}-{to}")
     if class_token_first and to != "gguf":
         raise LayerfuseError(f"class_token_first is for gguf alone, not for {to}: leave it out")
     # before a model is loaded, which may take minutes

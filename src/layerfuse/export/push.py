@@ -1,6 +1,7 @@
 """`layerfuse push`: an exported folder to a hub, or the list of what would go there."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from layerfuse.errors import LayerfuseError
@@ -24,10 +25,15 @@ def push(
         A line for each file, with its size, and the address where it is or would be.
 
     Raises:
-        LayerfuseError: the folder is none of `layerfuse export`, the name is none, or the hub
-            refuses; with its reason.
+        LayerfuseError: the folder is none of `layerfuse export`, or of `--to gguf`, the name is
+            none, or the hub refuses; with its reason.
     """
     missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing and any(folder.glob("*.gguf")):
+        raise LayerfuseError(
+            f"{folder} holds an export `--to gguf`, and layerfuse pushes those `--to llava` and "
+            f"`--to hub`: send it by `hf upload {repository} {quote(str(folder))} --private`"
+        )
     if missing:
         raise LayerfuseError(
             f"{folder} lacks {', '.join(missing)}: give a folder that `layerfuse export` wrote"

@@ -1,12 +1,15 @@
 """A multimodal LLM that somebody trained, taken apart: its encoder, its LLM and its projector."""
 
+import struct
+import zipfile
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -23,11 +26,24 @@ from layerfuse.fusion.flat_projector import FlatProjector
 from layerfuse.local_models.configuration import REFUSALS, read_config
 from layerfuse.model.config import FusionConfig, configure
 from layerfuse.model.vlm import FusionVLM
-from layerfuse.vision.encoder import Encoder, vision_config_of
+from layerfuse.vision.encoder import Encoder, refuse_other_shapes, vision_config_of
 from layerfuse.vision.selection import LayerSpec, resolve_layer
 from layerfuse.vision.towers import family_of
 
 StockLlava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+"""files of a whole model, in the order in which they are looked for"""
+UNREADABLE = (
+    OSError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    SafetensorError,
+    UnpicklingError,
+    struct.error,
+    *REFUSALS,
+)
+"""what safetensors, torch and transformers raise for files of weights that are damaged"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,25 @@ def take_apart(model: PreTrainedModel) -> GivenModel:
 
     Raises:
         LayerfuseError: for other models, and parts that layerfuse does not know; with the reason.
+    """
+    parts = _parts_of(model)
+    # Any: LLMs share no type that says what their embeddings are
+    embeddings: Any = parts.language_model.get_input_embeddings()
+    rows = len(embeddings.weight)
+    if not 0 <= parts.image_token_id < rows:
+        raise LayerfuseError(
+            f"the image token of the given model (image_token_index) is {parts.image_token_id}, "
+            f"and its LLM has {rows:,} rows of embeddings: valid are 0 to {rows - 1}. Set the one "
+            "that it was trained with"
+        )
+    return parts
+
+
+def _parts_of(model: PreTrainedModel) -> GivenModel:
+    """The parts of a model, whose image token need not be in its vocabulary.
+
+    Raises:
+        LayerfuseError: for other models, and parts that layerfuse does not know.
     """
     if isinstance(model, FusionVLM):
         language_model = _twin(model.language_model)
@@ -214,7 +249,8 @@ def load_given(name: str, dtype: torch.dtype | Literal["auto"]) -> PreTrainedMod
         dtype: the dtype of its weights; `auto` is that in which they are stored.
 
     Raises:
-        LayerfuseError: if it cannot be found, is of another type, or lacks weights.
+        LayerfuseError: if it cannot be found, is of another type, lacks weights, has some of other
+            shapes than its configuration describes, or one in two files.
     """
     config = read_config(name, "multimodal model")
     # Any: transformers types what it loads for its own classes only
@@ -224,10 +260,18 @@ def load_given(name: str, dtype: torch.dtype | Literal["auto"]) -> PreTrainedMod
             f"cannot add layers to {name}: its type is {config.model_type!r}; valid: "
             f"{', '.join(GIVEN_CLASSES)}"
         )
+    refuse_overlaps(Path(name))
     try:
-        model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    except (OSError, SafetensorError, UnpicklingError, *REFUSALS) as error:
+        model, report = model_class.from_pretrained(
+            name,
+            dtype=dtype,
+            output_loading_info=True,
+            # they are refused below, where they can be named
+            ignore_mismatched_sizes=True,
+        )
+    except UNREADABLE as error:
         raise LayerfuseError(f"cannot read the model {name}: {error}") from error
+    refuse_other_shapes(name, config.model_type, report)
     # Older versions saved what is computed.
     computed = ("rotary_emb.inv_freq", "position_ids")
     strange = [name for name in sorted(report["unexpected_keys"]) if not name.endswith(computed)]
@@ -243,6 +287,78 @@ def load_given(name: str, dtype: torch.dtype | Literal["auto"]) -> PreTrainedMod
             f"{name} holds no whole model: {len(missing)} weights are missing, such as {missing[0]}"
         )
     return model.eval()
+
+
+def refuse_overlaps(folder: Path) -> None:
+    """Refuse files of weights of which two hold the same tensor: transformers would take one.
+
+    Args:
+        folder: of a model of transformers. One that is not there holds none.
+
+    Raises:
+        LayerfuseError: two do, or one of several cannot be read; naming them.
+    """
+    for pattern in WEIGHTS:
+        files = sorted(folder.glob(pattern))
+        if not files:
+            continue
+        holds: dict[str, Path] = {}
+        # one file alone is left to the loader
+        for file in files if len(files) > 1 else []:
+            for name in _names_in(file):
+                if name in holds:
+                    raise overlap(holds[name], file, name)
+                holds[name] = file
+        # those of the other format are not read beside these
+        return
+
+
+def overlap(first: Path, second: Path, name: str) -> LayerfuseError:
+    """The error for a tensor that two files hold.
+
+    Args:
+        first: one of them.
+        second: the other.
+        name: of the tensor.
+    """
+    return LayerfuseError(
+        f"{first.name} and {second.name} both hold {name!r}: the shards overlap, perhaps those of "
+        f"two models in one folder. Leave those of one model in {second.parent}"
+    )
+
+
+def _names_in(file: Path) -> list[str]:
+    """The names of the tensors of a file; never is code of it run.
+
+    Raises:
+        LayerfuseError: it cannot be read.
+    """
+    # Any: safetensors does not annotate what it opens
+    open_tensors: Any = safe_open
+    try:
+        if file.suffix == ".safetensors":
+            with open_tensors(file, framework="pt") as opened:
+                return [*opened.keys()]
+        return [*map(str, load_pytorch(file))]
+    except UNREADABLE as error:
+        raise LayerfuseError(
+            f"cannot read the model in {file.parent}: is {file.name} cut off? {error}"
+        ) from error
+
+
+# Any: whatever was saved
+def load_pytorch(file: Path) -> Any:
+    """The content of a file of PyTorch; never is code of it run.
+
+    Args:
+        file: an archive, or a file of an old version, which is none.
+
+    Raises:
+        Exception: one of `UNREADABLE`; it is damaged, or holds more than tensors.
+    """
+    # Files of old versions of PyTorch cannot be mapped into memory.
+    mapped = zipfile.is_zipfile(file)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def add_layers(model: PreTrainedModel, layers: LayerSpec, fusion: dict[str, Any]) -> FusionVLM:

@@ -109,6 +109,7 @@ def _write_parts(given: str, folder: Path) -> None:
     model = load_given(given, "auto")
     parts = take_apart(model)
     processor, template = load_given_processor(given)
+    refuse_other_image_token(given, parts.image_token_id, processor)
     # Any: transformers types what saves by no class that says what it takes
     encoder_parts: list[Any] = [parts.tower, parts.vision_config, processor.image_processor]
     language_model: Any = parts.language_model
@@ -167,6 +168,27 @@ def load_given_processor(given: str) -> tuple[Any, str | None]:
     if isinstance(processor, Processor):
         return processor, processor.chat.template
     return processor, given_template(processor)
+
+
+# Any: processors of transformers share no type that says what they have
+def refuse_other_image_token(given: str, image_token_id: int, processor: Any) -> None:
+    """Refuse a model whose tokenizer marks pictures by another token than it reads them at.
+
+    Args:
+        given: folder or hub id of the model.
+        image_token_id: of the model.
+        processor: of the same folder, as `load_given_processor` gives it.
+
+    Raises:
+        LayerfuseError: the two differ.
+    """
+    token = processor.image_token
+    token_id = processor.tokenizer.convert_tokens_to_ids(token)
+    if token_id != image_token_id:
+        raise LayerfuseError(
+            f"image_token_index of {given} is {image_token_id}, and the id of {token!r} in its "
+            f"tokenizer {token_id}: set both to the token that it was trained with"
+        )
 
 
 def _at_base_resolution(settings: dict[str, Any]) -> Any:

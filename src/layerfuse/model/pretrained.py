@@ -34,6 +34,7 @@ from layerfuse.model.config import FusionConfig
 from layerfuse.model.first_blocks import cut_config
 from layerfuse.model.processor import Processor
 from layerfuse.vision.aspect_ratio import ImageAspectRatio
+from layerfuse.vision.encoder import refuse_other_shapes
 from layerfuse.vision.towers import patch_side
 
 NameOrConfig = str | PreTrainedConfig
@@ -143,7 +144,8 @@ def load_llm(
         blocks: load so many of its first blocks, with its final norm and head; None loads all.
 
     Raises:
-        LayerfuseError: if the LLM cannot be found, lacks weights, or cannot be cut.
+        LayerfuseError: if the LLM cannot be found, lacks weights, has some of other shapes than
+            its configuration describes, or cannot be cut.
     """
     options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation is not None:
@@ -162,10 +164,13 @@ def load_llm(
                 model, report = auto_model.from_pretrained(
                     resolve(llm),
                     output_loading_info=True,
+                    # they are refused below, where they can be named
+                    ignore_mismatched_sizes=True,
                     **options,
                 )
-        except (OSError, SafetensorError, UnpicklingError) as error:
+        except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise LayerfuseError(f"cannot read the LLM {llm}: {error}") from error
+        refuse_other_shapes(llm, model.config.model_type, report)
         # transformers makes up what a checkpoint lacks, and only says so
         missing = sorted(report["missing_keys"])
         if missing:

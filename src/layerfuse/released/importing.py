@@ -19,7 +19,7 @@ from layerfuse.files import refuse_filled, whole_folder
 from layerfuse.model.chat_template import IMAGE_TOKEN
 from layerfuse.model.config import configure
 from layerfuse.model.given_model import add_layers, load_given, take_apart
-from layerfuse.model.given_parts import load_given_processor
+from layerfuse.model.given_parts import load_given_processor, refuse_other_image_token
 from layerfuse.model.pretrained import (
     add_image_token,
     load_image_processor,
@@ -37,7 +37,7 @@ from layerfuse.released.language_model import (
     merge_adapter,
 )
 from layerfuse.released.layouts import LAYOUTS, Around, ReleasedLayout, reordered
-from layerfuse.released.tensors import Checkpoint, read_checkpoint, refuse_overlaps
+from layerfuse.released.tensors import Checkpoint, read_checkpoint
 from layerfuse.vision.encoder import Encoder, load_tower, load_vision_config
 from layerfuse.vision.towers import patch_side
 
@@ -53,6 +53,8 @@ IGNORED = {
     "model.sentence_embedder.": "the sentence encoder is loaded from its own folder",
 }
 """tensors without a place here, by the end or the beginning of their names, and why"""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""in which weights are stored"""
 PROMPTS = {"llama": "vicuna_v1"}
 """the chat templates of LLaVA-1.5, by the type of the LLM; they stand in its code"""
 
@@ -133,8 +135,6 @@ def _from_stock(name: str, elsewhere: Elsewhere) -> tuple[FusionVLM, Processor, 
     ):
         if value is not None:
             raise LayerfuseError(f"a model of {STOCK} holds all its parts: leave {option} out")
-    if Path(name).is_dir():
-        refuse_overlaps(Path(name))
     given = load_given(name, "auto")
     # Any: transformers' configs declare no common field
     config: Any = given.config
@@ -154,16 +154,7 @@ def _from_stock(name: str, elsewhere: Elsewhere) -> tuple[FusionVLM, Processor, 
     untyped: Any = model
     untyped.to(given.dtype)
     given_processor, template = load_given_processor(name)
-    token = given_processor.image_token
-    token_id = given_processor.tokenizer.convert_tokens_to_ids(token)
-    # Any: LLMs share no type that says what their embeddings are
-    embeddings: Any = model.get_input_embeddings()
-    rows = len(embeddings.weight)
-    if token_id != model.config.image_token_id or not 0 <= token_id < rows:
-        raise LayerfuseError(
-            f"image_token_index of {name} is {model.config.image_token_id}, the id of {token!r} in "
-            f"its tokenizer {token_id}, and its LLM has {rows:,} rows of embeddings"
-        )
+    refuse_other_image_token(name, model.config.image_token_id, given_processor)
     processor = Processor(
         given_processor.image_processor,
         given_processor.tokenizer,
@@ -204,10 +195,10 @@ def _from_release(
         raise LayerfuseError("this checkpoint reads no sentences: leave --sentence-encoder out")
     sorted_names = _sort(checkpoint, known)
     _check_sentences(known)
+    dtype = _dtype_of(checkpoint, sorted_names)
 
     tokenizer = load_tokenizer(elsewhere.base or str(folder))
     image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
-    dtype = next(iter(checkpoint.tensors.values())).dtype
     if elsewhere.base is None:
         llm = build_llm(checkpoint, text, sorted_names.used["LLM"])
         dtype = llm.dtype
@@ -349,6 +340,27 @@ def _sort(checkpoint: Checkpoint, layout: ReleasedLayout) -> Imported:
     return Imported(used, ignored, [], {}, list(layout.notes))
 
 
+def _dtype_of(checkpoint: Checkpoint, imported: Imported) -> torch.dtype:
+    """The dtype of the first of the tensors that are loaded.
+
+    Raises:
+        LayerfuseError: none is loaded, or one is of a dtype that no model computes in.
+    """
+    dtypes: list[torch.dtype] = []
+    for names in imported.used.values():
+        for name in names:
+            dtype = checkpoint.tensors[name].dtype
+            if dtype not in DTYPES:
+                raise LayerfuseError(
+                    f"{name} of {checkpoint.files[name]} is in {dtype}; valid: "
+                    f"{', '.join(map(str, DTYPES))}. Give a checkpoint that is not quantized"
+                )
+            dtypes.append(dtype)
+    if not dtypes:
+        raise LayerfuseError(f"{checkpoint.folder} holds no weights that are loaded")
+    return dtypes[0]
+
+
 def _reason_to_ignore(name: str) -> str | None:
     """Why a tensor is not loaded; None for those that are."""
     for part, reason in IGNORED.items():
@@ -394,7 +406,15 @@ def _tower(
         untyped_config.save_pretrained(folder)
         untyped_save: Any = safetensors.torch
         untyped_save.save_file(own, Path(folder) / "model.safetensors", {"format": "pt"})
-        tower = load_tower(folder, cut, dtype)
+        try:
+            tower = load_tower(folder, cut, dtype)
+        except LayerfuseError as error:
+            # the folder is gone when this is read
+            reason = str(error).replace(folder, str(checkpoint.folder))
+            raise LayerfuseError(
+                f"the encoder in {checkpoint.folder} is none as {encoder} describes: {reason}. "
+                "Give the encoder that it was trained with by --encoder"
+            ) from error
     known = {*tower.state_dict()}
     strange = [name for name in own if name.removeprefix("vision_model.") not in known]
     if strange:
@@ -434,9 +454,6 @@ def _fill_fusion(
     for name in names:
         tensor = checkpoint.tensors[name]
         ours = _name_here(name, layout.names)
-        if ours == "projector.linear_1.weight" and layout.input_order:
-            width = tensor.shape[1] // len(layout.input_order)
-            tensor = tensor[:, reordered(layout.input_order, width)]
         parameter = waiting.pop(ours, None)
         if parameter is None:
             raise LayerfuseError(
@@ -448,6 +465,9 @@ def _fill_fusion(
                 f"{name} of {checkpoint.folder} is {list(tensor.shape)}; with this encoder and LLM "
                 f"it is {list(parameter.shape)}"
             )
+        if ours == "projector.linear_1.weight" and layout.input_order:
+            width = tensor.shape[1] // len(layout.input_order)
+            tensor = tensor[:, reordered(layout.input_order, width)]
         parameter.copy_(tensor)
     if waiting:
         raise LayerfuseError(

@@ -3,23 +3,19 @@
 import json
 import pickle
 import re
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from layerfuse.errors import LayerfuseError, short
+from layerfuse.model.given_model import UNREADABLE, WEIGHTS, load_pytorch, overlap
 
 SETTINGS = "config.json"
 ADAPTER = "adapter_config.json"
-_WHOLE_MODEL = ("model*.safetensors", "pytorch_model*.bin")
-"""files of a whole model, in the order in which they are looked for"""
 _ADDED = ("mm_projector*.bin", "ucross.bin", "non_lora_trainables.bin")
 """files with what was trained beside an LLM that is elsewhere"""
 
@@ -32,6 +28,7 @@ class Checkpoint:
         folder: of the files.
         settings: the content of its config.json.
         tensors: by their names, without the prefixes of PEFT.
+        files: that hold them, by the same names.
         is_whole: whether the LLM is among them; else it has to be given.
         has_adapter: whether a LoRA adapter of the LLM lies beside them.
         beside: names of files beside a whole model that hold a part of one; they are not read.
@@ -40,6 +37,7 @@ class Checkpoint:
     folder: Path
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
+    files: dict[str, Path]
     is_whole: bool
     has_adapter: bool
     beside: list[str]
@@ -77,17 +75,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     settings = _read_settings(folder)
     has_adapter = (folder / ADAPTER).is_file()
     if not has_adapter:
-        for pattern in _WHOLE_MODEL:
+        for pattern in WEIGHTS:
             files = sorted(folder.glob(pattern))
             if files:
                 _check_index(folder, pattern, files)
                 beside = [file.name for file in _added_files(folder)]
-                return Checkpoint(folder, settings, _read_files(files), True, False, beside)
+                return Checkpoint(folder, settings, *_read_files(files), True, False, beside)
     files = _added_files(folder)
     if not files:
-        wanted = ", ".join((*_WHOLE_MODEL, *_ADDED))
+        wanted = ", ".join((*WEIGHTS, *_ADDED))
         raise LayerfuseError(f"{folder} holds no weights; expected is one of {wanted}")
-    return Checkpoint(folder, settings, _read_files(files), False, has_adapter, [])
+    return Checkpoint(folder, settings, *_read_files(files), False, has_adapter, [])
 
 
 def _added_files(folder: Path) -> list[Path]:
@@ -96,33 +94,6 @@ def _added_files(folder: Path) -> list[Path]:
     for pattern in _ADDED:
         files += sorted(folder.glob(pattern))
     return files
-
-
-def refuse_overlaps(folder: Path) -> None:
-    """Raise LayerfuseError for shards of safetensors of which two hold the same tensor.
-
-    Args:
-        folder: of a model of transformers, which itself takes the last of them.
-    """
-    holds: dict[str, Path] = {}
-    for file in sorted(folder.glob(_WHOLE_MODEL[0])):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                names: list[str] = [*opened.keys()]
-        except (OSError, SafetensorError) as error:
-            raise LayerfuseError(f"cannot read {file}; is it cut off? {error}") from error
-        for name in names:
-            if name in holds:
-                raise _overlap(holds[name], file, name)
-            holds[name] = file
-
-
-def _overlap(first: Path, second: Path, name: str) -> LayerfuseError:
-    """The error for a tensor that two files hold."""
-    return LayerfuseError(
-        f"{first.name} and {second.name} both hold {name!r}: the shards overlap, perhaps those of "
-        "two models in one folder"
-    )
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -160,19 +131,25 @@ def _check_index(folder: Path, pattern: str, files: list[Path]) -> None:
                     raise LayerfuseError(f"{folder} lacks the shard {name}")
     for index in sorted(folder.glob(f"*{Path(pattern).suffix}.index.json")):
         try:
-            named: Any = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+            named: dict[Any, Any] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LayerfuseError(f"cannot read {index}: {error}") from error
+        for name, shard in named.items():
+            if not isinstance(shard, str):
+                raise LayerfuseError(
+                    f"cannot read {index}: {short(name)} is in {short(shard)}; the name of a file "
+                    "is expected"
+                )
         missing = sorted({*named.values()} - there)
         if missing:
             raise LayerfuseError(f"{index} names shards that are not there: {', '.join(missing)}")
 
 
-def _read_files(files: Iterable[Path]) -> dict[str, Tensor]:
-    """The tensors of several files.
+def _read_files(files: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, Path]]:
+    """The tensors of several files, and the files that hold them.
 
     Raises:
-        LayerfuseError: a file cannot be read, or two hold the same tensor.
+        LayerfuseError: a file cannot be read, two hold the same tensor, or none holds any.
     """
     tensors: dict[str, Tensor] = {}
     holds: dict[str, Path] = {}
@@ -180,10 +157,14 @@ def _read_files(files: Iterable[Path]) -> dict[str, Tensor]:
         for written, tensor in _read_file(file).items():
             name = _without_peft(written)
             if name in holds:
-                raise _overlap(holds[name], file, name)
+                raise overlap(holds[name], file, name)
             holds[name] = file
             tensors[name] = tensor
-    return tensors
+    if not tensors:
+        raise LayerfuseError(
+            f"{', '.join(map(str, files))}: no tensor is in there; was the checkpoint saved whole?"
+        )
+    return tensors, holds
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -197,19 +178,16 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         untyped: Any = safetensors.torch
         try:
             return untyped.load_file(file)
-        except (OSError, SafetensorError) as error:
+        except UNREADABLE as error:
             raise LayerfuseError(f"cannot read {file}; is it cut off? {error}") from error
     try:
-        # Files of old versions of PyTorch are no archives, and cannot be mapped into memory.
-        content: Any = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
+        content: Any = load_pytorch(file)
     except pickle.UnpicklingError as error:
         raise LayerfuseError(
             f"{file} is cut off or no file of PyTorch (a Git LFS pointer?), or it holds more than "
             f"tensors, which could run code and is not loaded: {str(error).splitlines()[0]}"
         ) from error
-    except (OSError, RuntimeError, EOFError) as error:
+    except UNREADABLE as error:
         first_line = (str(error).splitlines() or ["it ends too early"])[0]
         raise LayerfuseError(f"cannot read {file}; is it cut off? {first_line}") from error
     if not isinstance(content, dict):

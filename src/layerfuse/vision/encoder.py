@@ -309,7 +309,8 @@ def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTr
         The whole tower, also where the checkpoint holds a text tower beside it.
 
     Raises:
-        LayerfuseError: if it cannot be found, or lacks weights that the encoder runs.
+        LayerfuseError: if it cannot be found, lacks weights that the encoder runs, or has some of
+            other shapes than its configuration describes.
     """
     # Any: transformers maps a config to a class or to several, in no common type
     tower_class: Any = MODEL_MAPPING[type(config)]
@@ -318,9 +319,12 @@ def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTr
             resolve(name),
             dtype=dtype,
             output_loading_info=True,
+            # they are refused below, where they can be named
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, SafetensorError, UnpicklingError) as error:
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise LayerfuseError(f"cannot read the encoder {name}: {error}") from error
+    refuse_other_shapes(name, config.model_type, report)
     # transformers makes up what a checkpoint lacks, and only says so. A pooler above the last
     # block may be missing: it is never run.
     unused = family_of(config).unused
@@ -331,6 +335,27 @@ def load_tower(name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTr
             f"weights are missing, such as {missing[0]}"
         )
     return tower
+
+
+def refuse_other_shapes(name: str, model_type: str, report: dict[str, Any]) -> None:
+    """Refuse weights of other shapes than a configuration describes.
+
+    Args:
+        name: hub id or folder of the model.
+        model_type: that its configuration names.
+        report: what transformers says of loading it.
+
+    Raises:
+        LayerfuseError: there are some; naming one.
+    """
+    others = sorted(report["mismatched_keys"])
+    if others:
+        weight, stored, described = others[0]
+        raise LayerfuseError(
+            f"{name} holds no {model_type} as its configuration describes: {len(others)} weights "
+            f"are of other shapes, such as {weight}, which is {list(stored)} and would be "
+            f"{list(described)}. Give the weights with the config.json that was saved with them"
+        )
 
 
 def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> Encoder:
