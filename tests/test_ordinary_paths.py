@@ -258,6 +258,8 @@ def test_image_tokens_need_images_and_images_must_be_there() -> None:
         answers(model, **batch)
     with pytest.raises(LayerfuseError, match="holds no image: leave it out"):
         model(**batch, pixel_values=pixels[:0])
+    with pytest.raises(LayerfuseError, match="Tiles, as the processor of LLaVA-NeXT makes them"):
+        model(**batch, pixel_values=pixels[:, None].expand(-1, 5, -1, -1, -1))
 
 
 def test_second_derivatives_of_deformable_attention_are_refused() -> None:

@@ -325,10 +325,16 @@ class FusionVLM(PreTrainedModel, VisualGenerationMixin):
             pixel_values: (B, 3, height, width) preprocessed pixels.
 
         Raises:
-            LayerfuseError: if there is no image.
+            LayerfuseError: if there is no image, or there are tiles of images.
         """
         if len(pixel_values) == 0:
             raise LayerfuseError("pixel_values holds no image: leave it out where there is none")
+        if pixel_values.ndim != 4:
+            raise LayerfuseError(
+                f"pixel_values is {list(pixel_values.shape)}; valid: (images, 3, height, width). "
+                "Tiles, as the processor of LLaVA-NeXT makes them, are not read: use the model's "
+                "own processor, which gives each image once"
+            )
         return self.vision_tower(pixel_values)
 
     def fuse(
